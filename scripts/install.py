@@ -1,0 +1,104 @@
+"""Make .venv and install cifar_lab into it, editable: scripts/install.py KEY [EXTRA].
+
+Called by scripts/venv. KEY is written to a stamp when all is done, so that a call that was killed
+is made again; processes that start together wait for each other.
+"""
+
+import fcntl
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = str(VENV / "bin" / "python")
+OLDEST_TORCH = (2, 11)
+
+INSTALLED_TORCH = """
+import importlib.metadata, json
+found = {}
+for name in ("torch", "torchvision"):
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
+
+
+def main(key: str, extra: str) -> None:
+    """Install what pyproject.toml asks for, then write the stamps."""
+    stamps = [VENV / "installed", *([VENV / f"installed-{extra}"] if extra else [])]
+    with one_at_a_time():
+        if all(stamp.is_file() and stamp.read_text() == f"{key}\n" for stamp in stamps):
+            return
+        print(
+            f"installing cifar_lab into {VENV} (torch: some minutes the first time)",
+            file=sys.stderr,
+        )
+        if not pip_works():
+            make_venv()
+        install(f".[{extra}]" if extra else ".")
+        for stamp in stamps:
+            stamp.write_text(f"{key}\n")
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Hold a lock that the system lets go when this process ends, however it ends."""
+    with (ROOT / ".venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def pip_works() -> bool:
+    """Say whether .venv is whole: not if its making was killed or if its Python is gone."""
+    if not Path(PYTHON).exists():
+        return False
+    return subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0
+
+
+def make_venv() -> None:
+    """Make .venv; where the system's Python has a torch that will do, make it see that one."""
+    # From within a venv the new one would see the packages of the system, not of that venv.
+    in_venv = sys.prefix != sys.base_prefix
+    shared = [] if in_venv or not installed_torch(sys.executable) else ["--system-site-packages"]
+    subprocess.run([sys.executable, "-m", "venv", "--clear", *shared, VENV], check=True)
+
+
+def installed_torch(python: str) -> dict[str, str]:
+    """Give the versions of torch and torchvision there; empty where torch is too old."""
+    answer = subprocess.run(
+        [python, "-c", INSTALLED_TORCH], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    versions: dict[str, str] = json.loads(answer.stdout)
+    major, minor = versions.get("torch", "0.0").split(".")[:2]
+    return versions if (int(major), int(minor)) >= OLDEST_TORCH else {}
+
+
+def install(target: str) -> None:
+    """Install the target under constraints.txt, but for a torch that is already there: it stays."""
+    present = installed_torch(PYTHON)
+    ours = {"torch", "torchvision", "triton"} if present else set[str]()
+    pinned = (ROOT / "constraints.txt").read_text().splitlines()
+    kept = [line for line in pinned if line.split("==")[0] not in ours]
+    kept += [f"{name}=={version}" for name, version in present.items()]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
+        constraints.write("\n".join(kept) + "\n")
+        constraints.flush()
+        command = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+        subprocess.run([*command, "-c", constraints.name, "-e", target], check=True, cwd=ROOT)
+    # A torch and a torchvision of different builds install without a word and fail here.
+    subprocess.run([PYTHON, "-c", "import torchvision, cifar_lab"], check=True, cwd=ROOT)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"cifar_lab is not installed: {shlex.join(map(str, error.cmd))} failed")

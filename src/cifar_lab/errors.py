@@ -9,7 +9,7 @@ class RequestError(Exception):
 
 
 class NotNow(Exception):
-    """The request is right but cannot be met now: data out of reach, folder in use (exit code 3)."""
+    """The request is right but not now: data out of reach, folder in use, ... (exit code 3)."""
 
 
 class RunFailed(Exception):

@@ -114,6 +114,10 @@ TABLE: list[tuple[str, tuple[int, int, int], dict[str, Any], int, float]] = [
     ("mixed_kernel", CIFAR, {"widths": [64, 128, 128, 256, 256, 512]}, 8_971_493, 961.2),
     ("mixed_kernel", CIFAR, {"widths": [64, 128, 256, 256, 512, 512]}, 17_576_165, 1_621.8),
     ("mixed_kernel_small", CIFAR, {}, 290_933, 31.5),
+    # Not of the reports. ResNet-18: 11,173,962 is what public CIFAR implementations count too.
+    ("resnet", CIFAR, {}, 11_173_962, 555.4),
+    # ResNet-20: He et al. 2015, 4.2, say 0.27 M; the projections (1x1) instead of zeros add some.
+    ("resnet_small", CIFAR, {}, 272_474, 40.8),
 ]
 
 
@@ -156,6 +160,7 @@ def test_every_model_takes_every_dataset_s_shape(
         ("two_branch", CIFAR, {"reading": "R5"}, 2 * 6 * 28 * 28),
         ("mixed_kernel", CIFAR, {}, 256),
         ("mixed_kernel", CIFAR, {"global_pool": False}, 256 * 4 * 4),
+        ("resnet", CIFAR, {}, 512),
     ],
 )
 def test_features_are_the_flattened_convolution_output(
@@ -288,6 +293,12 @@ def test_an_activation_in_place_gives_the_same_gradients(model: str, activation:
         ("convnet_plain", (3, 5, 40), {}, "2x2 pooling kernel .* 1x36 image .* pooling 1 of 2"),
         ("convnet_deep", (1, 8, 8), {}, "2x2 pooling kernel .* 1x1 image .* pooling 4 of 4"),
         ("convnet", CIFAR, {"padding": "some"}, "padding"),
+        ("resnet", CIFAR, {"blocks": []}, "blocks needs an entry"),
+        ("convnet", CIFAR, {"hidden": 0}, "at least 1"),
+        ("convnet", CIFAR, {"widths": [32, 0]}, "at least 1"),
+        ("two_branch", CIFAR, {"width": 0}, "at least 1"),
+        ("mixed_kernel", CIFAR, {"kernels": []}, "kernels needs an entry"),
+        ("mixed_kernel", CIFAR, {"gate_reduction": 0}, "gate_reduction null or at least 1"),
         ("two_branch", (3, 4, 32), {}, "5x5 kernel .* 4x32 image"),
         ("two_branch", CIFAR, {"reading": "R6"}, "reading=R6 .* R1, R2, R3, R4, R5"),
         ("two_branch", CIFAR, {"gate": "tanh"}, "gate=tanh .* identity, relu, sigmoid, softmax"),

@@ -14,7 +14,8 @@ class ConvNet(nn.Module):
 
     Sources: reports.md 2a (S0, S2) and 2b (S1). ``images`` are (B, *image_shape), ``features``
     (B, last width * height * width of the last pooling), the result (B, num_classes) logits.
-    Raises ValueError where a kernel or a pooling is larger than the image that reaches it.
+    Raises ValueError for sizes below 1 and where a kernel or a pooling is larger than the image
+    that reaches it.
     """
 
     def __init__(
@@ -25,13 +26,15 @@ class ConvNet(nn.Module):
         conv_dropout: float,
         dense_dropout: float,
         *,
-        widths: Sequence[int],
+        widths: list[int],
         kernel_size: int,
         padding: Literal["same", "valid"],
         batch_norm: bool,
         hidden: int,
     ) -> None:
         super().__init__()
+        if min(*widths, kernel_size, hidden) < 1:
+            raise ValueError("widths, kernel_size and hidden must be at least 1")
         channels, height, width = image_shape
         number = 0
         # Modules are named as in the reports, so that an option switched off renames no other.

@@ -22,7 +22,7 @@ class MixedKernelBlock(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernels: Sequence[int],
+        kernels: list[int],
         activation: Callable[[], nn.Module],
         gate: str,
         gate_reduction: int | None,
@@ -71,8 +71,8 @@ class MixedKernel(nn.Module):
     leaves open is an option (reports.md 2d). ``images`` are (B, *image_shape), ``features``
     (B, last width), or (B, last width * height * width) without ``global_pool``, the result
     (B, num_classes) logits, or probabilities with ``softmax_output``. Raises ValueError for an
-    unknown gate, an even kernel, a block to pool after that is not there, and a kernel or a
-    pooling larger than the image.
+    unknown gate, an even kernel, sizes below 1, a block to pool after that is not there, and a
+    kernel or a pooling larger than the image.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class MixedKernel(nn.Module):
         conv_dropout: float,
         dense_dropout: float,
         *,
-        widths: Sequence[int],
-        kernels: Sequence[int],
-        pool_after: Sequence[int],
+        widths: list[int],
+        kernels: list[int],
+        pool_after: list[int],
         gate: Literal["identity", "relu", "sigmoid", "softmax"],
         gate_reduction: int | None,
         batch_norm_per_conv: bool,
@@ -97,6 +97,12 @@ class MixedKernel(nn.Module):
         channels, height, width = image_shape
         if gate not in GATES:
             raise ValueError(f"gate={gate} is unknown: one of {', '.join(GATES)}")
+        reduction = 1 if gate_reduction is None else gate_reduction
+        if not kernels or min(*widths, *kernels, hidden, reduction) < 1:
+            raise ValueError(
+                "kernels needs an entry; widths, kernels and hidden must be at least 1, "
+                "gate_reduction null or at least 1"
+            )
         for kernel in kernels:
             if kernel % 2 == 0:
                 raise ValueError(f"a {kernel}x{kernel} kernel does not keep the size: odd ones do")
@@ -147,8 +153,8 @@ class MixedKernel(nn.Module):
     def gates(self, images: Tensor) -> list[Tensor]:
         """Return each block's weights, (B, K), of the kernels in their order.
 
-        Costs about a forward pass. Call it in evaluation mode and without gradients: in
-        training mode it updates the batch norm's statistics as a forward pass does.
+        Costs about a forward pass. Call it in evaluation mode, without gradients and after some
+        training: before, batch norm's running statistics are not yet those of its inputs.
         """
         weights = []
         for module in self.blocks:

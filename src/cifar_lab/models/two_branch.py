@@ -28,7 +28,7 @@ class TwoBranch(nn.Module):
 
     ``images`` are (B, *image_shape), ``features`` (B, D) or, with two heads, (B, 2 * D), the
     result (B, num_classes) logits. There is no place for dropout. Raises ValueError for an
-    unknown reading or gate and for a kernel larger than the image.
+    unknown reading or gate, for sizes below 1, and for a kernel larger than the image.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class TwoBranch(nn.Module):
             raise ValueError(f"reading={reading} is unknown: one of R1, R2, R3, R4, R5")
         if gate not in GATES:
             raise ValueError(f"gate={gate} is unknown: one of {', '.join(GATES)}")
+        if min(width, kernel_size) < 1:
+            raise ValueError("width and kernel_size must be at least 1")
         channels, image_height, image_width = image_shape
         if kernel_size > min(image_height, image_width):
             raise ValueError(

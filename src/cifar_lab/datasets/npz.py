@@ -1,0 +1,116 @@
+"""One's own arrays, in one .npz file of numpy's."""
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_lab.datasets import ImageArrays
+from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
+from cifar_lab.errors import RequestError
+
+
+def load(
+    *,
+    root: Path,
+    checksums: Mapping[str, str],
+    path: str | None,
+    image_shape: Sequence[int],
+    test_fraction: float = 0.2,
+) -> ImageArrays:
+    """Return the arrays of a file with train_images, train_labels, test_images, test_labels.
+
+    With images and labels instead, a fixed stratified `test_fraction` is held out. Images are
+    uint8, (N, C, H, W), (N, H, W, C) or, grey, (N, H, W); labels are whole numbers from 0;
+    class_names is optional. Raises RequestError naming the array that is wrong.
+    """
+    if not path:
+        raise RequestError("dataset.source.path is missing; give a .npz file with your images")
+    file = Path(path).expanduser()
+    found = _read(file)
+    divided = ("train_images", "train_labels", "test_images", "test_labels")
+    if all(name in found for name in divided):
+        pairs = [("train_images", "train_labels"), ("test_images", "test_labels")]
+    elif "images" in found and "labels" in found:
+        pairs = [("images", "labels")]
+    else:
+        raise RequestError(
+            f"{file} holds {', '.join(sorted(found)) or 'nothing'}; it must hold "
+            f"{', '.join(divided)}, or images and labels"
+        )
+    sets = []
+    for images_name, labels_name in pairs:
+        images = _images(found[images_name], image_shape, f"{images_name} in {file}")
+        labels = _labels(found[labels_name], len(images), f"{labels_name} in {file}")
+        sets.append((images, labels))
+    class_names = _class_names(found.get("class_names"), [labels for _, labels in sets], file)
+    if len(sets) == 1:
+        [(images, labels)] = sets
+        kept, out = held_out_fraction(labels, test_fraction, file)
+        sets = [(images[kept], labels[kept]), (images[out], labels[out])]
+    arrays = ImageArrays(*sets[0], *sets[1], class_names=class_names)
+    check_checksums(arrays, checksums, file)
+    return arrays
+
+
+def _read(file: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise RequestError(f"dataset.source.path={file}: there is no such file") from None
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        why = str(error).splitlines()[0]
+        raise RequestError(f"{file} cannot be read as .npz without pickles: {why}") from error
+
+
+def _images(array: NDArray[Any], image_shape: Sequence[int], what: str) -> NDArray[np.uint8]:
+    channels, height, width = image_shape
+    wanted = (channels, height, width)
+    if array.dtype != np.uint8 or len(array) == 0:
+        raise RequestError(
+            f"{what}: {array.dtype} of shape {array.shape}; it must be uint8 and not empty"
+        )
+    if array.shape[1:] != wanted and array.shape[1:] == (height, width, channels):
+        array = array.transpose(0, 3, 1, 2)
+    if channels == 1 and array.shape[1:] == (height, width):
+        array = array[:, None]
+    if array.shape[1:] != wanted:
+        raise RequestError(
+            f"{what}: shape {array.shape}; it must be (N, {channels}, {height}, {width}) "
+            "as dataset.image_shape says"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _labels(array: NDArray[Any], size: int, what: str) -> NDArray[np.int64]:
+    if not np.issubdtype(array.dtype, np.integer) or array.shape != (size,):
+        raise RequestError(
+            f"{what}: {array.dtype} of shape {array.shape}; it must be whole numbers, ({size},)"
+        )
+    if array.min() < 0:
+        raise RequestError(f"{what}: has {array.min()}; labels begin at 0")
+    return array.astype(np.int64)
+
+
+def _class_names(
+    names: NDArray[Any] | None, labels: Sequence[NDArray[np.int64]], file: Path
+) -> tuple[str, ...]:
+    count = 1 + max(int(each.max()) for each in labels)
+    present = set(np.unique(labels[0]).tolist())
+    # Not a set of all numbers up to count: one wild label would make that enormous.
+    absent = next((label for label in range(count) if label not in present), None)
+    if absent is not None:
+        raise RequestError(
+            f"{file}: labels go up to {count - 1}, but no image to learn has {absent}"
+        )
+    if names is None:
+        return tuple(str(label) for label in range(count))
+    if names.ndim != 1 or len(names) != count:
+        raise RequestError(f"class_names in {file}: shape {names.shape}; it must be ({count},)")
+    return tuple(str(name) for name in names)

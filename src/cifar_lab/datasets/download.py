@@ -21,6 +21,7 @@ log = logging.getLogger("cifar_lab")
 
 LARGEST_DOWNLOAD = 256 << 20
 MOST_TRIES = 6
+TRIAL_SECONDS = 5.0
 NPM_SECONDS = 1800.0
 
 
@@ -82,12 +83,11 @@ def fetch(
     *,
     stall_seconds: float,
     patience_seconds: float | None = None,
-    trial_seconds: float = 5.0,
 ) -> None:
     """Download `address` to `target`, going on with what an earlier download left.
 
     Silence of `stall_seconds` ends a connection. With `patience_seconds`, a transfer that after
-    `trial_seconds` is expected to need longer raises TooSlow and keeps what it has. Content whose
+    a short trial is expected to need longer raises TooSlow and keeps what it has. Content whose
     md5 is not the given one is removed. Raises SourceFailed.
     """
     part = target.with_name(target.name + ".part")
@@ -99,7 +99,7 @@ def fetch(
     for _ in range(MOST_TRIES):
         start = part.stat().st_size if part.is_file() else 0
         try:
-            _receive(address, part, start, stall_seconds, patience_seconds, trial_seconds)
+            _receive(address, part, start, stall_seconds, patience_seconds)
         except _Interrupted as broken:
             received = part.stat().st_size if part.is_file() else 0
             if received <= start:
@@ -126,7 +126,6 @@ def _receive(
     start: int,
     stall_seconds: float,
     patience_seconds: float | None,
-    trial_seconds: float,
 ) -> None:
     headers = {"User-Agent": "cifar_lab"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
@@ -183,7 +182,7 @@ def _receive(
                     file.truncate(0)
                     raise SourceFailed(f"sent more than {_megabytes(LARGEST_DOWNLOAD)}")
                 seconds = time.monotonic() - began
-                if expected and seconds > trial_seconds and not judged:
+                if expected and seconds > TRIAL_SECONDS and not judged:
                     judged = patience_seconds is None
                     rate = (received - start) / seconds
                     left = (expected - received) / rate

@@ -93,7 +93,8 @@ def read_picture(path: Path, image_shape: Sequence[int]) -> NDArray[np.uint8]:
     except Exception as error:
         # Pillow's decoders raise errors of a dozen kinds for what is no sound picture.
         kinds = ", ".join(FORMATS)
-        raise RequestError(f"{path} cannot be read as a picture ({kinds}): {error}") from error
+        why = str(error).partition("\n")[0]
+        raise RequestError(f"{path} cannot be read as a picture ({kinds}): {why}") from error
     pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -126,6 +127,6 @@ def _read(
         paths += pictures
         labels += [label] * len(pictures)
     if others:
-        log.warning("%d files that are no pictures are left out, %s first", len(others), others[0])
+        log.warning("left out, as they are no pictures: %d files, %s first", len(others), others[0])
     images = np.stack([read_picture(path, image_shape) for path in paths])
     return images, np.array(labels, dtype=np.int64)

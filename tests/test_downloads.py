@@ -1,0 +1,443 @@
+import errno
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_sets
+from fileserver import Behaviour, FileServer, file_server
+
+import cifar_lab.datasets.download as download
+from cifar_lab.datasets import ImageArrays, cifar_tree
+from cifar_lab.datasets.download import SourceFailed, TooSlow, fetch, npm_pack
+from cifar_lab.datasets.store import Source, array_checksums, obtain
+from cifar_lab.errors import NotNow, RequestError
+
+CONTENT = bytes(range(256)) * 2000  # 512 kB
+MD5 = tiny_sets.md5(CONTENT)
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with file_server() as running:
+        yield running
+
+
+def get(address: str, target: Path, patience: float | None = None, stall: float = 10) -> None:
+    fetch(address, target, MD5, stall_seconds=stall, patience_seconds=patience)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_comes_whole_in_one_request(server: FileServer, tmp_path: Path) -> None:
+    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "new" / "file")
+    assert (tmp_path / "new" / "file").read_bytes() == CONTENT
+    assert server.requests == [("/file", None)]
+    assert names(tmp_path / "new") == ["file"]
+
+
+def test_what_an_earlier_download_left_is_not_asked_for_again(
+    server: FileServer, tmp_path: Path
+) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT[:100_000])
+    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.requests == [("/file", "bytes=100000-")]
+
+
+def test_a_complete_part_is_kept_without_a_request(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.requests == []
+
+
+def test_a_server_without_ranges_starts_anew(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT[:100_000])
+    get(server.serve("/file", Behaviour(CONTENT, ranges=False)), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("left", [b"x" * 1000, b"x" * (len(CONTENT) + 10)], ids=["part", "longer"])
+def test_a_wrong_part_is_dropped_and_the_file_fetched_from_its_start(
+    server: FileServer, tmp_path: Path, left: bytes
+) -> None:
+    (tmp_path / "file.part").write_bytes(left)
+    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.requests == [("/file", f"bytes={len(left)}-"), ("/file", None)]
+
+
+def test_another_range_than_the_one_asked_for_is_not_appended(
+    server: FileServer, tmp_path: Path
+) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
+    with pytest.raises(SourceFailed, match="another range"):
+        get(server.serve("/file", Behaviour(CONTENT, wrong_range=True)), tmp_path / "file")
+    assert names(tmp_path) == []
+
+
+def test_a_connection_that_breaks_is_resumed(server: FileServer, tmp_path: Path) -> None:
+    get(server.serve("/file", Behaviour(CONTENT, close_after=200_000)), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert server.requests == [
+        ("/file", None),
+        ("/file", "bytes=200000-"),
+        ("/file", "bytes=400000-"),
+    ]
+
+
+def test_a_truncating_server_without_ranges_is_given_up(server: FileServer, tmp_path: Path) -> None:
+    how = Behaviour(CONTENT, close_after=200_000, ranges=False)
+    with pytest.raises(SourceFailed, match=r"closed the connection after 0\.2 MB of 0\.5 MB"):
+        get(server.serve("/file", how), tmp_path / "file")
+    assert len(server.requests) == 2
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("hang_after", [0, 1000])
+def test_silence_ends_a_connection(server: FileServer, tmp_path: Path, hang_after: int) -> None:
+    how = Behaviour(CONTENT, hang_after=hang_after, ranges=False)
+    began = time.monotonic()
+    with pytest.raises(SourceFailed, match=r"silent for 0\.4 s"):
+        get(server.serve("/file", how), tmp_path / "file", stall=0.4)
+    assert time.monotonic() - began < 3
+
+
+def test_a_dripping_server_is_not_silent(server: FileServer, tmp_path: Path) -> None:
+    content = CONTENT[:110_000]
+    address = server.serve("/file", Behaviour(content, bytes_per_second=55_000))
+    fetch(address, tmp_path / "file", tiny_sets.md5(content), stall_seconds=0.4)
+    assert (tmp_path / "file").read_bytes() == content
+    assert len(server.requests) == 1
+
+
+def test_impatience_leaves_a_slow_server_and_keeps_what_came(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TRIAL_SECONDS", 0.2)
+    address = server.serve("/file", Behaviour(CONTENT, bytes_per_second=55_000))
+    with pytest.raises(TooSlow, match=r"\d\d kB/s, about 0 minutes left"):
+        get(address, tmp_path / "file", patience=1)
+    kept = (tmp_path / "file.part").stat().st_size
+    assert 0 < kept < 100_000
+    server.serve("/file", Behaviour(CONTENT))
+    get(address, tmp_path / "file")
+    assert server.requests[1] == ("/file", f"bytes={kept}-")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (Behaviour(CONTENT[:-1] + b"?"), "sent something else"),
+        (Behaviour(CONTENT, claimed_length=1000), "sent something else"),
+        (Behaviour(CONTENT, claimed_length=len(CONTENT) + 9, ranges=False), "closed the conn"),
+        (Behaviour(CONTENT, claimed_length=1 << 40), "too much to be right"),
+        (Behaviour(b"<html>", content_type="text/html; charset=utf-8"), "web page"),
+        (Behaviour(b"", status=404), "HTTP 404"),
+        (Behaviour(b"", status=503), "HTTP 503"),
+        (Behaviour(b""), "sent something else"),
+    ],
+)
+def test_wrong_content_is_never_used(
+    server: FileServer, tmp_path: Path, how: Behaviour, why: str
+) -> None:
+    with pytest.raises(SourceFailed, match=why):
+        get(server.serve("/file", how), tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_server_that_sends_too_much_is_cut_off(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "LARGEST_DOWNLOAD", 300_000)
+    how = Behaviour(CONTENT, claimed_length=299_999)
+    with pytest.raises(SourceFailed, match="something else"):
+        get(server.serve("/file", how), tmp_path / "file")
+    with pytest.raises(SourceFailed, match="too much"):
+        get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    with file_server() as gone:
+        address = gone.address
+    with pytest.raises(SourceFailed, match=os.strerror(errno.ECONNREFUSED)):
+        get(f"{address}/file", tmp_path / "file")
+
+
+def test_a_folder_that_takes_no_file_is_named(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(NotNow, match=r"cannot write .*folder.*CIFAR_LAB_DATA"):
+        get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "folder" / "file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_named(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file.part").symlink_to("/dev/full")
+    with pytest.raises(NotNow, match=r"cannot write .*file\.part: No space left"):
+        get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
+
+
+class Tiny:
+    """A tiny set in CIFAR's format on a server, and the folder it is to come to."""
+
+    def __init__(self, server: FileServer, root: Path) -> None:
+        self.server, self.root = server, root
+        self.data = tiny_sets.arrays()
+        self.tree, self.archive, self.files = tiny_sets.cifar(self.data, f"{server.address}/tar")
+        server.serve("/tar", Behaviour(self.archive))
+
+    def load(
+        self, mirrors: tuple[str, ...] = (), patience_minutes: float = 1.0, stall: float = 10
+    ) -> ImageArrays:
+        return obtain(
+            "tiny",
+            self.root,
+            array_checksums(self.data),
+            lambda: cifar_tree.sources(self.tree, self.root, mirrors, stall, patience_minutes),
+            "put it there, or ",
+        )
+
+
+@pytest.fixture
+def tiny(server: FileServer, tmp_path: Path) -> Tiny:
+    return Tiny(server, tmp_path / "data")
+
+
+def test_a_set_is_downloaded_once_and_then_comes_from_the_cache(tiny: Tiny) -> None:
+    assert tiny_sets.same(tiny.load(), tiny.data)
+    (tiny.root / tiny.tree.archive).unlink()
+    assert tiny_sets.same(tiny.load(), tiny.data)
+    assert len(tiny.server.requests) == 1
+
+
+def test_an_unpacked_tree_is_used_as_it_is(tiny: Tiny) -> None:
+    tiny_sets.write(tiny.root / tiny.tree.folder, tiny.files)
+    assert tiny_sets.same(tiny.load(), tiny.data)
+    assert tiny.server.requests == []
+    assert names(tiny.root / tiny.tree.folder) == sorted(tiny.files)
+
+
+def test_an_archive_on_disk_is_used_as_it_is(tiny: Tiny) -> None:
+    tiny_sets.write(tiny.root, {tiny.tree.archive: tiny.archive})
+    assert tiny_sets.same(tiny.load(), tiny.data)
+    assert tiny.server.requests == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_tree_is_named_and_the_set_fetched(
+    tiny: Tiny, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = dict(tiny.files)
+    content = files.pop("data_batch_2")
+    if damage == "flipped":
+        files["data_batch_2"] = content[:500] + bytes([content[500] ^ 1]) + content[501:]
+    elif damage == "truncated":
+        files["data_batch_2"] = content[:500]
+    tiny_sets.write(tiny.root / tiny.tree.folder, files)
+    assert tiny_sets.same(tiny.load(), tiny.data)
+    assert len(tiny.server.requests) == 1
+    assert "data_batch_2 is " in caplog.text
+    assert not (tiny.root / tiny.tree.folder / "data_batch_2").exists()
+
+
+def test_a_damaged_archive_is_put_aside_and_fetched_again(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_sets.write(tiny.root, {tiny.tree.archive: tiny.archive[:1000]})
+    assert tiny_sets.same(tiny.load(), tiny.data)
+    assert len(tiny.server.requests) == 1
+    assert f"{tiny.tree.archive} is damaged" in caplog.text
+    assert (tiny.root / f"{tiny.tree.archive}.damaged").stat().st_size == 1000
+
+
+def test_mirrors_are_tried_in_order_and_the_account_names_each(
+    tiny: Tiny, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = tiny.server
+    server.serve("/tar", Behaviour(b"", status=404))
+    page = server.serve("/page", Behaviour(b"<html>", content_type="text/html"))
+    good = server.serve("/good", Behaviour(tiny.archive))
+    assert tiny_sets.same(tiny.load((page, good)), tiny.data)
+    assert [path for path, _ in server.requests] == ["/tar", "/page", "/good"]
+    assert f"{page}: answered with a web page" in caplog.text
+
+
+def test_no_source_left_says_in_one_line_what_was_tried_and_what_one_can_do(tiny: Tiny) -> None:
+    first = tiny.server.serve("/tar", Behaviour(b"", status=404))
+    second = tiny.server.serve("/b", Behaviour(tiny.archive, hang_after=0))
+    with pytest.raises(NotNow) as caught:
+        tiny.load((second,), stall=0.4)
+    assert str(caught.value) == (
+        f"tiny is not in {tiny.root} and could not be fetched (tried {first}: HTTP 404 Not Found; "
+        f"{second}: silent for 0.4 s after 0.0 MB); "
+        "put it there, or set CIFAR_LAB_DATA to a folder that has it"
+    )
+
+
+def test_a_slow_address_waits_until_the_others_were_tried(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TRIAL_SECONDS", 0.2)
+    tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=150_000))
+    broken = tiny.server.serve("/broken", Behaviour(b"", status=503))
+    assert tiny_sets.same(tiny.load((broken,), patience_minutes=0.2 / 60), tiny.data)
+    paths = [path for path, _ in tiny.server.requests]
+    assert paths == ["/tar", "/broken", "/tar"]
+    assert tiny.server.requests[2][1] is not None, "the slow download goes on where it was"
+
+
+def test_a_faster_source_than_a_slow_address_is_taken(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TRIAL_SECONDS", 0.2)
+    tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=55_000))
+    fast = tiny.server.serve("/fast", Behaviour(tiny.archive))
+    assert tiny_sets.same(tiny.load((fast,), patience_minutes=0.5 / 60), tiny.data)
+    assert [path for path, _ in tiny.server.requests] == ["/tar", "/fast"]
+
+
+def test_content_that_decodes_to_something_else_is_never_used(tiny: Tiny) -> None:
+    with pytest.raises(NotNow, match="its train_labels are not the right ones"):
+        obtain(
+            "tiny",
+            tiny.root,
+            {**array_checksums(tiny.data), "train_labels": "0" * 64},
+            lambda: cifar_tree.sources(tiny.tree, tiny.root, (), 10, 1),
+        )
+    assert not (tiny.root / "decoded" / "tiny" / "contents.json").exists()
+
+
+def test_no_pickle_is_opened_before_its_md5_is_right(tiny: Tiny, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    import pickle
+
+    files = {**tiny.files, "test_batch": pickle.dumps(Bomb())}
+    tiny_sets.write(tiny.root / tiny.tree.folder, files)
+    assert tiny_sets.same(tiny.load(), tiny.data)
+    assert not (tmp_path / "ran").exists()
+
+
+LOAD = """
+import sys
+from pathlib import Path
+import tiny_sets
+from fileserver import FileServer
+from test_downloads import Tiny
+tiny = Tiny(FileServer(sys.argv[1]), Path(sys.argv[2]))
+print("same" if tiny_sets.same(tiny.load(), tiny.data) else "other", flush=True)
+"""
+
+
+def start(tiny: Tiny) -> "subprocess.Popen[str]":
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-c", LOAD, tiny.server.address, str(tiny.root)],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_processes_that_start_together_fetch_once(tiny: Tiny) -> None:
+    tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=len(tiny.archive) / 3))
+    both = [start(tiny), start(tiny)]
+    ends = [process.communicate(timeout=60) for process in both]
+    assert [out for out, _ in ends] == ["same\n", "same\n"], ends
+    assert len(tiny.server.requests) == 1
+    assert sum("another process is getting tiny" in err for _, err in ends) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
+def test_after_a_kill_the_next_process_goes_on(tiny: Tiny) -> None:
+    tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=len(tiny.archive) / 10))
+    process = start(tiny)
+    part = tiny.root / f"{tiny.tree.archive}.part"
+    deadline = time.monotonic() + 30
+    while not (part.exists() and part.stat().st_size > 5_000) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    kept = part.stat().st_size
+    tiny.server.serve("/tar", Behaviour(tiny.archive))
+    assert tiny_sets.same(tiny.load(), tiny.data)
+    assert tiny.server.requests == [("/tar", None), ("/tar", f"bytes={kept}-")]
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Path:
+    """A place for a data folder in which nobody, not even root, can make a file: below a file."""
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "data"
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_download(
+    tiny: Tiny, read_only: Path
+) -> None:
+    tiny.root = read_only
+    with pytest.raises(RequestError, match=r"data folder .*file.data .*cannot be written"):
+        tiny.load()
+    assert tiny.server.requests == []
+
+
+def test_a_folder_that_cannot_be_written_still_serves_what_it_has(
+    tiny: Tiny, read_only: Path
+) -> None:
+    here = Source("here", lambda _: tiny.data, local=True)
+    found = obtain("tiny", read_only, array_checksums(tiny.data), lambda: [here])
+    assert tiny_sets.same(found, tiny.data)
+
+
+def fake_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir()
+    npm = folder / "npm"
+    npm.write_text(f"#!/bin/sh\n{script}\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for npm is a shell script")
+class TestNpm:
+    def test_packs_into_a_folder_that_is_gone_afterwards(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        script = 'test "$1 $2" = "pack tiny@1.0.0" && printf content > tiny-1.0.0.tgz'
+        fake_npm(tmp_path / "bin", script, monkeypatch)
+        target = tmp_path / "data" / "tiny.tgz"
+        npm_pack("tiny@1.0.0", target, hashlib.sha256(b"content").hexdigest())
+        assert target.read_bytes() == b"content"
+        assert names(target.parent) == ["tiny.tgz"]
+
+    @pytest.mark.parametrize(
+        ("script", "why"),
+        [
+            ("printf other > tiny.tgz", "wrong sha256"),
+            ("echo 'npm error code E404' >&2; exit 1", "npm error code E404"),
+            ("exit 0", "npm pack failed"),
+        ],
+    )
+    def test_says_what_went_wrong(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
+    ) -> None:
+        fake_npm(tmp_path / "bin", script, monkeypatch)
+        with pytest.raises(SourceFailed, match=why):
+            npm_pack("tiny@1.0.0", tmp_path / "data" / "tiny.tgz", "0" * 64)
+        assert names(tmp_path / "data") == []
+
+    def test_without_npm_it_says_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(SourceFailed, match="no npm on the PATH"):
+            npm_pack("tiny@1.0.0", tmp_path / "tiny.tgz", "0" * 64)

@@ -1,4 +1,4 @@
-"""The three ways in which a command says no, and the words it uses for it."""
+"""The ways in which a command ends early, and the words it uses for it."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,14 @@ class NotNow(Exception):
 
 class RunFailed(Exception):
     """The run started and failed (exit code 1)."""
+
+
+class Stopped(Exception):
+    """A signal ended the command; what was running is saved (exit code 128 + signal)."""
+
+    def __init__(self, signal: int, message: str = "stopped") -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

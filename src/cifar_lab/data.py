@@ -1,0 +1,336 @@
+"""Images as uint8 tensors where the model lives: splits, batches, augmentation.
+
+A batch is an index, a crop, a flip and a normalisation. Every random draw of an epoch is made at
+once by a CPU generator keyed by (seed, epoch), so the batches are the same on every device and a
+resumed run continues exactly.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cifar_lab.components import build
+from cifar_lab.config import AugmentationConfig, DatasetConfig, SplitConfig
+from cifar_lab.datasets import ImageArrays
+from cifar_lab.device import derive_seed
+from cifar_lab.errors import RequestError
+
+_CHUNK = 2048  # images that are cropped and flipped at once: few kernel launches, little memory
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of an official set: `images` uint8 (N, C, H, W) and `labels` int64 (N,) of the
+    whole set on the device, and the `indices` int64 (M,) of those that belong to the split.
+
+    The whole set is kept, not a copy of the part: parallel runs share its pages.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        """Return M, the number of images."""
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains, validates and tests on; `validation` is None if nothing is held out."""
+
+    train: Split
+    validation: Split | None
+    test: Split
+    official_test: Split
+    class_names: tuple[str, ...]
+    checked: str
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Turns uint8 into float: x / 255, then (x - mean) / std per channel where these are given."""
+
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+    def __call__(self, images: Tensor, memory_format: torch.memory_format) -> Tensor:
+        """Return float32 (B, C, H, W) in the given layout."""
+        channels = images.shape[1]
+        mean = torch.tensor(self.mean or [0.0] * channels, dtype=torch.float64)
+        std = torch.tensor(self.std or [1.0] * channels, dtype=torch.float64)
+        scale = (1 / (255 * std)).to(images.device, torch.float32).view(-1, 1, 1)
+        shift = (-mean / std).to(images.device, torch.float32).view(-1, 1, 1)
+        return images.to(torch.float32, memory_format=memory_format).mul_(scale).add_(shift)
+
+
+def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
+    """Return a dataset's arrays, checked against the facts in its config.
+
+    Images smaller than `image_shape` are zero-padded around (MNIST at 32x32, S2's reading R2).
+    """
+    arrays: ImageArrays = build(
+        dataset.source, "dataset.source", root=root, checksums=dataset.checksums
+    )
+    channels, height, width = dataset.image_shape
+    for name in ("train", "test"):
+        images = getattr(arrays, f"{name}_images")
+        expected = getattr(dataset, f"{name}_size")
+        if expected is not None and len(images) != expected:
+            raise RequestError(
+                f"dataset.{name}_size={expected} is wrong: {dataset.name} has {len(images)} images"
+            )
+        if images.shape[1] != channels or images.shape[2] > height or images.shape[3] > width:
+            raise RequestError(
+                f"dataset.image_shape={dataset.image_shape}, but the images of {dataset.name} are "
+                f"{list(images.shape[1:])}; set dataset.image_shape={list(images.shape[1:])}"
+            )
+    if dataset.classes is not None and len(dataset.classes) != len(arrays.class_names):
+        raise RequestError(
+            f"dataset.classes has {len(dataset.classes)} names, but {dataset.name} has "
+            f"{len(arrays.class_names)} classes"
+        )
+    return arrays
+
+
+def make_splits(
+    arrays: ImageArrays, dataset: DatasetConfig, split: SplitConfig, device: str
+) -> Splits:
+    """Divide the official sets and move them to the device; the parts are checked disjoint."""
+    train, validation, test = split_indices(split, arrays.train_labels, arrays.test_labels)
+    official = {
+        name: (
+            _to_device(getattr(arrays, f"{name}_images"), dataset.image_shape, device),
+            torch.from_numpy(np.array(getattr(arrays, f"{name}_labels"), dtype=np.int64)).to(
+                device
+            ),
+        )
+        for name in ("train", "test")
+    }
+
+    def part(
+        name: str, origin: str, indices: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+    ) -> Split:
+        return Split(name, *official[origin], torch.from_numpy(indices))
+
+    checked = check_disjoint(
+        {
+            "train": ("train", train),
+            "validation": (split.source, validation),
+            "test": ("test", test),
+        }
+    )
+    return Splits(
+        train=part("train", "train", train),
+        validation=part("validation", split.source, validation) if len(validation) else None,
+        test=part("test", "test", test),
+        official_test=part("test", "test", np.arange(len(arrays.test_labels))),
+        class_names=tuple(dataset.classes or arrays.class_names),
+        checked=checked,
+    )
+
+
+def split_indices(
+    split: SplitConfig,
+    train_labels: "np.ndarray[tuple[int], np.dtype[np.integer]]",
+    test_labels: "np.ndarray[tuple[int], np.dtype[np.integer]]",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the sorted indices of the training, validation and test images.
+
+    Training and validation indices count within the official training set, unless `source` is
+    "test": then validation and test divide the official test set (S0) and all the rest trains.
+    """
+    labels = train_labels if split.source == "train" else test_labels
+    size = len(labels)
+    count = round(split.validation * size) if split.validation < 1 else int(split.validation)
+    if count >= size:
+        raise RequestError(
+            f"split.validation={split.validation:g} is wrong: it must be less than the {size} "
+            f"images of the {split.source} set"
+        )
+    validation = _choose(split, labels, count)
+    rest = np.setdiff1d(np.arange(size), validation)
+    if split.source == "train":
+        return rest, validation, np.arange(len(test_labels))
+    return np.arange(len(train_labels)), validation, rest
+
+
+def check_disjoint(parts: dict[str, tuple[str, np.ndarray]]) -> str:
+    """Return a line that says the parts are disjoint; ValueError where two share an image.
+
+    Parts are {name: (official set, indices)}; only those of one official set can overlap.
+    """
+    names = list(parts)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            (origin, a), (other, b) = parts[first], parts[second]
+            shared = len(np.intersect1d(a, b)) if origin == other else 0
+            if shared:
+                raise ValueError(f"{shared} images are in both the {first} and the {second} split")
+    sizes = ", ".join(f"{name} {len(indices):,}" for name, (_, indices) in parts.items())
+    return f"splits verified disjoint: {sizes}"
+
+
+class Batches:
+    """The training batches of each epoch: float images (B, C, H, W), labels (B,), on the device.
+
+    Every image comes once an epoch. A last batch of one image, which batch norm cannot take, is
+    joined to the one before it.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        normalisation: Normalisation,
+        augmentation: AugmentationConfig,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        sampler: str = "permutation",
+    ) -> None:
+        self.split = split
+        self.seed = seed
+        self.normalisation = normalisation
+        self.augmentation = augmentation
+        self.memory_format = memory_format
+        self.sampler = sampler
+        starts = list(range(0, len(split), batch_size))
+        if len(starts) > 1 and len(split) - starts[-1] == 1:
+            starts.pop()
+        self.bounds = list(zip(starts, [*starts[1:], len(split)], strict=True))
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.bounds)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of epoch `number`, from batch `start` on."""
+        device = self.split.images.device
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", number))
+        order = self.split.indices[self._order(generator)].to(device)
+        draws = draw(len(order), self.augmentation, generator, device)
+        position = start
+        while position < len(self.bounds):
+            first = self.bounds[position][0]
+            batches = [self.bounds[position]]
+            while batches[-1][1] - first < _CHUNK and position + len(batches) < len(self.bounds):
+                batches.append(self.bounds[position + len(batches)])
+            chunk = slice(first, batches[-1][1])
+            images = self.split.images.index_select(0, order[chunk])
+            images = augment(images, self.augmentation.crop_padding, draws, chunk)
+            labels = self.split.labels.index_select(0, order[chunk])
+            for begin, end in batches:
+                part = slice(begin - first, end - first)
+                yield self.normalisation(images[part], self.memory_format), labels[part]
+            position += len(batches)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Return the positions within the split in the order of an epoch (a permutation)."""
+        count = len(self.split)
+        if self.sampler == "permutation":
+            return torch.randperm(count, generator=generator)
+        from torch.utils.data import SubsetRandomSampler, WeightedRandomSampler
+
+        if self.sampler == "subset":
+            positions = range(count)
+            return torch.tensor(list(SubsetRandomSampler(positions, generator=generator)))
+        weights = [1.0] * count
+        weighted = WeightedRandomSampler(weights, count, replacement=False, generator=generator)
+        return torch.tensor(list(weighted))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of a pass over N images: crop offsets (N,) and flips (N,), or None."""
+
+    top: Tensor | None
+    left: Tensor | None
+    flip: Tensor | None
+
+
+def draw(
+    count: int, augmentation: AugmentationConfig, generator: torch.Generator, device: torch.device
+) -> Draws:
+    """Draw the augmentation of `count` images: offsets uniform in 0..2*padding, flips fair."""
+    span = 2 * augmentation.crop_padding + 1
+    top = left = flip = None
+    if span > 1:
+        top = torch.randint(span, (count,), generator=generator).to(device)
+        left = torch.randint(span, (count,), generator=generator).to(device)
+    if augmentation.horizontal_flip:
+        flip = torch.randint(2, (count,), generator=generator).bool().to(device)
+    return Draws(top, left, flip)
+
+
+def augment(images: Tensor, padding: int, draws: Draws, part: slice) -> Tensor:
+    """Return uint8 images (B, C, H, W) cropped from their zero-padded selves, and flipped.
+
+    The same as torchvision's `crop(pad(image, padding), top, left, H, W)`, then `hflip`.
+    """
+    if draws.top is not None and draws.left is not None:
+        height, width = images.shape[2:]
+        padded = functional.pad(images, [padding] * 4)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        rows = torch.arange(len(images), device=images.device)
+        images = windows[rows, :, draws.top[part], draws.left[part]]
+    if draws.flip is not None:
+        images = torch.where(draws.flip[part, None, None, None], images.flip(-1), images)
+    return images
+
+
+def in_order(
+    split: Split,
+    *,
+    batch_size: int,
+    normalisation: Normalisation,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    crop_padding: int = 0,
+    crop_seed: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a split's batches in its order, for evaluation; cropped at random only for S0-06."""
+    device = split.images.device
+    generator = torch.Generator().manual_seed(crop_seed)
+    draws = draw(len(split), AugmentationConfig(crop_padding=crop_padding), generator, device)
+    indices = split.indices.to(device)
+    for first in range(0, len(split), batch_size):
+        part = slice(first, first + batch_size)
+        images = split.images.index_select(0, indices[part])
+        images = augment(images, crop_padding, draws, part)
+        yield normalisation(images, memory_format), split.labels.index_select(0, indices[part])
+
+
+def _choose(split: SplitConfig, labels: np.ndarray, count: int) -> np.ndarray:
+    size = len(labels)
+    if split.method == "tail":
+        return np.arange(size - count, size)
+    if split.method == "numpy":
+        return np.sort(np.random.RandomState(split.seed).permutation(size)[:count])
+    generator = np.random.default_rng(split.seed)
+    if split.method == "random":
+        return np.sort(generator.permutation(size)[:count])
+    classes, totals = np.unique(labels, return_counts=True)
+    exact = totals * count / size
+    quota = np.floor(exact).astype(int)
+    for index in np.argsort(quota - exact, kind="stable")[: count - quota.sum()]:
+        quota[index] += 1
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:n]
+        for label, n in zip(classes, quota, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
+
+
+def _to_device(images: np.ndarray, shape: Sequence[int], device: str) -> Tensor:
+    tensor = torch.from_numpy(images).to(device)
+    missing = [shape[1] - images.shape[2], shape[2] - images.shape[3]]
+    if any(missing):
+        (above, before) = (n // 2 for n in missing)
+        tensor = functional.pad(tensor, [before, missing[1] - before, above, missing[0] - above])
+    return tensor

@@ -1,0 +1,118 @@
+"""Where a run computes: the device, its precision, its threads, and what seeds what."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cifar_lab.errors import RequestError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def select_device(name: str) -> tuple[str, str]:
+    """Return the device that `name` means here and the reason, for the log.
+
+    auto = cuda, then mps, then cpu. RequestError if a device that is not there is asked for.
+    """
+    import torch
+
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        if cuda:
+            return "cuda", f"auto: {torch.cuda.get_device_name()}"
+        if mps:
+            return "mps", "auto: Apple GPU; no CUDA device"
+        return "cpu", "auto: no CUDA and no MPS device"
+    if name.startswith("cuda"):
+        if not cuda:
+            built = (
+                "this torch is built without CUDA" if not torch.version.cuda else "none was found"
+            )
+            raise RequestError(f"device={name}: no CUDA device ({built}); use device=auto or cpu")
+        index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+        if index >= count:
+            raise RequestError(f"device={name}: there are {count} CUDA devices, numbered from 0")
+    if name == "mps" and not mps:
+        raise RequestError("device=mps: no Apple GPU here; use device=auto or cpu")
+    return name, "as asked"
+
+
+def select_precision(name: str, device: str) -> str:
+    """Return the precision that `name` means on this device; auto is fp32 everywhere.
+
+    auto stays fp32 until the accuracy of a faster precision is shown over enough seeds
+    (docs/decisions); bf16 and fp16 are one override away.
+    """
+    kind = device.split(":")[0]
+    if name == "fp16" and kind == "cpu":
+        raise RequestError("precision=fp16 trains on CUDA and MPS only; use bf16 or fp32 on a CPU")
+    return "fp32" if name == "auto" else name
+
+
+def describe_device(device: str) -> str:
+    """Return a name for people: the GPU's, or the CPU's number of threads."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    return "Apple GPU" if device == "mps" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def configure(device: str, threads: int | None, deterministic: bool) -> int:
+    """Set what torch keeps for the whole process; return the number of CPU threads in use.
+
+    Called once by the process that owns the run, never from below the door.
+    """
+    import torch
+
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    if device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = not deterministic
+    return torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from torch's global CPU generator as after `manual_seed(seed)`; then put it back.
+
+    For building models: torch's initialisers know no other generator.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def autocast(device: str, precision: str) -> "contextlib.AbstractContextManager[None]":
+    """Return the autocast context of a precision; fp32 has none."""
+    import torch
+
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.split(":")[0], dtype=dtype)
+
+
+def memory_format(device: str) -> "torch.memory_format":
+    """Return the layout of images and weights that convolutions are fastest in.
+
+    Not on MPS: BatchNorm's backward is silently wrong there for channels_last
+    (pytorch/pytorch#175189).
+    """
+    import torch
+
+    return torch.contiguous_format if device == "mps" else torch.channels_last
+
+
+def derive_seed(seed: int, *keys: int | str) -> int:
+    """Return a 63-bit seed for one stream of draws, such as (seed, "data", epoch)."""
+    text = ":".join(str(key) for key in (seed, *keys))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

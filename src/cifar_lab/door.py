@@ -1,0 +1,372 @@
+"""The door: from a command line to checked RunConfigs. Hydra is known here and nowhere below.
+
+Hydra composes; what it lets pass (added keys, deleted groups, lists of options, values of the
+wrong type) is refused here, in one line, before anything is imported that takes long, downloaded
+or written.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir, initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from cifar_lab import components, config
+from cifar_lab.config import RunConfig, flatten, shorten
+from cifar_lab.errors import RequestError, did_you_mean
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What a command line says about launching; none of it is part of a run."""
+
+    plan: bool = False
+    rerun: bool = False
+    accept_code: bool = False
+    jobs: int = config.setting(1, ge=1, le=1024)
+    trust: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a request, with the overrides that tell it from its siblings."""
+
+    config: RunConfig
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command line, understood: the runs, how to launch them, or a config to show."""
+
+    cells: list[Cell]
+    options: LaunchOptions
+    is_sweep: bool
+    launcher: dict[str, Any]
+    shown: str | None = None
+
+
+_LAUNCH_KEYS = frozenset(spec.name for spec in dataclasses.fields(LaunchOptions))
+_COMPONENTS = ("model", "optimizer", "activation", "dropout", "scheduler", "dataset", "figures")
+_CHECKOUT_CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def config_path() -> str:
+    """Return where conf/ is: the checkout's folder, or inside the installed package."""
+    return str(_CHECKOUT_CONF) if _CHECKOUT_CONF.is_dir() else "pkg://cifar_lab.conf"
+
+
+def read_arguments(argv: Sequence[str]) -> Any:
+    """Parse Hydra's own flags; a wrong one is a RequestError."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> None:
+        raise RequestError(f"{message}; see --help")
+
+    parser.error = refuse  # type: ignore[method-assign, assignment]
+    return parser.parse_args(list(argv))
+
+
+def compose(argv: Sequence[str], *, check_all: bool = False) -> Request:
+    """Turn a command line of overrides and Hydra's flags into a Request.
+
+    RequestError for anything that is not a run that can be built. The components are checked
+    against their targets (which imports torch) unless a config is only shown and no override
+    touches them: the shipped options are known to fit.
+    """
+    arguments = read_arguments(argv)
+    overrides = list(arguments.overrides)
+    folder = None
+    if overrides and "=" not in overrides[0] and not overrides[0].startswith("~"):
+        folder = Path(overrides.pop(0))
+        if not (folder / "config.yaml").is_file():
+            raise RequestError(
+                f"{shorten(str(folder))} is neither a key=value nor a run folder with a config.yaml"
+            )
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except (HydraException, ValueError, RecursionError) as error:
+        raise RequestError(_override_problem(overrides, error)) from None
+    _check_overrides(parsed)
+    if folder is not None:
+        return _compose_folder(folder, parsed, arguments)
+    with _Composer(arguments.config_dir, arguments.config_name) as composer:
+        return composer.request(parsed, arguments, check_all=check_all)
+
+
+def _compose_folder(folder: Path, parsed: list[Override], arguments: Any) -> Request:
+    base = config.to_plain(config.load(folder / "config.yaml"))
+    cells = []
+    options = LaunchOptions()
+    for overrides in _expand(parsed, multirun=bool(arguments.multirun)):
+        node = OmegaConf.create({**dataclasses.asdict(LaunchOptions()), **base})
+        OmegaConf.set_struct(node, True)
+        plain = _apply_values(node, overrides)
+        options = _take_options(plain)
+        cells.append(_cell(plain, overrides, deep=arguments.cfg is None))
+    shown = _show(OmegaConf.create(config.to_plain(cells[0].config)), arguments)
+    return Request(cells, options, len(cells) > 1, {}, shown)
+
+
+class _Composer:
+    """A context in which Hydra composes; a group choice is composed once, values set on copies."""
+
+    def __init__(self, config_dir: str | None, config_name: str | None) -> None:
+        self._search = []
+        if config_dir is not None:
+            if not Path(config_dir).is_dir():
+                raise RequestError(f"--config-dir {config_dir} is no folder")
+            self._search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+        self._name = config_name or "config"
+        self._cache: dict[tuple[str, ...], DictConfig] = {}
+
+    def __enter__(self) -> "_Composer":
+        GlobalHydra.instance().clear()
+        path = config_path()
+        self._context: Any = (
+            initialize_config_module(path.removeprefix("pkg://"), version_base="1.3")
+            if path.startswith("pkg://")
+            else initialize_config_dir(path, version_base="1.3")
+        )
+        self._context.__enter__()
+        loader = GlobalHydra.instance().config_loader()
+        self._loader = loader
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._context.__exit__(*exception)
+
+    def request(self, parsed: list[Override], arguments: Any, *, check_all: bool) -> Request:
+        """Compose every cell of a command line."""
+        for override in parsed:
+            self._check_choice(override)
+        plain_overrides = [o for o in parsed if not o.is_sweep_override()]
+        first = self._compose(plain_overrides)
+        multirun = arguments.multirun or str(OmegaConf.select(first, "hydra.mode")) == (
+            "RunMode.MULTIRUN"
+        )
+        grid = OmegaConf.select(first, "hydra.sweeper.params") or {}
+        if multirun and grid:
+            asked = {o.key_or_group for o in parsed}
+            extra = [f"{k}={v}" for k, v in grid.items() if k not in asked]
+            parsed = OverridesParser.create().parse_overrides(extra) + parsed
+        cells: list[Cell] = []
+        options = LaunchOptions()
+        deep = check_all or arguments.cfg is None or _touches_components(parsed)
+        node = first
+        for overrides in _expand(parsed, multirun=bool(multirun)):
+            node = self._compose(overrides)
+            plain = _resolve(node)
+            options = _take_options(plain)
+            choices = OmegaConf.select(node, "hydra.runtime.choices")
+            plain["choices"] = {
+                **(plain.get("choices") or {}),
+                **{k: v for k, v in choices.items() if "/" not in k and k not in ("hydra",)},
+            }
+            cells.append(_cell(plain, overrides, deep=deep))
+        launcher = OmegaConf.to_container(OmegaConf.select(node, "hydra.launcher"), resolve=False)
+        shown = _show(node, arguments)
+        return Request(cells, options, bool(multirun), dict(launcher), shown)  # type: ignore[arg-type]
+
+    def _compose(self, overrides: list[Override]) -> DictConfig:
+        groups = [o for o in overrides if self._is_group(o) or o.key_or_group.startswith("hydra")]
+        values = [o for o in overrides if o not in groups]
+        lines = tuple(self._search + [str(o.input_line) for o in groups])
+        try:
+            if lines not in self._cache:
+                self._cache[lines] = hydra_compose(
+                    self._name, overrides=list(lines), return_hydra_config=True
+                )
+            node = self._cache[lines].copy()
+            for value in values:
+                _apply_value(node, value)
+            return node
+        except HydraException as error:
+            raise RequestError(_first_line(error)) from None
+        except OmegaConfBaseException as error:
+            raise RequestError(f"the config does not hold together: {_first_line(error)}") from None
+
+    def _is_group(self, override: Override) -> bool:
+        return override.key_or_group in self._groups()
+
+    def _groups(self) -> list[str]:
+        return list(self._loader.list_groups(""))
+
+    def _check_choice(self, override: Override) -> None:
+        """Refuse what is no single existing option of a group."""
+        group = override.key_or_group
+        if group not in self._groups() or override.is_sweep_override():
+            return
+        options = self._loader.get_group_options(group)
+        known = ", ".join(options)
+        chosen = override.value()
+        if not isinstance(chosen, str) or chosen not in options:
+            guess = did_you_mean(chosen, options) if isinstance(chosen, str) else ""
+            raise RequestError(
+                f"{group}={shorten(_value_text(override))} is wrong: it must be one of "
+                f"{known}{guess}"
+            )
+
+
+def _check_overrides(parsed: list[Override]) -> None:
+    for override in parsed:
+        line = shorten(str(override.input_line))
+        if override.is_delete():
+            raise RequestError(
+                f"{line} is wrong: nothing can be taken away; choose another option, "
+                f"such as {override.key_or_group}=OPTION"
+            )
+        if override.package is not None:
+            raise RequestError(
+                f"{line} is wrong: packages (@) are not used here; write group=OPTION"
+            )
+
+
+def _expand(parsed: list[Override], *, multirun: bool) -> list[list[Override]]:
+    """Return the overrides of each cell: the product of all values that are listed."""
+    swept = [o for o in parsed if o.is_sweep_override()]
+    if swept and not multirun:
+        line = shorten(str(swept[0].input_line))
+        raise RequestError(f"{line} names several values; add -m to run all of them")
+    if not swept:
+        return [parsed]
+    try:
+        batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    except HydraException as error:
+        raise RequestError(_first_line(error)) from None
+    parser = OverridesParser.create()
+    return [parser.parse_overrides(list(cell)) for batch in batches for cell in batch]
+
+
+def _apply_values(node: DictConfig, overrides: list[Override]) -> dict[str, Any]:
+    for override in overrides:
+        _apply_value(node, override)
+    return _resolve(node)
+
+
+def _apply_value(node: DictConfig, override: Override) -> None:
+    """Set one value as Hydra does; a key that is not there is refused with its neighbours."""
+    key = override.key_or_group
+    parent_key, _, name = key.rpartition(".")
+    try:
+        parent = OmegaConf.select(node, parent_key) if parent_key else node
+        known = [str(k) for k in parent] if isinstance(parent, DictConfig) else []
+        if name not in known and not override.is_add() and not override.is_force_add():
+            known = [k for k in known if k != "hydra"]
+            where = parent_key or "a run"
+            raise RequestError(
+                f"there is no setting {shorten(key)}{did_you_mean(name, known)}; "
+                f"{where} has {', '.join(k for k in known if k != '_target_') or 'no settings'}"
+            )
+        ConfigLoaderImpl._apply_overrides_to_config([override], node)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise RequestError(
+            f"{shorten(str(override.input_line))} is wrong: {_first_line(error)}"
+        ) from None
+
+
+def _resolve(node: DictConfig) -> dict[str, Any]:
+    """Return the config as plain containers without Hydra's own part, interpolations resolved."""
+    copy = node.copy()
+    with open_dict(copy):
+        copy.pop("hydra", None)
+    try:
+        plain = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise RequestError(f"the config does not hold together: {_first_line(error)}") from None
+    assert isinstance(plain, dict)
+    return {str(k): v for k, v in plain.items()}
+
+
+def _take_options(plain: dict[str, Any]) -> LaunchOptions:
+    """Remove what concerns launching from a config and return it."""
+    taken = {key: plain.pop(key) for key in list(plain) if key in _LAUNCH_KEYS}
+    options = config._parse_dataclass(LaunchOptions, taken, "")
+    if options.trust:
+        components.trust(options.trust)
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+    return options
+
+
+def _cell(plain: dict[str, Any], overrides: list[Override], *, deep: bool) -> Cell:
+    asked = {o.key_or_group for o in overrides}
+    protocols = plain.pop("protocols", None)
+    _merge_protocol(plain, protocols, asked)
+    for optional in ("scheduler", "activation"):
+        component = plain.get(optional)
+        if isinstance(component, Mapping) and component.get("_target_") is None:
+            plain[optional] = None
+    run = config.parse(plain)
+    if deep:
+        run = components.check(run, asked)
+    return Cell(run, tuple(str(o.input_line) for o in overrides))
+
+
+def _merge_protocol(plain: dict[str, Any], protocols: Any, asked: Iterable[str]) -> None:
+    """Lay the chosen protocol's settings over the config, except those that the user asked for."""
+    protocol = plain.get("protocol", "sound")
+    changes = protocols.get(protocol) if isinstance(protocols, Mapping) else None
+    for key, value in flatten(changes or {}).items():
+        if any(key == a or key.startswith(f"{a}.") for a in asked):
+            continue
+        *parents, name = key.split(".")
+        target = plain
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[name] = value
+
+
+def _touches_components(parsed: list[Override]) -> bool:
+    heads = {o.key_or_group.split(".")[0] for o in parsed}
+    return bool(heads & {*_COMPONENTS, "experiment", "training", "trust"})
+
+
+def _show(node: DictConfig, arguments: Any) -> str | None:
+    """Return what `--cfg job|hydra|all` prints, after the checks; None if it was not asked for."""
+    if arguments.cfg is None:
+        return None
+    copy = node.copy()
+    with open_dict(copy):
+        if arguments.cfg == "job":
+            copy.pop("hydra", None)
+        elif arguments.cfg == "hydra":
+            copy = OmegaConf.create({"hydra": copy.get("hydra")})
+    if arguments.package:
+        copy = OmegaConf.select(copy, arguments.package)
+        if copy is None:
+            raise RequestError(
+                f"--package {arguments.package}: there is no such part of the config"
+            )
+    return OmegaConf.to_yaml(copy, resolve=bool(arguments.resolve)).rstrip()
+
+
+def _override_problem(overrides: list[str], error: Exception) -> str:
+    for line in overrides:
+        try:
+            OverridesParser.create().parse_overrides([line])
+        except (HydraException, ValueError, RecursionError):
+            return f"{shorten(line)} is no key=value that can be read: {_first_line(error)}"
+    return _first_line(error)
+
+
+def _value_text(override: Override) -> str:
+    return str(override.input_line).partition("=")[2]
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return shorten(lines[0], 200) if lines else type(error).__name__

@@ -1,0 +1,89 @@
+"""Which class is taken for which: counts and per-class rates."""
+
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+from cifar_lab.figures import style
+from cifar_lab.run_dir import RunDir
+
+NUMBERED_CLASSES = 20
+"""With more classes than this, a cell is too small for its number."""
+
+
+def draw(
+    run: RunDir,
+    normalise: Literal["both", "none", "rows"] = "both",
+    split: str = "test",
+    weights: str = "scored",
+) -> Figure:
+    """Return the confusion matrix, rows being true classes and columns predicted ones.
+
+    `normalise`: none for numbers of images, rows for shares of the true class, both side by side.
+    `split` and `weights` name the predictions file.
+    """
+    predictions = run.read_predictions(split, weights)
+    counts = predictions.confusion_matrix
+    config = run.config
+    names = style.class_names(config, len(counts))
+    kinds = ["none", "rows"] if normalise == "both" else [normalise]
+    side = float(np.clip(0.55 * len(counts), 4.2, 8.8))
+    figure = style.new_figure((side + 1.6) * len(kinds), side + 1.0)
+    for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        _panel(axes, counts, names, shares=kind == "rows")
+    found = int(np.trace(counts))
+    score = f"{found:,} of {len(predictions):,} {split} images right"
+    share = f" ({100 * predictions.accuracy:.2f} %)" if len(predictions) else ""
+    style.caption(figure, f"{style.run_title(config)} · {score}{share}")
+    return figure
+
+
+def _panel(axes: Axes, counts: np.ndarray[Any, Any], names: list[str], *, shares: bool) -> None:
+    size = len(counts)
+    support = counts.sum(axis=1, keepdims=True)
+    rates = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
+    values = rates if shares else counts
+    highest = 1.0 if shares else max(int(counts.max(initial=0)), 1)
+    # The square root: errors are a few per cent of a row, and a linear scale leaves them white.
+    norm = PowerNorm(0.5, vmin=0, vmax=highest)
+    image = axes.imshow(values, cmap=style.SEQUENTIAL, norm=norm)
+    title = "Share of the true class" if shares else "Images"
+    style.dress(axes, title, "predicted class", "true class")
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    small = size > NUMBERED_CLASSES
+    label_size = max(4.0, min(style.NORMAL, 430 / size)) if small else style.NORMAL - (size > 12)
+    axes.set_xticks(range(size), names, rotation=90 if small else 45, fontsize=label_size)
+    for label in axes.get_xticklabels():
+        label.set(ha="center" if small else "right", rotation_mode="default" if small else "anchor")
+    axes.set_yticks(range(size), names, fontsize=label_size)
+    axes.tick_params(length=0)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, aspect=30)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=style.SMALL, colors=style.INK, length=2)
+    bar.set_label(
+        "share of the true class" if shares else "images", fontsize=style.SMALL, color=style.INK
+    )
+    if shares:
+        bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
+        style.percent_axis(bar.ax.yaxis)
+    if small:
+        return
+    number_size = 8.0 if size <= 12 else 6.0
+    for row, column in np.ndindex(size, size):
+        value = values[row, column]
+        colour = style.text_colour(image.cmap(norm(value)))
+        if value == 0:
+            colour = "#a8a8a8"
+        text = (
+            str(value)
+            if not shares
+            else f"{100 * value:.1f}"
+            if size <= 12
+            else f"{100 * value:.0f}"
+        )
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=number_size)

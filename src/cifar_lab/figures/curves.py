@@ -1,0 +1,244 @@
+"""Loss and accuracy against epoch: of one run, of many, and of groups of seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cifar_lab.config import RunConfig
+from cifar_lab.figures import style
+from cifar_lab.metrics import EpochMetrics, StepMetrics
+from cifar_lab.run_dir import RunDir
+
+MOST_POINTS = 1500
+"""A line of steps is averaged to at most this many points; Agg refuses to fill far more."""
+
+MARKED_EPOCHS = 15
+"""Up to this many epochs each has its dot."""
+
+LOSS, ACCURACY = "loss (nats per image)", "accuracy"
+Values = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def draw(run: RunDir, test: bool = True, steps: bool = True, learning_rate: bool = True) -> Figure:
+    """Return training and validation loss and accuracy, the best epoch and the study's target.
+
+    `test`: also the test curve, where the study watched it; `steps`: also each training step, where
+    the run kept them; `learning_rate`: a third panel, where it changes.
+    """
+    config, rows = run.config, run.read_metrics()
+    step_rows = run.read_steps() if steps else []
+    rates = [row.learning_rate for row in rows]
+    with_rate = learning_rate and len(set(rates)) > 1
+    figure = style.new_figure(13 if with_rate else 10, 4.3)
+    panels = figure.subplots(
+        1, 3 if with_rate else 2, width_ratios=[3, 3, 2] if with_rate else None
+    )
+    best = _best_epoch(run, config, rows)
+    for axes, quantity in zip(panels[:2], ("loss", "accuracy"), strict=True):
+        _panel(axes, quantity, rows, step_rows, best, test=test)
+        if quantity == "accuracy" and config.study.target_accuracy is not None:
+            _target(axes, config.study.target_accuracy)
+        axes.set_xlim(*_span(rows, config))
+        if axes.get_legend_handles_labels()[0]:
+            _legend(axes)
+        else:
+            style.note(axes, "no epoch has finished yet")
+    if with_rate:
+        axes = panels[2]
+        style.dress(axes, "Learning rate", "epoch", "learning rate of the epoch's last step")
+        axes.plot(_epochs(rows), rates, color=style.INK, drawstyle="steps-mid", linewidth=1.6)
+        if min(rates) > 0 and max(rates) / min(rates) >= 10:
+            axes.set_yscale("log")
+        axes.set_xlim(*_span(rows, config))
+        style.epoch_axis(axes.xaxis)
+    style.caption(figure, style.run_title(config))
+    return figure
+
+
+def overlay(runs: Sequence[RunDir], labels: Sequence[str]) -> Figure:
+    """Return the curves of many runs, a colour and dash for each, named in a legend outside."""
+    histories = [run.read_metrics() for run in runs]
+    figure, panels = _grid_of_panels(len(runs))
+    for index, (label, rows) in enumerate(zip(labels, histories, strict=True)):
+        shown = label if rows else f"{label} (no epoch yet)"
+        look = {"linewidth": 1.5, "label": style.plain(shown, 60), **style.line_style(index)}
+        for name, axes in panels.items():
+            axes.plot(_epochs(rows), _column(rows, name), **_dots(rows), **look)
+    _outside_legend(figure, panels["train_loss"], len(runs))
+    return figure
+
+
+def bands(
+    groups: Mapping[str, Sequence[RunDir]], spread: Literal["range", "std"] = "range"
+) -> Figure:
+    """Return a line and a band for each group of runs that differ in their seed alone.
+
+    The line is the mean, the band from the lowest to the highest run or one standard deviation to
+    both sides; both end where the first run of the group ends, so that n is the same all along.
+    """
+    figure, panels = _grid_of_panels(len(groups))
+    for index, (label, runs) in enumerate(groups.items()):
+        histories = [rows for rows in (run.read_metrics() for run in runs) if rows]
+        length = min((len(rows) for rows in histories), default=0)
+        histories = [rows[:length] for rows in histories]
+        look = style.line_style(index)
+        name_and_count = f"{style.plain(label, 50)} (n = {len(histories)})"
+        for name, axes in panels.items():
+            values = np.array([_column(rows, name) for rows in histories]).reshape(-1, length)
+            if not len(values):
+                axes.plot([], [], label=name_and_count, **look)
+                continue
+            epochs, mean = _epochs(histories[0]), values.mean(axis=0)
+            low, high = values.min(axis=0), values.max(axis=0)
+            if spread == "std":
+                deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(length)
+                low, high = mean - deviation, mean + deviation
+            axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
+            dots = _dots(histories[0])
+            axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
+    _outside_legend(figure, panels["train_loss"], len(groups))
+    band = "lowest to highest run" if spread == "range" else "one standard deviation"
+    style.caption(figure, f"lines: mean over the seeds · bands: {band}")
+    return figure
+
+
+def _panel(
+    axes: Axes,
+    quantity: str,
+    rows: Sequence[EpochMetrics],
+    step_rows: Sequence[StepMetrics],
+    best: int | None,
+    *,
+    test: bool,
+) -> None:
+    loss = quantity == "loss"
+    style.dress(axes, quantity.capitalize(), "epoch", LOSS if loss else ACCURACY)
+    style.epoch_axis(axes.xaxis)
+    if not loss:
+        style.percent_axis(axes.yaxis)
+    if step_rows:
+        positions, values = _steps(step_rows, quantity)
+        axes.plot(
+            positions, values, color=style.BLUE, alpha=0.25, linewidth=0.7, label="training steps"
+        )
+    lines = [("train", "training", style.BLUE, "-"), ("val", "validation", style.VERMILLION, "-")]
+    if test:
+        lines.append(("test", "test (watched)", style.INK, "--"))
+    for prefix, label, colour, dashes in lines:
+        values = _column(rows, f"{prefix}_{quantity}")
+        if np.isfinite(values).any():
+            look = {"color": colour, "linestyle": dashes, "linewidth": 1.8, **_dots(rows)}
+            axes.plot(_epochs(rows), values, label=label, **look)
+    best_row = next((row for row in rows if row.epoch == best), None)
+    value = getattr(best_row, f"val_{quantity}", None)
+    if best is None or value is None or not math.isfinite(value):
+        return
+    text = f"{value:.4f}" if loss else f"{100 * value:.2f} %"
+    axes.axvline(best, color=style.MUTED, linewidth=0.8, zorder=1)
+    axes.plot(
+        [best],
+        [value],
+        linestyle="none",
+        marker="*",
+        markersize=13,
+        color=style.VERMILLION,
+        markeredgecolor=style.PAPER,
+        zorder=5,
+        label=f"best epoch {best}: {text}",
+    )
+
+
+def _best_epoch(run: RunDir, config: RunConfig, rows: Sequence[EpochMetrics]) -> int | None:
+    """Return the epoch of best.pt; while a run goes on, the best so far."""
+    said = run.read_summary().best_epoch if run.summary_file.exists() else None
+    values = _column(rows, config.training.monitor)
+    if said is not None or not np.isfinite(values).any():
+        return said
+    lower_is_better = config.training.monitor == "val_loss"
+    return rows[int(np.nanargmin(values) if lower_is_better else np.nanargmax(values))].epoch
+
+
+def _target(axes: Axes, accuracy: float) -> None:
+    axes.axhline(
+        accuracy,
+        color=style.GREEN,
+        linestyle=(0, (4, 3)),
+        linewidth=1.3,
+        label=f"target {100 * accuracy:g} %",
+    )
+
+
+def _grid_of_panels(entries: int) -> tuple[Figure, dict[str, Axes]]:
+    figure = style.new_figure(13, max(7.5, 0.17 * min(entries, 60) + 1))
+    panels: dict[str, Axes] = {}
+    for row, quantity in enumerate(("loss", "accuracy")):
+        for column, (prefix, words) in enumerate((("train", "Training"), ("val", "Validation"))):
+            twin = panels.get(f"train_{quantity}")
+            axes = figure.add_subplot(2, 2, 2 * row + column + 1, sharey=twin)
+            x_label = "epoch" if row else ""
+            y_label = "" if column else (ACCURACY if row else LOSS)
+            style.dress(axes, f"{words} {quantity}", x_label, y_label)
+            style.epoch_axis(axes.xaxis)
+            if quantity == "accuracy":
+                style.percent_axis(axes.yaxis)
+            panels[f"{prefix}_{quantity}"] = axes
+    return figure, panels
+
+
+def _outside_legend(figure: Figure, axes: Axes, entries: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles,
+            labels,
+            loc="outside right upper",
+            fontsize=style.SMALL,
+            frameon=False,
+            handlelength=3.2,
+            ncols=max(1, math.ceil(entries / 60)),
+        )
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(
+        loc="best",
+        fontsize=style.SMALL + 0.5,
+        framealpha=0.85,
+        edgecolor=style.GRID,
+    )
+
+
+def _dots(rows: Sequence[EpochMetrics]) -> dict[str, Any]:
+    return {"marker": "o", "markersize": 3.5} if len(rows) <= MARKED_EPOCHS else {}
+
+
+def _epochs(rows: Sequence[EpochMetrics]) -> list[int]:
+    return [row.epoch for row in rows]
+
+
+def _column(rows: Sequence[EpochMetrics], name: str) -> Values:
+    values = (getattr(row, name) for row in rows)
+    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _span(rows: Sequence[EpochMetrics], config: RunConfig) -> tuple[float, float]:
+    """Return the limits of the epoch axis: what has run, or what is planned where nothing has."""
+    last = rows[-1].epoch if rows else max(config.training.epochs, 1)
+    return (1 - 0.02 * last - 0.2, last + 0.02 * last + 0.2)
+
+
+def _steps(rows: Sequence[StepMetrics], quantity: str) -> tuple[Values, Values]:
+    """Return positions on the epoch axis and values; an epoch's last step stands at the epoch."""
+    epochs = np.array([row.epoch for row in rows], dtype=np.float64)
+    values = np.array([getattr(row, quantity) for row in rows], dtype=np.float64)
+    _, first, counts = np.unique(epochs, return_index=True, return_counts=True)
+    place_in_epoch = np.arange(len(rows)) - np.repeat(first, counts) + 1
+    positions = epochs - 1 + place_in_epoch / counts.max()
+    bins = min(len(rows), MOST_POINTS)
+    edges = np.linspace(0, len(rows), bins + 1).astype(int)[:-1]
+    sizes = np.diff([*edges, len(rows)])
+    return np.add.reduceat(positions, edges) / sizes, np.add.reduceat(values, edges) / sizes

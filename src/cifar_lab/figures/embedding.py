@@ -1,0 +1,161 @@
+"""What the two-dimensional pictures of the features share: the sample, the panel, its numbers."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from cifar_lab.errors import RequestError, RunFailed
+from cifar_lab.figures import style
+from cifar_lab.run_dir import RunDir
+
+Array = np.ndarray[Any, Any]
+NEIGHBOURS = 5
+LEGEND_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Points (n, 2) in the plane and what the two axes are."""
+
+    points: Array
+    x_label: str
+    y_label: str
+
+
+def read_sample(run: RunDir, sample_size: int, seed: int) -> tuple[Array, Array]:
+    """Return features (n, D) and labels (n,) of at most `sample_size` images, drawn by `seed`.
+
+    RunFailed if a feature is not finite, RequestError with fewer than three images.
+    """
+    arrays = run.read_arrays(run.features_file)
+    features, labels = arrays["features"], arrays["labels"]
+    if len(features) > sample_size:
+        chosen = np.random.default_rng(seed).choice(len(features), sample_size, replace=False)
+        chosen.sort()
+        features, labels = features[chosen], labels[chosen]
+    if len(features) < 3:
+        raise RequestError(
+            f"{run.features_file}: {len(features)} images are too few for a plane; take 3 or more"
+        )
+    if not np.isfinite(features).all():
+        raise RunFailed(f"{run.features_file}: some features are infinite or not a number")
+    return features, labels
+
+
+def separation(points: Array, labels: Array) -> dict[str, float]:
+    """Return how well classes keep apart among points (n, D): two numbers.
+
+    `knn_accuracy`: share of points whose class is the most frequent one among their five nearest
+    neighbours, themselves left out (a tie goes to the nearer); `silhouette`: mean over the points,
+    from -1 to 1 (Rousseeuw 1987), nan with one class.
+    """
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+
+    classes, codes = np.unique(labels, return_inverse=True)
+    k = min(NEIGHBOURS, len(points) - 1)
+    nearest = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
+    votes = np.zeros((len(points), len(classes)))
+    for rank in range(k):
+        # A hundredth more for each place nearer: it breaks a tie and overturns no majority.
+        votes[np.arange(len(points)), codes[nearest[:, rank]]] += 1 + 0.01 * (k - rank)
+    apart = 1 < len(classes) < len(points)
+    return {
+        "knn_accuracy": float((votes.argmax(axis=1) == codes).mean()),
+        "silhouette": float(silhouette_score(points, codes)) if apart else math.nan,
+    }
+
+
+def project(features: Array, method: Callable[[Array], Projection]) -> Projection:
+    """Return the method's projection; features that are all the same lie in one point."""
+    if not np.ptp(features, axis=0).any():
+        return Projection(np.zeros((len(features), 2)), "all features are the same", "")
+    return method(features)
+
+
+def panels(
+    runs: Sequence[RunDir],
+    titles: Sequence[str],
+    name: str,
+    method: Callable[[Array], Projection],
+    sample_size: int,
+    seed: int,
+) -> Figure:
+    """Return one panel a run, side by side, with one legend of the classes."""
+    if not runs:
+        raise RequestError("there is no run to draw; name at least one")
+    configs = [run.config for run in runs]
+    samples = [read_sample(run, sample_size, seed) for run in runs]
+    num_classes = max(
+        max(int(labels.max()) + 1 for _, labels in samples),
+        *(len(config.dataset.classes or []) for config in configs),
+    )
+    names = style.class_names(configs[0], num_classes)
+    figure = style.new_figure(5.4 * len(runs) + 1.6, 5.6)
+    grid = figure.subplots(1, len(runs), squeeze=False)[0]
+    for axes, (features, labels), title in zip(grid, samples, titles, strict=True):
+        projection = project(features, method)
+        scores = separation(projection.points, labels)
+        _scatter(axes, projection, labels, names)
+        axes.set_title(
+            (f"{style.plain(title, 60)}\n" if title else "")
+            + f"5-nearest-neighbour accuracy {100 * scores['knn_accuracy']:.1f} %, "
+            f"silhouette {scores['silhouette']:.2f}",
+            fontsize=style.NORMAL,
+            loc="left",
+            color=style.INK,
+        )
+    handles, labels_of_handles = grid[0].get_legend_handles_labels()
+    if num_classes <= LEGEND_CLASSES:
+        figure.legend(
+            handles,
+            labels_of_handles,
+            loc="outside right upper",
+            fontsize=style.NORMAL,
+            frameon=False,
+            markerscale=1.8,
+        )
+    images = f"{len(samples[0][1]):,} images"
+    what = style.run_title(configs[0]) if len(runs) == 1 else f"{len(runs)} runs"
+    style.caption(figure, f"{name} of the features · {images} · {what}")
+    return figure
+
+
+def _scatter(axes: Axes, projection: Projection, labels: Array, names: list[str]) -> None:
+    style.dress(axes, "", projection.x_label, projection.y_label)
+    axes.tick_params(labelsize=style.SMALL)
+    size = float(np.clip(9000 / max(len(labels), 1), 5, 22))
+    for index, name in enumerate(names):
+        colour, marker = style.class_style(index, len(names))
+        points = projection.points[labels == index]
+        axes.scatter(
+            points[:, 0],
+            points[:, 1],
+            s=size,
+            color=colour,
+            marker=marker,
+            alpha=0.7,
+            linewidths=0,
+            label=name,
+        )
+    for index, name in enumerate(names):
+        points = projection.points[labels == index]
+        if not len(points):
+            continue
+        colour, _ = style.class_style(index, len(names))
+        axes.annotate(
+            name,
+            np.median(points, axis=0),
+            ha="center",
+            va="center",
+            fontsize=style.NORMAL if len(names) <= LEGEND_CLASSES else 5.5,
+            fontweight="bold",
+            color=colour,
+            path_effects=[withStroke(linewidth=2.5, foreground=style.PAPER)],
+        )

@@ -1,0 +1,86 @@
+"""How well each class is recognised, and which classes are taken for which."""
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cifar_lab.figures import style
+from cifar_lab.run_dir import RunDir
+
+
+def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scored") -> Figure:
+    """Return each class's accuracy with its 95 % interval, and the most confused `pairs` beside.
+
+    `split` and `weights` name the predictions file.
+    """
+    config = run.config
+    predictions = run.read_predictions(split, weights)
+    matrix = predictions.confusion_matrix
+    support = matrix.sum(axis=1)
+    names = style.class_names(config, len(matrix))
+    accuracy = predictions.per_class_accuracy
+    order = [int(i) for i in np.argsort(-accuracy, kind="stable") if support[i]]
+    figure = style.new_figure(11, max(4.0, 0.2 * max(len(order), pairs) + 1.6))
+    left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
+    style.dress(left, "Accuracy by class, with its 95 % interval", "share recognised")
+    style.dress(right, "Most confused pairs", f"{split} images")
+    if order:
+        shares = [float(accuracy[i]) for i in order]
+        intervals = [wilson_interval(float(accuracy[i]), int(support[i])) for i in order]
+        around = [
+            [share - low for share, (low, _) in zip(shares, intervals, strict=True)],
+            [high - share for share, (_, high) in zip(shares, intervals, strict=True)],
+        ]
+        whiskers = {"ecolor": style.INK, "elinewidth": 1, "capsize": 2}
+        left.barh(range(len(order)), shares, xerr=around, color="#8FB9D9", error_kw=whiskers)
+        for row, (share, (_, high)) in enumerate(zip(shares, intervals, strict=True)):
+            left.text(high + 0.012, row, f"{100 * share:.1f} %", va="center", fontsize=style.SMALL)
+        overall = predictions.accuracy
+        left.axvline(
+            overall,
+            color=style.VERMILLION,
+            linestyle="--",
+            linewidth=1.3,
+            label=f"all classes: {100 * overall:.2f} %",
+        )
+        left.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1.0),
+            fontsize=style.SMALL,
+            frameon=False,
+        )
+    else:
+        style.note(left, "no images")
+    left.set_yticks(range(len(order)), [names[i] for i in order])
+    left.set_ylim(max(len(order), 1) - 0.4, -0.6)
+    left.set_xlim(0, 1.12)
+    left.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    style.percent_axis(left.xaxis)
+
+    confused = predictions.most_confused(pairs)
+    counts = [count for _, _, count in confused]
+    right.barh(range(len(confused)), counts, color="#E8B48C")
+    for row, (label, _, count) in enumerate(confused):
+        size = f"{count}  ({100 * count / support[label]:.1f} %)"
+        right.text(count, row, f" {size}", va="center", fontsize=style.SMALL, color=style.INK)
+    words = [f"{names[label]} → {names[guess]}" for label, guess, _ in confused]
+    right.set_yticks(range(len(confused)), words)
+    right.set_ylim(max(len(confused), 1) - 0.4, -0.6)
+    right.set_xlim(0, 1.35 * max(counts, default=1))
+    if not confused:
+        style.note(right, "no mistakes")
+    style.caption(figure, style.run_title(config))
+    return figure
+
+
+def wilson_interval(share: float, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share found on `images` (Wilson 1927).
+
+    Unlike the normal one it keeps its width at shares of 0 and 1.
+    """
+    z = 1.959963984540054
+    centre = share + z * z / (2 * images)
+    half = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
+    scale = 1 + z * z / images
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)

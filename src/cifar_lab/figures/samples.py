@@ -1,0 +1,192 @@
+"""Images with what the run says about them: random ones, then the most confident mistakes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+
+from cifar_lab.config import RunConfig
+from cifar_lab.figures import style
+from cifar_lab.metrics import Predictions
+from cifar_lab.run_dir import RunDir
+
+MOST_BARS = 12
+"""With more classes than this, the most probable ones have a bar and the others share one."""
+
+HEADINGS = {"random": "Drawn at random", "worst": "The most confident mistakes"}
+COLUMNS = 2
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One image (C, H, W) uint8, its label, its place in the dataset, its probabilities (C,)."""
+
+    image: np.ndarray[Any, Any]
+    label: int
+    index: int
+    probabilities: np.ndarray[Any, Any]
+
+    @property
+    def predicted(self) -> int:
+        return int(self.probabilities.argmax())
+
+
+def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> Figure:
+    """Return images beside bars of their probabilities, marked right or wrong.
+
+    `random_count` and `mistake_count`: at most so many of each kind.
+    """
+    samples = _read(run)
+    names = style.class_names(run.config, _num_classes(samples))
+    shown = {"random": samples["random"][:random_count], "worst": samples["worst"][:mistake_count]}
+    sections = [(HEADINGS[kind], chosen) for kind, chosen in shown.items() if chosen]
+    if not sections:
+        figure = style.new_figure(10, 2)
+        axes = figure.subplots()
+        axes.axis("off")
+        style.note(axes, "no images to show")
+        style.caption(figure, style.run_title(run.config))
+        return figure
+    rows = [-(-len(chosen) // COLUMNS) for _, chosen in sections]
+    bars = min(len(names), MOST_BARS + 1)
+    height = max(1.5, 0.17 * bars + 0.35)
+    figure = style.new_figure(10.5, 0.35 + sum(rows) * height + 0.4 * len(sections))
+    parts = figure.subfigures(
+        len(sections), 1, squeeze=False, height_ratios=[0.4 + height * n for n in rows]
+    )[:, 0]
+    for part, (heading, chosen), row_count in zip(parts, sections, rows, strict=True):
+        _section(part, heading, chosen, row_count, names)
+    style.caption(figure, style.run_title(run.config))
+    return figure
+
+
+def probability_text(run: RunDir, count: int = 4) -> str:
+    """Return `count` random images' probabilities as S1 prints them (its Figure 10).
+
+    In label order, scientific notation with five significant digits, the largest in **bold**.
+    """
+    samples = _read(run)
+    names = _full_names(run.config, _num_classes(samples))
+    lines = ["labels: (" + ", ".join(repr(name) for name in names) + ")"]
+    for sample in samples["random"][:count]:
+        cells = [f"{p:.4e}" for p in sample.probabilities]
+        cells[sample.predicted] = f"**{cells[sample.predicted]}**"
+        broken = [", ".join(cells[i : i + 5]) for i in range(0, len(cells), 5)]
+        lines.append(f"\nimage {sample.index}, {names[sample.label]}:")
+        lines.append("prob = [" + (",\n" + " " * 8).join(broken) + "]")
+    return "\n".join(lines) + "\n"
+
+
+def _full_names(config: RunConfig, num_classes: int) -> list[str]:
+    names = config.dataset.display_names or config.dataset.classes or []
+    return [names[i] if i < len(names) else str(i) for i in range(num_classes)]
+
+
+def _read(run: RunDir) -> dict[str, list[_Sample]]:
+    arrays = run.read_arrays(run.samples_file)
+    predictions = Predictions(arrays["logits"], arrays["labels"], arrays["indices"])
+    samples: dict[str, list[_Sample]] = {"random": [], "worst": []}
+    for i, kind in enumerate(arrays["kind"]):
+        samples[str(kind)].append(
+            _Sample(
+                arrays["images"][i],
+                int(arrays["labels"][i]),
+                int(arrays["indices"][i]),
+                predictions.probabilities[i],
+            )
+        )
+    samples["worst"].sort(key=lambda sample: -float(sample.probabilities.max()))
+    return samples
+
+
+def _num_classes(samples: dict[str, list[_Sample]]) -> int:
+    return max((len(s.probabilities) for chosen in samples.values() for s in chosen), default=0)
+
+
+def _section(
+    part: SubFigure, heading: str, chosen: list[_Sample], rows: int, names: list[str]
+) -> None:
+    part.set_facecolor(style.PAPER)
+    part.suptitle(
+        heading, x=0.008, ha="left", fontsize=style.LARGE, color=style.INK, fontweight="bold"
+    )
+    panels = part.subplots(rows, 2 * COLUMNS, squeeze=False, width_ratios=[1, 1.6] * COLUMNS)
+    for place in range(rows * COLUMNS):
+        row, column = divmod(place, COLUMNS)
+        picture, bars = panels[row, 2 * column : 2 * column + 2]
+        if place >= len(chosen):
+            picture.axis("off")
+            bars.axis("off")
+            continue
+        _picture(picture, chosen[place], names)
+        _bars(bars, chosen[place], names)
+
+
+def _picture(axes: Axes, sample: _Sample, names: list[str]) -> None:
+    pixels = sample.image.transpose(1, 2, 0)
+    if pixels.shape[2] == 1:
+        axes.imshow(pixels[:, :, 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    else:
+        axes.imshow(pixels, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    colour = _colour(sample)
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=2)
+    right = sample.predicted == sample.label
+    axes.set_title(
+        f"{'✓' if right else '✗'} {names[sample.predicted]}",
+        fontsize=style.NORMAL,
+        fontweight="bold",
+        color=colour,
+    )
+    true = names[sample.label] if right else f"is {names[sample.label]}"
+    axes.set_xlabel(
+        f"image {sample.index}" if right else true, fontsize=style.NORMAL, color=style.INK
+    )
+
+
+def _bars(axes: Axes, sample: _Sample, names: list[str]) -> None:
+    chosen = list(range(len(names)))
+    if len(names) > MOST_BARS:
+        ranked = np.argsort(-sample.probabilities, kind="stable")
+        chosen = [int(i) for i in ranked[:MOST_BARS]]
+    values = [float(sample.probabilities[i]) for i in chosen]
+    labels = [names[i] for i in chosen]
+    if len(chosen) < len(names):
+        values.append(max(1.0 - sum(values), 0.0))
+        labels.append(f"{len(names) - len(chosen)} others")
+    colours = [_colour(sample) if i == sample.predicted else "#9a9a9a" for i in chosen]
+    positions = range(len(values))
+    axes.barh(positions, values, color=[*colours, "#cfcfcf"][: len(values)], height=0.72)
+    style.dress(axes)
+    axes.grid(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xticks([])
+    axes.set_xlim(0, 1.28)
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_yticks(positions, labels, fontsize=style.SMALL)
+    axes.tick_params(length=0)
+    for position, value in zip(positions, values, strict=True):
+        largest = position < len(chosen) and chosen[position] == sample.predicted
+        axes.text(
+            value + 0.015,
+            position,
+            _percent(value) + (" ◀" if largest else ""),
+            va="center",
+            fontsize=style.SMALL,
+            color=_colour(sample) if largest else style.MUTED,
+            fontweight="bold" if largest else "normal",
+        )
+        if position < len(chosen) and chosen[position] == sample.label:
+            axes.get_yticklabels()[position].set_fontweight("bold")
+
+
+def _colour(sample: _Sample) -> str:
+    return style.GREEN if sample.predicted == sample.label else style.VERMILLION
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"

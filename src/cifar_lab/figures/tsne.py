@@ -1,0 +1,51 @@
+"""The features' neighbourhoods in the plane (t-SNE, van der Maaten and Hinton 2008)."""
+
+import functools
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from cifar_lab.figures import embedding
+from cifar_lab.run_dir import RunDir
+
+COMPONENTS = 50
+"""Features are reduced to this many principal components first, as the method's authors do."""
+
+
+def draw(run: RunDir, sample_size: int = 2000, perplexity: float = 30.0, seed: int = 0) -> Figure:
+    """Return the features of test images in the plane, near where their features are near.
+
+    `sample_size`: at most so many images, drawn by `seed`; `perplexity`: about how many neighbours
+    count, lowered to a third of the images where there are few.
+    """
+    return side_by_side([run], [""], sample_size, perplexity, seed)
+
+
+def side_by_side(
+    runs: Sequence[RunDir],
+    titles: Sequence[str],
+    sample_size: int = 2000,
+    perplexity: float = 30.0,
+    seed: int = 0,
+) -> Figure:
+    """Return one such panel a run."""
+    method = functools.partial(project, perplexity=perplexity, seed=seed)
+    return embedding.panels(runs, titles, "t-SNE", method, sample_size, seed)
+
+
+def project(
+    features: embedding.Array, perplexity: float = 30.0, seed: int = 0
+) -> embedding.Projection:
+    """Return features (n, D) in the plane; the same seed gives the same points."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    components = min(COMPONENTS, *features.shape)
+    reduced = PCA(n_components=components, random_state=seed).fit_transform(features)
+    perplexity = min(perplexity, (len(features) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    # Threads add up a sum in the order in which they finish, and t-SNE amplifies the last bit.
+    with threadpool_limits(1, user_api="openmp"):
+        points = tsne.fit_transform(reduced)
+    return embedding.Projection(points, f"t-SNE 1 (perplexity {perplexity:g})", "t-SNE 2")

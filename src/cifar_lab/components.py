@@ -10,14 +10,15 @@ import functools
 import hashlib
 import importlib
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.config import Component, DropoutConfig, RunConfig, convert, shorten
-from cifar_lab.device import select_device, select_precision
+from cifar_lab.config import Component, DropoutConfig, RunConfig, convert, shorten, to_plain
+from cifar_lab.device import seeded, select_device, select_precision
 from cifar_lab.errors import RequestError, did_you_mean
 from cifar_lab.metrics import EpochMetrics, columns
 
@@ -143,12 +144,10 @@ def build_scheduler(component: Component, optimizer: Any, length: int) -> Any:
 def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
     """Return a config that can run here, or say what cannot: nothing is loaded or written.
 
-    The model is built and run forward on the meta device, the optimizer and the scheduler on it;
+    The model is built and run on two images, the optimizer and the scheduler are built on it;
     device and precision are resolved; injected settings for which the model has no place are
     emptied, and refused if they are among the keys that the user `asked` for.
     """
-    import torch
-
     config = _without_homeless_settings(config, asked)
     device, _ = select_device(config.device)
     config = dataclasses.replace(
@@ -158,13 +157,34 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
     for name, figure in config.figures.items():
         if figure is not None:
             bind(figure, f"figures.{name}", {"run": None})
+    parameters = _try_model(config)
+    optimizer = build(config.optimizer, "optimizer", params=parameters)
+    if config.scheduler is not None:
+        _check_scheduler(config, config.scheduler, optimizer)
+    return config
+
+
+_TRIED: dict[str, Any] = {}
+
+
+def _try_model(config: RunConfig) -> Any:
+    """Build the model, run it on two random images, return its parameters; once a kind of model.
+
+    On the CPU, not the meta device: the first meta operation imports torch's decompositions for
+    two seconds, a forward pass of two small images takes milliseconds.
+    """
+    import torch
+
     num_classes = len(config.dataset.classes or range(10))
-    shape = list(config.dataset.image_shape)
-    with torch.device("meta"):
+    shape, count = list(config.dataset.image_shape), min(config.training.batch_size, 2)
+    parts = [config.model, config.activation, config.dropout, shape, num_classes, count]
+    key = json.dumps([to_plain(part) for part in parts], sort_keys=True)
+    if key in _TRIED:
+        return _TRIED[key]
+    with seeded(0), torch.no_grad():
         model = build_model(config, num_classes)
-        count = min(config.training.batch_size, 2)
         try:
-            logits = model(torch.empty(count, *shape))
+            logits = model(torch.rand(count, *shape))
         except (RuntimeError, ValueError, TypeError) as error:
             if count == 1:
                 raise RequestError(
@@ -178,10 +198,8 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
             f"model returns {list(logits.shape)} for {count} images; it must be "
             f"[{count}, {num_classes}], a logit for each class"
         )
-    optimizer = build(config.optimizer, "optimizer", params=list(model.parameters()))
-    if config.scheduler is not None:
-        _check_scheduler(config, config.scheduler, optimizer)
-    return config
+    _TRIED[key] = list(model.parameters())
+    return _TRIED[key]
 
 
 def _without_homeless_settings(config: RunConfig, asked: Collection[str]) -> RunConfig:

@@ -209,7 +209,7 @@ class Progress:
 
 
 def make_schedule(component: Component | None, optimizer: Any, epochs: int, steps: int) -> Schedule:
-    """Build the scheduler; its `T_max` or `total_steps` left null means the whole run."""
+    """Build the scheduler; a `T_max` or `total_steps` left null means the whole run."""
     if component is None:
         return Schedule()
     when = component.get("step", "epoch")

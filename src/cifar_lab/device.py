@@ -21,23 +21,20 @@ def select_device(name: str) -> tuple[str, str]:
 
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
-        if cuda:
-            return "cuda", f"auto: {torch.cuda.get_device_name()}"
-        if mps:
-            return "mps", "auto: Apple GPU; no CUDA device"
-        return "cpu", "auto: no CUDA and no MPS device"
+        name = "cuda" if cuda else "mps" if mps else "cpu"
     if name.startswith("cuda"):
         if not cuda:
-            built = (
-                "this torch is built without CUDA" if not torch.version.cuda else "none was found"
-            )
-            raise RequestError(f"device={name}: no CUDA device ({built}); use device=auto or cpu")
+            why = "none was found" if torch.version.cuda else "this torch is built without CUDA"
+            raise RequestError(f"device={name}: no CUDA device ({why}); use device=auto or cpu")
         index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
         if index >= count:
             raise RequestError(f"device={name}: there are {count} CUDA devices, numbered from 0")
-    if name == "mps" and not mps:
-        raise RequestError("device=mps: no Apple GPU here; use device=auto or cpu")
-    return name, "as asked"
+        return name, torch.cuda.get_device_name(torch.device(name))
+    if name == "mps":
+        if not mps:
+            raise RequestError("device=mps: no Apple GPU here; use device=auto or cpu")
+        return name, "Apple GPU"
+    return name, "as asked" if cuda or mps else "there is no CUDA and no MPS device"
 
 
 def select_precision(name: str, device: str) -> str:

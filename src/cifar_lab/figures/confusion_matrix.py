@@ -31,7 +31,7 @@ def draw(
     names = style.plain_names(run, len(counts))
     kinds = ["none", "rows"] if normalise == "both" else [normalise]
     side = float(np.clip(0.55 * len(counts), 4.2, 8.8))
-    figure = style.new_figure((side + 1.6) * len(kinds), side + 1.0)
+    figure = style.new_figure((side + 1.6) * len(kinds), side + 1.5)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         _panel(axes, counts, names, shares=kind == "rows")
     found = int(np.trace(counts))
@@ -73,7 +73,7 @@ def _panel(axes: Axes, counts: np.ndarray[Any, Any], names: list[str], *, shares
         style.percent_axis(bar.ax.yaxis)
     if small:
         return
-    number_size = 8.0 if size <= 12 else 6.0
+    number_size = 8.0 if size <= 12 else 7.0
     for row, column in np.ndindex(size, size):
         value = values[row, column]
         colour = style.text_colour(image.cmap(norm(value)))

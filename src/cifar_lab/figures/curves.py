@@ -32,6 +32,7 @@ def draw(run: RunDir, test: bool = True, steps: bool = True, learning_rate: bool
     config, rows = run.config, run.read_metrics()
     step_rows = run.read_steps() if steps else []
     rates = [row.learning_rate for row in rows]
+    last = rows[-1].epoch if rows else max(config.training.epochs, 1)
     with_rate = learning_rate and len(set(rates)) > 1
     figure = style.new_figure(13 if with_rate else 10, 4.3)
     panels = figure.subplots(
@@ -42,7 +43,7 @@ def draw(run: RunDir, test: bool = True, steps: bool = True, learning_rate: bool
         _panel(axes, quantity, rows, step_rows, best, test=test)
         if quantity == "accuracy" and config.study.target_accuracy is not None:
             _target(axes, config.study.target_accuracy)
-        axes.set_xlim(*_span(rows, config))
+        axes.set_xlim(*_span(last))
         if axes.get_legend_handles_labels()[0]:
             _legend(axes)
         else:
@@ -53,7 +54,7 @@ def draw(run: RunDir, test: bool = True, steps: bool = True, learning_rate: bool
         axes.plot(_epochs(rows), rates, color=style.INK, drawstyle="steps-mid", linewidth=1.6)
         if min(rates) > 0 and max(rates) / min(rates) >= 10:
             axes.set_yscale("log")
-        axes.set_xlim(*_span(rows, config))
+        axes.set_xlim(*_span(last))
         style.epoch_axis(axes.xaxis)
     style.caption(figure, style.run_title(config))
     return figure
@@ -62,7 +63,7 @@ def draw(run: RunDir, test: bool = True, steps: bool = True, learning_rate: bool
 def overlay(runs: Sequence[RunDir], labels: Sequence[str]) -> Figure:
     """Return the curves of many runs, a colour and dash for each, named in a legend outside."""
     histories = [run.read_metrics() for run in runs]
-    figure, panels = _grid_of_panels(len(runs))
+    figure, panels = _grid_of_panels(len(runs), max((len(rows) for rows in histories), default=1))
     for index, (label, rows) in enumerate(zip(labels, histories, strict=True)):
         shown = label if rows else f"{label} (no epoch yet)"
         look = {"linewidth": 1.5, "label": style.plain(shown, 60), **style.line_style(index)}
@@ -80,25 +81,27 @@ def bands(
     The line is the mean, the band from the lowest to the highest run or one standard deviation to
     both sides; both end where the first run of the group ends, so that n is the same all along.
     """
-    figure, panels = _grid_of_panels(len(groups))
-    for index, (label, runs) in enumerate(groups.items()):
-        histories = [rows for rows in (run.read_metrics() for run in runs) if rows]
-        length = min((len(rows) for rows in histories), default=0)
-        histories = [rows[:length] for rows in histories]
+    every = {label: [run.read_metrics() for run in runs] for label, runs in groups.items()}
+    lengths = {label: [len(rows) for rows in found if rows] for label, found in every.items()}
+    longest = max((min(counts, default=1) for counts in lengths.values()), default=1)
+    figure, panels = _grid_of_panels(len(groups), longest)
+    for index, (label, found) in enumerate(every.items()):
+        length = min(lengths[label], default=0)
+        histories = [rows for rows in found if rows]
         look = style.line_style(index)
         name_and_count = f"{style.plain(label, 50)} (n = {len(histories)})"
         for name, axes in panels.items():
-            values = np.array([_column(rows, name) for rows in histories]).reshape(-1, length)
-            if not len(values):
+            if not histories:
                 axes.plot([], [], label=name_and_count, **look)
                 continue
-            epochs, mean = _epochs(histories[0]), values.mean(axis=0)
+            values = np.array([_column(rows, name)[:length] for rows in histories])
+            epochs, mean = _epochs(histories[0])[:length], values.mean(axis=0)
             low, high = values.min(axis=0), values.max(axis=0)
             if spread == "std":
                 deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(length)
                 low, high = mean - deviation, mean + deviation
             axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
-            dots = _dots(histories[0])
+            dots = _dots(histories[0][:length])
             axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
     _outside_legend(figure, panels["train_loss"], len(groups))
     band = "lowest to highest run" if spread == "range" else "one standard deviation"
@@ -172,7 +175,7 @@ def _target(axes: Axes, accuracy: float) -> None:
     )
 
 
-def _grid_of_panels(entries: int) -> tuple[Figure, dict[str, Axes]]:
+def _grid_of_panels(entries: int, longest: int) -> tuple[Figure, dict[str, Axes]]:
     figure = style.new_figure(13, max(7.5, 0.17 * min(entries, 60) + 1))
     panels: dict[str, Axes] = {}
     for row, quantity in enumerate(("loss", "accuracy")):
@@ -183,6 +186,7 @@ def _grid_of_panels(entries: int) -> tuple[Figure, dict[str, Axes]]:
             y_label = "" if column else (ACCURACY if row else LOSS)
             style.dress(axes, f"{words} {quantity}", x_label, y_label)
             style.epoch_axis(axes.xaxis)
+            axes.set_xlim(*_span(longest))
             if quantity == "accuracy":
                 style.percent_axis(axes.yaxis)
             panels[f"{prefix}_{quantity}"] = axes
@@ -225,9 +229,8 @@ def _column(rows: Sequence[EpochMetrics], name: str) -> Values:
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 
-def _span(rows: Sequence[EpochMetrics], config: RunConfig) -> tuple[float, float]:
-    """Return the limits of the epoch axis: what has run, or what is planned where nothing has."""
-    last = rows[-1].epoch if rows else max(config.training.epochs, 1)
+def _span(last: int) -> tuple[float, float]:
+    """Return the limits of an epoch axis from 1 to `last`."""
     return (1 - 0.02 * last - 0.2, last + 0.02 * last + 0.2)
 
 

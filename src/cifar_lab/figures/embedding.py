@@ -16,7 +16,9 @@ from cifar_lab.run_dir import RunDir
 
 Array = np.ndarray[Any, Any]
 NEIGHBOURS = 5
-LEGEND_CLASSES = 20
+LEGEND_ROWS = 30
+NAMED_CLASSES = 20
+"""Up to this many classes have their names among the points; more would hide them."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def panels(
         *(len(config.dataset.classes or []) for config in configs),
     )
     names = style.plain_names(runs[0], num_classes)
-    figure = style.new_figure(5.4 * len(runs) + 1.6, 5.6)
+    columns = -(-num_classes // LEGEND_ROWS)
+    figure = style.new_figure(5.4 * len(runs) + 1.6 * columns, 5.6)
     grid = figure.subplots(1, len(runs), squeeze=False)[0]
     for axes, (features, labels), title in zip(grid, samples, titles, strict=True):
         projection = project(features, method)
@@ -111,16 +114,16 @@ def panels(
             loc="left",
             color=style.INK,
         )
-    handles, labels_of_handles = grid[0].get_legend_handles_labels()
-    if num_classes <= LEGEND_CLASSES:
-        figure.legend(
-            handles,
-            labels_of_handles,
-            loc="outside right upper",
-            fontsize=style.NORMAL,
-            frameon=False,
-            markerscale=1.8,
-        )
+    handles, words = grid[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        words,
+        loc="outside right center",
+        fontsize=style.NORMAL if num_classes <= NAMED_CLASSES else 6,
+        frameon=False,
+        markerscale=1.7,
+        ncols=columns,
+    )
     images = f"{len(samples[0][1]):,} images"
     what = style.run_title(configs[0]) if len(runs) == 1 else f"{len(runs)} runs"
     style.caption(figure, f"{name} of the features · {images} · {what}")
@@ -130,7 +133,7 @@ def panels(
 def _scatter(axes: Axes, projection: Projection, labels: Array, names: list[str]) -> None:
     style.dress(axes, "", projection.x_label, projection.y_label)
     axes.tick_params(labelsize=style.SMALL)
-    size = float(np.clip(9000 / max(len(labels), 1), 5, 22))
+    size = float(np.clip(30000 / max(len(labels), 1), 6, 26))
     for index, name in enumerate(names):
         colour, marker = style.class_style(index, len(names))
         points = projection.points[labels == index]
@@ -144,17 +147,36 @@ def _scatter(axes: Axes, projection: Projection, labels: Array, names: list[str]
             linewidths=0,
             label=name,
         )
-    for index, name in enumerate(names):
-        points = projection.points[labels == index]
-        if not len(points):
-            continue
-        colour, _ = style.class_style(index, len(names))
-        axes.annotate(
-            name,
-            np.median(points, axis=0),
+    if len(names) <= NAMED_CLASSES:
+        _write_names(axes, projection, labels, names)
+
+
+def _write_names(axes: Axes, projection: Projection, labels: Array, names: list[str]) -> None:
+    """Write each class's name at the median of its points, or beside it where two would meet."""
+    shown = [i for i in range(len(names)) if (labels == i).any()]
+    medians = [np.median(projection.points[labels == i], axis=0) for i in shown]
+    places = (axes.transData + axes.transAxes.inverted()).transform(np.array(medians))
+    character, line = 0.0185, 0.036  # as shares of the panel's width and height
+    widths = np.array([character * len(names[i]) for i in shown])
+    order = np.arange(len(shown))
+    for _ in range(200):
+        apart = places[:, None] - places[None]
+        meet = np.abs(apart[:, :, 0]) < (widths[:, None] + widths[None]) / 2
+        meet &= (np.abs(apart[:, :, 1]) < line) & (order[:, None] != order)
+        if not meet.any():
+            break
+        direction = np.sign(apart[:, :, 1] + 1e-9 * (order[:, None] - order))
+        places[:, 1] += (meet * direction).sum(axis=1) * line / 8
+    for i, place in zip(shown, np.clip(places, 0.02, 0.98), strict=True):
+        colour, _ = style.class_style(i, len(names))
+        axes.text(
+            place[0],
+            place[1],
+            names[i],
+            transform=axes.transAxes,
             ha="center",
             va="center",
-            fontsize=style.NORMAL if len(names) <= LEGEND_CLASSES else 5.5,
+            fontsize=style.NORMAL,
             fontweight="bold",
             color=colour,
             path_effects=[withStroke(linewidth=2.5, foreground=style.PAPER)],

@@ -21,10 +21,14 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
     names = style.plain_names(run, len(matrix))
     accuracy = predictions.per_class_accuracy
     order = [int(i) for i in np.argsort(-accuracy, kind="stable") if support[i]]
-    figure = style.new_figure(11, max(4.0, 0.2 * max(len(order), pairs) + 1.6))
+    lines = max(len(order), min(pairs, matrix.size))
+    figure = style.new_figure(11, max(4.0, 0.2 * lines + 1.6))
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
     style.dress(left, "Accuracy by class, with its 95 % interval", "share recognised")
-    style.dress(right, "Most confused pairs", f"{split} images")
+    style.dress(right, "Most confused pairs", f"{split} images (share of the true class)")
+    for axes in (left, right):
+        axes.grid(False, axis="y")
+        axes.set_ylim(lines - 0.4, -0.6)
     if order:
         shares = [float(accuracy[i]) for i in order]
         intervals = [wilson_interval(float(accuracy[i]), int(support[i])) for i in order]
@@ -34,17 +38,15 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
         ]
         whiskers = {"ecolor": style.INK, "elinewidth": 1, "capsize": 2}
         left.barh(range(len(order)), shares, xerr=around, color="#8FB9D9", error_kw=whiskers)
-        for row, (share, (_, high)) in enumerate(zip(shares, intervals, strict=True)):
-            left.text(high + 0.012, row, f"{100 * share:.1f} %", va="center", fontsize=style.SMALL)
+        for row, share in enumerate(shares):
+            left.text(0.012, row, f"{100 * share:.1f} %", va="center", fontsize=style.SMALL)
         overall = predictions.accuracy
         left.axvline(overall, color=style.VERMILLION, linestyle="--", linewidth=1.3)
         left.set_xlabel(f"share recognised (dashed: all classes, {100 * overall:.2f} %)")
     else:
         style.note(left, "no images")
     left.set_yticks(range(len(order)), [names[i] for i in order])
-    left.set_ylim(max(len(order), 1) - 0.4, -0.6)
-    left.set_xlim(0, 1.12)
-    left.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    left.set_xlim(0, 1)
     style.percent_axis(left.xaxis)
 
     confused = predictions.most_confused(pairs)
@@ -55,7 +57,6 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
         right.text(count, row, f" {size}", va="center", fontsize=style.SMALL, color=style.INK)
     words = [f"{names[label]} → {names[guess]}" for label, guess, _ in confused]
     right.set_yticks(range(len(confused)), words)
-    right.set_ylim(max(len(confused), 1) - 0.4, -0.6)
     right.set_xlim(0, 1.35 * max(counts, default=1))
     if not confused:
         style.note(right, "no mistakes")

@@ -136,9 +136,11 @@ def _picture(axes: Axes, sample: _Sample, names: list[str]) -> None:
         fontweight="bold",
         color=colour,
     )
-    true = names[sample.label] if right else f"is {names[sample.label]}"
+    where = f"image {sample.index}"
     axes.set_xlabel(
-        f"image {sample.index}" if right else true, fontsize=style.NORMAL, color=style.INK
+        where if right else f"true: {names[sample.label]}\n{where}",
+        fontsize=style.SMALL,
+        color=style.INK,
     )
 
 
@@ -183,4 +185,7 @@ def _colour(sample: _Sample) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.0005 else "< 0.1 %"
+    """Return a share with one decimal, where that is 0.0 or 100.0 as a bound."""
+    if share < 0.0005:
+        return "< 0.1 %"
+    return f"{100 * share:.1f} %" if share < 0.9995 else "> 99.9 %"

@@ -4,13 +4,14 @@ All of it is set on the objects themselves. matplotlib's rcParams and pyplot are
 process, and runs that draw side by side would see each other's settings.
 """
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from cifar_lab.config import RunConfig
@@ -36,6 +37,7 @@ CLASS_MARKERS = "o^sDvPX<p>"
 SEQUENTIAL = "Blues"
 SMALL, NORMAL, LARGE = 7.5, 9.0, 10.5
 LONGEST_NAME = 18
+CHARACTERS_PER_INCH = 12.5
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -45,11 +47,11 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def caption(figure: Figure | SubFigure, text: str) -> None:
-    """Write one line above everything, from the left edge."""
-    figure.suptitle(
-        plain(text, 150), x=0.008, ha="left", fontsize=NORMAL, color=MUTED, fontfamily="DejaVu Sans"
-    )
+def caption(figure: Figure, text: str) -> None:
+    """Write what the figure is of above everything, from the left edge, on as few lines as fit."""
+    width = figure.get_size_inches()[0]
+    lines = textwrap.fill(plain(text, 300), int(CHARACTERS_PER_INCH * width))
+    figure.suptitle(lines, x=0.06 / width, ha="left", fontsize=NORMAL, color=MUTED)
 
 
 def dress(axes: Axes, title: str = "", x_label: str = "", y_label: str = "") -> None:
@@ -119,7 +121,7 @@ def text_colour(background: Sequence[float]) -> str:
 
 
 def class_names(run: RunDir, num_classes: int) -> list[str]:
-    """Return the classes' names: for display, the config's, those found with the images, numbers."""
+    """Return the names for display, else the config's, those found with the images, or numbers."""
     dataset = run.config.dataset
     names = dataset.display_names or dataset.classes
     if not names and run.summary_file.exists():

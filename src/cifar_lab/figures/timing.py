@@ -42,7 +42,7 @@ def _key(run: RunDir, summary: RunSummary) -> tuple[str, ...]:
         summary.device_name or "–",
         summary.precision,
         "–" if summary.threads is None else str(summary.threads),
-        summary.choices.get("model", config.model["_target_"]),
+        str(summary.choices.get("model", config.model["_target_"])),
         config.dataset.name,
         str(config.training.batch_size),
     )

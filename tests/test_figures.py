@@ -1,0 +1,667 @@
+import inspect
+import io
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from cifar_lab import components, config
+from cifar_lab.errors import RequestError, RunFailed
+from cifar_lab.figures import (
+    confusion_matrix,
+    curves,
+    embedding,
+    pca,
+    per_class,
+    samples,
+    style,
+    timing,
+    tsne,
+)
+from cifar_lab.metrics import EpochMetrics, Predictions, StepMetrics
+from cifar_lab.run_dir import RunDir, RunSummary
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+CONF = Path(__file__).parents[1] / "conf" / "figures"
+
+
+def make_run(folder: Path, summary: dict[str, Any] | None = None, **settings: Any) -> RunDir:
+    """Return a run folder that holds a config and a summary, as training would leave them."""
+    dataset = {
+        "name": "cifar10",
+        "source": {"_target_": "cifar_lab.datasets.cifar10.load"},
+        "image_shape": [3, 32, 32],
+        "classes": CLASSES,
+    } | settings.pop("dataset", {})
+    plain = {
+        "dataset": dataset,
+        "model": {"_target_": "cifar_lab.models.convnet.ConvNet"},
+        "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-3},
+        "choices": {"model": "convnet", "optimizer": "adam", "activation": "relu"},
+        "output_dir": str(folder),
+    }
+    run = RunDir.create(config.parse(plain | settings))
+    known = {"status": "finished", "seed": run.config.seed, "choices": plain["choices"]}
+    known |= {"protocol": "sound", "device": "cpu", "precision": "fp32"}
+    run.write_summary(RunSummary(**(known | (summary or {}))))
+    return run
+
+
+def history(
+    epochs: int, *, seed: int = 0, watched: bool = False, rate: float = 1e-3, height: float = 0.8
+) -> list[EpochMetrics]:
+    """Return rows whose validation loss falls, then rises again after two thirds."""
+    noise = np.random.default_rng(seed).normal(0, 0.004, (epochs, 2))
+    rows = []
+    for i in range(epochs):
+        progress = 1 - math.exp(-4 * (i + 1) / max(epochs, 8))
+        late = max(0.0, (i + 1) / max(epochs, 1) - 0.66)
+        val_accuracy = 0.12 + (height - 0.12) * progress - 0.05 * late + float(noise[i, 0])
+        rows.append(
+            EpochMetrics(
+                epoch=i + 1,
+                learning_rate=rate * (0.1 if late else 1.0),
+                train_loss=2.2 * (1 - progress) + 0.05,
+                train_accuracy=0.1 + 0.88 * progress,
+                val_loss=2.2 * (1 - 0.75 * progress) + 1.2 * late,
+                val_accuracy=val_accuracy,
+                seconds=20.0,
+                images_per_second=2250.0,
+                test_loss=2.25 * (1 - 0.74 * progress) if watched else None,
+                test_accuracy=val_accuracy - 0.02 if watched else None,
+            )
+        )
+    return rows
+
+
+def guesses(images: int, classes: int = 10, seed: int = 0, skill: float = 4.0) -> Predictions:
+    """Return logits of a net that is right more often than not and mixes up neighbours."""
+    draw = np.random.default_rng(seed)
+    labels = np.arange(images, dtype=np.int64) % classes
+    logits = draw.normal(0, 1.5, (images, classes))
+    logits[np.arange(images), labels] += skill
+    logits[np.arange(images), (labels + 2) % classes] += skill / 2
+    return Predictions(logits.astype(np.float32), labels, np.arange(images, dtype=np.int64))
+
+
+def write_samples(
+    run: RunDir, kinds: Sequence[str], shape: tuple[int, ...] = (3, 32, 32), classes: int = 10
+) -> Predictions:
+    count = len(kinds)
+    drawn = guesses(count, classes, seed=1)
+    logits = drawn.logits.copy()
+    for i, kind in enumerate(kinds):
+        if kind == "worst":
+            logits[i, drawn.labels[i]] = -3.0
+    images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
+    run.write_arrays(
+        run.samples_file,
+        images=images,
+        labels=drawn.labels,
+        logits=logits,
+        indices=np.arange(count) + 100,
+        kind=np.array(kinds, dtype="<U6"),
+    )
+    return Predictions(logits, drawn.labels, drawn.indices)
+
+
+def write_features(run: RunDir, images: int, spread: float = 1.0, dimensions: int = 64) -> None:
+    draw = np.random.default_rng(3)
+    labels = np.arange(images) % 10
+    centres = draw.normal(0, 4, (10, dimensions))
+    features = centres[labels] + draw.normal(0, spread * 4, (images, dimensions))
+    run.write_arrays(
+        run.features_file,
+        features=features.astype(np.float32),
+        labels=labels,
+        indices=np.arange(images),
+    )
+
+
+def check_drawn(figure: Figure) -> None:
+    """Draw as a PNG: nothing is outside the figure, and nothing is left blank."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=50, format="png")
+    assert buffer.getvalue().startswith(b"\x89PNG")
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert box.x0 > -0.02
+    assert box.y0 > -0.02
+    assert box.x1 < width + 0.02, f"{box.x1 - width} inches are cut off at the right"
+    assert box.y1 < height + 0.02, f"{box.y1 - height} inches are cut off at the top"
+
+
+def legend_texts(owner: Axes | Figure) -> list[str]:
+    legend = owner.get_legend() if isinstance(owner, Axes) else owner.legends[0]
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def cell_texts(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.texts]
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def test_curves_show_what_the_rows_say_and_mark_the_best_epoch(tmp_path: Path) -> None:
+    study = {"target_accuracy": 0.7}
+    run = make_run(tmp_path, {"best_epoch": 6}, study=study)
+    rows = history(9)
+    run.rewrite_metrics(rows)
+    figure = curves.draw(run, learning_rate=False)
+    check_drawn(figure)
+    loss, accuracy = figure.axes
+    assert loss.get_ylabel() == "loss (nats per image)"
+    assert [axes.get_xlabel() for axes in (loss, accuracy)] == ["epoch", "epoch"]
+    training = next(line for line in loss.lines if line.get_label() == "training")
+    assert list(np.asarray(training.get_ydata())) == [row.train_loss for row in rows]
+    stars: list[Any] = [line for line in accuracy.lines if line.get_marker() == "*"]
+    assert [(line.get_xdata(), line.get_ydata()) for line in stars] == [
+        ([6], [rows[5].val_accuracy])
+    ]
+    assert legend_texts(accuracy) == [
+        "training",
+        "validation",
+        f"best epoch 6: {100 * (rows[5].val_accuracy or 0):.2f} %",
+        "target 70 %",
+    ]
+    target = next(line for line in accuracy.lines if line.get_label() == "target 70 %")
+    assert set(np.asarray(target.get_ydata())) == {0.7}
+    assert all("%" in label.get_text() for label in accuracy.get_yticklabels())
+
+
+def test_before_the_summary_knows_it_the_best_epoch_follows_the_monitor(tmp_path: Path) -> None:
+    run = make_run(tmp_path, training={"monitor": "val_loss"})
+    rows = history(12)
+    run.rewrite_metrics(rows)
+    best = min(rows, key=lambda row: row.val_loss or math.inf).epoch
+    texts = legend_texts(curves.draw(run).axes[0])
+    assert any(text.startswith(f"best epoch {best}:") for text in texts)
+
+
+def test_a_watched_test_curve_is_dashed_and_named_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.rewrite_metrics(history(5, watched=True))
+    accuracy = curves.draw(run).axes[1]
+    watched = next(line for line in accuracy.lines if line.get_label() == "test (watched)")
+    assert watched.get_linestyle() == "--"
+    assert "test (watched)" not in legend_texts(curves.draw(run, test=False).axes[1])
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 1000])
+def test_curves_of_any_length(tmp_path: Path, epochs: int) -> None:
+    run = make_run(tmp_path)
+    run.rewrite_metrics(history(epochs))
+    figure = curves.draw(run)
+    check_drawn(figure)
+    if epochs == 0:
+        assert cell_texts(figure.axes[0]) == ["no epoch has finished yet"]
+    else:
+        low, high = figure.axes[0].get_xlim()
+        assert low < 1
+        assert high > epochs
+    if epochs == 1:
+        assert figure.axes[0].lines[0].get_marker() == "o"
+
+
+def test_curves_without_validation_or_with_a_loss_that_left_the_numbers(tmp_path: Path) -> None:
+    run = make_run(tmp_path, split={"validation": 0})
+    row = history(1)[0]
+    nothing: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
+    rows = [
+        EpochMetrics(**{**vars(row), **nothing, "epoch": 1}),
+        EpochMetrics(**{**vars(row), **nothing, "epoch": 2, "train_loss": math.nan}),
+    ]
+    run.rewrite_metrics(rows)
+    figure = curves.draw(run)
+    check_drawn(figure)
+    assert legend_texts(figure.axes[0]) == ["training"]
+
+
+def test_the_learning_rate_has_a_panel_only_where_it_changes(tmp_path: Path) -> None:
+    changing, constant = make_run(tmp_path), make_run(tmp_path, seed=1)
+    changing.rewrite_metrics(history(9))
+    constant.rewrite_metrics(history(1))
+    figure = curves.draw(changing)
+    assert len(figure.axes) == 3
+    assert figure.axes[2].get_yscale() == "log"
+    assert len(curves.draw(constant).axes) == 2
+    assert len(curves.draw(changing, learning_rate=False).axes) == 2
+
+
+def test_steps_stand_inside_their_epochs_and_keep_their_mean(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.rewrite_metrics(history(2))
+    losses = np.linspace(2.0, 1.0, 6000).tolist()
+    run.rewrite_steps([StepMetrics(1 + i // 3000, i + 1, x, 0.5) for i, x in enumerate(losses)])
+    line = curves.draw(run).axes[0].lines[0]
+    positions, values = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert line.get_label() == "training steps"
+    assert len(values) == curves.MOST_POINTS
+    assert values.mean() == pytest.approx(np.mean(losses))
+    assert positions.min() > 0
+    assert positions.max() == pytest.approx(2, abs=0.01)
+    assert (np.diff(positions) > 0).all()
+    assert "training steps" not in legend_texts(curves.draw(run, steps=False).axes[0])
+
+
+def test_many_runs_are_told_apart_and_named_outside(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, seed=i) for i in range(27)]
+    for i, run in enumerate(runs[:-1]):
+        run.rewrite_metrics(history(6, seed=i))
+    figure = curves.overlay(runs, [f"lr {i} $x$" for i in range(27)])
+    check_drawn(figure)
+    texts = legend_texts(figure)
+    assert len(texts) == 27
+    assert texts[-1].endswith("(no epoch yet)")
+    assert len({str(style.line_style(i)) for i in range(27)}) == 27
+    first, ninth = (figure.axes[0].lines[i] for i in (0, 8))
+    assert first.get_color() == ninth.get_color()
+    assert first.get_linestyle() != ninth.get_linestyle()
+    rightmost = max(axes.get_position().x1 for axes in figure.axes)
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= rightmost * figure.bbox.width
+
+
+def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, seed=i) for i in range(4)]
+    for i, length in enumerate((6, 5, 6)):
+        runs[i].rewrite_metrics(history(length, seed=i))
+    figure = curves.bands({"adam": runs, "nothing yet": runs[3:]})
+    check_drawn(figure)
+    assert legend_texts(figure) == ["adam (n = 3)", "nothing yet (n = 0)"]
+    axes = next(axes for axes in figure.axes if "Validation acc" in axes.get_title(loc="left"))
+    values = np.array([[row.val_accuracy for row in run.read_metrics()[:5]] for run in runs[:3]])
+    assert np.asarray(axes.lines[0].get_ydata()) == pytest.approx(values.mean(axis=0))
+    edges = np.asarray(axes.collections[0].get_paths()[0].vertices)
+    assert edges[:, 1].max() == pytest.approx(values.max())
+    std = curves.bands({"adam": runs[:3]}, spread="std")
+    panel = next(axes for axes in std.axes if "Validation acc" in axes.get_title(loc="left"))
+    edges = np.asarray(panel.collections[0].get_paths()[0].vertices)
+    high = (values.mean(axis=0) + values.std(axis=0, ddof=1)).max()
+    assert edges[:, 1].max() == pytest.approx(high)
+
+
+# --- confusion matrix and classes -----------------------------------------------------------------
+
+
+def test_confusion_matrix_writes_every_count_and_every_share(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    predictions = guesses(1000)
+    run.write_predictions(predictions, "test", "scored")
+    figure = confusion_matrix.draw(run)
+    check_drawn(figure)
+    counts, shares = figure.axes[:2]
+    assert [axes.get_title(loc="left") for axes in (counts, shares)] == [
+        "Images",
+        "Share of the true class",
+    ]
+    numbers = np.array([int(text) for text in cell_texts(counts)]).reshape(10, 10)
+    assert (numbers == predictions.confusion_matrix).all()
+    rows = np.array([float(text) for text in cell_texts(shares)]).reshape(10, 10)
+    assert rows.sum(axis=1) == pytest.approx(100, abs=0.5)
+    assert [label.get_text() for label in counts.get_yticklabels()] == CLASSES
+    assert (counts.get_xlabel(), counts.get_ylabel()) == ("predicted class", "true class")
+    for image in (counts.images[0], shares.images[0]):
+        dark = to_hex(image.axes.texts[0].get_color())  # the diagonal's first cell is full
+        assert dark == "#ffffff"
+
+
+@pytest.mark.parametrize(
+    ("normalise", "label"), [("none", "images"), ("rows", "share of the true class")]
+)
+def test_one_confusion_matrix_alone_says_what_it_shows(
+    tmp_path: Path, normalise: Any, label: str
+) -> None:
+    run = make_run(tmp_path)
+    run.write_predictions(guesses(200), "validation", "scored")
+    figure = confusion_matrix.draw(run, normalise=normalise, split="validation")
+    panel, bar = figure.axes
+    assert bar.get_ylabel() == label
+    assert len(panel.texts) == 100
+
+
+def test_a_hundred_classes_have_names_but_no_numbers(tmp_path: Path) -> None:
+    names = [f"kind number {i}" for i in range(100)]
+    run = make_run(tmp_path, dataset={"classes": names})
+    run.write_predictions(guesses(500, 100), "test", "scored")
+    figure = confusion_matrix.draw(run, normalise="none")
+    check_drawn(figure)
+    assert not figure.axes[0].texts
+    assert len(figure.axes[0].get_yticklabels()) == 100
+    check_drawn(per_class.draw(run))
+
+
+def test_a_class_without_images_and_one_never_confused(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    logits = np.eye(10, dtype=np.float32)[[0, 0, 1]]
+    perfect = Predictions(logits, np.array([0, 0, 1]), np.arange(3))
+    run.write_predictions(perfect, "test", "scored")
+    check_drawn(confusion_matrix.draw(run))
+    figure = per_class.draw(run)
+    check_drawn(figure)
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["airplane", "automobile"]
+    assert cell_texts(right) == ["no mistakes"]
+
+
+def test_per_class_bars_are_sorted_and_the_pairs_are_the_largest(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    predictions = guesses(1000, skill=2.0)
+    run.write_predictions(predictions, "test", "scored")
+    figure = per_class.draw(run, pairs=4)
+    check_drawn(figure)
+    left, right = figure.axes
+    widths = [patch.get_width() for patch in left.patches]  # type: ignore[attr-defined]
+    assert widths == sorted(predictions.per_class_accuracy, reverse=True)
+    assert f"{100 * predictions.accuracy:.2f} %" in left.get_xlabel()
+    label, guess, count = predictions.most_confused(1)[0]
+    assert right.get_yticklabels()[0].get_text() == f"{CLASSES[label]} → {CLASSES[guess]}"
+    assert f"{count}  ({count:.1f} %)" in right.texts[0].get_text()
+    assert len(right.patches) == 4
+
+
+def test_wilson_intervals_agree_with_the_published_ones() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, table I, method 3
+    for share, images, low, high in [(81 / 263, 263, 0.2553, 0.3662), (0 / 20, 20, 0.0, 0.1611)]:
+        assert per_class.wilson_interval(share, images) == pytest.approx((low, high), abs=5e-5)
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 96, 64)])
+def test_samples_show_images_and_all_their_probabilities(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    run = make_run(tmp_path)
+    shown = write_samples(run, ["worst", "random", "random", "random", "worst"], shape)
+    figure = samples.draw(run)
+    check_drawn(figure)
+    random_part, worst_part = figure.subfigs
+    assert [part.get_suptitle() for part in figure.subfigs] == [
+        "Drawn at random",
+        "The most confident mistakes",
+    ]
+    assert sum(len(axes.images) for axes in random_part.axes) == 3
+    assert sum(len(axes.images) for axes in worst_part.axes) == 2
+    bars = [patch.get_width() for patch in random_part.axes[1].patches]  # type: ignore[attr-defined]
+    assert bars == pytest.approx(shown.probabilities[1])
+    marked = [text.get_text() for text in random_part.axes[1].texts]
+    assert [i for i, text in enumerate(marked) if "◀" in text] == [shown.predicted[1]]
+    for axes in worst_part.axes[::2]:
+        assert not axes.images or axes.get_title().startswith("✗")
+    surest = [max(p.get_width() for p in worst_part.axes[i].patches) for i in (1, 3)]  # type: ignore[attr-defined]
+    assert surest == sorted(surest, reverse=True)
+
+
+def test_right_and_wrong_differ_in_sign_and_colour(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    shown = write_samples(run, ["random"] * 6)
+    pictures = [axes for axes in samples.draw(run).subfigs[0].axes if axes.images]
+    for i, axes in enumerate(pictures):
+        right = bool(shown.predicted[i] == shown.labels[i])
+        assert axes.get_title().startswith("✓" if right else "✗")
+        assert (
+            to_hex(axes.title.get_color()) == (style.GREEN if right else style.VERMILLION).lower()
+        )
+
+
+def test_with_many_classes_the_rest_share_a_bar(tmp_path: Path) -> None:
+    run = make_run(tmp_path, dataset={"classes": [f"kind {i}" for i in range(100)]})
+    write_samples(run, ["random"] * 3, classes=100)
+    figure = samples.draw(run)
+    check_drawn(figure)
+    axes = figure.subfigs[0].axes[1]
+    assert axes.get_yticklabels()[-1].get_text() == "88 others"
+    total = sum(patch.get_width() for patch in axes.patches)  # type: ignore[attr-defined]
+    assert total == pytest.approx(1)
+
+
+def test_no_samples_at_all(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_samples(run, [])
+    check_drawn(samples.draw(run))
+
+
+def test_counts_limit_the_samples(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_samples(run, ["random"] * 5 + ["worst"] * 5)
+    figure = samples.draw(run, random_count=0, mistake_count=3)
+    assert [sum(len(a.images) for a in part.axes) for part in figure.subfigs] == [3]
+
+
+def test_probability_text_is_s1s_figure_10(tmp_path: Path) -> None:
+    short = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    run = make_run(tmp_path, dataset={"display_names": short})
+    shown = write_samples(run, ["random"] * 5)
+    text = samples.probability_text(run, count=2)
+    order = "('plane', 'car', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')"
+    assert text.startswith(f"labels: {order}\n")
+    vectors = [block.split("[")[1].split("]")[0] for block in text.split("prob = ")[1:]]
+    assert len(vectors) == 2
+    for i, vector in enumerate(vectors):
+        cells = [cell.strip() for cell in vector.split(",")]
+        bold = [k for k, cell in enumerate(cells) if cell.startswith("**") and cell.endswith("**")]
+        assert bold == [shown.predicted[i]]
+        numbers = [float(cell.strip("*")) for cell in cells]
+        assert numbers == pytest.approx(shown.probabilities[i], rel=1e-4)
+        assert all(len(cell.strip("*")) == len("9.9995e-01") for cell in cells)
+    assert "image 100, plane:" in text
+
+
+# --- embeddings -----------------------------------------------------------------------------------
+
+
+def test_pca_is_scikit_learns(tmp_path: Path) -> None:
+    from sklearn.decomposition import PCA
+
+    run = make_run(tmp_path)
+    write_features(run, 300)
+    features = run.read_arrays(run.features_file)["features"]
+    reference = PCA(n_components=2, svd_solver="full").fit(features)
+    expected = reference.transform(features)
+    found = pca.project(features)
+    for column in (0, 1):
+        sign = np.sign(found.points[:, column] @ expected[:, column])
+        assert sign * found.points[:, column] == pytest.approx(expected[:, column], abs=1e-2)
+    share = 100 * reference.explained_variance_ratio_[0]
+    figure = pca.draw(run)
+    check_drawn(figure)
+    assert figure.axes[0].get_xlabel() == f"component 1 ({share:.1f} % of the variance)"
+    assert legend_texts(figure) == CLASSES
+    drawn = sum(len(np.asarray(c.get_offsets())) for c in figure.axes[0].collections)
+    assert drawn == 300
+
+
+def test_sample_size_and_seed_choose_the_images(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_features(run, 300)
+    first, labels = embedding.read_sample(run, 50, 0)
+    again, _ = embedding.read_sample(run, 50, 0)
+    other, _ = embedding.read_sample(run, 50, 1)
+    assert first.shape == (50, 64)
+    assert len(labels) == 50
+    assert (first == again).all()
+    assert not (first == other).all()
+
+
+def test_tsne_is_the_same_twice_and_follows_its_seed_and_perplexity(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    write_features(run, 120, dimensions=70)
+    features, labels = embedding.read_sample(run, 120, 0)
+    first, again = (tsne.project(features, 10.0, 0).points for _ in range(2))
+    assert (first == again).all()
+    assert not (first == tsne.project(features, 20.0, 0).points).all()
+    assert embedding.separation(first, labels)["knn_accuracy"] > 0.8
+
+
+def test_side_by_side_shows_that_training_separates(tmp_path: Path) -> None:
+    trained, untrained = make_run(tmp_path), make_run(tmp_path, seed=1)
+    write_features(trained, 200, spread=0.4)
+    write_features(untrained, 200, spread=10)
+    figure = tsne.side_by_side([untrained, trained], ["untrained", "trained"], 150, 15.0)
+    check_drawn(figure)
+    before, after = (axes.get_title(loc="left") for axes in figure.axes)
+    assert before.startswith("untrained\n5-nearest-neighbour accuracy ")
+    assert float(before.split("accuracy ")[1].split(" %")[0]) < 40
+    assert float(after.split("accuracy ")[1].split(" %")[0]) > 90
+
+
+def test_separation_counts_neighbours_without_the_point_itself() -> None:
+    alone = np.array([[0.0, 0], [0, 1], [0, 2], [9, 0], [9, 1], [9, 2], [0, 1.5]])
+    labels = np.array([0, 0, 0, 1, 1, 1, 1])
+    scores = embedding.separation(alone, labels)
+    brute = 0
+    for i, point in enumerate(alone):
+        distance = np.linalg.norm(alone - point, axis=1)
+        near = [k for k in np.argsort(distance, kind="stable") if k != i][:5]
+        votes = np.bincount(labels[near], minlength=2)
+        brute += int(votes.argmax() == labels[i])
+    assert scores["knn_accuracy"] == brute / 7
+    assert math.isnan(embedding.separation(alone, np.zeros(7, dtype=int))["silhouette"])
+    far = np.repeat([[0.0, 0.0], [100.0, 0.0]], 6, axis=0) + np.arange(12)[:, None] * 0.01
+    scores = embedding.separation(far, np.repeat([0, 1], 6))
+    assert scores["knn_accuracy"] == 1.0
+    assert scores["silhouette"] > 0.99
+
+
+def test_features_that_are_all_the_same_not_finite_or_too_few(tmp_path: Path) -> None:
+    dead, wild, few = (make_run(tmp_path, seed=i) for i in range(3))
+    same = {"labels": np.arange(40) % 10, "indices": np.arange(40)}
+    dead.write_arrays(dead.features_file, features=np.ones((40, 8), np.float32), **same)
+    figure = tsne.draw(dead)
+    check_drawn(figure)
+    assert figure.axes[0].get_xlabel() == "all features are the same"
+    wild.write_arrays(wild.features_file, features=np.full((40, 8), np.nan, np.float32), **same)
+    with pytest.raises(RunFailed, match="not a number"):
+        pca.draw(wild)
+    write_features(few, 2)
+    with pytest.raises(RequestError, match="2 images are too few"):
+        pca.draw(few)
+    write_features(few, 5)
+    check_drawn(tsne.draw(few))
+
+
+# --- timing ---------------------------------------------------------------------------------------
+
+
+def test_timing_table_has_a_row_for_each_device(tmp_path: Path) -> None:
+    cpu = [make_run(tmp_path, {"threads": 2, "device_name": "a|b"}, seed=seed) for seed in range(3)]
+    gpu = make_run(tmp_path, {"device": "cuda", "precision": "bf16"}, seed=9)
+    for run in cpu[:2]:
+        run.rewrite_metrics(history(4))
+    gpu.rewrite_metrics(history(270))
+    lines = timing.timing_table([*cpu, gpu]).splitlines()
+    assert len(lines) == 4
+    cells = [cell.strip() for cell in lines[2].replace(r"\|", "/").strip("|").split("|")]
+    row = dict(zip(timing.COLUMNS, cells, strict=True))
+    assert row == {
+        "device": "cpu",
+        "device name": "a/b",
+        "precision": "fp32",
+        "threads": "2",
+        "model": "convnet",
+        "dataset": "cifar10",
+        "batch size": "128",
+        "runs": "2",
+        "epochs": "8",
+        "seconds per epoch": "20.0",
+        "images per second": "2,250",
+        "total": "0:02:40",
+    }
+    assert lines[3].endswith("| 270 | 20.0 | 2,250 | 1:30:00 |")
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def full_run(folder: Path, **settings: Any) -> RunDir:
+    run = make_run(folder, **settings)
+    run.rewrite_metrics(history(4))
+    run.write_predictions(guesses(200), "test", "scored")
+    write_samples(run, ["random"] * 2 + ["worst"] * 2)
+    write_features(run, 60)
+    return run
+
+
+def read_option(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
+    inherited = [entry for entry in found.pop("defaults", []) if entry != "_self_"]
+    for entry in inherited:
+        found = read_option(entry) | found
+    return found
+
+
+@pytest.mark.parametrize("option", ["standard", "embeddings", "none"])
+def test_every_option_lists_all_settings_with_their_defaults(tmp_path: Path, option: str) -> None:
+    figures = read_option(option)
+    run = full_run(tmp_path, figures=figures)
+    expected = {"standard": 3, "embeddings": 6, "none": 0}[option]
+    assert len(figures) == expected
+    for name, component in figures.items():
+        role = f"figures.{name}"
+        parameters = inspect.signature(components.resolve(component["_target_"], role)).parameters
+        defaults = {k: p.default for k, p in parameters.items() if k != "run"}
+        assert {k: v for k, v in component.items() if k != "_target_"} == defaults
+        if option == "embeddings":
+            path = run.write_figure(name, components.build(component, role, run=run))
+            assert path.stat().st_size > 5000
+
+
+def test_names_that_are_long_strange_or_missing(tmp_path: Path) -> None:
+    names = ["a$b$", "x_1^{2", "two\nlines", "é" * 60, "<&>", "%s", "{}", "\\frac", "$", "last one"]
+    run = full_run(tmp_path, dataset={"classes": names})
+    for draw in (per_class.draw, samples.draw, pca.draw):
+        check_drawn(draw(run))
+    nameless = make_run(tmp_path, dataset={"classes": None})
+    assert style.plain_names(nameless, 3) == ["0", "1", "2"]
+
+
+def test_names_found_with_the_images_stand_in_the_figures(tmp_path: Path) -> None:
+    found = dict.fromkeys(["anna", "ben"], 0.5)
+    run = make_run(tmp_path, {"per_class_accuracy": found}, dataset={"classes": None})
+    assert style.class_names(run, 2) == ["anna", "ben"]
+
+
+def test_a_missing_file_is_said_with_the_way_to_make_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for draw in (confusion_matrix.draw, samples.draw, per_class.draw, pca.draw, tsne.draw):
+        with pytest.raises(RequestError, match=r"cifar_lab\.evaluate"):
+            draw(run)
+
+
+def test_threads_draw_the_same_picture_side_by_side(tmp_path: Path) -> None:
+    runs = [full_run(tmp_path, seed=i) for i in range(2)]
+
+    def png(run: RunDir) -> bytes:
+        buffer = io.BytesIO()
+        per_class.draw(run).savefig(buffer, dpi=40, format="png")
+        return buffer.getvalue()
+
+    alone = [png(run) for run in runs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(png, runs * 2))
+    assert together == alone * 2
+
+
+def test_drawing_needs_neither_torch_nor_pyplot_nor_scikit_learn() -> None:
+    modules = "confusion_matrix, curves, embedding, pca, per_class, samples, timing, tsne"
+    program = (
+        f"import sys; from cifar_lab.figures import {modules}\n"
+        "heavy = {'torch', 'matplotlib.pyplot', 'sklearn', 'hydra', 'scipy'} & set(sys.modules)\n"
+        "print(*sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")

@@ -40,7 +40,9 @@ def make_model(settings: RunConfig, splits: Splits, where: str) -> nn.Module:
     """
     with device.seeded(device.derive_seed(settings.seed, "weights")):
         model: nn.Module = components.build_model(settings, len(splits.class_names))
-    return model.to(where, memory_format=device.memory_format(where))
+    model.to(where)
+    model.to(memory_format=device.memory_format(where))
+    return model
 
 
 def normalisation(settings: RunConfig) -> Normalisation:

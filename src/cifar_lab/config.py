@@ -208,7 +208,8 @@ def load(path: Path) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """Return the config as YAML; `load` reads it back to an equal RunConfig."""
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=100)
+    text: str = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def to_plain(value: Any) -> Any:

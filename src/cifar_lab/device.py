@@ -4,12 +4,14 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from cifar_lab.errors import RequestError
 
 if TYPE_CHECKING:
     import torch
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def select_device(name: str) -> tuple[str, str]:
@@ -37,7 +39,7 @@ def select_device(name: str) -> tuple[str, str]:
     return name, "as asked" if cuda or mps else "there is no CUDA and no MPS device"
 
 
-def select_precision(name: str, device: str) -> str:
+def select_precision(name: Precision, device: str) -> Precision:
     """Return the precision that `name` means on this device; auto is fp32 everywhere.
 
     auto stays fp32 until the accuracy of a faster precision is shown over enough seeds

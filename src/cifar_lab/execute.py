@@ -363,17 +363,17 @@ def _event_writer(run: RunDir, settings: RunConfig) -> Iterator[Callable[[EpochM
         raise RequestError(
             "training.tensorboard=true needs TensorBoard: pip install cifar-lab[tensorboard]"
         ) from None
-    writer = SummaryWriter(str(run.path / "tensorboard"))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(run.path / "tensorboard"))
 
     def note(row: EpochMetrics) -> None:
         for name, value in dataclasses.asdict(row).items():
             if value is not None and name != "epoch":
-                writer.add_scalar(name, value, row.epoch)  # type: ignore[no-untyped-call]
+                writer.add_scalar(name, value, row.epoch)
 
     try:
         yield note
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ class Predictions:
     @cached_property
     def predicted(self) -> npt.NDArray[np.int64]:
         """Most probable class of each image, (N,)."""
-        return self.logits.argmax(axis=1)
+        return np.asarray(self.logits.argmax(axis=1), dtype=np.int64)
 
     @property
     def accuracy(self) -> float:
@@ -101,12 +101,8 @@ class Predictions:
     def per_class_accuracy(self) -> npt.NDArray[np.float64]:
         """Share of each class's images that are recognised (recall), (C,); nan without images."""
         support = self.confusion_matrix.sum(axis=1)
-        return np.divide(
-            np.diag(self.confusion_matrix),
-            support,
-            out=np.full(len(support), np.nan),
-            where=support > 0,
-        )
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.diag(self.confusion_matrix) / support, dtype=np.float64)
 
     def most_confused(self, count: int = 5) -> list[tuple[int, int, int]]:
         """Return the `count` largest (label, prediction, images) off the diagonal."""

@@ -6,7 +6,7 @@ writes rows, saves the state, draws bars, answers signals and stops, all in one 
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -315,7 +315,9 @@ def history_rows(table: Tensor) -> list[EpochMetrics]:
     names = columns(EpochMetrics)
     rows = []
     for cells in table.tolist():
-        values = {n: None if math.isnan(v) else v for n, v in zip(names, cells, strict=True)}
+        values: dict[str, Any] = {
+            n: None if math.isnan(v) else v for n, v in zip(names, cells, strict=True)
+        }
         rows.append(EpochMetrics(**{**values, "epoch": int(cells[0])}))
     return rows
 
@@ -338,7 +340,7 @@ def _train_epoch(
             loss = functional.cross_entropy(
                 logits.float(), labels, label_smoothing=settings.label_smoothing
             )
-        state.scaler.scale(loss).backward()
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
@@ -371,7 +373,7 @@ def _train_epoch(
 
 def _score(
     state: TrainState, split: Split, batches: Batches, *, batch_size: int, crop_padding: int
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, tuple[float, float]]:
     """Yield as the split is scored; return its mean loss and accuracy."""
     state.model.eval()
     epoch = state.epoch + 1

@@ -245,7 +245,9 @@ def test_steps_stand_inside_their_epochs_and_keep_their_mean(tmp_path: Path) -> 
     run.rewrite_metrics(history(2))
     losses = np.linspace(2.0, 1.0, 6000).tolist()
     run.rewrite_steps([StepMetrics(1 + i // 3000, i + 1, x, 0.5) for i, x in enumerate(losses)])
-    line = curves.draw(run).axes[0].lines[0]
+    panel = curves.draw(run).axes[0]
+    assert panel.get_xlim()[0] == 0
+    line = panel.lines[0]
     positions, values = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
     assert line.get_label() == "training steps"
     assert len(values) == curves.MOST_POINTS

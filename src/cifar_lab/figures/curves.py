@@ -44,6 +44,8 @@ def draw(run: RunDir, test: bool = True, steps: bool = True, learning_rate: bool
         if quantity == "accuracy" and config.study.target_accuracy is not None:
             _target(axes, config.study.target_accuracy)
         axes.set_xlim(*_span(last))
+        if step_rows:
+            axes.set_xlim(left=0)
         if axes.get_legend_handles_labels()[0]:
             _legend(axes)
         else:
@@ -126,7 +128,7 @@ def _panel(
     if step_rows:
         positions, values = _steps(step_rows, quantity)
         axes.plot(
-            positions, values, color=style.BLUE, alpha=0.25, linewidth=0.7, label="training steps"
+            positions, values, color=style.BLUE, alpha=0.35, linewidth=0.8, label="training steps"
         )
     lines = [("train", "training", style.BLUE, "-"), ("val", "validation", style.VERMILLION, "-")]
     if test:

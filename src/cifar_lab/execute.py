@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cifar_lab import components, config, device, metrics
+from cifar_lab import components, config, device, guards, metrics
 from cifar_lab.bars import Bars
 from cifar_lab.building import build_state, load_splits
 from cifar_lab.config import RunConfig
@@ -95,6 +95,14 @@ def execute(
                 raise
 
 
+def note_killed(run: RunDir, error: str) -> None:
+    """Note in a run's folder that its process ended before it could: the run counts as failed."""
+    with run.lock():
+        summary = run.read_summary()
+        if summary.status != "finished":
+            run.write_summary(dataclasses.replace(summary, status="failed", error=error))
+
+
 def draw_figures(run: RunDir) -> list[str]:
     """Draw every figure that the config names; return a warning for each that failed."""
     warnings = []
@@ -152,22 +160,30 @@ def _run(
         dataset={"name": settings.dataset.name, **settings.dataset.checksums},
     )
     run.write_summary(summary)
+    warnings = _warn([], guards.before(settings, splits, state, batches, run))
+    summary = dataclasses.replace(summary, warnings=warnings)
+    run.write_summary(summary)
     run.rewrite_metrics(state.history)
     if settings.training.step_history:
         run.rewrite_steps([r for r in run.read_steps() if _is_done(r.epoch, r.step, state)])
     log.info(_banner(settings, state))
+    epochs_before, training_since = state.epoch + state.step / len(batches), time.perf_counter()
     _train(run, settings, splits, state, batches, stop)
+    training = time.perf_counter() - training_since
     summary = dataclasses.replace(summary, **_training_fields(state))
     run.write_summary(summary)
     summary = dataclasses.replace(summary, **evaluate(run, splits=splits))
-    run.write_summary(summary)
-    warnings = draw_figures(run)
+    warnings = _warn(warnings, guards.after(run, splits, state, batches))
+    run.write_summary(dataclasses.replace(summary, warnings=warnings))
+    warnings += draw_figures(run)
     run.drop_checkpoints(last=not settings.training.keep_last)
     summary = dataclasses.replace(
         summary,
         status="finished",
-        warnings=[*summary.warnings, *warnings],
+        warnings=warnings,
         seconds=summary.seconds or time.perf_counter() - started,
+        epoch_seconds=training / max(state.epoch - epochs_before, 1),
+        overhead_seconds=time.perf_counter() - started - training,
     )
     run.write_summary(summary)
     log.info(_closing_table(settings, state, summary))
@@ -206,8 +222,7 @@ def _train(
                 events(progress.row)
                 _announce(settings, state, progress.row)
                 if progress.improved:
-                    run.write_best(_best_checkpoint(state), _best_name(settings, progress.row))
-                    log.info("Best model saved to %s", run.best)
+                    _write_best(run, settings, state, progress.row)
             minutes = (time.monotonic() - saved) / 60
             if (
                 progress.row is not None
@@ -231,6 +246,14 @@ def _train(
         )
     if not run.last.exists():  # zero epochs: the untrained weights are the result
         run.write_last(state.state_dict())
+
+
+def _warn(said: list[str], found: list[str]) -> list[str]:
+    """Log the warnings that have not been said; return all of them."""
+    news = [warning for warning in dict.fromkeys(found) if warning not in said]
+    for warning in news:
+        log.warning("warning: %s", warning)
+    return said + news
 
 
 def _finished(run: RunDir, summary: RunSummary, code: str, accept_code: bool) -> RunSummary:
@@ -309,6 +332,18 @@ def _announce(settings: RunConfig, state: TrainState, row: EpochMetrics) -> None
         log.info(
             "Epoch %05d: reducing learning rate of group 0 to %.4e.", row.epoch, state.learning_rate
         )
+
+
+def _write_best(run: RunDir, settings: RunConfig, state: TrainState, row: EpochMetrics) -> None:
+    """Write best.pt; its second name replaces that of the epoch that was the best before."""
+    name = _best_name(settings, row)
+    earlier = [r for r in state.history if r.epoch < row.epoch and r.val_accuracy is not None]
+    run.write_best(_best_checkpoint(state), name)
+    if name is not None and earlier:
+        former = _best_name(settings, max(earlier, key=lambda r: r.val_accuracy or 0.0))
+        if former is not None and former != name:
+            (run.path / former).unlink(missing_ok=True)
+    log.info("Best model saved to %s", run.best if name is None else run.path / name)
 
 
 def _best_checkpoint(state: TrainState) -> dict[str, Any]:

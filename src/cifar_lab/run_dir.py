@@ -62,6 +62,8 @@ class RunSummary:
     parameters: int | None = None
     seconds: float = 0.0
     images_per_second: float | None = None
+    epoch_seconds: float | None = None
+    overhead_seconds: float | None = None
     stopped_early: bool = False
     continued_from: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -323,6 +325,7 @@ def queued(config: RunConfig) -> RunSummary:
         device=config.device,
         precision=config.precision,
         threads=config.threads,
+        initial_learning_rate=config.optimizer.get("lr"),
     )
 
 

@@ -39,6 +39,25 @@ def select_device(name: str) -> tuple[str, str]:
     return name, "as asked" if cuda or mps else "there is no CUDA and no MPS device"
 
 
+def visible_gpus() -> list[str]:
+    """Return a name that CUDA_VISIBLE_DEVICES takes for each GPU that this process may use."""
+    import torch
+
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in asked.split(",")] if asked else []
+    return names or [str(index) for index in range(torch.cuda.device_count())]
+
+
+def wait_for(device: str) -> None:
+    """Return when the device has done what it was given: before a clock is read."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(torch.device(device))
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
 def select_precision(name: Precision, device: str) -> Precision:
     """Return the precision that `name` means on this device; auto is fp32 everywhere.
 

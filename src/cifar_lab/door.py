@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir, initialize_config_module
@@ -36,7 +36,8 @@ class LaunchOptions:
     plan: bool = False
     rerun: bool = False
     accept_code: bool = False
-    jobs: int = config.setting(1, ge=1, le=1024)
+    jobs: int | Literal["auto"] = config.setting("auto", ge=1, le=1024)
+    jobs_per_gpu: int = config.setting(1, ge=1, le=64)
     trust: list[str] = field(default_factory=list)
 
 

@@ -21,11 +21,15 @@ def _train(argv: list[str]) -> int:
     if request.shown is not None:
         print(request.shown)
         return 0
-    return _launch(request)
+    if request.options.plan:
+        return _plan(request)
+    return _sweep(request, argv) if request.is_sweep else _launch(request)
+
+
+# torch is imported from here on, for those requests that need it
 
 
 def _launch(request: Request) -> int:
-    # torch is imported from here on
     from cifar_lab.execute import Stop, execute
     from cifar_lab.run_dir import RunDir
 
@@ -33,6 +37,46 @@ def _launch(request: Request) -> int:
     with Stop().installed() as stop:
         run = RunDir.create(request.cells[0].config)
         execute(run, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
+    return 0
+
+
+def _sweep(request: Request, argv: Sequence[str]) -> int:
+    from cifar_lab import sweep
+    from cifar_lab.execute import Stop
+    from cifar_lab.planning import sweep_cells
+
+    options = request.options
+    cells = sweep_cells(
+        [cell.config for cell in request.cells], [cell.overrides for cell in request.cells]
+    )
+    with Stop().installed() as stop:
+        outcomes = sweep.run_all(
+            cells,
+            stop=stop,
+            jobs=options.jobs,
+            jobs_per_gpu=options.jobs_per_gpu,
+            rerun=options.rerun,
+            accept_code=options.accept_code,
+            trust=options.trust,
+            command=argv,
+        )
+        print(sweep.closing_table(outcomes), flush=True)
+        sweep.raise_for(outcomes, stop)
+    return 0
+
+
+def _plan(request: Request) -> int:
+    from cifar_lab.planning import plan, sweep_cells
+    from cifar_lab.sweep import fitting_jobs
+
+    cells = sweep_cells(
+        [cell.config for cell in request.cells],
+        [cell.overrides for cell in request.cells],
+        alone=not request.is_sweep,
+    )
+    options = request.options
+    jobs, _ = fitting_jobs([cell.config for cell in cells], options.jobs, options.jobs_per_gpu)
+    print(plan(cells, jobs, rerun=options.rerun))
     return 0
 
 

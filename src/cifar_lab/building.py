@@ -1,18 +1,40 @@
 """From a config to objects: splits on the device, the model, the state of training."""
 
+import json
+
 from torch import nn
 
 from cifar_lab import components, device
-from cifar_lab.config import RunConfig
+from cifar_lab.config import DatasetConfig, RunConfig, to_plain
 from cifar_lab.data import Batches, Normalisation, Splits, load_arrays, make_splits
+from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.store import data_root
+from cifar_lab.errors import RequestError
 from cifar_lab.training import TrainState, make_schedule
+
+_LOADED: dict[str, ImageArrays] = {}
+
+
+def load_dataset(dataset: DatasetConfig) -> ImageArrays:
+    """Return a dataset's arrays; the last one is kept, since a request looks before a run loads."""
+    key = json.dumps(to_plain(dataset), sort_keys=True)
+    if key not in _LOADED:
+        _LOADED.clear()
+        _LOADED[key] = load_arrays(dataset, data_root())
+    return _LOADED[key]
 
 
 def load_splits(settings: RunConfig, where: str) -> Splits:
     """Load a run's dataset and divide it, on a device."""
-    arrays = load_arrays(settings.dataset, data_root())
-    return make_splits(arrays, settings.dataset, settings.split, where)
+    arrays = load_dataset(settings.dataset)
+    splits = make_splits(arrays, settings.dataset, settings.split, where)
+    names = settings.dataset.display_names
+    if names and len(names) != len(splits.class_names):
+        raise RequestError(
+            f"dataset.display_names has {len(names)} names, but {settings.dataset.name} has "
+            f"{len(splits.class_names)} classes: {', '.join(splits.class_names[:20])}"
+        )
+    return splits
 
 
 def build_state(settings: RunConfig, splits: Splits, where: str) -> tuple[TrainState, Batches]:

@@ -110,8 +110,7 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[str]:
     model.eval()
     with device.seeded(0), torch.no_grad():
         outputs = model(images).float()
-    sums = outputs.sum(dim=1)
-    if bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+    if sum_to_one(outputs):
         return [
             "the model's outputs already sum to 1, and cross-entropy takes a softmax of them "
             f"again: the loss cannot fall below {_loss_floor(outputs.shape[1]):.4f} and gradients "
@@ -211,6 +210,12 @@ def sampled(batches: Batches) -> Tensor:
     """Return the official set's indices, (N,), in the order of the first epoch."""
     generator = torch.Generator().manual_seed(device.derive_seed(batches.seed, "data", 1))
     return batches.split.indices[batches._order(generator)]
+
+
+def sum_to_one(outputs: Tensor) -> bool:
+    """Whether outputs (B, C) are probabilities: none negative, each row's sum 1."""
+    sums = outputs.sum(dim=1)
+    return bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def _random_crop(settings: RunConfig) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from cifar_lab.config import Component, DropoutConfig, RunConfig, convert, shorten, to_plain
 from cifar_lab.device import seeded, select_device, select_precision
-from cifar_lab.errors import RequestError, did_you_mean
+from cifar_lab.errors import NotNow, RequestError, RunFailed, Stopped, did_you_mean
 from cifar_lab.metrics import EpochMetrics, columns
 
 _TRUSTED: set[str] = set()
@@ -101,6 +101,8 @@ def build(component: Component, role: str, **injected: Any) -> Any:
     call = bind(component, role, injected)
     try:
         return call()
+    except (RequestError, NotNow, RunFailed, Stopped):
+        raise
     except Exception as error:  # a constructor may refuse its arguments in any way
         settings = ", ".join(f"{k}={v}" for k, v in component.items() if k != "_target_")
         raise RequestError(

@@ -99,9 +99,15 @@ class RunDir:
 
     @classmethod
     def create(cls, config: RunConfig) -> "RunDir":
-        """Make the folder at a config's address, queued; leave one that is there as it is."""
+        """Make the folder at a config's address, queued; one that is there keeps its results.
+
+        Settings that are not part of the address (figures, checkpoint_minutes, ...) are taken over
+        into a folder that is there.
+        """
         run = cls(config_module.address(config))
-        if not run.config_file.exists():
+        if run.config_file.exists():
+            run._take_over(config)
+        else:
             try:
                 run.path.mkdir(parents=True, exist_ok=True)
                 write_text(run.config_file, config_module.dump(config))
@@ -118,6 +124,40 @@ class RunDir:
         """The config that made the folder, checked as strictly as the shell's."""
         return config_module.load(self.config_file)
 
+    def own_config(self) -> RunConfig:
+        """Return the config; RequestError if it was edited into that of another run."""
+        settings = self.config
+        address = config_module.address(settings)
+        digest = re.search(r"-[0-9a-f]{8}$", self.path.resolve().name)
+        if digest is not None and not address.name.endswith(digest[0]):
+            raise RequestError(
+                f"{self.config_file} was edited: its settings are those of another run; put them "
+                f"back, or run them in a folder of their own: python -m cifar_lab.train {self.path}"
+            )
+        return settings
+
+    def threads_to_go_on(self, config: RunConfig) -> int | None:
+        """Return the threads of a run that goes on; RequestError if the config asks for others."""
+        before = self.read_summary().threads
+        if before is None or config.threads in (None, before):
+            return before or config.threads
+        raise RequestError(
+            f"threads={config.threads} is wrong: {self.path} was trained with {before}, and another "
+            f"number gives other weights; threads={before} goes on, rerun=true starts anew"
+        )
+
+    def _take_over(self, config: RunConfig) -> None:
+        stored = self.config
+        if config.threads is None:
+            config = dataclasses.replace(config, threads=stored.threads)
+        same_run = config_module.identity(stored) == config_module.identity(config)
+        if not same_run or stored == config:  # an edited one is refused when it is to run
+            return
+        with contextlib.suppress(NotNow), self.lock():  # a process at work keeps what it has read
+            if config.threads != stored.threads and self.last.exists():
+                self.threads_to_go_on(config)
+            write_text(self.config_file, config_module.dump(config))
+
     # --- the summary and the status -------------------------------------------------------------
 
     def write_summary(self, summary: RunSummary) -> None:
@@ -131,10 +171,14 @@ class RunDir:
             data = json.loads(self.summary_file.read_text(encoding="utf-8"))
             known = {k: data[k] for k in columns(RunSummary) if k in data}
             summary = RunSummary(**known)
+            _check_kinds(summary)
         except FileNotFoundError:
             raise RequestError(f"{self.path} is no run folder: it has no summary.json") from None
-        except (ValueError, TypeError, OSError) as error:
-            raise Damaged(f"{self.summary_file} is damaged: {error}") from None
+        except (ValueError, TypeError, OSError, RecursionError) as error:
+            first = str(error).splitlines()[0][:200]
+            raise Damaged(
+                f"{self.summary_file} is damaged ({first}); rerun=true runs it again"
+            ) from None
         if summary.status == "running" and not self.is_locked():
             return dataclasses.replace(summary, status="interrupted")
         return summary
@@ -173,9 +217,9 @@ class RunDir:
 
     # --- rows -----------------------------------------------------------------------------------
 
-    def rewrite_metrics(self, rows: Sequence[EpochMetrics]) -> None:
-        """Replace metrics.csv by these rows."""
-        write_text(self.metrics_file, _csv_text(EpochMetrics, rows, header=True))
+    def rewrite_metrics(self, rows: Sequence[EpochMetrics], *, watched: bool = False) -> None:
+        """Replace metrics.csv by these rows; `watched` if rows with test scores will follow."""
+        write_text(self.metrics_file, _csv_text(EpochMetrics, rows, header=True, watched=watched))
 
     def append_metrics(self, row: EpochMetrics) -> None:
         """Add a row to metrics.csv, safely on disk when this returns."""
@@ -203,22 +247,16 @@ class RunDir:
         """Replace last.pt, keeping the one before it as last.previous.pt."""
         with replacing(self.last) as handle:
             _save(state, handle)
+            _sync(handle)
             if self.last.exists():
-                self.last.replace(self.previous)
+                _copy(self.last, self.previous)  # at no moment is there no last.pt
 
     def write_best(self, state: Mapping[str, Any], extra_name: str | None = None) -> None:
         """Replace best.pt; `extra_name` is a second name for the same file (S2-10, S2-11)."""
         with replacing(self.best) as handle:
             _save(state, handle)
         if extra_name is not None:
-            extra = self.path / extra_name
-            with contextlib.suppress(FileNotFoundError):
-                extra.unlink()
-            try:
-                os.link(self.best, extra)
-            except OSError:  # a file system without hard links
-                with replacing(extra) as handle:
-                    handle.write(self.best.read_bytes())
+            _copy(self.best, self.path / extra_name)
 
     def read_checkpoint(self, path: Path) -> dict[str, Any]:
         """Return a checkpoint's tensors and plain values; Damaged if a bit of it is wrong.
@@ -250,16 +288,32 @@ class RunDir:
             )
         return state
 
-    def read_last(self, report: Any = print) -> dict[str, Any] | None:
-        """Return last.pt, or where it is damaged the one before it; None if there is neither."""
+    def read_last(self, report: Callable[[str], object] = print) -> dict[str, Any] | None:
+        """Return last.pt, or where it is damaged the one before it; None if there is neither.
+
+        Damaged if none of them can be read: training is not started anew without a word.
+        """
+        problem: Damaged | None = None
         for path in (self.last, self.previous):
             if not path.exists():
                 continue
             try:
-                return self.read_checkpoint(path)
+                state = self.read_checkpoint(path)
             except Damaged as error:
-                report(f"{error}; going on from the checkpoint before it")
+                problem = problem or error
+                continue
+            if problem is not None:
+                report(f"{problem}; going on from the checkpoint before it, {path.name}")
+            return state
+        if problem is not None:
+            raise Damaged(f"{problem}, and there is no older one; rerun=true starts anew")
         return None
+
+    def remove_leftovers(self) -> None:
+        """Remove the temporary files of a process that was killed; for who holds the lock."""
+        for folder in (self.path, self.figures):
+            for path in folder.glob(".*.tmp"):
+                path.unlink(missing_ok=True)
 
     def drop_checkpoints(self, *, last: bool) -> None:
         """Remove last.previous.pt, and last.pt too if `last`."""
@@ -349,12 +403,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     try:
         with temporary.open("wb") as handle:
             yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
+            _sync(handle)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say where
         raise
     _sync_folder(path.parent)
 
@@ -368,30 +423,55 @@ def write_text(path: Path, text: str) -> None:
 def _save(state: Mapping[str, Any], handle: IO[bytes]) -> None:
     import torch
 
-    torch.save({"format": CHECKPOINT_FORMAT, **state}, handle)
+    # through memory: on a full disk torch's own writer raises no OSError
+    buffer = io.BytesIO()
+    torch.save({"format": CHECKPOINT_FORMAT, **state}, buffer)
+    handle.write(buffer.getbuffer())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, at once; a copy on a file system without links."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        with replacing(target) as handle:
+            handle.write(source.read_bytes())
+    else:
+        temporary.replace(target)
+
+
+def _sync(handle: IO[bytes]) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())
 
 
 def _append(path: Path, text: str) -> None:
-    with path.open("a", encoding="utf-8", newline="") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
+    try:
+        with path.open("ab") as handle:
+            handle.write(text.encode("utf-8"))
+            _sync(handle)
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
-def _csv_text(kind: type, rows: Iterable[Any], *, header: bool) -> str:
+def _csv_text(kind: type, rows: Iterable[Any], *, header: bool, watched: bool = False) -> str:
     rows = list(rows)
     names = columns(kind)
-    if kind is EpochMetrics:
-        names = [n for n in names if not n.startswith("test_")] + [
-            n
-            for n in names
-            if n.startswith("test_") and any(getattr(r, n) is not None for r in rows)
-        ]
+    if kind is EpochMetrics and not watched and all(r.test_loss is None for r in rows):
+        names = [name for name in names if not name.startswith("test_")]
     lines = [",".join(names)] if header else []
     for row in rows:
         cells = (getattr(row, name) for name in names)
-        lines.append(",".join("" if cell is None else repr(cell) for cell in cells))
+        lines.append(",".join("" if cell is None else _cell_text(cell) for cell in cells))
     return "".join(line + "\n" for line in lines)
+
+
+def _cell_text(cell: float) -> str:
+    """Return a number with all its digits, a numpy scalar like Python's own."""
+    return str(int(cell)) if isinstance(cell, int | np.integer) else repr(float(cell))
 
 
 def _read_rows(path: Path, kind: type[Row]) -> list[Row]:
@@ -414,6 +494,31 @@ def _read_rows(path: Path, kind: type[Row]) -> list[Row]:
         except (TypeError, ValueError):
             raise Damaged(f"{path} is damaged: line {len(rows) + 2} cannot be read") from None
     return rows
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "dict": (dict,),
+    "list": (list,),
+    "None": (type(None),),
+}
+
+
+def _check_kinds(summary: RunSummary) -> None:
+    """Raise TypeError where a summary, which may be a stranger's, holds something else."""
+    if summary.status not in typing.get_args(Status):
+        raise TypeError(f"status is {str(summary.status)[:40]!r}")
+    for spec in dataclasses.fields(summary):
+        if spec.name == "status":
+            continue
+        names = [part.split("[")[0].strip() for part in _outer_union(str(spec.type))]
+        allowed = tuple(kind for name in names for kind in _KINDS[name])
+        value = getattr(summary, spec.name)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise TypeError(f"{spec.name} is {str(value)[:40]!r}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -16,8 +16,12 @@ class RunFailed(Exception):
     """The run started and failed (exit code 1)."""
 
 
-class Stopped(Exception):
-    """A signal ended the command; what was running is saved (exit code 128 + signal)."""
+class Stopped(BaseException):
+    """A signal ended the command; what was running is saved (exit code 128 + signal).
+
+    No Exception, as KeyboardInterrupt is none: it is raised in the middle of anything, and no
+    `except Exception` on the way may take it for a failure.
+    """
 
     def __init__(self, signal: int, message: str = "stopped") -> None:
         super().__init__(message)

@@ -25,7 +25,7 @@ def evaluate(run: RunDir, *, splits: Splits | None = None, on: str | None = None
     This is the one evaluation: training ends with it, and `cifar_lab.evaluate` calls it. `on` is
     another device than the run's. RequestError if the folder has no weights yet.
     """
-    settings = run.config
+    settings = run.own_config()
     where, _ = device.select_device(on or settings.device)
     splits = splits or load_splits(settings, where)
     scored = settings.evaluation.scored_weights

@@ -78,8 +78,11 @@ def execute(
     RunFailed or what the run raised if it failed, with status `failed` and the error in its folder.
     """
     with run.lock():
-        settings = run.config
-        summary = run.read_summary()
+        run.remove_leftovers()
+        settings = run.own_config()
+        summary = queued(settings) if rerun else run.read_summary()
+        if summary.status == "running":  # and nobody held the lock: its process was killed
+            summary = dataclasses.replace(summary, status="interrupted")
         code = components.code_hash(settings)
         if summary.status == "finished" and not rerun:
             return _finished(run, summary, code, accept_code)
@@ -88,11 +91,8 @@ def execute(
         with _log_to(run):
             try:
                 return _run(run, settings, summary, code, stop or Stop(), accept_code)
-            except Exception as error:
-                raise _note_end(run, error) from error
-            except KeyboardInterrupt as error:
-                _note_end(run, error)
-                raise
+            except (Exception, KeyboardInterrupt, Stopped) as error:
+                raise _note_end(run, summary, error) from error
 
 
 def note_killed(run: RunDir, error: str) -> None:
@@ -111,8 +111,6 @@ def draw_figures(run: RunDir) -> list[str]:
             continue
         try:
             run.write_figure(name, components.build(component, f"figures.{name}", run=run))
-        except Stopped:
-            raise
         except Exception as error:  # a picture is no reason to lose a run
             warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
             log.warning(warnings[-1])
@@ -131,9 +129,7 @@ def _run(
     checkpoint = run.read_last(log.warning)
     if checkpoint is not None and summary.code_hash not in (None, code) and not accept_code:
         raise _other_code(run, summary.code_hash, code)
-    threads = settings.threads
-    if threads is None and checkpoint is not None:
-        threads = summary.threads  # another number of threads gives other weights
+    threads = settings.threads if checkpoint is None else run.threads_to_go_on(settings)
     where, reason = device.select_device(settings.device)
     threads = device.configure(where, threads, settings.deterministic)
     torch.manual_seed(settings.seed)
@@ -163,7 +159,7 @@ def _run(
     warnings = _warn([], guards.before(settings, splits, state, batches, run))
     summary = dataclasses.replace(summary, warnings=warnings)
     run.write_summary(summary)
-    run.rewrite_metrics(state.history)
+    run.rewrite_metrics(state.history, watched=settings.evaluation.watch_test)
     if settings.training.step_history:
         run.rewrite_steps([r for r in run.read_steps() if _is_done(r.epoch, r.step, state)])
     log.info(_banner(settings, state))
@@ -182,7 +178,7 @@ def _run(
         status="finished",
         warnings=warnings,
         seconds=summary.seconds or time.perf_counter() - started,
-        epoch_seconds=training / max(state.epoch - epochs_before, 1),
+        epoch_seconds=training / epochs if (epochs := state.epoch - epochs_before) > 0.5 else None,
         overhead_seconds=time.perf_counter() - started - training,
     )
     run.write_summary(summary)
@@ -237,6 +233,8 @@ def _train(
                     f"stopped in epoch {progress.epoch}, step {progress.step} of "
                     f"{progress.steps}; all is saved, the same line goes on from there",
                 )
+    if stop.signal is not None:  # it came after the last yield
+        raise Stopped(stop.signal, "stopped after training; the same line evaluates the run")
     if state.stopped_early:
         log.info(
             "Early stopping triggered at epoch %d. No significant improvement in the validation "
@@ -414,30 +412,45 @@ def _event_writer(run: RunDir, settings: RunConfig) -> Iterator[Callable[[EpochM
 @contextlib.contextmanager
 def _log_to(run: RunDir) -> Iterator[None]:
     """Let the log reach train.log too."""
-    handler = logging.FileHandler(run.log_file, encoding="utf-8")
+    handler = _LogFile(run)
     log.addHandler(handler)
     try:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
 
 
-def _note_end(run: RunDir, error: BaseException) -> Exception:
+class _LogFile(logging.Handler):
+    """Writes train.log; a line that cannot be written ends the run, as any other file's would."""
+
+    def __init__(self, run: RunDir) -> None:
+        super().__init__()
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._run.append_log(self.format(record))
+
+
+def _note_end(run: RunDir, before: RunSummary, error: BaseException) -> BaseException:
     """Write how a run ended early; return what to raise: itself, or RunFailed with one line."""
     stopped = isinstance(error, Stopped | KeyboardInterrupt)
-    expected = isinstance(error, Stopped | RequestError | NotNow | RunFailed | OSError)
+    expected = isinstance(error, RequestError | NotNow | RunFailed | OSError)
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(run.path)
     first = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        first = f"the GPU's memory is full, try a smaller training.batch_size ({first})"
     message = f"{type(error).__name__}: {first}"
     with contextlib.suppress(OSError):  # a disk too full to note it: the reader sees a dead lock
         if not expected and not stopped:
-            with run.log_file.open("a", encoding="utf-8") as handle:
-                traceback.print_exception(error, file=handle)
+            run.append_log("".join(traceback.format_exception(error)))
         status: Status = "interrupted" if stopped else "failed"
+        if isinstance(error, NotNow):  # it did not start
+            status = before.status
         noted = None if stopped else message
         run.write_summary(dataclasses.replace(run.read_summary(), status=status, error=noted))
-    if expected or not isinstance(error, Exception):
-        return error  # type: ignore[return-value]
+    if expected or stopped:
+        return error
     return RunFailed(f"{run.path} failed with {message}; train.log there says where")
 
 

@@ -8,11 +8,15 @@ by the reader and rewritten when the run goes on.
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
+import re
 import time
+import types
+import typing
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -142,7 +146,7 @@ class RunDir:
         if before is None or config.threads in (None, before):
             return before or config.threads
         raise RequestError(
-            f"threads={config.threads} is wrong: {self.path} was trained with {before}, and another "
+            f"threads={config.threads} is wrong: {self.path} was trained with {before}, another "
             f"number gives other weights; threads={before} goes on, rerun=true starts anew"
         )
 
@@ -240,6 +244,10 @@ class RunDir:
     def read_steps(self) -> list[StepMetrics]:
         """Return the rows of steps.csv; none if per-step history was not asked for."""
         return _read_rows(self.steps_file, StepMetrics)
+
+    def append_log(self, text: str) -> None:
+        """Add lines to train.log."""
+        _append(self.log_file, text + "\n", sync=False)
 
     # --- checkpoints ----------------------------------------------------------------------------
 
@@ -447,11 +455,12 @@ def _sync(handle: IO[bytes]) -> None:
     os.fsync(handle.fileno())
 
 
-def _append(path: Path, text: str) -> None:
+def _append(path: Path, text: str, *, sync: bool = True) -> None:
     try:
         with path.open("ab") as handle:
             handle.write(text.encode("utf-8"))
-            _sync(handle)
+            if sync:
+                _sync(handle)
     except OSError as error:
         error.filename = str(path)
         raise
@@ -496,29 +505,27 @@ def _read_rows(path: Path, kind: type[Row]) -> list[Row]:
     return rows
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "dict": (dict,),
-    "list": (list,),
-    "None": (type(None),),
-}
-
-
 def _check_kinds(summary: RunSummary) -> None:
     """Raise TypeError where a summary, which may be a stranger's, holds something else."""
-    if summary.status not in typing.get_args(Status):
-        raise TypeError(f"status is {str(summary.status)[:40]!r}")
-    for spec in dataclasses.fields(summary):
-        if spec.name == "status":
-            continue
-        names = [part.split("[")[0].strip() for part in _outer_union(str(spec.type))]
-        allowed = tuple(kind for name in names for kind in _KINDS[name])
-        value = getattr(summary, spec.name)
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise TypeError(f"{spec.name} is {str(value)[:40]!r}")
+    for name, kind in typing.get_type_hints(RunSummary).items():
+        value = getattr(summary, name)
+        if not _is_kind(value, kind):
+            raise TypeError(f"{name} is {str(value)[:40]!r}")
+
+
+def _is_kind(value: Any, kind: Any) -> bool:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True
+    if origin is Literal:
+        return value in arguments
+    if origin in (typing.Union, types.UnionType):
+        return any(_is_kind(value, option) for option in arguments)
+    if origin is dict:
+        return isinstance(value, dict) and all(_is_kind(v, arguments[1]) for v in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_is_kind(v, arguments[0]) for v in value)
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ from torch import nn
 
 from cifar_lab import components, device
 from cifar_lab.config import DatasetConfig, RunConfig, to_plain
-from cifar_lab.data import Batches, Normalisation, Splits, load_arrays, make_splits
+from cifar_lab.data import Batches, Normalisation, Splits, load_arrays, make_splits, split_indices
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.store import data_root
 from cifar_lab.errors import RequestError
@@ -22,6 +22,12 @@ def load_dataset(dataset: DatasetConfig) -> ImageArrays:
         _LOADED.clear()
         _LOADED[key] = load_arrays(dataset, data_root())
     return _LOADED[key]
+
+
+def check_data(settings: RunConfig) -> None:
+    """Load a run's dataset and divide it, before anything is written; RequestError or NotNow."""
+    arrays = load_dataset(settings.dataset)
+    split_indices(settings.split, arrays.train_labels, arrays.test_labels)
 
 
 def load_splits(settings: RunConfig, where: str) -> Splits:

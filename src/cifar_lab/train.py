@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from cifar_lab import cli
+from cifar_lab.config import RunConfig
 from cifar_lab.door import Request, compose, read_arguments
 
 
@@ -35,9 +36,22 @@ def _launch(request: Request) -> int:
 
     options = request.options
     with Stop().installed() as stop:
+        _look_at_data([request.cells[0].config])
         run = RunDir.create(request.cells[0].config)
         execute(run, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
     return 0
+
+
+def _look_at_data(configs: Sequence[RunConfig]) -> None:
+    """Refuse data that are wrong or out of reach before a folder is made, if they are needed."""
+    from cifar_lab.building import check_data
+    from cifar_lab.config import address
+    from cifar_lab.run_dir import RunDir
+
+    for config in configs:
+        run = RunDir(address(config))
+        if not run.summary_file.exists() or run.status != "finished":
+            check_data(config)
 
 
 def _sweep(request: Request, argv: Sequence[str]) -> int:
@@ -50,6 +64,7 @@ def _sweep(request: Request, argv: Sequence[str]) -> int:
         [cell.config for cell in request.cells], [cell.overrides for cell in request.cells]
     )
     with Stop().installed() as stop:
+        _look_at_data([cell.config for cell in cells])
         outcomes = sweep.run_all(
             cells,
             stop=stop,

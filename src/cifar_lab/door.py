@@ -17,6 +17,7 @@ from hydra import initialize_config_dir, initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -68,6 +69,12 @@ _CHECKOUT_CONF = Path(__file__).resolve().parents[2] / "conf"
 def config_path() -> str:
     """Return where conf/ is: the checkout's folder, or inside the installed package."""
     return str(_CHECKOUT_CONF) if _CHECKOUT_CONF.is_dir() else "pkg://cifar_lab.conf"
+
+
+def options(group: str) -> list[str]:
+    """Return the names of a config group's options."""
+    with _Composer(None, None) as composer:
+        return composer.options(group)
 
 
 def read_arguments(argv: Sequence[str]) -> Any:
@@ -126,11 +133,9 @@ class _Composer:
     """A context in which Hydra composes; a group choice is composed once, values set on copies."""
 
     def __init__(self, config_dir: str | None, config_name: str | None) -> None:
-        self._search = []
-        if config_dir is not None:
-            if not Path(config_dir).is_dir():
-                raise RequestError(f"--config-dir {config_dir} is no folder")
-            self._search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+        if config_dir is not None and not Path(config_dir).is_dir():
+            raise RequestError(f"--config-dir {shorten(config_dir)} is no folder")
+        self._config_dir = config_dir
         self._name = config_name or "config"
         self._cache: dict[tuple[str, ...], DictConfig] = {}
 
@@ -143,7 +148,14 @@ class _Composer:
             else initialize_config_dir(path, version_base="1.3")
         )
         self._context.__enter__()
-        loader = GlobalHydra.instance().config_loader()
+        loader: Any = GlobalHydra.instance().config_loader()
+        if self._config_dir is not None:
+            # what --config-dir does in Hydra's own main
+            path = f"file://{Path(self._config_dir).resolve()}"
+            schema = SearchPathQuery(provider="schema")  # Hydra wants it to stay the last
+            search_path = loader.get_search_path()
+            search_path.prepend(provider="command-line", path=path, anchor=schema)
+            loader.repository.initialize_sources(search_path)
         self._loader = loader
         return self
 
@@ -185,7 +197,7 @@ class _Composer:
     def _compose(self, overrides: list[Override]) -> DictConfig:
         groups = [o for o in overrides if self._is_group(o) or o.key_or_group.startswith("hydra")]
         values = [o for o in overrides if o not in groups]
-        lines = tuple(self._search + [str(o.input_line) for o in groups])
+        lines = tuple(str(o.input_line) for o in groups)
         try:
             if lines not in self._cache:
                 self._cache[lines] = hydra_compose(
@@ -199,6 +211,10 @@ class _Composer:
             raise RequestError(_first_line(error)) from None
         except OmegaConfBaseException as error:
             raise RequestError(f"the config does not hold together: {_first_line(error)}") from None
+
+    def options(self, group: str) -> list[str]:
+        """Return the names of a group's options."""
+        return list(self._loader.get_group_options(group))
 
     def _is_group(self, override: Override) -> bool:
         return override.key_or_group in self._groups()

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+import string
 import types
 import typing
 from collections.abc import Mapping
@@ -136,12 +137,16 @@ class ClaimConfig:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """What an experiment reproduces: the report's tag, its claims, and what had to be guessed."""
+    """What an experiment reproduces: the report's tag, its claims, and what had to be guessed.
+
+    `hinges_on` names the guesses that decide its figures, which then cannot be judged.
+    """
 
     report: str | None = None
     title: str | None = None
     claims: list[ClaimConfig] = setting(factory=list)
     guessed: list[str] = setting(factory=list)
+    hinges_on: str | None = None
     target_accuracy: float | None = setting(None, gt=0, le=1)
 
 
@@ -181,6 +186,7 @@ LATER_ARGUMENTS: dict[str, dict[str, Any]] = {}
 TRANSPORT_ARGUMENTS = frozenset({"mirrors", "stall_seconds", "patience_minutes", "npm"})
 
 _MAX_NAME = 100
+_BEST_FILE_FIELDS = ("model", "acc", "lr", "opt", "act", "epoch")
 _FORBIDDEN_IN_NAMES = re.compile(r"[^\w.+\-]")
 
 
@@ -192,7 +198,7 @@ def parse(data: Any) -> RunConfig:
 def load(path: Path) -> RunConfig:
     """Read a run folder's config.yaml; what it may hold is checked as strictly as the shell's."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(f"{path.parent} is no run folder: it has no {path.name}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -204,6 +210,19 @@ def load(path: Path) -> RunConfig:
         return parse(data)
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from None
+    except RecursionError:
+        raise RequestError(f"{path}: a list or a group of settings holds itself") from None
+
+
+def _read_yaml(text: str) -> Any:
+    # libyaml is six times as fast, which hundreds of runs need, but overflows the stack on deep
+    # nesting; and a few aliases of aliases are billions of values.
+    if len(re.findall(r"(?:^|[\s,:\[{-])\*\w", text)) > 10:
+        raise ValueError("too many aliases")
+    lines = text.splitlines()
+    shallow = max(map(len, lines), default=0) < 1000 and sum(map(text.count, "[{")) < 1000
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if shallow else yaml.SafeLoader
+    return yaml.load(text, Loader=loader)
 
 
 def dump(config: RunConfig) -> str:
@@ -248,6 +267,7 @@ def address(config: RunConfig) -> Path:
         parts.append(f"lr{config.optimizer['lr']:g}")
     parts.append(f"seed{config.seed}")
     readable = _FORBIDDEN_IN_NAMES.sub("_", "-".join(parts))[:_MAX_NAME]
+    readable = readable.encode()[: 2 * _MAX_NAME].decode(errors="ignore")  # file names are bytes
     return Path(config.output_dir) / config.name / f"{readable}-{digest}"
 
 
@@ -434,6 +454,9 @@ def _check_run(config: RunConfig) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", config.device):
         raise _wrong("device", config.device, "auto, cuda, cuda:N, mps or cpu")
     check_name(config.name)
+    _check_folder("output_dir", config.output_dir)
+    if config.training.best_file_name is not None:
+        _check_file_name(config.training.best_file_name)
     split, dataset = config.split, config.dataset
     if split.validation >= 1 and split.validation != int(split.validation):
         raise _wrong("split.validation", split.validation, "a fraction below 1 or a whole number")
@@ -454,12 +477,49 @@ def _check_run(config: RunConfig) -> None:
 def check_name(name: str) -> None:
     """Refuse a `name` that is not one or more plain folder names, such as `runs` or `lab/week3`."""
     parts = name.split("/")
-    plain = all(re.fullmatch(r"[\w][\w.+\- ]{0,99}", p) and not p.endswith(" ") for p in parts)
+    plain = all(
+        re.fullmatch(r"[\w][\w.+\- ]{0,99}", p) and not p.endswith(" ") and len(p.encode()) <= 255
+        for p in parts
+    )
     if not plain or len(name) > 200 or len(parts) > 4:
         raise _wrong(
             "name",
             name,
             "a folder name of letters, digits, '.', '_' and '-', such as runs",
+        )
+
+
+def _check_folder(key: str, folder: str) -> None:
+    """Refuse what no file system takes as a folder."""
+    try:
+        fits = all(len(part.encode()) <= 255 for part in Path(folder).parts)
+    except UnicodeEncodeError:
+        fits = False
+    if not folder.strip() or not folder.isprintable() or not fits or len(folder) > 2000:
+        raise _wrong(key, folder, "the name of a folder")
+
+
+def _check_file_name(template: str) -> None:
+    """Refuse a template of best.pt's second name that is no plain name of a checkpoint."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise _wrong("training.best_file_name", template, f"a template ({error})") from None
+    plain = all(
+        (field is None or field in _BEST_FILE_FIELDS)
+        and (not spec or (field in ("acc", "lr") and re.fullmatch(r"\.\d{1,2}[fge]", spec)))
+        and not conversion
+        and re.fullmatch(r"[\w.+\- =]*", text)
+        for text, field, spec, conversion in parts
+    )
+    own = ("best.pt", "last.pt", "last.previous.pt")
+    ending = template.endswith((".pt", ".pth")) and not template.startswith(".")
+    if not plain or not ending or template in own or len(template.encode()) > 150:
+        fields = ", ".join(f"{{{name}}}" for name in _BEST_FILE_FIELDS)
+        raise _wrong(
+            "training.best_file_name",
+            template,
+            f"a file name of letters, digits and {fields} that ends in .pt or .pth",
         )
 
 

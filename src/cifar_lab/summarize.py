@@ -1,0 +1,45 @@
+"""Compare the runs below a folder, finished or not, at any time, from their files alone."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_lab import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m cifar_lab.summarize FOLDER`."""
+    return cli.run(_summarize, argv)
+
+
+def _summarize(argv: list[str]) -> int:
+    parser = cli.Parser(prog="python -m cifar_lab.summarize", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a folder with run folders at or below it")
+    parser.add_argument(
+        "--test", action="store_true", help="show every cell's test score, not the best one's only"
+    )
+    parser.add_argument(
+        "--metric", default=None, help="rank by this measure instead of best_val_accuracy"
+    )
+    parser.add_argument(
+        "--timing", action="store_true", help="print the seconds per epoch of each device and model"
+    )
+    arguments = parser.parse_args(argv)
+
+    from cifar_lab import cells, claims, measures, tables
+    from cifar_lab.run_dir import write_text
+
+    if arguments.metric is not None:
+        measures.check(arguments.metric)
+    folder: Path = arguments.folder
+    study = cells.read_study(folder)
+    cells.rank(study, arguments.metric)
+    found = claims.measured(study)
+    write_text(folder / "summary.csv", tables.summary_csv(study, test=arguments.test))
+    write_text(folder / "summary.md", tables.summary_md(study, found, test=arguments.test))
+    print(tables.summary_md(study, found, test=arguments.test), end="")
+    return 0 if study.cells else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

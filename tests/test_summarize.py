@@ -1,0 +1,383 @@
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic_runs import OPTIMIZERS, make_grid, make_run
+
+from cifar_lab import cells, summarize
+from cifar_lab.cells import Cell, Study
+from cifar_lab.run_dir import RunDir
+
+
+def study_of(folder: Path, metric: str | None = None) -> Study:
+    study = cells.read_study(folder)
+    cells.rank(study, metric)
+    return study
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO((folder / "summary.csv").read_text())))
+
+
+def run_it(*arguments: str | Path) -> int:
+    return summarize.main([str(argument) for argument in arguments])
+
+
+def the_cell(study: Study, **values: str) -> Cell:
+    found = [
+        cell
+        for cell in study.cells
+        if all(cell.key[study.axes.index(axis)] == value for axis, value in values.items())
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grid")
+    make_grid(folder)
+    make_run(folder, optimizer="sgd", activation="Tanh", lr=1e-2, seed=3, status="failed")
+    make_run(folder, optimizer="adam", activation="Tanh", lr=1e-2, seed=3, status="running")
+    return folder
+
+
+# --- axes and cells -------------------------------------------------------------------------------
+
+
+def test_axes_are_what_differs_within_an_option_and_never_the_seed(grid: Path) -> None:
+    study = study_of(grid)
+    assert study.axes == ["optimizer", "activation", "optimizer.lr"]
+    assert len(study.cells) == 12
+    assert all(len(cell.finished) == 3 for cell in study.cells)
+
+
+def test_a_default_that_comes_with_an_option_is_no_axis(tmp_path: Path) -> None:
+    for optimizer in ("sgd", "adam"):
+        make_run(tmp_path, optimizer=optimizer)
+    assert study_of(tmp_path).axes == ["optimizer"]
+
+
+def test_a_setting_that_one_run_of_an_option_lacks_is_an_axis(tmp_path: Path) -> None:
+    make_run(tmp_path, optimizer="adam")
+    component = {"_target_": "torch.optim.Adam", "lr": 1e-3, "weight_decay": 0.01}
+    choices = {"model": "convnet", "optimizer": "adam", "activation": "relu"}
+    OPTIMIZERS["decayed"] = component
+    try:
+        make_run(tmp_path, optimizer="decayed", choices=choices)
+    finally:
+        del OPTIMIZERS["decayed"]
+    study = study_of(tmp_path)
+    assert study.axes == ["optimizer.weight_decay"]
+    assert {cell.key for cell in study.cells} == {("–",), ("0.01",)}
+
+
+def test_mean_deviation_and_interval_are_students(grid: Path) -> None:
+    study = study_of(grid)
+    cell = the_cell(study, optimizer="adam", activation="ReLU", **{"optimizer.lr": "0.01"})
+    scores = [run.summary.best_val_accuracy for run in cell.finished]
+    found = cell.interval("best_val_accuracy")
+    assert found is not None
+    assert found.half_width is not None
+    values = np.array(scores, dtype=float)
+    assert found.mean == pytest.approx(values.mean())
+    assert found.std == pytest.approx(values.std(ddof=1))
+    assert found.half_width == pytest.approx(4.302653 * values.std(ddof=1) / 3**0.5, rel=1e-6)
+
+
+def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    shutil.copytree(run.path, tmp_path / "copied" / run.path.name)
+    study = study_of(tmp_path)
+    assert [len(cell.runs) for cell in study.cells] == [1]
+    assert any("the same run" in note for note in study.notes)
+
+
+def test_protocols_are_one_axis_not_all_that_they_change(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    report: dict[str, Any] = {"split": {"validation": 0}, "evaluation": {"scored_weights": "last"}}
+    make_run(tmp_path, protocol="report", validated=False, **report)
+    assert study_of(tmp_path).axes == ["protocol"]
+
+
+# --- ranking and the test score -------------------------------------------------------------------
+
+
+def test_ranking_is_by_validation_and_only_the_best_shows_its_test_score(grid: Path) -> None:
+    assert run_it(grid) == 0
+    rows = rows_of(grid)
+    by_rank = sorted(rows, key=lambda row: int(row["rank"]))
+    scores = [float(row["best_val_accuracy"]) for row in by_rank]
+    assert scores == sorted(scores, reverse=True)
+    assert [row["test_accuracy"] != "" for row in by_rank] == [True] + [False] * 11
+    assert [row["test_loss"] != "" for row in by_rank] == [True] + [False] * 11
+    text = (grid / "summary.md").read_text()
+    best = by_rank[0]
+    shown = f"{100 * float(best['test_accuracy']):.2f}"
+    assert f"test accuracy {shown}" in text
+    assert "optimizer=adam, activation=ReLU, optimizer.lr=0.01 has the best" in text
+    assert run_it(grid, "--test") == 0
+    assert all(row["test_accuracy"] for row in rows_of(grid))
+
+
+def test_without_validation_nothing_is_ranked_until_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claims = [{"metric": "test_accuracy_last", "value": 0.5, "source": "S3, table"}]
+    for lr in (0.1, 0.01):
+        make_run(
+            tmp_path,
+            lr=lr,
+            accuracy=0.5 + lr,
+            validated=False,
+            protocol="report",
+            split={"validation": 0},
+            study={"claims": claims},
+        )
+    assert run_it(tmp_path) == 0
+    assert [row["rank"] + row["chosen"] + row["test_accuracy"] for row in rows_of(tmp_path)] == [
+        "",
+        "",
+    ]
+    said = capsys.readouterr().out
+    assert "no validation images were held out (protocol report)" in said
+    assert "test_accuracy_last" in said
+    assert run_it(tmp_path, "--metric", "test_accuracy_last") == 0
+    assert {row["optimizer.lr"]: row["rank"] for row in rows_of(tmp_path)} == {
+        "0.01": "2",
+        "0.1": "1",
+    }
+    assert "chosen on the test images" in (tmp_path / "summary.md").read_text()
+
+
+def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
+    for name in ("cifar10", "mnist"):
+        dataset = {
+            "name": name,
+            "source": {"_target_": f"cifar_lab.datasets.{name}.load"},
+            "image_shape": [3, 32, 32],
+        }
+        for lr in (0.1, 0.01):
+            make_run(tmp_path, dataset=dataset, lr=lr, accuracy=0.5 + lr)
+    study = study_of(tmp_path)
+    assert sorted((cell.dataset, cell.rank) for cell in study.cells) == [
+        ("cifar10", 1),
+        ("cifar10", 2),
+        ("mnist", 1),
+        ("mnist", 2),
+    ]
+
+
+def test_an_unknown_measure_and_a_folder_without_runs_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_it(tmp_path) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    make_run(tmp_path)
+    assert run_it(tmp_path, "--metric", "best_val_acuracy") == 2
+    assert "did you mean best_val_accuracy?" in capsys.readouterr().err
+    assert not (tmp_path / "summary.csv").exists()
+    assert run_it(tmp_path / "nowhere") == 2
+
+
+# --- claims, unfinished, damaged ------------------------------------------------------------------
+
+
+def test_claims_stand_beside_what_was_measured(tmp_path: Path) -> None:
+    where = {"optimizer.lr": 0.1}
+    claims = [
+        {
+            "metric": "test_accuracy",
+            "value": 0.6,
+            "tolerance": 0.05,
+            "source": "S0",
+            "where": where,
+        },
+        {
+            "metric": "test_accuracy",
+            "value": 0.9,
+            "tolerance": 0.05,
+            "source": "S1",
+            "where": where,
+        },
+        {"metric": "class_recall:3", "value": 0.9, "source": "S2", "where": where},
+        {"metric": "epochs", "value": 5, "source": "S3", "where": {"optimizer.lr": 7.0}},
+        {"metric": "no_such", "value": 5, "source": "S4"},
+    ]
+    for lr in (0.1, 0.01):
+        make_run(tmp_path, lr=lr, accuracy=0.61, study={"report": "S0", "claims": claims})
+    assert run_it(tmp_path) == 0
+    text = (tmp_path / "summary.md").read_text().split("## Reported and measured")[1]
+    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
+    verdicts = [line.split("|")[8].strip() for line in lines]
+    assert verdicts[:4] == [
+        "reproduced",
+        "not reproduced",
+        "no tolerance given",
+        "not measured yet",
+    ]
+    assert "there is no measure no_such" in verdicts[4]
+
+
+def test_unfinished_and_failed_runs_are_listed_with_their_error(grid: Path) -> None:
+    run_it(grid)
+    text = (grid / "summary.md").read_text().split("## Unfinished and failed")[1]
+    assert "the loss is not finite in epoch 3" in text
+    assert "interrupted" in text  # it says running, and no process holds its lock
+    assert "2 of 5" in text
+
+
+def test_a_damaged_run_is_named_and_the_rest_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = make_run(tmp_path, seed=0)
+    damages: dict[str, Callable[[RunDir], Any]] = {
+        "not json": lambda run: run.summary_file.write_text("{"),
+        "json of another kind": lambda run: run.summary_file.write_text("[1]"),
+        "text for a number": lambda run: change(run, best_val_accuracy="<b>"),
+        "number for a text": lambda run: change(run, error=3),
+        "unknown status": lambda run: change(run, status="<script>"),
+        "huge": lambda run: run.summary_file.write_text(" " * 5_000_000),
+        "not utf-8": lambda run: run.metrics_file.write_bytes(b"\xff\xfe"),
+        "yaml": lambda run: run.config_file.write_text("a: [" * 100_000),
+        "aliases": lambda run: run.config_file.write_text(laughs()),
+        "itself": lambda run: run.config_file.write_text("&a [*a]"),
+        "deep": lambda run: run.config_file.write_text("- " * 400_000),
+        "unknown key": lambda run: run.config_file.write_text("typo: 1"),
+    }
+    if hasattr(os, "mkfifo"):
+        damages["pipe"] = become_a_pipe
+    broken = []
+    for seed, damage in enumerate(damages.values(), start=1):
+        broken.append(make_run(tmp_path, seed=seed))
+        damage(broken[-1])
+    started = time.monotonic()
+    assert run_it(tmp_path) == 0
+    assert time.monotonic() - started < 10
+    text = (tmp_path / "summary.md").read_text().split("## Not readable")[1]
+    for run in broken:
+        assert f"{run.path.name}:" in text
+    assert kept.path.name not in text
+    assert [row["n"] for row in rows_of(tmp_path)] == ["1"]
+    capsys.readouterr()
+
+
+def change(run: RunDir, **values: object) -> None:
+    text = json.dumps(json.loads(run.summary_file.read_text()) | values)
+    run.summary_file.write_text(text)
+
+
+def become_a_pipe(run: RunDir) -> None:
+    run.summary_file.unlink()
+    os.mkfifo(run.summary_file)
+
+
+def laughs() -> str:
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    return "\n".join(lines)
+
+
+def test_damaged_predictions_cost_their_test_not_the_run(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, lr=lr, accuracy=0.5 + lr) for lr in (0.1, 0.01, 0.001)]
+    path = runs[2].predictions_file("validation", "scored")
+    path.write_bytes(path.read_bytes()[:-40])
+    labels = np.full(500, 77)
+    runs[1].write_arrays(
+        runs[1].predictions_file("validation", "scored"),
+        logits=np.zeros((500, 10), np.float32),
+        labels=labels,
+        indices=labels,
+    )
+    assert run_it(tmp_path) == 0
+    text = (tmp_path / "summary.md").read_text()
+    assert text.count("is damaged") == 2
+    assert [row["n"] for row in rows_of(tmp_path)] == ["1", "1", "1"]
+    assert text.count("no validation predictions of it") == 2
+
+
+def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    change(run, best_val_loss=float("nan"), test_loss=float("inf"))
+    assert run_it(tmp_path) == 0
+    assert rows_of(tmp_path)[0]["best_val_loss"] == ""
+
+
+def test_names_that_are_markup_stay_text(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>|`x`\n# [a](b) &amp; *b*"
+    for lr in (0.1, 0.01):
+        choices = {"model": "convnet", "optimizer": "adam", "activation": evil + str(lr)}
+        make_run(tmp_path, lr=lr, choices=choices, summary={"error": evil}, status="failed")
+    choices = {"model": "=cmd()", "optimizer": "adam", "activation": "relu"}
+    make_run(tmp_path, lr=0.5, choices=choices)
+    assert run_it(tmp_path) == 0
+    text = (tmp_path / "summary.md").read_text()
+    assert "<script" not in text
+    assert "\n# [a]" not in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables if "lr" in line} <= {
+        7,
+        10,
+        11,
+        12,
+    }
+    cells_of_model = {row["model"] for row in rows_of(tmp_path)}
+    assert cells_of_model == {"'=cmd()", "convnet"}
+
+
+def test_links_to_folders_are_not_followed_and_said(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    make_run(elsewhere)
+    here = tmp_path / "here"
+    make_run(here)
+    (here / "linked").symlink_to(elsewhere)
+    (here / "summary.csv").symlink_to(elsewhere / "kept.txt")
+    (elsewhere / "kept.txt").write_text("kept")
+    assert run_it(here) == 0
+    assert len(rows_of(here)) == 1
+    assert "linked is a link" in (here / "summary.md").read_text()
+    assert (elsewhere / "kept.txt").read_text() == "kept"
+
+
+def test_an_unchanged_folder_gives_the_same_files(grid: Path, tmp_path: Path) -> None:
+    names = ("summary.csv", "summary.md")
+    run_it(grid)
+    first = [(grid / name).read_bytes() for name in names]
+    moved = tmp_path / grid.name
+    shutil.copytree(grid, moved)
+    run_it(moved)
+    assert [(moved / name).read_bytes() for name in names] == first
+
+
+def test_help_and_the_reading_need_no_torch(grid: Path) -> None:
+    program = (
+        "import sys; from cifar_lab import summarize\n"
+        f"summarize.main([{str(grid)!r}])\n"
+        "print('torch' in sys.modules, 'hydra' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "False False\n")
+
+
+@pytest.mark.slow
+def test_500_runs_take_less_than_ten_seconds(tmp_path: Path) -> None:
+    make_grid(tmp_path, seeds=42, images=5000, samples=True)
+    started = time.monotonic()
+    command = [sys.executable, "-m", "cifar_lab.summarize", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stderr
+    assert "504 runs in 12 cells" in done.stdout
+    print(f"summarize of 504 runs: {seconds:.1f} s")
+    assert seconds < 10

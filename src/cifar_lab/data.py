@@ -5,6 +5,7 @@ once by a CPU generator keyed by (seed, epoch), so the batches are the same on e
 resumed run continues exactly.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,10 @@ from cifar_lab.datasets import ImageArrays
 from cifar_lab.device import derive_seed
 from cifar_lab.errors import RequestError
 
-_CHUNK = 2048  # images that are cropped and flipped at once: few kernel launches, little memory
+# Images that are cropped and flipped at once: on a GPU few kernel launches, on a CPU what stays in
+# its cache.
+_CHUNK = 2048
+_CPU_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,28 @@ class Normalisation:
 
     def __call__(self, images: Tensor, memory_format: torch.memory_format) -> Tensor:
         """Return float32 (B, C, H, W) in the given layout."""
-        channels = images.shape[1]
-        mean = torch.tensor(self.mean or [0.0] * channels, dtype=torch.float64)
-        std = torch.tensor(self.std or [1.0] * channels, dtype=torch.float64)
-        scale = (1 / (255 * std)).to(images.device, torch.float32).view(-1, 1, 1)
-        shift = (-mean / std).to(images.device, torch.float32).view(-1, 1, 1)
-        return images.to(torch.float32, memory_format=memory_format).mul_(scale).add_(shift)
+        mean = tuple(self.mean or [0.0] * images.shape[1])
+        std = tuple(self.std or [1.0] * images.shape[1])
+        scale, shift = _scale_and_shift(mean, std, images.device)
+        scaled = images.to(torch.float32).mul_(scale)
+        # The addition changes the layout too: another pass, or a pass over pixels of three
+        # channels each, costs as much as all the rest.
+        normalised = torch.empty_like(scaled, memory_format=memory_format)
+        return torch.add(scaled, shift, out=normalised)
+
+
+@functools.lru_cache(maxsize=16)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        spread = torch.tensor(std, dtype=torch.float64)
+        scale = 1 / (255 * spread)
+        shift = -torch.tensor(mean, dtype=torch.float64) / spread
+        return (
+            scale.to(device, torch.float32).view(-1, 1, 1),
+            shift.to(device, torch.float32).view(-1, 1, 1),
+        )
 
 
 def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
@@ -216,11 +236,12 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", number))
         order = self.split.indices[self._order(generator)].to(device)
         draws = draw(len(order), self.augmentation, generator, device)
+        size = _CPU_CHUNK if device.type == "cpu" else _CHUNK
         position = start
         while position < len(self.bounds):
             first = self.bounds[position][0]
             batches = [self.bounds[position]]
-            while batches[-1][1] - first < _CHUNK and position + len(batches) < len(self.bounds):
+            while batches[-1][1] - first < size and position + len(batches) < len(self.bounds):
                 batches.append(self.bounds[position + len(batches)])
             chunk = slice(first, batches[-1][1])
             images = self.split.images.index_select(0, order[chunk])
@@ -274,15 +295,21 @@ def augment(images: Tensor, padding: int, draws: Draws, part: slice) -> Tensor:
 
     The same as torchvision's `crop(pad(image, padding), top, left, H, W)`, then `hflip`.
     """
-    if draws.top is not None and draws.left is not None:
-        height, width = images.shape[2:]
-        padded = functional.pad(images, [padding] * 4)
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-        rows = torch.arange(len(images), device=images.device)
-        images = windows[rows, :, draws.top[part], draws.left[part]]
+    if draws.top is None and draws.flip is None:
+        return images
+    height, width = images.shape[2:]
+    rows = torch.arange(height, device=images.device).expand(len(images), -1)
+    columns = torch.arange(width, device=images.device).expand(len(images), -1)
     if draws.flip is not None:
-        images = torch.where(draws.flip[part, None, None, None], images.flip(-1), images)
-    return images
+        columns = torch.where(draws.flip[part, None], width - 1 - columns, columns)
+    if draws.top is not None and draws.left is not None:
+        images = functional.pad(images, [padding] * 4)
+        rows = rows + draws.top[part, None]
+        columns = columns + draws.left[part, None]
+    pixels = rows[:, :, None] * images.shape[3] + columns[:, None, :]
+    wanted = pixels.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    cropped = images.flatten(2).gather(2, wanted)
+    return cropped.view(*images.shape[:2], height, width)
 
 
 def in_order(

@@ -94,7 +94,9 @@ def test_each_command_of_the_package_has_a_console_script() -> None:
         if re.search(r"^if __name__ == ", path.read_text(), re.MULTILINE)
     }
     assert {f"cifar_lab.{command}:main" for command in commands} <= set(scripts.values())
-    assert all(name == f"cifar-lab-{target[10:-5]}" for name, target in scripts.items())
+    assert all(
+        name == f"cifar-lab-{target[10:-5]}".replace("_", "-") for name, target in scripts.items()
+    )
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -12,13 +12,22 @@ import hashlib
 import importlib
 import inspect
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.config import Component, DropoutConfig, RunConfig, convert, shorten, to_plain
+from cifar_lab.config import (
+    Component,
+    DropoutConfig,
+    RunConfig,
+    convert,
+    load,
+    shorten,
+    to_plain,
+)
 from cifar_lab.device import seeded, select_device, select_precision
 from cifar_lab.errors import NotNow, RequestError, RunFailed, Stopped, did_you_mean
 from cifar_lab.metrics import EpochMetrics, columns
@@ -30,6 +39,9 @@ _SETTINGS_OF_SCHEDULERS = ("step", "monitor")
 def trust(modules: list[str]) -> None:
     """Allow targets from these top-level modules too; only a user's own command line calls this."""
     _TRUSTED.update(modules)
+    # A console script, unlike `python -m`, does not look for modules where it was started.
+    if modules and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def resolve(target: Any, role: str) -> Callable[..., Any]:
@@ -44,7 +56,8 @@ def resolve(target: Any, role: str) -> Callable[..., Any]:
     if package not in {"cifar_lab", "torch", *_TRUSTED} or not module_name:
         raise RequestError(
             f"{role}._target_={shorten(target)} is not allowed: only classes of torch and "
-            f"cifar_lab are; for code of your own add trust=[{shorten(package, 40)}]"
+            f"cifar_lab are; for code of your own add trust=[{shorten(package, 40)}] "
+            f"(evaluate and predict: --trust {shorten(package, 40)})"
         )
     try:
         resolved = getattr(importlib.import_module(module_name), attribute)
@@ -160,11 +173,33 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
     for name, figure in config.figures.items():
         if figure is not None:
             bind(figure, f"figures.{name}", {"run": None})
+    if config.continue_from is not None:
+        _check_source(config, Path(config.continue_from))
     parameters = _try_model(config)
     optimizer = build(config.optimizer, "optimizer", params=parameters)
     if config.scheduler is not None:
         _check_scheduler(config, config.scheduler, optimizer)
     return config
+
+
+def _check_source(config: RunConfig, folder: Path) -> None:
+    """Refuse to train on from a run that is no beginning of this one."""
+    source = load(folder / "config.yaml")
+    name = f"continue_from={shorten(str(folder))}"
+    # with another split, images that were trained on would validate
+    for role, mine, theirs in (
+        ("dataset", config.dataset, source.dataset),
+        ("split", config.split, source.split),
+        ("model", config.model, source.model),
+        ("optimizer._target_", config.optimizer["_target_"], source.optimizer["_target_"]),
+    ):
+        if to_plain(mine) != to_plain(theirs):
+            raise RequestError(f"{name} has another {role}; train on with the same")
+    if config.training.epochs <= source.training.epochs:
+        raise RequestError(
+            f"training.epochs={config.training.epochs} is wrong: {name} was to train "
+            f"{source.training.epochs} epochs, and training on counts from there; ask for more"
+        )
 
 
 _TRIED: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cifar_lab import components, config, device, guards, metrics
+from cifar_lab import components, device, guards, metrics
 from cifar_lab.bars import Bars
 from cifar_lab.building import build_state, load_splits
 from cifar_lab.config import RunConfig
@@ -26,7 +26,7 @@ from cifar_lab.errors import NotNow, RequestError, RunFailed, Stopped
 from cifar_lab.evaluation import evaluate
 from cifar_lab.metrics import EpochMetrics, diagnosis
 from cifar_lab.run_dir import RunDir, RunSummary, Status, queued
-from cifar_lab.training import Progress, TrainState, fit
+from cifar_lab.training import Progress, TrainState, fit, make_schedule
 
 log = logging.getLogger("cifar_lab")
 
@@ -60,6 +60,10 @@ class Stop:
             yield
         finally:
             self._patient = False
+
+    def is_wanted(self, progress: Progress) -> bool:
+        """Whether training is to stop at this yield."""
+        return self.signal is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again = self.signal is not None
@@ -140,7 +144,7 @@ def _run(
         "device: %s (%s), precision: %s, threads: %d", where, reason, settings.precision, threads
     )
     log.info(splits.checked)
-    continued = _continue(run, settings, state, checkpoint)
+    continued = _continue(run, settings, state, len(batches), checkpoint)
     summary = dataclasses.replace(
         queued(settings),
         status="running",
@@ -219,17 +223,18 @@ def _train(
                 _announce(settings, state, progress.row)
                 if progress.improved:
                     _write_best(run, settings, state, progress.row)
+            stopping = stop.is_wanted(progress)
             minutes = (time.monotonic() - saved) / 60
             if (
                 progress.row is not None
-                or stop.signal is not None
+                or stopping
                 or minutes >= settings.training.checkpoint_minutes
             ):
                 run.write_last(state.state_dict())
                 saved = time.monotonic()
-            if stop.signal is not None:
+            if stopping:
                 raise Stopped(
-                    stop.signal,
+                    stop.signal or signal.SIGTERM,
                     f"stopped in epoch {progress.epoch}, step {progress.step} of "
                     f"{progress.steps}; all is saved, the same line goes on from there",
                 )
@@ -279,7 +284,11 @@ def _forget(run: RunDir) -> None:
 
 
 def _continue(
-    run: RunDir, settings: RunConfig, state: TrainState, checkpoint: dict[str, Any] | None
+    run: RunDir,
+    settings: RunConfig,
+    state: TrainState,
+    steps: int,
+    checkpoint: dict[str, Any] | None,
 ) -> str | None:
     """Put the state where the run was; return the folder that it trains on from, if any."""
     if checkpoint is not None:
@@ -289,16 +298,40 @@ def _continue(
     if settings.continue_from is None:
         return None
     source = RunDir(settings.continue_from)
+    if source.status != "finished":
+        raise NotNow(
+            f"continue_from={source.path} is {source.status}; finish it first: "
+            f"python -m cifar_lab.train {source.path}"
+        )
     found = source.read_last(log.warning)
     if found is None:
         raise RequestError(
-            f"continue_from={settings.continue_from}: there is no last.pt to train on from"
+            f"continue_from={source.path}: it has no last.pt to train on from "
+            "(training.keep_last=true keeps it)"
         )
+    before = source.config
+    same_rates = (before.optimizer, before.scheduler) == (settings.optimizer, settings.scheduler)
+    spans_run = any(
+        key in ("T_max", "total_steps") and value is None
+        for key, value in (settings.scheduler or {}).items()
+    )
+    rates = "the learning rate goes on from there"
+    if spans_run or not same_rates:
+        left = settings.training.epochs - found["epoch"]
+        for group in state.optimizer.param_groups:  # as before the schedule of the whole run
+            group.update({k: v for k, v in state.optimizer.defaults.items() if k in group})
+        state.schedule = make_schedule(settings.scheduler, state.optimizer, left, steps)
+        fresh = [{**group, "params": None} for group in state.optimizer.param_groups]
+        found = {**found, "scheduler": None}
+        rates = f"the learning rate is as configured, over the {left} epochs that are added"
     state.load_state_dict(found)
+    if spans_run or not same_rates:
+        for group, settings_of_group in zip(state.optimizer.param_groups, fresh, strict=True):
+            group.update({k: v for k, v in settings_of_group.items() if k != "params"})
     state.stopped_early, state.stale_epochs = False, 0
     if source.best.exists():
         run.write_best(source.read_checkpoint(source.best))
-    log.info("trains on from %s, epoch %d", source.path, state.epoch)
+    log.info("trains on from %s, epoch %d; %s", source.path, state.epoch, rates)
     return str(source.path)
 
 
@@ -356,32 +389,15 @@ def _best_name(settings: RunConfig, row: EpochMetrics) -> str | None:
     """Return best.pt's second name by the run's template (S2-10, S2-11)."""
     if settings.training.best_file_name is None:
         return None
-    return file_name(
-        settings.training.best_file_name,
-        model=_class_name(settings.model),
-        acc=row.val_accuracy or 0.0,
-        lr=settings.optimizer.get("lr"),
-        opt=_class_name(settings.optimizer),
-        act=_class_name(settings.activation),
-        epoch=row.epoch,
-    )
-
-
-def file_name(template: str, **values: Any) -> str:
-    """Fill a template of a file name; RequestError if a field is unknown or it names a folder."""
-    try:
-        name = template.format(**values)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise RequestError(
-            f"training.best_file_name={config.shorten(template)} is wrong ({error}); "
-            f"its fields are {', '.join(values)}"
-        ) from None
-    if Path(name).name != name or len(name) > 200 or name in (".", "..") or "\\" in name:
-        raise RequestError(
-            f"training.best_file_name={config.shorten(template)} is wrong: it must be the name "
-            "of a file, without folders"
-        )
-    return name
+    values = {
+        "model": _class_name(settings.model),
+        "acc": row.val_accuracy or 0.0,
+        "lr": settings.optimizer.get("lr", 0.0),
+        "opt": _class_name(settings.optimizer),
+        "act": _class_name(settings.activation),
+        "epoch": row.epoch,
+    }
+    return settings.training.best_file_name.format(**values)
 
 
 @contextlib.contextmanager

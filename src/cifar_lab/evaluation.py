@@ -19,11 +19,14 @@ _SAMPLES = 8  # images of each kind that a run keeps, to draw
 _FEATURES = 2000  # images whose features a run keeps at most, for PCA and t-SNE
 
 
-def evaluate(run: RunDir, *, splits: Splits | None = None, on: str | None = None) -> dict[str, Any]:
+def evaluate(
+    run: RunDir, *, splits: Splits | None = None, on: str | None = None, features: bool = False
+) -> dict[str, Any]:
     """Score a run from its folder alone; write predictions and reports, return summary fields.
 
     This is the one evaluation: training ends with it, and `cifar_lab.evaluate` calls it. `on` is
-    another device than the run's. RequestError if the folder has no weights yet.
+    another device than the run's; `features` are kept too where a figure of the run, or the
+    caller, wants them. RequestError if the folder has no weights yet.
     """
     settings = run.own_config()
     where, _ = device.select_device(on or settings.device)
@@ -64,7 +67,7 @@ def evaluate(run: RunDir, *, splits: Splits | None = None, on: str | None = None
     names = tuple(settings.dataset.display_names or splits.class_names)
     _write_reports(run, test, names)
     _write_samples(run, splits.official_test, test, settings.seed)
-    if {"pca", "tsne"} & {name for name, figure in settings.figures.items() if figure}:
+    if features or {"pca", "tsne"} & {name for name, figure in settings.figures.items() if figure}:
         model.load_state_dict(load_weights(run, scored))
         _write_features(run, model, splits.test, settings, where)
     fields |= {

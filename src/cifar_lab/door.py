@@ -6,7 +6,6 @@ or written.
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +62,10 @@ class Request:
 
 _LAUNCH_KEYS = frozenset(spec.name for spec in dataclasses.fields(LaunchOptions))
 _COMPONENTS = ("model", "optimizer", "activation", "dropout", "scheduler", "dataset", "figures")
+_INSTEAD_OF_PLUGINS = {
+    "hydra/launcher": "leave it out and set jobs=N, or choose submitit_slurm or submitit_local",
+    "hydra/sweeper": "leave it out; -m and lists of values are a grid",
+}
 _CHECKOUT_CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -190,9 +193,8 @@ class _Composer:
                 **{k: v for k, v in choices.items() if "/" not in k and k not in ("hydra",)},
             }
             cells.append(_cell(plain, overrides, deep=deep))
-        launcher = OmegaConf.to_container(OmegaConf.select(node, "hydra.launcher"), resolve=False)
         shown = _show(node, arguments)
-        return Request(cells, options, bool(multirun), dict(launcher), shown)  # type: ignore[arg-type]
+        return Request(cells, options, bool(multirun), _launcher(node), shown)
 
     def _compose(self, overrides: list[Override]) -> DictConfig:
         groups = [o for o in overrides if self._is_group(o) or o.key_or_group.startswith("hydra")]
@@ -225,6 +227,10 @@ class _Composer:
     def _check_choice(self, override: Override) -> None:
         """Refuse what is no single existing option of a group."""
         group = override.key_or_group
+        if group in _INSTEAD_OF_PLUGINS and not override.is_sweep_override():
+            if override.value() not in self._loader.get_group_options(group):
+                raise _not_supported(group, _value_text(override))
+            return
         if group not in self._groups() or override.is_sweep_override():
             return
         options = self._loader.get_group_options(group)
@@ -236,6 +242,24 @@ class _Composer:
                 f"{group}={shorten(_value_text(override))} is wrong: it must be one of "
                 f"{known}{guess}"
             )
+
+
+def _launcher(node: DictConfig) -> dict[str, Any]:
+    """Return the settings of hydra/launcher; refuse launchers and sweepers that are not ours."""
+    choices = OmegaConf.select(node, "hydra.runtime.choices")
+    settings = OmegaConf.to_container(OmegaConf.select(node, "hydra.launcher"), resolve=True)
+    assert isinstance(settings, dict)
+    if choices["hydra/launcher"] != "basic" and "cluster" not in settings:
+        raise _not_supported("hydra/launcher", choices["hydra/launcher"])
+    if choices["hydra/sweeper"] != "basic":
+        raise _not_supported("hydra/sweeper", choices["hydra/sweeper"])
+    return {str(key): value for key, value in settings.items()}
+
+
+def _not_supported(group: str, option: Any) -> RequestError:
+    return RequestError(
+        f"{group}={shorten(str(option))} is not supported: {_INSTEAD_OF_PLUGINS[group]}"
+    )
 
 
 def _check_overrides(parsed: list[Override]) -> None:
@@ -314,8 +338,6 @@ def _take_options(plain: dict[str, Any]) -> LaunchOptions:
     options = config._parse_dataclass(LaunchOptions, taken, "")
     if options.trust:
         components.trust(options.trust)
-        if "" not in sys.path and str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
     return options
 
 

@@ -149,7 +149,7 @@ class Pace:
             if key in self._known:
                 epochs, overheads = zip(*self._known[key], strict=True)
                 left = max(settings.training.epochs - epochs_done, 0)
-                return left * sum(epochs) / len(epochs) + sum(overheads) / len(overheads)
+                return float(left * sum(epochs) / len(epochs) + sum(overheads) / len(overheads))
         return None
 
     def time_left(

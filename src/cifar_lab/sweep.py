@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from cifar_lab.run_dir import RunDir, write_text
 
 log = logging.getLogger("cifar_lab")
 
+_LEFT_OUT = (3, 130, 143)  # exit codes of cells that did not fail: not now, or stopped and saved
 _BYTES_PER_JOB = 1_500_000_000  # what a process with torch and CIFAR-10 needs, with room
 _PATIENCE_SECONDS = 15.0  # for a folder whose process is just ending
 _PRELOADED = ("cifar_lab.door", "cifar_lab.sweep", *SLOW_IMPORTS)  # what a fork starts with
@@ -56,17 +56,17 @@ def fitting_jobs(
 
     auto fills the GPUs that are visible, or else the cores, as far as the memory goes.
     """
+    wanted: int | None = None if jobs == "auto" else jobs
     if any(config.device == "cuda" for config in configs):
         gpus = device.visible_gpus()
         fitting = len(gpus) * jobs_per_gpu
-        count = fitting if jobs == "auto" else min(jobs, fitting)
-        count = max(1, min(count, len(configs)))
+        count = max(1, min(wanted or fitting, fitting, len(configs)))
         return count, [gpus[slot % len(gpus)] for slot in range(count)]
-    if jobs == "auto":
+    if wanted is None:
         threads = max((config.threads or 1 for config in configs), default=1)
         on_mps = any(config.device == "mps" for config in configs)
-        jobs = 1 if on_mps else min(_cores() // threads, _free_memory() // _BYTES_PER_JOB)
-    count = max(1, min(jobs, len(configs)))
+        wanted = 1 if on_mps else min(_cores() // threads, _free_memory() // _BYTES_PER_JOB)
+    count = max(1, min(wanted, len(configs)))
     return count, [""] * count
 
 
@@ -88,24 +88,13 @@ def run_all(
     The first signal that `stop` receives lets the running cells save and leaves the rest queued
     (the caller looks at `stop.signal`); a second one kills them and raises Stopped.
     """
-    started = time.monotonic()
-    outcomes: dict[int, Outcome] = {}
-    waiting: deque[int] = deque()
-    before: dict[int, str] = {}
-    pace = Pace()
-    for index, cell in enumerate(cells):
-        before[index] = cell.state()
-        if before[index] in ("new", "queued"):
-            RunDir.create(cell.config)
-        pace.learn(cell)
-        done = _without_running(cell, before[index], rerun=rerun, accept_code=accept_code)
-        if done is not None:
-            outcomes[index] = done
-        else:
-            waiting.append(index)
+    started, pace = time.monotonic(), Pace()
+    outcomes, waiting, before = sort_out(cells, rerun=rerun, accept_code=accept_code)
     if not waiting:
         return [outcomes[index] for index in range(len(cells))]
-    record = _Record(cells, command)
+    for cell in cells:
+        pace.learn(cell)
+    record = Record(cells, command)
     count, gpus = fitting_jobs([cells[i].config for i in waiting], jobs, jobs_per_gpu)
     log.info(
         "%d cells: %d to run, %d at a time, %d finished before",
@@ -158,8 +147,7 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
     cells = [outcome.cell for outcome in outcomes]
     rows, best = [], None
     for outcome in outcomes:
-        with contextlib.suppress(RequestError, RunFailed):
-            summary = outcome.cell.summary()
+        summary = outcome.cell.summary() if outcome.after != "damaged" else None
         validation = summary.best_val_accuracy if summary else None
         if summary and outcome.after == "finished" and validation is not None:
             best = max(
@@ -200,15 +188,62 @@ def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
         raise Stopped(
             stop.signal, f"stopped with {left} of {count} cells left; the same line goes on"
         )
-    failed = [o for o in outcomes if o.code not in (0, 3)]
+    failed = [o for o in outcomes if o.code not in (0, *_LEFT_OUT)]
     if failed:
         raise RunFailed(
             f"{len(failed)} of {count} cells failed (the table says why); the same line tries "
             "them again"
         )
-    not_now = [o for o in outcomes if o.code == 3]
+    not_now = [o for o in outcomes if o.code in _LEFT_OUT]
     if not_now:
         raise NotNow(f"{len(not_now)} of {count} cells were left out: {not_now[0].error}")
+
+
+def sort_out(
+    cells: Sequence[SweepCell], *, rerun: bool, accept_code: bool
+) -> tuple[dict[int, Outcome], list[int], list[str]]:
+    """Make the folders that are not there, queued; return what is settled, what is to run, states.
+
+    Cells are named by their index.
+    """
+    outcomes: dict[int, Outcome] = {}
+    before = [cell.state() for cell in cells]
+    for index, (cell, state) in enumerate(zip(cells, before, strict=True)):
+        if state in ("new", "queued"):
+            RunDir.create(cell.config)
+        done = _without_running(cell, state, rerun=rerun, accept_code=accept_code)
+        if done is not None:
+            outcomes[index] = done
+    return outcomes, [i for i in range(len(cells)) if i not in outcomes], before
+
+
+def carry_out(
+    run: RunDir,
+    code: str,
+    stop: Stop,
+    *,
+    rerun: bool,
+    accept_code: bool,
+    trust: Sequence[str],
+) -> tuple[int, str | None]:
+    """Execute a folder in a process of its own; return the exit code and the line that says why.
+
+    `code` is the hash of the sources when the sweep began: a cell that would run others is refused.
+    """
+    try:
+        components.trust(list(trust))
+        if components.code_hash(run.config) != code:
+            raise NotNow("the code was changed while the sweep ran; run the same line again")
+        execute(run, stop=stop, rerun=rerun, accept_code=accept_code)
+    except Stopped as stopped:
+        name = signal.Signals(stopped.signal).name
+        return 128 + stopped.signal, f"stopped by {name}; all is saved"
+    except (RequestError, NotNow, RunFailed) as error:
+        exit_code = next(c for kind, c in EXIT_CODES.items() if isinstance(error, kind))
+        return exit_code, str(error)
+    except OSError as error:
+        return 1, f"{error.filename or run.path}: {error.strerror or error}"
+    return 0, None
 
 
 def _without_running(
@@ -226,9 +261,7 @@ def _without_running(
     return Outcome(cell, state, "finished") if finished else None
 
 
-def _next(
-    cells: Sequence[SweepCell], waiting: deque[int], running: Mapping[int, Any]
-) -> int | None:
+def _next(cells: Sequence[SweepCell], waiting: list[int], running: Mapping[int, Any]) -> int | None:
     """Take the next cell whose folder is free; one that stays in use is taken when none is left."""
     for index in waiting:
         if not cells[index].run.is_locked():
@@ -239,21 +272,22 @@ def _next(
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while cells[waiting[0]].run.is_locked() and time.monotonic() < deadline:
         time.sleep(0.1)
-    return waiting.popleft()
+    return waiting.pop(0)
 
 
 def _in_use(cell: SweepCell) -> str:
     return f"{cell.run.path} is in use by another process; wait for it or stop it"
 
 
-class _Record:
+class Record:
     """The sweep's own record, `.sweeps/<id>/sweep.json` beside its cells: command, cells, ends."""
 
     def __init__(self, cells: Sequence[SweepCell], command: Sequence[str]) -> None:
         parent = cells[0].run.path.parent / ".sweeps"
         started = datetime.now(UTC)
-        self._path = parent / f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}" / "sweep.json"
-        self._path.parent.mkdir(parents=True)
+        self.folder = parent / f"{started:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+        self.folder.mkdir(parents=True)
+        self._folders = [cell.run.path for cell in cells]
         self._content: dict[str, Any] = {
             "command": list(command),
             "started": started.isoformat(timespec="seconds"),
@@ -262,6 +296,13 @@ class _Record:
                 for c in cells
             ],
         }
+        self._write()
+
+    def note_jobs(self, jobs: Mapping[Path, str]) -> None:
+        """Note the ids of the jobs that run the cells, by folder."""
+        for cell, folder in zip(self._content["cells"], self._folders, strict=True):
+            if folder in jobs:
+                cell["job"] = jobs[folder]
         self._write()
 
     def close(self, outcomes: Sequence[Outcome]) -> None:
@@ -277,7 +318,10 @@ class _Record:
         self._write()
 
     def _write(self) -> None:
-        write_text(self._path, json.dumps(self._content, indent=1, ensure_ascii=False) + "\n")
+        write_text(
+            self.folder / "sweep.json",
+            json.dumps(self._content, indent=1, ensure_ascii=False) + "\n",
+        )
 
 
 class _Worker:
@@ -318,9 +362,9 @@ class _Worker:
             name = signal.Signals(-code).name if -code in list(signal.Signals) else f"{-code}"
             hint = " (out of memory?)" if name == "SIGKILL" else ""
             error = f"killed by {name}{hint}"
-        elif code not in (0, 3, 130, 143) and error is None:
+        elif code not in (0, *_LEFT_OUT) and error is None:
             error = f"its process ended with exit code {code}; train.log in its folder says where"
-        if error is not None and code not in (0, 3, 130, 143):
+        if error is not None and code not in (0, *_LEFT_OUT):
             with contextlib.suppress(NotNow, RequestError, RunFailed, OSError):
                 note_killed(self.cell.run, error)
         seconds = time.monotonic() - self._started
@@ -355,20 +399,8 @@ def _work(
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    result: tuple[int, str | None] = (0, None)
-    try:
-        with Stop().installed() as stop:
-            components.trust(list(trust))
-            if components.code_hash(run.config) != code:
-                raise NotNow("the code was changed while the sweep ran; run the same line again")
-            execute(run, stop=stop, rerun=rerun, accept_code=accept_code)
-    except Stopped as stopped:
-        result = (128 + stopped.signal, None)
-    except (RequestError, NotNow, RunFailed) as error:
-        exit_code = next(c for kind, c in EXIT_CODES.items() if isinstance(error, kind))
-        result = (exit_code, str(error))
-    except OSError as error:
-        result = (1, f"{error.filename or path}: {error.strerror or error}")
+    with Stop().installed() as stop:
+        result = carry_out(run, code, stop, rerun=rerun, accept_code=accept_code, trust=trust)
     sender.send(result)
     sender.close()
 
@@ -452,7 +484,7 @@ class _Line:
         if self._bar is None or time.monotonic() - self._shown < 1:
             return
         self._shown = time.monotonic()
-        failed = sum(outcome.code not in (0, 3) for outcome in outcomes.values())
+        failed = sum(outcome.code not in (0, *_LEFT_OUT) for outcome in outcomes.values())
         left = self._pace.time_left([cells[i] for i in (*running, *waiting)], jobs)
         self._bar.set_postfix_str(
             f"{len(running)} running, {failed} failed"

@@ -1,7 +1,8 @@
 """Train and evaluate one run, or with -m (or an experiment that is a grid) many."""
 
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cifar_lab import cli
 from cifar_lab.config import RunConfig
@@ -24,7 +25,8 @@ def _train(argv: list[str]) -> int:
         return 0
     if request.options.plan:
         return _plan(request)
-    return _sweep(request, argv) if request.is_sweep else _launch(request)
+    is_job = "cluster" in request.launcher
+    return _sweep(request, argv) if request.is_sweep or is_job else _launch(request)
 
 
 # torch is imported from here on, for those requests that need it
@@ -57,15 +59,20 @@ def _look_at_data(configs: Sequence[RunConfig]) -> None:
 def _sweep(request: Request, argv: Sequence[str]) -> int:
     from cifar_lab import sweep
     from cifar_lab.execute import Stop
-    from cifar_lab.planning import sweep_cells
+    from cifar_lab.planning import DONE, sweep_cells
 
     options = request.options
     cells = sweep_cells(
         [cell.config for cell in request.cells], [cell.overrides for cell in request.cells]
     )
+    run_all: Callable[..., list[sweep.Outcome]] = sweep.run_all
+    if "cluster" in request.launcher:
+        from cifar_lab import cluster
+
+        run_all = functools.partial(cluster.run_all, launcher=request.launcher)
     with Stop().installed() as stop:
-        _look_at_data([cell.config for cell in cells])
-        outcomes = sweep.run_all(
+        _look_at_data([cell.config for cell in cells if cell.state() not in DONE])
+        outcomes = run_all(
             cells,
             stop=stop,
             jobs=options.jobs,

@@ -1,0 +1,171 @@
+"""hydra/launcher=submitit_slurm on a real SLURM of this machine, and submitit_local."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_lab import cluster
+from cifar_lab.door import compose
+from cifar_lab.errors import RequestError
+from cifar_lab.execute import Stop
+from cifar_lab.planning import sweep_cells
+from cifar_lab.run_dir import RunDir, find_runs
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm"
+TINY = (
+    "dataset=digits",
+    "figures=none",
+    "model.widths=[2,4]",
+    "model.hidden=8",
+    "split.validation=200",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR_LAB_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The daemons of a SLURM of this machine, started for these tests and stopped after them."""
+    if os.geteuid() != 0:
+        pytest.skip("slurm: its daemons need root")
+    folder = tmp_path_factory.mktemp("slurm")
+    subprocess.run([SCRIPT, "start", folder], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        yield
+        subprocess.run(["scancel", "--me"], check=False)
+    subprocess.run([SCRIPT, "stop", folder], check=True)
+
+
+def train(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    line = [sys.executable, "-m", "cifar_lab.train", "-m", *TINY, f"output_dir={folder}"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*line, *overrides], stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    return dict(run.read_checkpoint(run.last)["model"])
+
+
+def squeue() -> list[str]:
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("slurm")
+def test_a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    quick = ("hydra/launcher=submitit_slurm", "hydra.launcher.poll_seconds=0.5")
+    small = ("hydra.launcher.mem_gb=1", "training.epochs=40")
+    process = train(tmp_path / "slurm", *quick, *small, "seed=0,1")
+    folder = tmp_path / "slurm" / "runs"
+    wait_until(lambda: folder.is_dir() and len(find_runs(folder)) == 2, "the folders")
+    first = find_runs(folder)[0]
+    wait_until(first.last.exists, "a checkpoint")
+    job = sorted(squeue())[0]
+    subprocess.run(["scancel", "--signal=USR2", job], check=True)
+
+    def queued_again() -> bool:
+        shown = subprocess.run(
+            ["scontrol", "show", "job", job], capture_output=True, text=True, check=True
+        ).stdout
+        return "Restarts=1" in shown and "JobState=PENDING" in shown
+
+    wait_until(queued_again, "the job in the queue again")
+    assert first.status == "interrupted"
+    # SLURM lets a job that was queued again wait for two minutes
+    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "2 finished" in out
+    log = first.log_file.read_text(encoding="utf-8")
+    assert "resumed at epoch" in log
+    again = train(tmp_path / "slurm", *quick, *small, "seed=0,1")
+    assert again.communicate(timeout=120)[0].count("finished") >= 2
+    assert again.returncode == 0
+    calm = train(tmp_path / "calm", "training.epochs=40")
+    assert calm.wait(timeout=240) == 0
+    (undisturbed,) = find_runs(tmp_path / "calm" / "runs")
+    assert undisturbed.path.name == first.path.name
+    assert undisturbed.read_summary().threads == first.read_summary().threads
+    a, b = weights(first), weights(undisturbed)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("slurm")
+def test_a_cancelled_job_is_saved_and_a_line_waits_for_jobs_already_sent(tmp_path: Path) -> None:
+    options = (
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.poll_seconds=0.5",
+        "hydra.launcher.mem_gb=1",
+        "training.epochs=2000",
+    )
+    process = train(tmp_path, *options)
+    folder = tmp_path / "runs"
+    wait_until(lambda: folder.is_dir() and len(find_runs(folder)) == 1, "the folder")
+    (run,) = find_runs(folder)
+    wait_until(run.last.exists, "a checkpoint")
+    (job,) = squeue()
+    process.send_signal(signal.SIGINT)
+    assert f"scancel {job} ends them" in process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert squeue() == [job]
+    again = train(tmp_path, *options)
+    assert again.stdout is not None
+    assert f"1 jobs in SLURM's queue: {job}" in again.stdout.readline()
+    subprocess.run(["scancel", job], check=True)
+    _, err = again.communicate(timeout=60)
+    assert again.returncode == 3, err
+    assert "stopped by SIGTERM" in err
+    assert run.status == "interrupted"
+
+
+@pytest.mark.slow
+def test_submitit_local_runs_a_sweep(tmp_path: Path) -> None:
+    sizes = ("training.epochs=1", "optimizer=sgd", "optimizer.lr=0.1,1e30")
+    request = compose(
+        [*TINY, "-m", f"output_dir={tmp_path}", *sizes, "hydra/launcher=submitit_local"]
+    )
+    cells = sweep_cells([c.config for c in request.cells], [c.overrides for c in request.cells])
+    with Stop().installed() as stop:
+        outcomes = cluster.run_all(cells, request.launcher, stop=stop, jobs=2)
+    assert [o.after for o in outcomes] == ["finished", "failed"]
+    assert "loss" in (outcomes[1].error or "")
+
+
+def test_what_the_launchers_are_asked(tmp_path: Path) -> None:
+    options = ("hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=7", "threads=3")
+    request = compose(
+        [*TINY, "-m", f"output_dir={tmp_path}", "hydra/launcher=submitit_slurm", *options]
+    )
+    cells = sweep_cells([c.config for c in request.cells])
+    parameters = cluster._parameters(request.launcher, cells)
+    assert parameters["partition"] == "gpu"
+    assert parameters["time"] == 7
+    assert parameters["cpus_per_task"] == 3
+    assert "gpus_per_node" not in parameters
+    for option in ("joblib", "ray"):
+        with pytest.raises(RequestError, match=f"hydra/launcher={option} is not supported"):
+            compose([*TINY, f"hydra/launcher={option}"])
+    with pytest.raises(RequestError, match="hydra/sweeper=optuna is not supported"):
+        compose([*TINY, "hydra/sweeper=optuna"])

@@ -210,7 +210,8 @@ def _table(rows: Sequence[Row]) -> str:
     folders: dict[str, None] = {}
     for row in rows:
         found = interval(row.values)
-        measured = show(row.claim.metric, found and found.mean, found and found.half_width)
+        mean, spread = (found.mean, found.half_width) if found else (None, None)
+        measured = show(row.claim.metric, mean, spread)
         cells = (
             row.claim.id or row.claim.metric,
             show(row.claim.metric, row.claim.value),

@@ -32,9 +32,10 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
     if order:
         shares = [float(accuracy[i]) for i in order]
         intervals = [wilson_interval(float(accuracy[i]), int(support[i])) for i in order]
+        # At 0 and 1 the interval ends in the share itself, but for the last bit.
         around = [
-            [share - low for share, (low, _) in zip(shares, intervals, strict=True)],
-            [high - share for share, (_, high) in zip(shares, intervals, strict=True)],
+            [max(share - low, 0.0) for share, (low, _) in zip(shares, intervals, strict=True)],
+            [max(high - share, 0.0) for share, (_, high) in zip(shares, intervals, strict=True)],
         ]
         whiskers = {"ecolor": style.INK, "elinewidth": 1, "capsize": 2}
         left.barh(range(len(order)), shares, xerr=around, color="#8FB9D9", error_kw=whiskers)

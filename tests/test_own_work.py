@@ -1,0 +1,177 @@
+"""What docs/your_own.md promises, with the files that stand in it."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_lab import components, config, describe, door, evaluate, predict, train
+from cifar_lab.run_dir import RunDir, find_runs
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "your_own.md").read_text(encoding="utf-8")
+TINY = ["figures=none", "device=cpu"]
+
+
+def files_of_the_page() -> dict[str, str]:
+    """Return the files that the page shows: each code block under its file's name."""
+    pattern = r"`([\w./]+\.(?:py|yaml))`[^`]*?\n\n```(?:python|yaml)\n(.*?)```"
+    return dict(re.findall(pattern, PAGE, re.DOTALL))
+
+
+def commands_of_the_page() -> list[list[str]]:
+    """Return the page's commands, split into words, without `python -m cifar_lab.`."""
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line.removeprefix("python -m cifar_lab.")) for line in lines]
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Lay the page's files, pictures and arrays into a folder, and work there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(components, "_TRUSTED", set())
+    for name, text in files_of_the_page().items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(40) % 2
+    images[labels == 1] //= 4
+    np.savez(tmp_path / "pictures.npz", images=images, labels=labels)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = tmp_path / "pictures" / ("cat", "dog")[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((40, 36)).save(folder / f"{index}.png")
+    Image.fromarray(images[0]).resize((300, 200)).save(tmp_path / "photo.jpg")
+    Image.fromarray(images[1][..., 0]).resize((20, 90)).save(tmp_path / "scan.png")
+    yield tmp_path
+    sys.modules.pop("my_models", None)
+
+
+def test_page_shows_the_files_it_speaks_of() -> None:
+    files = files_of_the_page()
+    assert set(files) == {
+        "my_models.py",
+        "mine/model/my_net.yaml",
+        "mine/optimizer/sign_sgd.yaml",
+        "mine/activation/squareplus.yaml",
+    }
+    assert len(commands_of_the_page()) >= 8
+
+
+def test_own_options_train_evaluate_and_predict(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = next(words for words in commands_of_the_page() if "optimizer=sign_sgd" in words)
+    assert train.main([*words[1:], "training.epochs=1", *TINY]) == 0
+    (run,) = find_runs(own / "outputs")
+    summary = run.read_summary()
+    assert summary.choices["model"] == "my_net"
+    assert summary.choices["optimizer"] == "sign_sgd"
+    assert summary.choices["activation"] == "squareplus"
+    assert run.path.name.startswith("digits-my_net-sign_sgd-squareplus")
+    assert evaluate.main([str(run.path), "--trust", "my_models"]) == 0
+    capsys.readouterr()
+    assert predict.main([str(run.path), "photo.jpg", "--trust", "my_models"]) == 0
+    assert "photo.jpg" in capsys.readouterr().out
+
+
+def test_own_model_is_described(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = next(w for w in commands_of_the_page() if w[0] == "describe" and "--config-dir" in w)
+    assert describe.main(words[1:]) == 0
+    out = capsys.readouterr().out
+    assert "model MyNet" in out
+    assert "features.0" in out
+
+
+def test_own_code_runs_only_if_it_is_trusted(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--config-dir", "mine", "dataset=digits", "model=my_net", *TINY]
+    assert train.main(arguments) == 2
+    assert "trust=[my_models]" in capsys.readouterr().err
+    assert "my_models" not in sys.modules
+    assert not (own / "outputs").exists()
+
+
+def test_a_run_folder_trusts_nothing(
+    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = door.compose(
+        ["--config-dir", "mine", "trust=[my_models]", "dataset=digits", "model=my_net", *TINY]
+    )
+    run = RunDir.create(request.cells[0].config)
+    assert "trust" not in config.to_plain(run.config)
+    monkeypatch.setattr(components, "_TRUSTED", set())
+    for command in (train.main, evaluate.main):
+        assert command([str(run.path)]) == 2
+        assert "trust" in capsys.readouterr().err
+
+
+def test_misspelt_own_option_is_answered_with_the_right_one(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(["--config-dir", "mine", "dataset=digits", "model=my_nett"]) == 2
+    assert "did you mean my_net?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["image_folder", "npz"])
+def test_own_pictures_train_and_are_asked_about(
+    own: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = next(w for w in commands_of_the_page() if f"dataset={source}" in w and w[0] == "train")
+    small = ["model=convnet_plain", "model.widths=[4,8]", "model.hidden=16", "training.epochs=1"]
+    assert train.main([*words[1:], *small, *TINY]) == 0
+    (run,) = find_runs(own / "outputs")
+    capsys.readouterr()
+    assert predict.main([str(run.path), "photo.jpg", "scan.png", "--top", "2"]) == 0
+    out = capsys.readouterr().out
+    names = ("cat", "dog") if source == "image_folder" else ("0", "1")
+    assert all(f" {name} " in out for name in names)
+
+
+def test_too_few_display_names_are_refused_before_training(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["dataset=npz", "dataset.source.path=pictures.npz", *TINY]
+    assert train.main([*arguments, "dataset.display_names=[a,b,c]"]) == 2
+    assert "display_names has 3 names, but npz has 2 classes" in capsys.readouterr().err
+
+
+def test_a_number_of_inputs_that_does_not_fit_is_refused(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # mistake 27: S2's fully connected layer with 6488 inputs
+    (own / "my_models.py").write_text(
+        files_of_the_page()["my_models.py"].replace(
+            "nn.Linear(width * (height // 2) * (widths // 2), num_classes)",
+            "nn.Linear(6488, num_classes)",
+        )
+    )
+    arguments = ["--config-dir", "mine", "trust=[my_models]", "dataset=digits", "model=my_net"]
+    assert train.main([*arguments, *TINY]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "model cannot take images of shape [1, 32, 32]" in error
+    assert "6488" in error
+
+
+@pytest.mark.slow
+def test_console_script_finds_the_module_where_it_is_started(own: Path) -> None:
+    script = shutil.which("cifar-lab-train", path=str(Path(sys.executable).parent))
+    if script is None:
+        pytest.skip("the package is not installed")
+    words = next(words for words in commands_of_the_page() if "-m" in words)
+    done = subprocess.run(
+        [script, *words[1:], *TINY], cwd=own, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(find_runs(own / "outputs")) == 2

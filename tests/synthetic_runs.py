@@ -55,9 +55,9 @@ def history(epochs: int, height: float, seed: int = 0, *, validated: bool = True
             EpochMetrics(
                 epoch=i + 1,
                 learning_rate=1e-3,
-                train_loss=2.3 * (1 - 0.8 * progress),
+                train_loss=2.3 * (1 - 1.1 * height * progress),
                 train_accuracy=accuracy + 0.02,
-                val_loss=2.3 * (1 - 0.7 * progress) if validated else None,
+                val_loss=2.3 * (1 - height * progress) if validated else None,
                 val_accuracy=accuracy if validated else None,
                 seconds=2.0 + i,
                 images_per_second=1000.0,

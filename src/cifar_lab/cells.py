@@ -199,10 +199,21 @@ class Study:
         last = len(self.cells) + 1
         return sorted(self.cells, key=lambda cell: (cell.dataset, cell.rank or last))
 
+    def values(self, axis: str) -> list[str]:
+        """Return the values on an axis, once each, in order."""
+        index = self.axes.index(axis)
+        return in_order(cell.key[index] for cell in self.cells)
+
     def label(self, cell: Cell) -> str:
         """Return a cell's name: the values of its axes."""
         pairs = zip(self.axes, cell.key, strict=True)
         return ", ".join(f"{axis}={value}" for axis, value in pairs) or "the one setting"
+
+    def short_label(self, cell: Cell) -> str:
+        """Return a cell's name for a legend: options alone, settings by their last name."""
+        pairs = zip(self.axes, cell.key, strict=True)
+        parts = [f"{a.rsplit('.', 1)[-1]} {v}" if "." in a else v for a, v in pairs]
+        return ", ".join(parts) or "the one setting"
 
 
 def read_study(folder: Path) -> Study:
@@ -279,7 +290,7 @@ def show_value(value: Any) -> str:
 
 
 def in_order(values: Iterable[str]) -> list[str]:
-    """Return an axis's values sorted: numbers by size, the rest by name."""
+    """Return an axis's values once each: numbers by size, then the rest by name."""
 
     def place(text: str) -> tuple[int, float, str]:
         with contextlib.suppress(ValueError):
@@ -413,7 +424,7 @@ def _join(runs: Sequence[FoundRun], axes: Sequence[str]) -> tuple[list[Cell], li
                     f"{shorten(str(kept.run.path), 200)} and counts once."
                 )
         result.append(Cell(key, list(once.values())))
-    orders = [in_order(cell.key[i] for cell in result) for i in range(len(axes))]
+    orders = [in_order(cell.key[i] for cell in result) for i, _ in enumerate(axes)]
     result.sort(
         key=lambda cell: [order.index(v) for order, v in zip(orders, cell.key, strict=True)]
     )

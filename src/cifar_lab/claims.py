@@ -1,6 +1,5 @@
 """What a study's reports claim beside what its finished runs measured."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,30 +9,18 @@ from cifar_lab.cells import Cell, FoundRun, Study, show_value
 from cifar_lab.config import ClaimConfig
 from cifar_lab.errors import RequestError
 from cifar_lab.significance import Interval, interval
+from cifar_lab.verdicts import judge
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A claim, the cell that it speaks of (none: no run is there), and that cell's measurement."""
+    """A claim, the cell that it speaks of (none: no run is there), its measurement, a verdict."""
 
     report: str
     claim: ClaimConfig
     cell: Cell | None
     interval: Interval | None
-    problem: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """In words: reproduced, not reproduced, or why that cannot be said."""
-        if self.problem:
-            return self.problem
-        if self.interval is None:
-            return "not measured yet"
-        if self.claim.tolerance is None:
-            return "no tolerance given"
-        off = abs(self.interval.mean - self.claim.value)
-        # The last bits of a difference of two decimals decide nothing.
-        return "reproduced" if off <= self.claim.tolerance * (1 + 1e-9) else "not reproduced"
+    verdict: str
 
 
 def measured(study: Study) -> list[Measured]:
@@ -58,9 +45,12 @@ def measured(study: Study) -> list[Measured]:
         for cell, run in holders.get(key, []):
             by_cell.setdefault(id(cell), (cell, []))[1].append(run)
         if not by_cell:
-            rows.append(Measured(report, claim, None, None))
+            rows.append(Measured(report, claim, None, None, "not measured yet"))
         for cell, runs in by_cell.values():
-            rows.append(Measured(report, claim, cell, _interval(claim.metric, runs)))
+            found = (run.measure(claim.metric) for run in runs if run.finished)
+            values = [value for value in found if value is not None]
+            verdict = str(judge(claim, runs[0].config, values))
+            rows.append(Measured(report, claim, cell, interval(values), verdict))
     return rows
 
 
@@ -69,11 +59,6 @@ def speaks_of(claim: ClaimConfig, run: FoundRun) -> bool:
     config = run.config
     flat = config_module.flatten(config_module.to_plain(config))
     return all(key in flat and _same(flat[key], value) for key, value in claim.where.items())
-
-
-def _interval(metric: str, runs: Iterable[FoundRun]) -> Interval | None:
-    values = (run.measure(metric) for run in runs if run.finished)
-    return interval([value for value in values if value is not None])
 
 
 def _same(a: Any, b: Any) -> bool:

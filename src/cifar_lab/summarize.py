@@ -3,8 +3,15 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cifar_lab import cli
+
+if TYPE_CHECKING:
+    from cifar_lab.cells import Study
+
+MOST_CURVES = 24
+"""Cells in curves.png, the best ones; report.html has them all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,8 +44,47 @@ def _summarize(argv: list[str]) -> int:
     found = claims.measured(study)
     write_text(folder / "summary.csv", tables.summary_csv(study, test=arguments.test))
     write_text(folder / "summary.md", tables.summary_md(study, found, test=arguments.test))
+    _draw(study)
     print(tables.summary_md(study, found, test=arguments.test), end="")
     return 0 if study.cells else 1
+
+
+def _draw(study: "Study") -> None:
+    """Write grid.png and curves.png."""
+    from cifar_lab import measures
+    from cifar_lab.figures import curves, grid
+    from cifar_lab.run_dir import RunDir, replacing
+
+    squares = []
+    for cell in study.cells:
+        found = cell.interval(study.metric)
+        squares.append(
+            grid.Square(
+                cell.key,
+                None if found is None else found.mean,
+                None if found is None else found.half_width,
+                0 if found is None else found.n,
+                cell.chosen,
+            )
+        )
+    groups: dict[str, list[RunDir]] = {}
+    for cell in study.ranking[:MOST_CURVES]:
+        runs = [run.run for run in cell.finished or cell.runs]
+        groups.setdefault(study.short_label(cell), []).extend(runs)
+    pictures = {
+        "grid": grid.draw(
+            study.axes,
+            [study.values(axis) for axis in study.axes],
+            squares,
+            study.metric,
+            fraction=measures.is_fraction(study.metric),
+            higher_is_better=measures.higher_is_better(study.metric),
+        ),
+        "curves": curves.bands(groups),
+    }
+    for name, figure in pictures.items():
+        with replacing(study.folder / f"{name}.png") as handle:
+            figure.savefig(handle, dpi=120, format="png")
 
 
 if __name__ == "__main__":

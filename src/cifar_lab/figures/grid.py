@@ -1,0 +1,201 @@
+"""A sweep at a glance: a heat map of two axes, once for each value of the others."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import matplotlib
+import matplotlib.cm
+import matplotlib.colors
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from cifar_lab.figures import style
+
+MOST_PANELS = 36
+"""Small multiples beyond this many cannot be read."""
+
+MOST_NUMBERS = 400
+"""Squares of a panel beyond this many have no room for their numbers."""
+
+Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Square:
+    """One cell: its value on each axis, its mean score (None: not finished), and how sure that is.
+
+    `half_width`: half of an interval's width; `runs`: finished runs.
+    """
+
+    key: Key
+    score: float | None
+    half_width: float | None = None
+    runs: int = 0
+    best: bool = False
+
+
+def draw(
+    axes: Sequence[str],
+    order: Sequence[Sequence[str]],
+    squares: Sequence[Square],
+    label: str,
+    *,
+    fraction: bool = True,
+    higher_is_better: bool = True,
+) -> Figure:
+    """Return the heat map; with one axis or none, points with their intervals.
+
+    `order` has the values of each axis as they shall stand; `label` names the score; a `fraction`
+    is written in per cent; darker is better.
+    """
+    unit = 100.0 if fraction else 1.0
+    what = f"{label} (%)" if fraction else label
+    if len(axes) < 2:
+        return _points(axes, order, squares, what, unit)
+    x, y = plane(order)
+    others = [i for i in range(len(axes)) if i not in (x, y)]
+    panels = [
+        values
+        for values in product(*(order[i] for i in others))
+        if any(_matches(square.key, others, values) for square in squares)
+    ]
+    shown = panels[:MOST_PANELS]
+    columns = max(1, min(len(shown), math.ceil(math.sqrt(len(shown)))))
+    rows = math.ceil(len(shown) / columns)
+    width = min(1.6 + columns * max(2.4, 0.85 * len(order[x]) + 0.6), 30)
+    height = min(1.0 + rows * max(1.5, 0.5 * len(order[y]) + 0.9), 40)
+    figure = style.new_figure(width, height)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    norm, colours = _colours([s.score for s in squares], unit, higher_is_better=higher_is_better)
+    for place, axes_of_panel in enumerate(grid.flat):
+        if place >= len(shown):
+            axes_of_panel.set_visible(False)
+            continue
+        values = shown[place]
+        there = {s.key: s for s in squares if _matches(s.key, others, values)}
+        title = ", ".join(f"{axes[i]} = {v}" for i, v in zip(others, values, strict=True))
+        _panel(axes_of_panel, there, (x, y), order, norm, colours, unit)
+        left, bottom = place % columns == 0, place + columns >= len(shown)
+        style.dress(
+            axes_of_panel,
+            style.plain(title, 60),
+            style.plain(axes[x], 40) if bottom else "",
+            style.plain(axes[y], 40) if left else "",
+        )
+        axes_of_panel.title.set_fontsize(style.NORMAL)
+        axes_of_panel.grid(False)
+        axes_of_panel.set_facecolor(style.GRID)  # no such cell; white is the lowest score
+    mappable = matplotlib.cm.ScalarMappable(norm, colours)
+    bar = figure.colorbar(mappable, ax=grid, shrink=0.8, pad=0.02)
+    bar.ax.tick_params(labelsize=style.SMALL)
+    bar.set_label(style.plain(what, 60), fontsize=style.NORMAL, color=style.INK)
+    hidden = f" · {len(panels) - len(shown)} panels more are not shown" * (shown != panels)
+    style.caption(figure, f"mean over the seeds · framed: the best · grey: not run or not finished{hidden}")
+    return figure
+
+
+def plane(order: Sequence[Sequence[str]]) -> tuple[int, int]:
+    """Return which axis runs along x and which along y: the longest; numbers along x."""
+    by_length = sorted(range(len(order)), key=lambda i: (-len(order[i]), i))[:2]
+    y, x = sorted(by_length, key=lambda i: (_numbers(order[i]), len(order[i])))
+    return x, y
+
+
+def _numbers(values: Sequence[str]) -> bool:
+    try:
+        return all(math.isfinite(float(value)) for value in values)
+    except ValueError:
+        return False
+
+
+def _matches(key: Key, others: Sequence[int], values: Sequence[str]) -> bool:
+    return all(key[i] == value for i, value in zip(others, values, strict=True))
+
+
+def _colours(
+    scores: Sequence[float | None], unit: float, *, higher_is_better: bool
+) -> tuple[Normalize, matplotlib.colors.Colormap]:
+    known = [unit * score for score in scores if score is not None] or [0.0]
+    low, high = min(known), max(known)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    name = style.SEQUENTIAL if higher_is_better else f"{style.SEQUENTIAL}_r"
+    return Normalize(low, high), matplotlib.colormaps[name]
+
+
+def _panel(
+    axes: Axes,
+    squares: dict[Key, Square],
+    plane_of: tuple[int, int],
+    order: Sequence[Sequence[str]],
+    norm: Normalize,
+    colours: matplotlib.colors.Colormap,
+    unit: float,
+) -> None:
+    x, y = plane_of
+    values = np.full((len(order[y]), len(order[x])), np.nan)
+    size = min(style.NORMAL, max(4.0, 60 / max(len(order[x]), 4)))
+    numbers = values.size <= MOST_NUMBERS
+    for key, square in squares.items():
+        row, column = order[y].index(key[y]), order[x].index(key[x])
+        if square.score is not None:
+            values[row, column] = unit * square.score
+            text = f"{unit * square.score:.4g}"
+            if square.runs > 1 and square.half_width is not None:
+                text += f"\n±{unit * square.half_width:.2g}"
+            colour = style.text_colour(colours(norm(unit * square.score)))
+        else:
+            text, colour = "–", style.MUTED
+        if numbers:
+            axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+        if square.best:
+            frame = Rectangle(
+                (column - 0.48, row - 0.46), 0.96, 0.92, fill=False, linewidth=2.2, zorder=4
+            )
+            frame.set_edgecolor(style.VERMILLION)
+            axes.add_patch(frame)
+    axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
+    axes.set_xticks(range(len(order[x])), [style.plain(v, 14) for v in order[x]])
+    axes.set_yticks(range(len(order[y])), [style.plain(v, 14) for v in order[y]])
+    if len(order[x]) > 6 or max(map(len, order[x])) > 8:
+        axes.tick_params(axis="x", rotation=45)
+
+
+def _points(
+    axes: Sequence[str],
+    order: Sequence[Sequence[str]],
+    squares: Sequence[Square],
+    label: str,
+    unit: float,
+) -> Figure:
+    figure = style.new_figure(max(5.0, min(2 + 0.7 * len(squares), 24)), 4)
+    panel = figure.subplots()
+    names = list(order[0]) if axes else [""]
+    style.dress(panel, "", style.plain(axes[0], 60) if axes else "", style.plain(label, 60))
+    for square in squares:
+        if square.score is None:
+            continue
+        place = names.index(square.key[0]) if axes else 0
+        error = None if square.half_width is None else unit * square.half_width
+        panel.errorbar(
+            [place],
+            [unit * square.score],
+            yerr=None if error is None else [error],
+            marker="o",
+            markersize=7 if square.best else 5,
+            capsize=4,
+            color=style.VERMILLION if square.best else style.BLUE,
+        )
+    panel.set_xticks(range(len(names)), [style.plain(name, 14) for name in names])
+    panel.set_xlim(-0.5, len(names) - 0.5)
+    if len(names) > 8:
+        panel.tick_params(axis="x", rotation=45)
+    if all(square.score is None for square in squares):
+        style.note(panel, "no run has finished yet")
+    style.caption(figure, "mean over the seeds and its 95 % interval · orange: the best")
+    return figure

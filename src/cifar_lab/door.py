@@ -19,7 +19,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +27,42 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_lab import components, config
 from cifar_lab.config import RunConfig, flatten, shorten
 from cifar_lab.errors import RequestError, did_you_mean
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Who chooses the values that a sweep lists: a grid has them all, Optuna looks for the best."""
+
+    method: Literal["none", "optuna"] = "none"
+    trials: int = config.setting(20, ge=1, le=1_000_000)
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    warmup_epochs: int = config.setting(2, ge=0)
+    study: str = "search"
+    seed: int = config.setting(0, ge=0, le=2**32 - 1)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One axis of a search: choices, or a range of numbers (`step` null: continuous)."""
+
+    key: str
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+    whole: bool = False
+    log: bool = False
+
+    @property
+    def samples(self) -> tuple[str, str, str]:
+        """Three values as one types them, by which a request is checked before it starts."""
+        if self.choices:
+            return self.choices[0], self.choices[len(self.choices) // 2], self.choices[-1]
+        inside = self.low + (self.high - self.low) * 0.618
+        if self.whole or self.step is not None:
+            inside = self.low
+        return tuple(str(int(n)) if self.whole else repr(n) for n in (self.low, inside, self.high))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -39,6 +75,7 @@ class LaunchOptions:
     jobs: int | Literal["auto"] = config.setting("auto", ge=1, le=1024)
     jobs_per_gpu: int = config.setting(1, ge=1, le=64)
     trust: list[str] = field(default_factory=list)
+    search: SearchOptions = field(default_factory=SearchOptions)
 
 
 @dataclass(frozen=True)
@@ -58,6 +95,8 @@ class Request:
     is_sweep: bool
     launcher: dict[str, Any]
     shown: str | None = None
+    space: tuple[Dimension, ...] = ()
+    fixed: tuple[str, ...] = ()
 
 
 _LAUNCH_KEYS = frozenset(spec.name for spec in dataclasses.fields(LaunchOptions))
@@ -88,7 +127,7 @@ def read_arguments(argv: Sequence[str]) -> Any:
         raise RequestError(f"{message}; see --help")
 
     parser.error = refuse  # type: ignore[method-assign, assignment]
-    return parser.parse_args(list(argv))
+    return parser.parse_intermixed_args(list(argv))  # overrides may stand around flags
 
 
 def compose(argv: Sequence[str], *, check_all: bool = False) -> Request:
@@ -183,18 +222,38 @@ class _Composer:
         options = LaunchOptions()
         deep = check_all or arguments.cfg is None or _touches_components(parsed)
         node = first
-        for overrides in _expand(parsed, multirun=bool(multirun)):
+        space: list[Dimension] = []
+        if multirun and OmegaConf.select(first, "search.method") != "none":
+            space = [_dimension(o) for o in parsed if o.is_sweep_override()]
+            combinations = _ends(space, [o for o in parsed if not o.is_sweep_override()])
+        else:
+            combinations = _expand(parsed, multirun=bool(multirun))
+        for overrides in combinations:
             node = self._compose(overrides)
             plain = _resolve(node)
             options = _take_options(plain)
             choices = OmegaConf.select(node, "hydra.runtime.choices")
             plain["choices"] = {
                 **(plain.get("choices") or {}),
-                **{k: v for k, v in choices.items() if "/" not in k and k not in ("hydra",)},
+                **{
+                    k: v
+                    for k, v in choices.items()
+                    if "/" not in k and k not in ("hydra", "search")
+                },
             }
             cells.append(_cell(plain, overrides, deep=deep))
         shown = _show(node, arguments)
-        return Request(cells, options, bool(multirun), _launcher(node), shown)
+        if options.search.method != "none" and not space:
+            raise RequestError(
+                f"search={options.search.method} has nothing to choose: add -m and values such as "
+                "optimizer=sgd,adam or 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
+            )
+        fixed = tuple(
+            str(o.input_line)
+            for o in parsed
+            if not o.is_sweep_override() and o.key_or_group.split(".")[0] != "search"
+        )
+        return Request(cells, options, bool(multirun), _launcher(node), shown, tuple(space), fixed)
 
     def _compose(self, overrides: list[Override]) -> DictConfig:
         groups = [o for o in overrides if self._is_group(o) or o.key_or_group.startswith("hydra")]
@@ -231,17 +290,19 @@ class _Composer:
             if override.value() not in self._loader.get_group_options(group):
                 raise _not_supported(group, _value_text(override))
             return
-        if group not in self._groups() or override.is_sweep_override():
+        if group not in self._groups():
             return
+        chosen = [override.value()]
+        if override.is_sweep_override():
+            chosen = list(override.sweep_string_iterator()) if override.is_choice_sweep() else []
         options = self._loader.get_group_options(group)
-        known = ", ".join(options)
-        chosen = override.value()
-        if not isinstance(chosen, str) or chosen not in options:
-            guess = did_you_mean(chosen, options) if isinstance(chosen, str) else ""
-            raise RequestError(
-                f"{group}={shorten(_value_text(override))} is wrong: it must be one of "
-                f"{known}{guess}"
-            )
+        for option in chosen:
+            if not isinstance(option, str) or option not in options:
+                guess = did_you_mean(option, options) if isinstance(option, str) else ""
+                raise RequestError(
+                    f"{group}={shorten(_value_text(override))} is wrong: it must be one of "
+                    f"{', '.join(options)}{guess}"
+                )
 
 
 def _launcher(node: DictConfig) -> dict[str, Any]:
@@ -284,12 +345,63 @@ def _expand(parsed: list[Override], *, multirun: bool) -> list[list[Override]]:
         raise RequestError(f"{line} names several values; add -m to run all of them")
     if not swept:
         return [parsed]
+    for override in swept:
+        if override.is_interval_sweep():
+            line = shorten(str(override.input_line))
+            raise RequestError(f"{line} is wrong: a grid cannot have all of it; add search=optuna")
     try:
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise RequestError(_first_line(error)) from None
     parser = OverridesParser.create()
     return [parser.parse_overrides(list(cell)) for batch in batches for cell in batch]
+
+
+def _dimension(override: Override) -> Dimension:
+    """Return what Hydra's sweep grammar says about one axis of a search."""
+    key, value = override.key_or_group, override.value()
+    line = shorten(str(override.input_line))
+    if isinstance(value, ChoiceSweep):
+        return Dimension(key, tuple(override.sweep_string_iterator()))
+    if isinstance(value, RangeSweep):
+        numbers = (value.start, value.stop, value.step)
+        if any(n is None for n in numbers):
+            raise RequestError(f"{line} is wrong: a range needs a start and an end")
+        last = list(value.range())[-1]
+        whole = all(isinstance(n, int) for n in numbers)
+        return Dimension(
+            key,
+            low=float(value.start or 0),
+            high=float(last),
+            step=float(value.step),
+            whole=whole,
+            log="log" in value.tags,
+        )
+    if isinstance(value, IntervalSweep) and value.start is not None and value.end is not None:
+        whole = isinstance(value.start, int) and isinstance(value.end, int)
+        log = "log" in value.tags
+        if not value.start < value.end or (log and value.start <= 0):
+            raise RequestError(
+                f"{line} is wrong: an interval goes upwards" + (", from above 0" if log else "")
+            )
+        return Dimension(
+            key,
+            low=float(value.start),
+            high=float(value.end),
+            whole=whole,
+            log=log,
+            step=1.0 if whole else None,
+        )
+    raise RequestError(
+        f"{line} is wrong: a search takes lists, choice(), range(), interval() and tag(log,...)"
+    )
+
+
+def _ends(space: list[Dimension], fixed: list[Override]) -> list[list[Override]]:
+    """Return three runs of a search, at and between the ends of every axis, to check it by."""
+    parser = OverridesParser.create()
+    lines = [[f"{d.key}={d.samples[i]}" for d in space] for i in range(3 if space else 1)]
+    return [[*fixed, *parser.parse_overrides(some)] for some in lines]
 
 
 def _apply_values(node: DictConfig, overrides: list[Override]) -> dict[str, Any]:

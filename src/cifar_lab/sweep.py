@@ -104,8 +104,8 @@ def run_all(
         sum(outcome.after == "finished" for outcome in outcomes.values()),
     )
     free = list(reversed(gpus))
-    running: dict[int, _Worker] = {}
-    context = _context()
+    running: dict[int, Worker] = {}
+    context = process_context()
     with stop.graceful(), _Line(len(cells), pace) as line:
         try:
             while (waiting and stop.signal is None) or running:
@@ -119,7 +119,7 @@ def run_all(
                         )
                     else:
                         arguments = (rerun, accept_code, tuple(trust))
-                        running[index] = _Worker(context, cells[index], free.pop(), arguments)
+                        running[index] = Worker(context, cells[index], free.pop(), arguments)
                         continue
                 connection.wait([w.process.sentinel for w in running.values()], timeout=0.25)
                 for index in [i for i, worker in running.items() if not worker.process.is_alive()]:
@@ -324,7 +324,7 @@ class Record:
         )
 
 
-class _Worker:
+class Worker:
     """The process of one cell, seen from the sweep."""
 
     def __init__(
@@ -410,7 +410,7 @@ def _end_with(sentinel: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _context() -> Any:
+def process_context() -> Any:
     """Return how processes start: forked from a server that imported all, or anew.
 
     macOS's libraries do not survive a fork, Windows has none.

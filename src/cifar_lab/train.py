@@ -3,10 +3,13 @@
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from cifar_lab import cli
 from cifar_lab.config import RunConfig
 from cifar_lab.door import Request, compose, read_arguments
+from cifar_lab.errors import RequestError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +28,8 @@ def _train(argv: list[str]) -> int:
         return 0
     if request.options.plan:
         return _plan(request)
+    if request.space:
+        return _search(request, arguments)
     is_job = "cluster" in request.launcher
     return _sweep(request, argv) if request.is_sweep or is_job else _launch(request)
 
@@ -87,6 +92,47 @@ def _sweep(request: Request, argv: Sequence[str]) -> int:
     return 0
 
 
+def _search(request: Request, arguments: Any) -> int:
+    from cifar_lab import search, sweep
+    from cifar_lab.execute import Stop
+    from cifar_lab.planning import SweepCell, sweep_cells
+
+    options = request.options
+    if "cluster" in request.launcher:
+        raise RequestError("search=optuna runs on this machine: leave hydra/launcher out")
+    if options.rerun:
+        raise RequestError("rerun=true is wrong in a search: choose another search.study instead")
+    flags = []
+    for flag, value in (
+        ("--config-dir", arguments.config_dir),
+        ("--config-name", arguments.config_name),
+    ):
+        flags += [flag, value] if value is not None else []
+
+    def cell_of(lines: Sequence[str]) -> SweepCell:
+        (cell,) = sweep_cells([compose([*flags, *request.fixed, *lines]).cells[0].config])
+        return cell
+
+    first = request.cells[0].config
+    folder = Path(first.output_dir) / first.name / ".search"
+    with Stop().installed() as stop:
+        _look_at_data([first])
+        outcomes = search.run_search(
+            request.space,
+            cell_of,
+            options.search,
+            folder,
+            stop=stop,
+            jobs=options.jobs,
+            jobs_per_gpu=options.jobs_per_gpu,
+            accept_code=options.accept_code,
+            trust=options.trust,
+        )
+        print(search.closing_lines(options.search, folder), flush=True)
+        sweep.raise_for(outcomes, stop)
+    return 0
+
+
 def _plan(request: Request) -> int:
     from cifar_lab.planning import plan, sweep_cells
     from cifar_lab.sweep import fitting_jobs
@@ -99,6 +145,8 @@ def _plan(request: Request) -> int:
     options = request.options
     jobs, _ = fitting_jobs([cell.config for cell in cells], options.jobs, options.jobs_per_gpu)
     print(plan(cells, jobs, rerun=options.rerun))
+    if request.space:
+        print(f"a search: {options.search.trials} trials such as these")
     return 0
 
 

@@ -23,26 +23,43 @@ from cifar_lab.run_dir import RunDir
 from tiny_runs import TINY, StopAt, at_yield, every_step, make, train
 
 KINDS = {
-    "adam": ["training.epochs=3"],
+    "adam": [],
     "sgd": ["optimizer=sgd", "optimizer.momentum=0.9"],
-    "one_cycle": ["scheduler=one_cycle", "training.epochs=3"],
-    "cosine": ["scheduler=cosine"],
-    "plateau": ["scheduler=reduce_on_plateau", "scheduler.patience=0", "training.epochs=4"],
+    "one_cycle": ["scheduler=one_cycle"],
+    "plateau": ["scheduler=reduce_on_plateau", "scheduler.patience=0"],
     "patience": ["training.patience=1", "training.min_delta=0.5", "training.epochs=6"],
-    "subset": ["split.sampler=subset", "training.epochs=1"],
-    "bf16": ["precision=bf16", "training.epochs=1", "model.widths=[4,4]"],
-    "steps": ["training.step_history=true", "evaluation.watch_test=true", "training.epochs=1"],
+}
+MORE_KINDS = {
+    "cosine": ["scheduler=cosine"],
+    "subset": ["split.sampler=subset"],
+    "weighted": ["split.sampler=weighted"],
+    "bf16": ["precision=bf16"],
+    "steps": ["training.step_history=true", "evaluation.watch_test=true"],
+    "amsgrad": ["optimizer.amsgrad=true", "training.label_smoothing=0.1"],
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *(pytest.param(o, id=name) for name, o in KINDS.items()),
+        *(pytest.param(o, id=name, marks=pytest.mark.slow) for name, o in MORE_KINDS.items()),
+    ],
+)
 def test_a_run_stopped_at_random_steps_is_the_run_that_never_stopped(
-    kind: str, tmp_path: Path
+    overrides: list[str], tmp_path: Path
 ) -> None:
-    config = compose([*TINY, *KINDS[kind]]).cells[0].config
-    lines = prove_resume.prove(config, tmp_path, stops=4, seed=len(kind))
-    assert "4 stops" in lines[-1]
+    config = compose([*TINY, *overrides]).cells[0].config
+    lines = prove_resume.prove(config, tmp_path, stops=3, seed=len(overrides))
+    assert "3 stops" in lines[-1]
     assert "bit for bit" in lines[-1]
+
+
+@pytest.mark.slow
+def test_twenty_stops(tmp_path: Path) -> None:
+    config = compose([*TINY, "training.epochs=4"]).cells[0].config
+    lines = prove_resume.prove(config, tmp_path, stops=20)
+    assert len(lines) == 21
 
 
 def test_the_proof_finds_a_run_that_is_another_one(tmp_path: Path) -> None:

@@ -302,12 +302,16 @@ def code_hash(config: RunConfig) -> str:
             sources.append(Path(file))
     digest = hashlib.sha256()
     for source in sources:
-        digest.update(_meaning(source).encode())
+        digest.update(_meaning(source, source.stat().st_mtime_ns).encode())
     return digest.hexdigest()[:12]
 
 
-def _meaning(source: Path) -> str:
-    """Return a Python file without comments, docstrings and layout, which change no result."""
+@functools.lru_cache(maxsize=64)
+def _meaning(source: Path, changed: int) -> str:
+    """Return a Python file without comments, docstrings and layout, which change no result.
+
+    `changed` is the time of its last change: a sweep asks for each cell, and the same is kept.
+    """
     tree = ast.parse(source.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

@@ -1,0 +1,298 @@
+"""The reports' experiments: their settings, their claims, and what a run of them says."""
+
+import csv
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_lab import components, door, measures, train
+from cifar_lab.config import RunConfig, flatten, to_plain
+from cifar_lab.run_dir import RunDir, RunSummary, find_runs
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+OF_REPORTS = [name for name in EXPERIMENTS if re.match(r"s\d_", name)]
+
+# As the reports (or their published code) have it: tag, axes, epochs, batch size, learning rates,
+# momentum, weight decay, parameters of the model.
+FACTS: dict[str, tuple[str, dict[str, int], int, int, set[float], float, float, int]] = {
+    "s0_optimizer_activation": (
+        *("S0", {"choices.optimizer": 2, "choices.activation": 2}),
+        *(20, 128, {1e-4}, 0, 0, 2_169_770),
+    ),
+    "s1_dropout": ("S1", {"dropout.conv": 4}, 20, 32, {1e-3}, 0.9, 0, 890_410),
+    "s1_dropout_60_epochs": ("S1", {}, 60, 32, {1e-3}, 0.9, 0, 890_410),
+    "s1_deep": ("S1", {}, 25, 32, {5e-3}, 0.9, 0, 1_702_186),
+    "s1_deep_as_printed": ("S1", {}, 25, 32, {5e-2}, 0.9, 0, 1_702_186),
+    "s2_untrained": ("S2", {}, 1, 128, {1e-6}, 0, 0, 1_677_674),
+    "s2_fixed_rate": ("S2", {}, 20, 128, {1e-3}, 0, 0, 1_677_674),
+    "s2_plateau": ("S2", {}, 50, 128, {1e-2}, 0, 0, 1_677_674),
+    "s3_learning_rate": (
+        *("S3", {"optimizer.lr": 4}, 30, 128, {5e-3, 1e-2, 1e-4, 1e-3}),
+        *(0.9, 5e-4, 47_970),
+    ),
+    "s4_learning_rate": (
+        *("S4", {"optimizer.lr": 3}, 150, 128, {1e-2, 5e-3, 1e-3}),
+        *(0.9, 5e-4, 4_491_749),
+    ),
+    "s4_small": (
+        *("S4-small", {"optimizer.lr": 3}, 10, 128, {1e-2, 5e-3, 1e-3}),
+        *(0.9, 5e-4, 290_933),
+    ),
+}
+
+# (validation images, images that are scored) of each report
+SPLITS = {"S0": (8000, 10000), "S1": (1000, 10000), "S2": (12000, 10000)}
+
+
+@functools.cache
+def cells(experiment: str, protocol: str = "sound") -> list[RunConfig]:
+    request = door.compose([f"experiment={experiment}", f"protocol={protocol}", "device=cpu"])
+    return [cell.config for cell in request.cells]
+
+
+def test_every_experiment_of_a_report_is_checked_here() -> None:
+    assert len(OF_REPORTS) > 0
+    assert set(OF_REPORTS) == set(FACTS)
+
+
+@pytest.mark.parametrize("experiment", OF_REPORTS)
+def test_settings_are_the_reports(experiment: str) -> None:
+    report, axes, epochs, batch_size, rates, momentum, weight_decay, parameters = FACTS[experiment]
+    runs = cells(experiment)
+    flat = [flatten(to_plain(run)) for run in runs]
+    expected = 1
+    for key, count in axes.items():
+        assert len({row[key] for row in flat}) == count, key
+        expected *= count
+    assert len(runs) == expected
+    assert {run.study.report for run in runs} == {report}
+    assert {run.training.epochs for run in runs} == {epochs}
+    assert {run.training.batch_size for run in runs} == {batch_size}
+    assert {run.optimizer["lr"] for run in runs} == rates
+    assert {run.optimizer.get("momentum", momentum) for run in runs} == {momentum}
+    assert {run.optimizer["weight_decay"] for run in runs} == {weight_decay}
+    assert {run.precision for run in runs} == {"fp32"}
+    model = components.build_model(runs[0], 10)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert {run.name for run in runs} == {experiment}
+    assert runs[0].study.guessed
+
+
+@pytest.mark.parametrize("experiment", OF_REPORTS)
+def test_sound_chooses_nothing_on_the_test_set(experiment: str) -> None:
+    for run in cells(experiment):
+        assert run.protocol == "sound"
+        assert run.split.source == "train"
+        assert run.split.validation > 0
+        assert run.evaluation.scored_weights == "best"
+        assert run.evaluation.crop_padding == 0
+        assert not run.evaluation.watch_test
+        assert not run.model.get("softmax_output", False)
+
+
+@pytest.mark.parametrize("experiment", OF_REPORTS)
+def test_report_does_what_the_report_did(experiment: str) -> None:
+    report = FACTS[experiment][0]
+    for run in cells(experiment, "report"):
+        assert run.protocol == "report"
+        if report == "S0":
+            assert run.split.source == "test"
+            assert (run.split.method, run.split.seed) == ("numpy", 42)
+            assert run.evaluation.crop_padding == 4
+            assert run.evaluation.test == "official"
+            assert run.split.validation * 10000 == 8000
+        if report == "S1":  # range(1, n), the last weights, the last images
+            assert run.training.epochs == FACTS[experiment][2] - 1
+            assert run.evaluation.scored_weights == "last"
+            assert (run.split.method, run.split.validation) == ("tail", 1000)
+        if report == "S2":
+            assert run.split.validation == 12000
+            assert run.evaluation.scored_weights == "best"
+        if report in ("S3", "S4", "S4-small"):
+            assert run.split.validation == 0
+            assert run.evaluation.watch_test
+            assert run.evaluation.scored_weights == "last"
+        if report in ("S4", "S4-small"):
+            assert run.model["softmax_output"]
+            assert run.training.step_history
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
+    runs = cells(experiment)
+    claims = runs[0].study.claims
+    assert len({claim.id for claim in claims}) == len(claims)
+    flat = [flatten(to_plain(run)) for run in runs]
+    for claim in claims:
+        measures.check(claim.metric)
+        assert claim.id, claim
+        assert claim.source.startswith(str(runs[0].study.report)), claim.id
+        fitting = [row for row in flat if all(row[k] == v for k, v in claim.where.items())]
+        assert len(fitting) == 1, claim.id
+
+
+def claimed(experiment: str) -> dict[str | None, float]:
+    return {claim.id: claim.value for claim in cells(experiment)[0].study.claims}
+
+
+def test_claims_are_the_figures_that_the_reports_print() -> None:
+    s0 = claimed("s0_optimizer_activation")
+    assert s0["S0-accuracy"] == 0.76
+    assert sum(re.fullmatch(r"S0-\w+-(precision|recall|f1)", str(i)) is not None for i in s0) == 33
+    assert (s0["S0-frogs-precision"], s0["S0-frogs-recall"], s0["S0-frogs-f1"]) == (
+        0.76,
+        0.88,
+        0.81,
+    )
+    # recomputed from the rows: the averages that the report prints
+    rows = [
+        v
+        for k, v in s0.items()
+        if re.fullmatch(r"S0-[a-z]+s?-recall", str(k)) and "macro" not in str(k)
+    ]
+    assert sum(rows) / 10 == pytest.approx(s0["S0-macro-recall"], abs=0.005)
+    s1 = claimed("s1_dropout")
+    assert [s1[f"S1-p{p}-best"] for p in ("0", "0.2", "0.5", "0.8")] == [0.736, 0.778, 0.762, 0.627]
+    assert s1["S1-p0.2-test"] == 0.7495
+    assert claimed("s1_deep")["S1-B-test"] == 0.8196
+    s2 = claimed("s2_plateau")
+    assert (s2["S2-plateau-val-accuracy"], s2["S2-plateau-best-epoch"]) == (0.9890, 23)
+    s3 = claimed("s3_learning_rate")
+    assert [s3[f"S3-{lr}-test"] for lr in ("0.005", "0.01", "0.0001")] == [0.5224, 0.5197, 0.3857]
+    s4 = claimed("s4_learning_rate")
+    assert [s4[f"S4-{lr}-test"] for lr in ("0.01", "0.005", "0.001")] == [0.8955, 0.8756, 0.8744]
+
+
+def test_the_grid_that_was_asked_for_has_three_axes() -> None:
+    runs = cells("grid_lr_optimizer_activation")
+    axes = [
+        {run.optimizer["lr"] for run in runs},
+        {run.choices["optimizer"] for run in runs},
+        {run.choices["activation"] for run in runs},
+    ]
+    assert min(map(len, axes)) >= 2
+    assert len(runs) == len(axes[0]) * len(axes[1]) * len(axes[2])
+
+
+def test_a_grid_is_narrowed_by_the_command_line() -> None:
+    request = door.compose(["experiment=s3_learning_rate", "optimizer.lr=0.005", "device=cpu"])
+    (cell,) = request.cells
+    assert cell.config.optimizer["lr"] == 0.005
+
+
+def test_what_the_user_says_wins_over_the_protocol() -> None:
+    asked = ["experiment=s3_learning_rate", "protocol=report", "optimizer.lr=0.01", "device=cpu"]
+    (cell,) = door.compose([*asked, "split.validation=0.2"]).cells
+    assert cell.config.split.validation == 0.2
+    assert cell.config.evaluation.watch_test
+
+
+# --- what a run says, in the reports' words -------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, RunSummary]:
+    """Run S2's third setting small, such that no epoch after the first counts as better."""
+    pytest.importorskip("tensorboard")
+    folder = tmp_path_factory.mktemp("outputs")
+    overrides = [
+        *("experiment=s2_plateau", "dataset=digits", "dataset.mean=null", "dataset.std=null"),
+        *("model.widths=[4,8]", "model.hidden=16", "split.validation=0.2", "figures=none"),
+        *("scheduler.threshold=10", "training.min_delta=1", "device=cpu"),
+        *("training.print_every=5", "training.step_history=true", "training.tensorboard=true"),
+        f"output_dir={folder}",
+    ]
+    assert train.main(overrides) == 0
+    (run,) = find_runs(folder)
+    return run, run.read_summary()
+
+
+def log_of(run: RunDir) -> list[str]:
+    return run.log_file.read_text(encoding="utf-8").splitlines()
+
+
+def test_plateau_and_early_stopping_speak_as_in_s2(finished: tuple[RunDir, RunSummary]) -> None:
+    run, summary = finished
+    lines = log_of(run)
+    # S2: best epoch 23, reduced after 27, stopped at 28; here the best is 1
+    assert "Epoch 00005: reducing learning rate of group 0 to 1.0000e-03." in lines
+    assert (
+        "Early stopping triggered at epoch 6. No significant improvement in the validation "
+        "metric for 5 epochs."
+    ) in lines
+    assert summary.epochs == 6
+    assert summary.stopped_early
+    rates = [row.learning_rate for row in run.read_metrics()]
+    assert rates == pytest.approx([0.01] * 5 + [0.001])
+    assert summary.initial_learning_rate == 0.01
+    assert summary.effective_learning_rate == pytest.approx(0.001)
+
+
+def test_banner_headers_and_lines_are_the_reports(finished: tuple[RunDir, RunSummary]) -> None:
+    lines = log_of(finished[0])
+    banner = (
+        "Training model ConvNet with learning rate: 0.01, optimizer: SGD and activation "
+        "function: ReLU"
+    )
+    assert banner in lines
+    assert "Epoch 1/50" in lines
+    assert any(line.startswith("splits verified disjoint: train 1,150") for line in lines)
+    for split in ("train", "valid"):
+        pattern = rf"{split} loss: \d\.\d{{4}} accuracy: \d+\.\d\d%"
+        assert sum(re.fullmatch(pattern, line) is not None for line in lines) == 6
+    steps = [line for line in lines if line.startswith("epoch: 1, steps: ")]
+    assert [line.split(",")[1] for line in steps] == [" steps: 0", " steps: 5"]
+    pattern = r"epoch: 1, steps: \d, train_loss: \d\.\d{3}, running_acc: \d+\.\d %"
+    assert all(re.fullmatch(pattern, line) for line in steps)
+
+
+def test_table_has_s2s_columns(finished: tuple[RunDir, RunSummary]) -> None:
+    run, summary = finished
+    lines = log_of(run)
+    head = next(i for i, line in enumerate(lines) if line.startswith("Model "))
+    columns = [cell.strip() for cell in lines[head].split("|")]
+    assert columns == [
+        *("Model", "Best Validation Accuracy", "Validation Loss", "Learning Rate"),
+        *("Optimizer", "Activation", "Epoch"),
+    ]
+    row = dict(zip(columns, (c.strip() for c in lines[head + 1].split("|")), strict=True))
+    assert row["Best Validation Accuracy"] == f"{summary.best_val_accuracy:.4f}"
+    assert row["Epoch"] == str(summary.best_epoch)
+
+
+def test_best_file_is_named_by_the_template(finished: tuple[RunDir, RunSummary]) -> None:
+    run, summary = finished
+    (named,) = run.path.glob("model_ConvNet_*.pth")
+    expected = (
+        f"model_ConvNet_acc{summary.best_val_accuracy:.4f}_lr0.01_SGD_"
+        f"epoch{summary.best_epoch}_ReLU.pth"
+    )
+    assert named.name == expected
+    assert f"Best model saved to {named}" in log_of(run)
+    assert named.read_bytes() == run.best.read_bytes()
+
+
+def test_steps_are_kept_and_add_up(finished: tuple[RunDir, RunSummary]) -> None:
+    run, _ = finished
+    with run.steps_file.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    batches = -(-1150 // 128)
+    assert len(rows) == 6 * batches
+    first = [float(row["loss"]) for row in rows if row["epoch"] == "1"]
+    sizes = [128] * (batches - 1) + [1150 - 128 * (batches - 1)]
+    mean = sum(loss * size for loss, size in zip(first, sizes, strict=True)) / 1150
+    assert mean == pytest.approx(run.read_metrics()[0].train_loss, rel=1e-5)
+
+
+def test_tensorboard_gets_each_epoch(finished: tuple[RunDir, RunSummary]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, _ = finished
+    events: Any = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    noted = [event.value for event in events.Scalars("val_accuracy")]
+    assert noted == pytest.approx([row.val_accuracy for row in run.read_metrics()])

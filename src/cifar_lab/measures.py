@@ -114,8 +114,10 @@ def show(name: str, value: float | None, spread: float | None = None) -> str:
     """Return a measure's value for people, with its spread: `87.31 ± 0.42 %`, `0.4123`, `–`."""
     if value is None:
         return "–"
-    scale, form, unit = (100, ".2f", " %") if is_fraction(name) else (1, ".4g", "")
+    scale, form, unit = (100, ".2f", " %") if is_fraction(name) else (1, ".4f", "")
+    if name == "seconds_per_epoch":
+        form = ".1f"
     if name in ("best_epoch", "epochs", "parameters"):
-        form = ".0f" if float(value).is_integer() else ".1f"
+        form = ",.0f" if float(value).is_integer() else ",.1f"
     beside = "" if spread is None else f" ± {scale * spread:{form}}"
     return f"{scale * value:{form}}{beside}{unit}"

@@ -10,6 +10,9 @@ from cifar_lab import cli
 if TYPE_CHECKING:
     from cifar_lab.cells import Study
 
+MOST_EMBEDDINGS = 4
+"""Cells in embedding.png."""
+
 MOST_CURVES = 24
 """Cells in curves.png, the best ones; report.html has them all."""
 
@@ -31,9 +34,14 @@ def _summarize(argv: list[str]) -> int:
     parser.add_argument(
         "--timing", action="store_true", help="print the seconds per epoch of each device and model"
     )
+    parser.add_argument(
+        "--embed",
+        choices=("pca", "tsne"),
+        help="draw the features of the best cells side by side in embedding.png",
+    )
     arguments = parser.parse_args(argv)
 
-    from cifar_lab import cells, claims, measures, tables
+    from cifar_lab import cells, claims, measures, report_html, tables
     from cifar_lab.run_dir import write_text
 
     if arguments.metric is not None:
@@ -45,8 +53,40 @@ def _summarize(argv: list[str]) -> int:
     write_text(folder / "summary.csv", tables.summary_csv(study, test=arguments.test))
     write_text(folder / "summary.md", tables.summary_md(study, found, test=arguments.test))
     _draw(study)
+    page = report_html.report(study, found, test=arguments.test)
+    write_text(folder / "report.html", page)
     print(tables.summary_md(study, found, test=arguments.test), end="")
+    if arguments.timing:
+        from cifar_lab.figures.timing import timing_table
+
+        print("\n" + timing_table(run.run for run in study.runs), end="")
+    if arguments.embed:
+        _embed(study, arguments.embed)
     return 0 if study.cells else 1
+
+
+def _embed(study: "Study", method: str) -> None:
+    """Write embedding.png: the features of the first such run of each of the best cells."""
+    from cifar_lab.errors import RequestError
+    from cifar_lab.figures import pca, tsne
+    from cifar_lab.run_dir import RunDir, replacing
+
+    found: dict[str, RunDir] = {}
+    for cell in study.ranking:
+        runs = [run.run for run in cell.finished if run.run.features_file.exists()]
+        if runs and len(found) < MOST_EMBEDDINGS:
+            found[study.short_label(cell)] = runs[0]
+    if not found:
+        raise RequestError(
+            f"no finished run below {study.folder} has a features.npz; train with "
+            "figures=embeddings"
+        )
+    side_by_side = pca.side_by_side if method == "pca" else tsne.side_by_side
+    figure = side_by_side(list(found.values()), list(found))
+    path = study.folder / "embedding.png"
+    with replacing(path) as handle:
+        figure.savefig(handle, dpi=120, format="png")
+    print(f"\nFeatures of {len(found)} cells: {path}")
 
 
 def _draw(study: "Study") -> None:

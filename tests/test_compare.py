@@ -1,0 +1,212 @@
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_runs import make_run
+
+from cifar_lab import cells, compare, significance, summarize
+from cifar_lab.metrics import Predictions
+from cifar_lab.run_dir import RunDir
+
+
+def both(a: RunDir, b: RunDir, *more: str | Path) -> int:
+    return compare.main([str(a.path), str(b.path), *map(str, more)])
+
+
+def rights(rate: float, seeds: int, images: int, draw: Any) -> Any:
+    """Right answers of nets that share which images are hard, and differ by their seed."""
+    easiness = draw.beta(2, 2, images)
+    shift = draw.normal(0, 0.03, (seeds, 1))
+    return draw.uniform(size=(seeds, images)) < np.clip(easiness + rate - 0.5 + shift, 0, 1)
+
+
+# --- the tests themselves -------------------------------------------------------------------------
+
+
+@settings(deadline=None)  # the first call imports scipy
+@given(st.integers(0, 12), st.integers(0, 12))
+def test_mcnemar_is_the_mid_p_of_all_coin_tosses(only_a: int, only_b: int) -> None:
+    right_a = np.array([True] * only_a + [False] * only_b + [True] * 5)
+    right_b = np.array([False] * only_a + [True] * only_b + [True] * 5)
+    found = significance.mcnemar(right_a, right_b)
+    total, fewer = only_a + only_b, min(only_a, only_b)
+    counts = [math.comb(total, k) / 2**total for k in range(total + 1)]
+    expected = 1.0 if only_a == only_b else 2 * sum(counts[:fewer]) + counts[fewer]
+    assert found.p == pytest.approx(expected)
+    assert (found.only_a, found.only_b) == (only_a, only_b)
+    assert found.difference == pytest.approx((only_a - only_b) / len(right_a))
+    assert found.low <= found.difference <= found.high
+
+
+def test_mcnemar_of_many_images_is_the_normal_approximation() -> None:
+    right_a = np.array([True] * 312 + [False] * 298 + [True] * 9390)
+    right_b = np.array([False] * 312 + [True] * 298 + [True] * 9390)
+    p = significance.mcnemar(right_a, right_b).p
+    assert p == pytest.approx(math.erfc(14 / math.sqrt(610) / math.sqrt(2)), abs=0.002)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_equal_settings_are_called_different_in_about_one_case_of_twenty(seeds: int) -> None:
+    draw = np.random.default_rng(seeds)
+    p_values = []
+    for _ in range(600):
+        both_sides = rights(0.5, 2 * seeds, 400, draw)
+        p_values.append(significance.seeds_test(both_sides[:seeds], both_sides[seeds:]).p)
+    assert np.mean(np.array(p_values) < 0.05) < 0.075
+
+
+def test_a_true_difference_is_found_and_its_interval_holds_it() -> None:
+    draw = np.random.default_rng(0)
+    found = held = 0
+    for _ in range(100):
+        easiness = draw.beta(2, 2, 1000)
+        sides = [
+            draw.uniform(size=(3, 1000)) < np.clip(easiness + more, 0, 1) for more in (0.1, 0.0)
+        ]
+        truth = float((np.clip(easiness + 0.1, 0, 1) - easiness).mean())
+        test = significance.seeds_test(*sides)
+        found += test.p < 0.05
+        held += test.low <= truth <= test.high
+    assert found > 90
+    assert held > 90
+
+
+def test_nets_that_agree_everywhere_do_not_differ() -> None:
+    same = np.ones((3, 50), dtype=bool)
+    assert significance.seeds_test(same, same).p == 1
+    assert significance.seeds_test(same, ~same).p == 0
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), max_size=8))
+def test_holm_is_the_step_down_procedure(p_values: list[float]) -> None:
+    adjusted = significance.holm(p_values)
+    for level in (0.01, 0.05, 0.2):
+        rejected = [False] * len(p_values)
+        order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+        for place, i in enumerate(order):
+            if (len(p_values) - place) * p_values[i] >= level:
+                break
+            rejected[i] = True
+        assert [p < level for p in adjusted] == rejected
+
+
+def test_images_are_matched_by_their_index_not_their_place() -> None:
+    draw = np.random.default_rng(0)
+    labels, logits = draw.integers(0, 3, 60), draw.normal(size=(60, 3)).astype(np.float32)
+    a = Predictions(logits, labels, np.arange(60))
+    order = draw.permutation(60)
+    b = Predictions(logits[order], labels[order], order)
+    assert significance.compare([a], [b]).p == 1
+
+
+def test_an_interval_does_not_depend_on_the_order() -> None:
+    values = [0.1, 0.7, 0.3, 1e-9]
+    assert len({significance.interval(list(p)) for p in itertools.permutations(values)}) == 1
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = make_run(tmp_path, optimizer="sgd", accuracy=0.6, images=1000)
+    b = make_run(tmp_path, optimizer="adam", accuracy=0.7, images=1000)
+    assert both(a, b) == 0
+    said = capsys.readouterr().out
+    rows = {
+        cells[1]: cells[2:4]
+        for line in said.splitlines()
+        if len(cells := [cell.strip() for cell in line.split("|")]) > 4
+    }
+    assert rows["optimizer"] == ["sgd", "adam"]
+    assert rows["optimizer.lr"] == ["0.01", "0.001"]
+    assert rows["optimizer.momentum"] == ["0.9", "–"]
+    assert "seed" not in rows
+    shown = [f"{100 * (run.read_summary().test_accuracy or 0):.2f}" for run in (a, b)]
+    assert [cell.split(" ±")[0] for cell in rows["test_accuracy"]] == shown
+    right_a, right_b = (
+        p.predicted == p.labels for p in (a.read_predictions(), b.read_predictions())
+    )
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    assert f"right where B is wrong on {only_a} of 1,000 images, B where A on {only_b}:" in said
+    assert "these two networks differ" in said
+
+
+def test_a_difference_of_the_seed_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = (make_run(tmp_path, seed=seed) for seed in (0, 1))
+    assert both(a, b) == 0
+    said = capsys.readouterr().out
+    assert "no difference is shown" in said
+    assert "less than the interval's" in said
+    assert "seed alone" in said
+
+
+def test_other_test_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = make_run(tmp_path, images=300), make_run(tmp_path, seed=1, images=200)
+    assert both(a, b) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "different images" in captured.err
+
+
+def test_unfinished_missing_and_damaged_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = make_run(tmp_path), make_run(tmp_path, seed=1, status="running")
+    assert both(a, b) == 0
+    assert "B has no test predictions" in capsys.readouterr().out
+    assert both(a, RunDir(tmp_path / "nowhere")) == 2
+    b.summary_file.write_text(json.dumps({"status": []}))
+    assert both(a, b) == 1
+    a.predictions_file("test", "scored").write_bytes(b"PK")
+    assert both(a, make_run(tmp_path, seed=2)) == 1
+
+
+def write_features(run: RunDir) -> None:
+    draw = np.random.default_rng(run.config.seed)
+    labels = np.arange(60) % 10
+    features = (labels[:, None] + draw.normal(size=(60, 6))).astype(np.float32)
+    run.write_arrays(run.features_file, features=features, labels=labels, indices=np.arange(60))
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_features_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    runs = [make_run(tmp_path, seed=seed) for seed in (0, 1)]
+    picture = tmp_path / "both.png"
+    assert both(runs[0], runs[1], "--embed", method, "--to", picture) == 2
+    assert not picture.exists()
+    assert summarize.main([str(tmp_path), "--embed", method]) == 2
+    for run in runs:
+        write_features(run)
+    assert both(runs[0], runs[1], "--embed", method, "--to", picture) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert summarize.main([str(tmp_path), "--embed", method, "--timing"]) == 0
+    assert (tmp_path / "embedding.png").read_bytes().startswith(b"\x89PNG")
+    assert "seconds per epoch" in capsys.readouterr().out
+
+
+def test_seeds_decide_what_is_called_a_difference(tmp_path: Path) -> None:
+    """The better mean of settings whose seeds scatter is not called better."""
+    for lr, scores in ((0.1, (0.55, 0.66, 0.62)), (0.01, (0.53, 0.65, 0.57)), (0.001, (0.2,) * 3)):
+        for seed, accuracy in enumerate(scores):
+            make_run(tmp_path, lr=lr, seed=seed, accuracy=accuracy, images=2000)
+    study = cells.read_study(tmp_path)
+    cells.rank(study, None)
+    best, close, far = study.ranking
+    assert (best.chosen, close.tied_with_best, far.tied_with_best) == (True, True, False)
+    one_seed = significance.compare(
+        best.predictions("validation", "scored")[:1],
+        close.predictions("validation", "scored")[:1],
+    )
+    assert one_seed.p < 0.05  # what one seed alone would have claimed

@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_runs import TINY, StopAt, at_yield, make, train
 
 from cifar_lab import train as train_command
 from cifar_lab.errors import NotNow, RequestError, Stopped
 from cifar_lab.execute import execute
 from cifar_lab.prove_resume import differences
 from cifar_lab.run_dir import CHECKPOINT_FORMAT, Damaged, RunDir
-from tiny_runs import TINY, StopAt, at_yield, make, train
-
 
 CURVES = ("figures=standard", "figures.samples=null", "figures.confusion_matrix=null")
 
@@ -259,7 +258,7 @@ def test_a_checkpoint_of_another_model(stopped: RunDir, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         execute(other, stop=StopAt(1))
     shutil.copy(other.last, stopped.last)
-    with pytest.raises(RequestError, match="of another model or optimizer.*rerun=true"):
+    with pytest.raises(RequestError, match=r"of another model or optimizer.*rerun=true"):
         execute(stopped)
 
 

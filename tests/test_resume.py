@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import TINY, StopAt, at_yield, every_step, make, train
 
 from cifar_lab import prove_resume
 from cifar_lab.components import check
@@ -20,7 +21,6 @@ from cifar_lab.execute import execute
 from cifar_lab.metrics import EpochMetrics
 from cifar_lab.prove_resume import differences
 from cifar_lab.run_dir import RunDir
-from tiny_runs import TINY, StopAt, at_yield, every_step, make, train
 
 KINDS = {
     "adam": [],
@@ -284,7 +284,7 @@ def test_threads_are_kept_and_others_refused(tmp_path: Path) -> None:
     run = make(tmp_path)
     with pytest.raises(Stopped):
         execute(run, stop=StopAt(1))
-    with pytest.raises(RequestError, match="threads=2 is wrong: .* was trained with 1"):
+    with pytest.raises(RequestError, match=r"threads=2 is wrong: .* was trained with 1"):
         make(tmp_path, "threads=2")
     assert load(run.config_file).threads == 1
     assert make(tmp_path, "threads=null").config.threads == 1

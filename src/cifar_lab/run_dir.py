@@ -196,7 +196,14 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for this process; NotNow if another one does."""
+        """Hold the folder for this process; NotNow if another one does.
+
+        RequestError where what is written by appending leads out of the folder by a link.
+        """
+        grown = (self.lock_file, self.log_file, self.metrics_file, self.steps_file, self.figures)
+        for path in (*grown, self.path / "tensorboard"):
+            if path.is_symlink():
+                raise RequestError(f"{path} is a link; a run writes into its own folder only")
         with self.lock_file.open("a+") as handle:
             for attempt in range(10):
                 if _try_lock(handle, exclusive=True):
@@ -346,8 +353,19 @@ class RunDir:
 
     def read_predictions(self, split: str = "test", weights: str = "scored") -> Predictions:
         """Return what write_predictions wrote."""
-        arrays = self.read_arrays(self.predictions_file(split, weights))
-        return Predictions(arrays["logits"], arrays["labels"], arrays["indices"])
+        path = self.predictions_file(split, weights)
+        arrays = self.read_arrays(path)
+        try:
+            read = Predictions(arrays["logits"], arrays["labels"], arrays["indices"])
+            kinds = [array.dtype.kind for array in (read.logits, read.labels, read.indices)]
+            shapes = (read.logits.ndim, read.labels.shape, read.indices.shape)
+        except (KeyError, AttributeError) as error:
+            raise Damaged(f"{path} is damaged: it has no array {error}") from None
+        if kinds != ["f", "i", "i"] or shapes != (2, (n := len(read.logits),), (n,)):
+            raise Damaged(
+                f"{path} is damaged: it holds no logits (N, C), labels (N,), indices (N,)"
+            )
+        return read
 
     def write_arrays(self, path: Path, **arrays: np.ndarray[Any, Any]) -> None:
         """Write named arrays as one .npz."""

@@ -1,0 +1,168 @@
+"""What a run is: addresses that never move, configs that survive, protocols that are laid over."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_lab import config
+from cifar_lab.config import RunConfig, address, dump, identity, load, parse, to_plain
+from cifar_lab.door import compose
+from cifar_lab.errors import RequestError
+
+GOLDEN = {
+    (): "cifar10-convnet-adam-relu-lr0.001-seed0-7cf6801b",
+    ("dataset=mnist",): "mnist-convnet-adam-relu-lr0.001-seed0-efcdb83e",
+    ("dataset=digits", "seed=7"): "digits-convnet-adam-relu-lr0.001-seed7-e3433fa6",
+    ("model=convnet_deep", "optimizer=sgd"): "cifar10-convnet_deep-sgd-relu-lr0.01-seed0-6002abd1",
+    ("optimizer.lr=0.0001", "dropout=none"): "cifar10-convnet-adam-relu-lr0.0001-seed0-46643195",
+    ("scheduler=cosine", "protocol=report"): "cifar10-convnet-adam-relu-lr0.001-seed0-d83da494",
+}
+
+
+@functools.lru_cache
+def made(*overrides: str) -> RunConfig:
+    return compose(["device=cpu", *overrides]).cells[0].config
+
+
+@pytest.mark.parametrize("overrides", GOLDEN)
+def test_addresses_do_not_move(overrides: tuple[str, ...]) -> None:
+    """A change here orphans every run that was ever made: say so in the changelog."""
+    name = address(made(*overrides)).name
+    assert name == GOLDEN[overrides]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "output_dir=elsewhere",
+        "name=other",
+        "figures=none",
+        "threads=2",
+        "training.print_every=5",
+        "training.step_history=true",
+        "training.checkpoint_minutes=1",
+        "training.keep_last=false",
+        "training.tensorboard=true",
+        "training.best_file_name=x.pt",
+        "study.title=x",
+        "jobs=2",
+    ],
+)
+def test_what_is_no_part_of_a_result_is_no_part_of_the_address(override: str) -> None:
+    assert identity(made(override)) == identity(made())
+    assert address(made(override)).name == address(made()).name
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "optimizer.lr=0.002",
+        "training.epochs=11",
+        "training.batch_size=64",
+        "dropout.conv=0.1",
+        "split.seed=1",
+        "precision=bf16",
+        "protocol=report",
+        "deterministic=true",
+        "model.hidden=64",
+        "activation=tanh",
+        "scheduler=cosine",
+        "augmentation=none",
+        "evaluation.scored_weights=last",
+    ],
+)
+def test_what_changes_a_result_changes_the_address(override: str) -> None:
+    assert address(made(override)) != address(made())
+
+
+def test_a_default_written_out_is_the_default() -> None:
+    plain = to_plain(made())
+    plain["training"].pop("label_smoothing")
+    plain.pop("continue_from")
+    assert address(parse(plain)) == address(made())
+
+
+def test_the_index_of_a_gpu_is_no_part_of_a_run() -> None:
+    first = dataclasses.replace(made(), device="cuda:0")
+    assert identity(first) == identity(dataclasses.replace(made(), device="cuda:3"))
+    assert identity(first) != identity(made())
+
+
+@pytest.mark.parametrize("overrides", GOLDEN)
+def test_a_config_survives_save_and_load(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(made(*overrides)))
+    assert load(path) == made(*overrides)
+    assert dump(load(path)) == path.read_text()
+
+
+@pytest.mark.parametrize(
+    "experiment", sorted(p.stem for p in Path("conf/experiment").glob("*.yaml"))
+)
+def test_every_experiment_survives_save_and_load(experiment: str, tmp_path: Path) -> None:
+    for protocol in ("sound", "report"):
+        line = [f"experiment={experiment}", f"protocol={protocol}", "device=cpu"]
+        cell = compose(line).cells[0]
+        path = tmp_path / f"{protocol}.yaml"
+        path.write_text(dump(cell.config))
+        assert load(path) == cell.config
+        assert cell.config.protocol == protocol
+
+
+def test_the_users_own_values_win_over_the_protocols(
+    tmp_path: Path,
+) -> None:
+    experiment = tmp_path / "experiment"
+    experiment.mkdir()
+    (experiment / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "protocols:\n"
+        "  report: {evaluation: {scored_weights: last}, training: {epochs: 3}}\n"
+        "  sound: {training: {epochs: 4}}\n"
+    )
+
+    def cell(*overrides: str) -> RunConfig:
+        line = ["--config-dir", str(tmp_path), "experiment=mine", "device=cpu", *overrides]
+        return compose(line).cells[0].config
+
+    assert (cell().training.epochs, cell().evaluation.scored_weights) == (4, "best")
+    report = cell("protocol=report")
+    assert (report.training.epochs, report.evaluation.scored_weights) == (3, "last")
+    mine = cell("protocol=report", "training.epochs=5")
+    assert (mine.training.epochs, mine.evaluation.scored_weights) == (5, "last")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seed": 2**32}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"model": None}, "model"),
+        ({"model": {}}, "model names no _target_"),
+        ({"nope": 1}, "no setting nope"),
+        ({"optimizer": {"_target_": 3}}, "optimizer names no _target_"),
+        ({"figures": {"a": {"_target_": "x", "b": float("inf")}}}, "figures.a.b"),
+        ({"figures": {"a": {1: 2}}}, "keys must be text"),
+        ({"figures": {"a": {"x": object()}}}, "figures.a.x"),
+        ({"dataset": 3}, "dataset is 3"),
+    ],
+)
+def test_parsing_refuses_what_it_does_not_know(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words.replace(".", r"\.")):
+        parse({**to_plain(made()), **change})
+
+
+def test_a_missing_part_is_named() -> None:
+    plain = to_plain(made())
+    del plain["optimizer"]
+    with pytest.raises(RequestError, match="optimizer is missing"):
+        parse(plain)
+
+
+def test_long_and_odd_values_are_shown_on_one_line() -> None:
+    assert config.shorten("a\nb\x00c") == "a?b?c"
+    assert len(config.shorten("x" * 5000)) < 110

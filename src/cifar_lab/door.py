@@ -179,7 +179,8 @@ class _Composer:
             raise RequestError(f"--config-dir {shorten(config_dir)} is no folder")
         self._config_dir = config_dir
         self._name = config_name or "config"
-        self._cache: dict[tuple[str, ...], DictConfig] = {}
+        self._cache: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
+        self._group_names: frozenset[str] | None = None
 
     def __enter__(self) -> "_Composer":
         GlobalHydra.instance().clear()
@@ -209,11 +210,11 @@ class _Composer:
         for override in parsed:
             self._check_choice(override)
         plain_overrides = [o for o in parsed if not o.is_sweep_override()]
-        first = self._compose(plain_overrides)
-        multirun = arguments.multirun or str(OmegaConf.select(first, "hydra.mode")) == (
+        first, hydra = self._compose(plain_overrides)
+        multirun = arguments.multirun or str(OmegaConf.select(hydra, "mode")) == (
             "RunMode.MULTIRUN"
         )
-        grid = OmegaConf.select(first, "hydra.sweeper.params") or {}
+        grid = OmegaConf.select(hydra, "sweeper.params") or {}
         if multirun and grid:
             asked = {o.key_or_group for o in parsed}
             extra = [f"{k}={v}" for k, v in grid.items() if k not in asked]
@@ -229,10 +230,10 @@ class _Composer:
         else:
             combinations = _expand(parsed, multirun=bool(multirun))
         for overrides in combinations:
-            node = self._compose(overrides)
+            node, hydra = self._compose(overrides)
             plain = _resolve(node)
             options = _take_options(plain)
-            choices = OmegaConf.select(node, "hydra.runtime.choices")
+            choices = OmegaConf.select(hydra, "runtime.choices")
             plain["choices"] = {
                 **(plain.get("choices") or {}),
                 **{
@@ -242,7 +243,7 @@ class _Composer:
                 },
             }
             cells.append(_cell(plain, overrides, deep=deep))
-        shown = _show(node, arguments)
+        shown = _show(node, arguments, hydra)
         if options.search.method != "none" and not space:
             raise RequestError(
                 f"search={options.search.method} has nothing to choose: add -m and values such as "
@@ -253,21 +254,29 @@ class _Composer:
             for o in parsed
             if not o.is_sweep_override() and o.key_or_group.split(".")[0] != "search"
         )
-        return Request(cells, options, bool(multirun), _launcher(node), shown, tuple(space), fixed)
+        return Request(cells, options, bool(multirun), _launcher(hydra), shown, tuple(space), fixed)
 
-    def _compose(self, overrides: list[Override]) -> DictConfig:
+    def _compose(self, overrides: list[Override]) -> tuple[DictConfig, DictConfig]:
+        """Return the config of these overrides, and Hydra's own part, which is not to be changed.
+
+        Hydra's part is by far the larger one, so it is not copied for each cell.
+        """
         groups = [o for o in overrides if self._is_group(o) or o.key_or_group.startswith("hydra")]
         values = [o for o in overrides if o not in groups]
         lines = tuple(str(o.input_line) for o in groups)
         try:
             if lines not in self._cache:
-                self._cache[lines] = hydra_compose(
+                composed = hydra_compose(
                     self._name, overrides=list(lines), return_hydra_config=True
                 )
-            node = self._cache[lines].copy()
+                with open_dict(composed):
+                    hydra = composed.pop("hydra")
+                self._cache[lines] = (composed, hydra)
+            node, hydra = self._cache[lines]
+            node = node.copy()
             for value in values:
                 _apply_value(node, value)
-            return node
+            return node, hydra
         except HydraException as error:
             raise RequestError(_first_line(error)) from None
         except OmegaConfBaseException as error:
@@ -280,8 +289,10 @@ class _Composer:
     def _is_group(self, override: Override) -> bool:
         return override.key_or_group in self._groups()
 
-    def _groups(self) -> list[str]:
-        return list(self._loader.list_groups(""))
+    def _groups(self) -> frozenset[str]:
+        if self._group_names is None:
+            self._group_names = frozenset(self._loader.list_groups(""))
+        return self._group_names
 
     def _check_choice(self, override: Override) -> None:
         """Refuse what is no single existing option of a group."""
@@ -305,10 +316,10 @@ class _Composer:
                 )
 
 
-def _launcher(node: DictConfig) -> dict[str, Any]:
+def _launcher(hydra: DictConfig) -> dict[str, Any]:
     """Return the settings of hydra/launcher; refuse launchers and sweepers that are not ours."""
-    choices = OmegaConf.select(node, "hydra.runtime.choices")
-    settings = OmegaConf.to_container(OmegaConf.select(node, "hydra.launcher"), resolve=True)
+    choices = OmegaConf.select(hydra, "runtime.choices")
+    settings = OmegaConf.to_container(OmegaConf.select(hydra, "launcher"), resolve=True)
     assert isinstance(settings, dict)
     if choices["hydra/launcher"] != "basic" and "cluster" not in settings:
         raise _not_supported("hydra/launcher", choices["hydra/launcher"])
@@ -432,12 +443,9 @@ def _apply_value(node: DictConfig, override: Override) -> None:
 
 
 def _resolve(node: DictConfig) -> dict[str, Any]:
-    """Return the config as plain containers without Hydra's own part, interpolations resolved."""
-    copy = node.copy()
-    with open_dict(copy):
-        copy.pop("hydra", None)
+    """Return the config as plain containers, interpolations resolved."""
     try:
-        plain = OmegaConf.to_container(copy, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise RequestError(f"the config does not hold together: {_first_line(error)}") from None
     assert isinstance(plain, dict)
@@ -486,16 +494,14 @@ def _touches_components(parsed: list[Override]) -> bool:
     return bool(heads & {*_COMPONENTS, "experiment", "training", "trust"})
 
 
-def _show(node: DictConfig, arguments: Any) -> str | None:
+def _show(node: DictConfig, arguments: Any, hydra: DictConfig | None = None) -> str | None:
     """Return what `--cfg job|hydra|all` prints, after the checks; None if it was not asked for."""
     if arguments.cfg is None:
         return None
-    copy = node.copy()
-    with open_dict(copy):
-        if arguments.cfg == "job":
-            copy.pop("hydra", None)
-        elif arguments.cfg == "hydra":
-            copy = OmegaConf.create({"hydra": copy.get("hydra")})
+    copy = node.copy() if arguments.cfg != "hydra" else OmegaConf.create()
+    if arguments.cfg != "job":
+        with open_dict(copy):
+            copy["hydra"] = hydra
     if arguments.package:
         copy = OmegaConf.select(copy, arguments.package)
         if copy is None:

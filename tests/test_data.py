@@ -1,0 +1,274 @@
+"""The pipeline is torchvision's, image by image; its draws are fair, keyed and repeatable."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchvision.transforms import functional as vision
+from torchvision.transforms import v2
+
+from cifar_lab.config import AugmentationConfig, SplitConfig
+from cifar_lab.data import (
+    Batches,
+    Draws,
+    Normalisation,
+    Split,
+    augment,
+    check_disjoint,
+    draw,
+    in_order,
+    split_indices,
+)
+from cifar_lab.errors import RequestError
+
+CROP_FLIP = AugmentationConfig(crop_padding=4, horizontal_flip=True)
+PLAIN = AugmentationConfig()
+IDENTITY = Normalisation(None, None)
+
+
+def split_of(count: int, channels: int = 3, size: int = 8, whole: int | None = None) -> Split:
+    """Images that carry their label and their index in their pixels."""
+    total = whole or count
+    images = torch.arange(total).view(-1, 1, 1, 1).expand(total, channels, size, size)
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return Split("train", (images % 256).to(torch.uint8).clone(), torch.arange(total) % 7, chosen)
+
+
+def batches(split: Split, **changes: Any) -> Batches:
+    arguments: dict[str, Any] = {
+        "batch_size": 16,
+        "seed": 0,
+        "normalisation": IDENTITY,
+        "augmentation": PLAIN,
+    }
+    return Batches(split, **{**arguments, **changes})
+
+
+def labels_of(source: Batches, epoch: int) -> Tensor:
+    return torch.cat([images[:, 0, 0, 0] * 255 for images, _ in source.epoch(epoch)]).round().long()
+
+
+@pytest.mark.parametrize("padding", [1, 4, 9])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 8, 12)])
+def test_crop_and_flip_are_torchvisions_image_by_image(
+    padding: int, shape: tuple[int, int, int]
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (40, *shape), generator=generator, dtype=torch.uint8)
+    config = AugmentationConfig(crop_padding=padding, horizontal_flip=True)
+    draws = draw(40, config, generator, torch.device("cpu"))
+    ours = augment(images, padding, draws, slice(0, 40))
+    assert draws.top is not None
+    assert draws.left is not None
+    assert draws.flip is not None
+    for i, image in enumerate(images):
+        padded = vision.pad(image, [padding])
+        expected = vision.crop(padded, int(draws.top[i]), int(draws.left[i]), *shape[1:])
+        expected = vision.hflip(expected) if draws.flip[i] else expected
+        assert torch.equal(ours[i], expected)
+    assert 0 < int(draws.flip.sum()) < 40
+
+
+def test_flip_and_crop_alone() -> None:
+    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
+    flip = torch.tensor([True, False] * 3)
+    flipped = augment(images, 0, Draws(None, None, flip), slice(0, 6))
+    assert torch.equal(flipped[0], vision.hflip(images[0]))
+    assert torch.equal(flipped[1], images[1])
+    middle = torch.full((6,), 2)
+    assert torch.equal(augment(images, 2, Draws(middle, middle, None), slice(0, 6)), images)
+    assert augment(images, 0, Draws(None, None, None), slice(0, 6)) is images
+
+
+def test_offsets_and_flips_are_uniform() -> None:
+    """Chi-square with a fixed seed; 0.999 quantiles of 8, 80 and 1 degrees of freedom."""
+    count = 40_500
+    draws = draw(count, CROP_FLIP, torch.Generator().manual_seed(3), torch.device("cpu"))
+    assert draws.top is not None
+    assert draws.left is not None
+    assert draws.flip is not None
+    for values, cells, limit in (
+        (draws.top, 9, 26.1),
+        (draws.left, 9, 26.1),
+        (draws.top * 9 + draws.left, 81, 124.8),
+        (draws.flip.long(), 2, 10.8),
+    ):
+        observed = torch.bincount(values, minlength=cells).double()
+        assert len(observed) == cells
+        expected = count / cells
+        assert float(((observed - expected) ** 2 / expected).sum()) < limit
+
+
+def test_orders_are_uniform() -> None:
+    """Each image is equally often in each quarter of an epoch (0.999 of 45 degrees: 80.1)."""
+    source = batches(split_of(16), batch_size=4)
+    counts = torch.zeros(16, 4, dtype=torch.float64)
+    for epoch in range(400):
+        for quarter, seen in enumerate(labels_of(source, epoch).view(4, 4)):
+            counts[seen, quarter] += 1
+    assert float(((counts - 100) ** 2 / 100).sum()) < 80.1
+
+
+@pytest.mark.parametrize("sampler", ["permutation", "weighted", "subset"])
+def test_each_image_of_the_split_comes_once_and_no_other(sampler: str) -> None:
+    split = split_of(100, whole=200)
+    source = batches(split, sampler=sampler)
+    for epoch in (1, 2):
+        seen = labels_of(source, epoch)
+        assert sorted(seen.tolist()) == split.indices.tolist()
+
+
+def test_labels_follow_their_images() -> None:
+    split = split_of(200)
+    source = batches(split, augmentation=AugmentationConfig(horizontal_flip=True))
+    for images, labels in source.epoch(1):
+        assert torch.equal((images[:, 0, 0, 0] * 255).round().long() % 7, labels)
+
+
+def test_epochs_and_seeds_differ_and_the_same_seed_repeats() -> None:
+    split = split_of(100)
+    first = labels_of(batches(split), 1)
+    assert torch.equal(first, labels_of(batches(split), 1))
+    assert not torch.equal(first, labels_of(batches(split), 2))
+    assert not torch.equal(first, labels_of(batches(split, seed=1), 1))
+
+
+def test_the_global_generator_is_neither_used_nor_moved() -> None:
+    split = split_of(100)
+    source = batches(split, augmentation=CROP_FLIP)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = torch.cat([images for images, _ in source.epoch(1)])
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert torch.equal(first, torch.cat([images for images, _ in source.epoch(1)]))
+
+
+def test_an_epoch_goes_on_from_any_batch() -> None:
+    source = batches(split_of(5000), augmentation=CROP_FLIP, batch_size=48)
+    whole = list(source.epoch(3))
+    assert len(whole) == len(source) == 105
+    for start in (0, 1, 42, 43, 104, 105):
+        rest = list(source.epoch(3, start))
+        assert len(rest) == len(whole) - start
+        for (a, b), (c, d) in zip(whole[start:], rest, strict=True):
+            assert torch.equal(a, c)
+            assert torch.equal(b, d)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(33, [16, 17]), (32, [16, 16]), (34, [16, 16, 2]), (1, [1]), (17, [17])]
+)
+def test_a_last_batch_of_one_is_joined(count: int, sizes: list[int]) -> None:
+    assert [len(labels) for _, labels in batches(split_of(count)).epoch(1)] == sizes
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_normalisation_is_torchvisions(channels: int, layout: torch.memory_format) -> None:
+    images = torch.randint(256, (9, channels, 8, 8), dtype=torch.uint8)
+    mean, std = [0.49, 0.48, 0.45][:channels], [0.25, 0.24, 0.26][:channels]
+    ours = Normalisation(mean, std)(images, layout)
+    expected = v2.functional.normalize(
+        v2.functional.to_dtype(images, torch.float32, True), mean, std
+    )
+    assert ours.dtype == torch.float32
+    assert ours.is_contiguous(memory_format=layout)
+    assert torch.allclose(ours, expected, rtol=0, atol=1e-6)
+    plain = IDENTITY(images, layout)
+    assert torch.allclose(plain, images / 255, rtol=0, atol=1e-7)
+
+
+def test_every_image_keeps_its_identity_on_channels_last() -> None:
+    split = split_of(200, channels=1)
+    for images, labels in batches(split, memory_format=torch.channels_last).epoch(1):
+        identities = (images * 255).round()
+        assert torch.equal(identities.amin((1, 2, 3)), identities.amax((1, 2, 3)))
+        assert torch.equal(identities[:, 0, 0, 0].long() % 7, labels)
+
+
+def test_evaluation_goes_in_order_without_augmentation() -> None:
+    split = split_of(50, whole=90)
+    parts = list(in_order(split, batch_size=16, normalisation=IDENTITY))
+    seen = torch.cat([images[:, 0, 0, 0] * 255 for images, _ in parts]).round().long()
+    assert torch.equal(seen, split.indices)
+    assert torch.equal(torch.cat([labels for _, labels in parts]), split.labels[split.indices])
+
+
+def test_the_source_images_stay_as_they_are() -> None:
+    split = split_of(100)
+    before = split.images.clone()
+    for images, _ in batches(split, augmentation=CROP_FLIP).epoch(1):
+        images.mul_(0)
+    assert torch.equal(split.images, before)
+
+
+# --- splits ------------------------------------------------------------------------------------
+
+S0 = SplitConfig(validation=0.5, source="test", method="numpy", seed=42)
+TRAIN = np.repeat(np.arange(10), 5000)[np.random.default_rng(0).permutation(50_000)]
+TEST = np.repeat(np.arange(10), 1000)[np.random.default_rng(1).permutation(10_000)]
+
+
+@pytest.mark.parametrize(
+    ("split", "sizes"),
+    [
+        (SplitConfig(), (45_000, 5_000, 10_000)),
+        (
+            SplitConfig(validation=0.5, source="test", method="numpy", seed=42),
+            (50_000, 5_000, 5_000),
+        ),
+        (SplitConfig(validation=0.2, method="tail"), (40_000, 10_000, 10_000)),
+        (SplitConfig(validation=5000, method="random"), (45_000, 5_000, 10_000)),
+        (SplitConfig(validation=0), (50_000, 0, 10_000)),
+    ],
+)
+def test_sizes_of_the_splits(split: SplitConfig, sizes: tuple[int, int, int]) -> None:
+    train, validation, test = split_indices(split, TRAIN, TEST)
+    assert (len(train), len(validation), len(test)) == sizes
+    origin = validation if split.source == "train" else train[:0]
+    assert len(np.intersect1d(train, origin)) == 0
+    rest = test if split.source == "test" else train
+    assert len(np.intersect1d(rest, validation)) == 0
+    for part in (train, validation, test):
+        assert len(np.unique(part)) == len(part)
+
+
+def test_a_stratified_split_has_each_class_in_its_share() -> None:
+    labels = np.repeat(np.arange(4), [10, 20, 31, 40])
+    _, validation, _ = split_indices(SplitConfig(validation=0.1), labels, labels)
+    assert Counter(labels[validation].tolist()) == {0: 1, 1: 2, 2: 3, 3: 4}
+    for seed in (0, 1):
+        _, validation, _ = split_indices(SplitConfig(seed=seed), TRAIN, TEST)
+        assert set(Counter(TRAIN[validation].tolist()).values()) == {500}
+
+
+def test_the_split_has_a_seed_of_its_own() -> None:
+    parts = [split_indices(SplitConfig(seed=seed), TRAIN, TEST)[1] for seed in (0, 0, 1)]
+    assert np.array_equal(parts[0], parts[1])
+    assert not np.array_equal(parts[0], parts[2])
+
+
+def test_numpys_and_the_tail_split_are_the_reports() -> None:
+    _, validation, _ = split_indices(S0, TRAIN, TEST)
+    expected = np.random.RandomState(42).permutation(10_000)[:5_000]
+    assert np.array_equal(validation, np.sort(expected))
+    _, tail, _ = split_indices(SplitConfig(validation=0.2, method="tail"), TRAIN, TEST)
+    assert np.array_equal(tail, np.arange(40_000, 50_000))
+
+
+def test_parts_that_share_images_are_found() -> None:
+    a, b = np.arange(10), np.arange(9, 20)
+    with pytest.raises(ValueError, match="1 images are in both the train and the validation"):
+        check_disjoint({"train": ("train", a), "validation": ("train", b)})
+    assert "train 10, validation 11" in check_disjoint(
+        {"train": ("train", a), "validation": ("test", b)}
+    )
+
+
+def test_a_validation_split_of_everything_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"split\.validation=50000 is wrong"):
+        split_indices(SplitConfig(validation=50_000), TRAIN, TEST)

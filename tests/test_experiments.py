@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import importlib
 import re
 from pathlib import Path
 from typing import Any
@@ -289,10 +290,9 @@ def test_steps_are_kept_and_add_up(finished: tuple[RunDir, RunSummary]) -> None:
 
 
 def test_tensorboard_gets_each_epoch(finished: tuple[RunDir, RunSummary]) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     run, _ = finished
-    events: Any = EventAccumulator(str(run.path / "tensorboard"))
+    events: Any = accumulator.EventAccumulator(str(run.path / "tensorboard"))
     events.Reload()
     noted = [event.value for event in events.Scalars("val_accuracy")]
     assert noted == pytest.approx([row.val_accuracy for row in run.read_metrics()])

@@ -250,7 +250,7 @@ def test_49_both_confusion_matrices_say_what_they_show(
     run = RunDir.create(dataclasses.replace(settings, output_dir=str(tmp_path)))
     run.write_predictions(predictions(splits.test), "test", "scored")
     titles = {
-        kind: [axes.get_title(loc="left") for axes in confusion_matrix.draw(run, kind).axes]  # type: ignore[arg-type]
+        kind: [axes.get_title(loc="left") for axes in confusion_matrix.draw(run, kind).axes]
         for kind in ("none", "rows")
     }
     assert "Share of the true class" in titles["rows"]

@@ -1,0 +1,127 @@
+"""Every shipped YAML composes, binds to its target's signature, and runs small."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cifar_lab import door
+from cifar_lab.config import parse, to_plain
+from cifar_lab.execute import execute
+from cifar_lab.run_dir import RunDir
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+GROUPS = {
+    str(group): sorted(path.stem for path in FILES if path.parent == group)
+    for group in {path.parent for path in FILES if path.parent != Path()}
+}
+# groups whose options run here on a few random images
+RUN_GROUPS = ("model", "optimizer", "activation", "dropout", "scheduler", "augmentation", "figures")
+WITHOUT_DROPOUT = {"two_branch", "resnet", "resnet_small"}
+
+
+def test_there_are_yamls_and_groups() -> None:
+    assert len(FILES) > 40
+    assert GROUPS.keys() >= {*RUN_GROUPS, "dataset", "experiment"}
+    assert GROUPS["model"]
+
+
+@pytest.mark.parametrize("file", [path for path in FILES if path.parent != Path()], ids=str)
+def test_yaml_composes_and_binds(file: Path) -> None:
+    group, option = file.parent.as_posix(), file.stem
+    overrides = [f"{group}={option}", "device=cpu"]
+    if group == "model" and option in WITHOUT_DROPOUT:
+        overrides.append("dropout=none")
+    request = door.compose(overrides, check_all=True)
+    assert request.cells
+    for cell in request.cells:
+        assert parse(to_plain(cell.config)) == cell.config
+        if group in (*RUN_GROUPS, "dataset", "experiment"):
+            assert cell.config.choices[group] == option
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 40 random images of 10 classes in two shapes."""
+    folder = tmp_path_factory.mktemp("arrays")
+    random = np.random.default_rng(0)
+    for channels, side in ((3, 32), (1, 28)):
+        images = random.integers(0, 256, (40, channels, side, side), dtype=np.uint8)
+        np.savez(folder / f"{channels}.npz", images=images, labels=np.arange(40) % 10)
+    return folder
+
+
+def tiny(arrays: Path, output_dir: Path, channels: int, side: int) -> list[str]:
+    """Return what turns any request into seconds of work on random images."""
+    return [
+        "dataset=npz",
+        f"dataset.source.path={arrays / f'{channels}.npz'}",
+        f"dataset.image_shape=[{channels},{side},{side}]",
+        "split.validation=0.3",
+        "training.epochs=1",
+        "training.batch_size=8",
+        "device=cpu",
+        f"output_dir={output_dir}",
+    ]
+
+
+LENGTH = max(len(GROUPS[group]) for group in RUN_GROUPS)
+
+
+def option_of(group: str, turn: int) -> str:
+    options = GROUPS[group]
+    if group == "figures" and turn >= len(options):
+        return "none"  # drawing takes longer than training: once each
+    return options[turn % len(options)]
+
+
+@pytest.mark.parametrize("turn", range(LENGTH))
+def test_options_run_small(turn: int, arrays: Path, tmp_path: Path) -> None:
+    # one run takes the next option of each group: as many runs as the largest group has options
+    chosen = {group: option_of(group, turn) for group in RUN_GROUPS}
+    if chosen["model"] in WITHOUT_DROPOUT:
+        chosen["dropout"] = "none"
+    overrides = [f"{group}={option}" for group, option in chosen.items()]
+    if chosen["figures"] == "embeddings":
+        overrides.append("figures.tsne.perplexity=5")
+    shape = (3, 32)
+    (cell,) = door.compose([*overrides, *tiny(arrays, tmp_path, *shape)]).cells
+    run = RunDir.create(cell.config)
+    summary = execute(run)
+    assert summary.status == "finished"
+    assert summary.test_size == 8
+    assert not [warning for warning in summary.warnings if "was not drawn" in warning]
+    drawn = {path.stem for path in run.path.glob("figures/*.png")}
+    assert drawn == {name for name, figure in cell.config.figures.items() if figure}
+
+
+def test_every_option_has_had_its_turn() -> None:
+    for group in RUN_GROUPS:
+        options = GROUPS[group]
+        taken = {option_of(group, turn) for turn in range(LENGTH)}
+        assert taken == set(options)
+    # dropout=none stands in where a model has no place for dropout: the others must be left
+    used = {
+        option_of("dropout", turn)
+        for turn, model in enumerate(GROUPS["model"])
+        if model not in WITHOUT_DROPOUT
+    }
+    assert used >= {*GROUPS["dropout"]} - {"none"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["sound", "report"])
+@pytest.mark.parametrize("experiment", [e for e in GROUPS["experiment"] if e != "none"])
+def test_experiment_runs_small(
+    experiment: str, protocol: str, arrays: Path, tmp_path: Path
+) -> None:
+    channels, side = (1, 28) if experiment.startswith("s2") else (3, 32)
+    asked = [f"experiment={experiment}", f"protocol={protocol}", "figures=none"]
+    statistics = [f"dataset.mean={[0.5] * channels}", f"dataset.std={[0.5] * channels}"]
+    small = tiny(arrays, tmp_path, channels, side)
+    cell = door.compose([*asked, *statistics, *small]).cells[0]
+    summary = execute(RunDir.create(cell.config))
+    assert summary.status == "finished"
+    assert summary.protocol == protocol
+    assert summary.test_accuracy is not None

@@ -1,0 +1,133 @@
+"""What describe says is what is: counts, statistics, layers, shapes, costs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cifar_lab import describe, door
+
+REPORTS = [
+    # model, dataset, parameters, multiply-adds as counted by hand for the reports
+    ("convnet", "cifar10", 2_169_770, 26_579_968),
+    ("convnet", "mnist", 1_677_674, 19_899_904),
+    ("convnet_plain", "cifar10", 890_410, 15_167_872),
+    ("convnet_deep", "cifar10", 1_702_186, 53_318_656),
+    ("two_branch", "cifar10", 47_970, 752_646),
+    ("mixed_kernel", "cifar10", 4_491_749, 484_019_337),
+]
+
+
+@pytest.mark.parametrize(("model", "dataset", "parameters", "cost"), REPORTS)
+def test_parameters_and_multiply_adds_are_the_reports(
+    model: str, dataset: str, parameters: int, cost: int
+) -> None:
+    settings = door.compose([f"model={model}", f"dataset={dataset}", "device=cpu"]).cells[0].config
+    text = describe.model_text(settings, 10)
+    assert f"parameters: {parameters:,} " in text
+    assert text.endswith(f"per image: {cost:,}")
+
+
+def test_layers_come_in_the_order_in_which_they_run() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3, 2)
+            self.shared = nn.Linear(3, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            hidden = self.shared(self.shared(images.flatten(1)))
+            output: torch.Tensor = self.last(hidden)
+            return output
+
+    layers = describe.trace(Twice(), [3, 1, 1])
+    assert [layer.name for layer in layers] == ["shared", "shared", "last"]
+    assert [layer.multiply_adds for layer in layers] == [9, 9, 6]
+    assert layers[-1].shape == (2,)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("kernel", [1, 3, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1, "same", "valid"])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_size_formula_is_what_torch_does(
+    kernel: int, stride: int, padding: int | str, dilation: int
+) -> None:
+    if padding == "same":
+        stride = 1  # torch has no strided convolution that keeps the size
+    conv = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
+    size = conv(torch.zeros(1, 1, 32, 32)).shape[-1]
+    formula = describe.size_formula(conv, (1, 1, 32, 32))
+    assert formula.endswith(f"= {size}")
+    left = formula.rpartition(" = ")[0]
+    assert eval(left.replace("/", "//")) == size
+
+
+def test_size_formula_is_written_as_in_s3() -> None:
+    assert describe.size_formula(nn.Conv2d(3, 6, 5), (1, 3, 32, 32)) == "((32-5+2*0)/1)+1 = 28"
+
+
+def test_pixel_statistics_are_numpys() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (70, 3, 9, 9), dtype=np.uint8)
+    means, stds = describe.pixel_statistics(images)
+    scaled = images.astype(np.float64) / 255
+    assert means == pytest.approx(scaled.mean(axis=(0, 2, 3)), rel=1e-12)
+    assert stds == pytest.approx(scaled.std(axis=(0, 2, 3)), rel=1e-12)
+
+
+def test_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "images.png"
+    arguments = ["dataset=digits", "model=two_branch", "dropout=none", "device=cpu"]
+    assert describe.main([*arguments, "--figure", str(path), "--images", "5,0,7,1"]) == 0
+    out = capsys.readouterr().out
+    assert "1,437 training and 360 test images (1,797 in total), 1x32x32, 10 classes" in out
+    assert "((32-5+2*0)/1)+1 = 28" in out
+    assert "0.30523537" in out  # computed, beside
+    assert "0.3052 " in out  # what is configured
+    assert "splits verified disjoint: train 1,293, validation 144, test 360" in out
+    assert "steps of an epoch: 11 to train" in out
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_images_are_named_by_class_and_index() -> None:
+    assert describe.choose_images(None, 1437, 0) == describe.choose_images(None, 1437, 0)
+    assert len(set(describe.choose_images(None, 1437, 0))) == 4
+    assert describe.choose_images("24532,5,27,1935", 50000, 0) == [24532, 5, 27, 1935]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--images", "5,x"], "numbers"),
+        (["--images", "1437"], "from 0 to 1436"),
+        (["--figure", "images.txt"], ".png"),
+        (["datasett=digits"], "did you mean dataset?"),
+    ],
+)
+def test_a_wrong_request_is_one_line(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert describe.main(["dataset=digits", "device=cpu", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.real_data
+def test_cifar10s_statistics_are_s1s() -> None:
+    from cifar_lab.data import load_arrays
+    from cifar_lab.datasets.store import data_root
+
+    settings = door.compose(["dataset=cifar10", "device=cpu"]).cells[0].config
+    means, stds = describe.pixel_statistics(load_arrays(settings.dataset, data_root()).train_images)
+    assert means == pytest.approx([0.49139967861519607, 0.48215840839460783, 0.44653091444546567])
+    assert stds == pytest.approx([0.2470322324632819, 0.24348512800005573, 0.26158784172796434])

@@ -6,6 +6,7 @@ reason, and the others go on.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import stat
@@ -21,7 +22,7 @@ from cifar_lab import config as config_module
 from cifar_lab import measures, significance
 from cifar_lab.config import RunConfig, shorten
 from cifar_lab.errors import RequestError, RunFailed
-from cifar_lab.metrics import EpochMetrics, Predictions
+from cifar_lab.metrics import EpochMetrics, Integers, Predictions
 from cifar_lab.run_dir import RunDir, RunSummary, find_runs
 from cifar_lab.significance import Interval, PairedTest, interval
 
@@ -54,6 +55,7 @@ class FoundRun:
         self.summary: RunSummary = _checked(run.read_summary(), run)
         self.history: list[EpochMetrics] = run.read_metrics()
         self.problems: list[str] = []
+        self._confusion: dict[tuple[str, str], Integers] = {}
 
     @property
     def finished(self) -> bool:
@@ -63,18 +65,14 @@ class FoundRun:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What makes the run another run, flattened; `choices` and `seed` are left out."""
-        config = self.config
-        plain = {
-            spec.name: config_module.to_plain(getattr(config, spec.name))
-            for spec in dataclasses.fields(config)
-            if spec.metadata.get("identity", True) and spec.name not in ("seed", "dataset")
-        }
-        source = config_module.to_plain(config.dataset)
-        for name in ("checksums", "display_names", "classes"):
+        plain = _identity(self.config)
+        plain.pop("seed")
+        source = plain["dataset"]
+        for name in ("checksums", "classes"):
             source.pop(name)
         for name in config_module.TRANSPORT_ARGUMENTS:
             source["source"].pop(name, None)
-        return config_module.flatten(plain | {"dataset": source})
+        return config_module.flatten(plain)
 
     @cached_property
     def choices(self) -> dict[str, str]:
@@ -114,7 +112,14 @@ class FoundRun:
         except (RequestError, RunFailed) as error:
             self.note(str(error))
             return None
+        self._confusion[split, weights] = found.confusion_matrix
         return found
+
+    def confusion(self, split: str, weights: str = "scored") -> Integers | None:
+        """Return the counts (C, C) of stored predictions, which are read once at most."""
+        if (split, weights) not in self._confusion and self.predictions(split, weights) is None:
+            return None
+        return self._confusion[split, weights]
 
     def note(self, problem: str) -> None:
         """Keep a problem, once."""
@@ -463,7 +468,7 @@ def _check_files(run: RunDir) -> None:
 
 def _checked(summary: RunSummary, run: RunDir) -> RunSummary:
     """Return the summary without what is not finite; RunFailed if a value is of a wrong kind."""
-    hints = typing.get_type_hints(RunSummary)
+    hints = _summary_hints()
     values = {}
     for name in ("status", "seed", "device", "precision", "protocol", "test_size", "error"):
         values[name] = getattr(summary, name)
@@ -480,6 +485,22 @@ def _checked(summary: RunSummary, run: RunDir) -> RunSummary:
     except RequestError as error:
         raise RunFailed(f"summary.json is damaged: {error}") from None
     return dataclasses.replace(summary, **checked)
+
+
+def _identity(value: Any) -> Any:
+    """Return a config as plain values, without the fields that do not make it another run."""
+    if not dataclasses.is_dataclass(value):
+        return config_module.to_plain(value)
+    return {
+        spec.name: _identity(getattr(value, spec.name))
+        for spec in dataclasses.fields(value)
+        if spec.metadata.get("identity", True)
+    }
+
+
+@functools.cache
+def _summary_hints() -> dict[str, Any]:
+    return typing.get_type_hints(RunSummary)
 
 
 def _reason(error: BaseException, run: RunDir) -> str:

@@ -5,6 +5,7 @@ through `load` (a run folder); both end in `parse`, which accepts nothing that i
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -309,6 +310,11 @@ def _default(spec: "dataclasses.Field[Any]") -> Any:
     return dataclasses.MISSING
 
 
+@functools.cache  # half of the time of reading a config
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def _parse_dataclass(cls: type[T], data: Any, path: str) -> T:
     where = path or "the config"
     if not isinstance(data, Mapping):
@@ -321,7 +327,7 @@ def _parse_dataclass(cls: type[T], data: Any, path: str) -> T:
                 f"there is no setting {shorten(full)}{did_you_mean(str(key), specs)}; "
                 f"{where} has {', '.join(specs)}"
             )
-    hints = typing.get_type_hints(cls)
+    hints = _hints(typing.cast(type, cls))
     values: dict[str, Any] = {}
     for name, spec in specs.items():
         full = f"{path}.{name}" if path else name

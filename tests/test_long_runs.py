@@ -1,0 +1,75 @@
+"""A thousand epochs: memory, open files and the time of an epoch stay as they were."""
+
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_runs import make
+
+from cifar_lab.execute import execute
+from cifar_lab.run_dir import RunDir
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc"),
+]
+
+
+def resident() -> int:
+    """Return the bytes of memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def handles() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_thousand_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, tuple[int, int]] = {}
+    append = RunDir.append_metrics
+
+    def watched(self: RunDir, row: Any) -> None:
+        append(self, row)
+        if row.epoch in (200, 1000):
+            gc.collect()
+            seen[row.epoch] = (resident(), handles())
+
+    monkeypatch.setattr(RunDir, "append_metrics", watched)
+    run = make(
+        tmp_path,
+        "model.widths=[2,2]",
+        "model.hidden=4",
+        "split.validation=1400",  # 37 images train
+        "split.method=tail",
+        "evaluation.batch_size=1400",
+        "training.batch_size=37",
+        "training.epochs=1000",
+    )
+    # the score of a few images is enough: validation is most of an epoch here
+    monkeypatch.setattr("cifar_lab.execute.load_splits", fewer_images)
+    monkeypatch.setattr("cifar_lab.guards.after", lambda *arguments: [])
+    execute(run)
+    (memory_before, open_before), (memory_after, open_after) = seen[200], seen[1000]
+    assert memory_after - memory_before < 5_000_000
+    assert open_after == open_before
+    seconds = np.array([row.seconds for row in run.read_metrics()])
+    assert len(seconds) == 1000
+    assert np.median(seconds[-200:]) < 2 * np.median(seconds[100:300])
+    assert run.metrics_file.stat().st_size < 200_000
+    assert run.log_file.stat().st_size < 500_000
+    assert len(list(run.path.iterdir())) < 25
+
+
+def fewer_images(settings: Any, where: str) -> Any:
+    import dataclasses
+
+    from cifar_lab.building import load_splits
+
+    splits = load_splits(settings, where)
+    assert splits.validation is not None
+    few = dataclasses.replace(splits.validation, indices=splits.validation.indices[:64])
+    return dataclasses.replace(splits, validation=few)

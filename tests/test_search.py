@@ -17,6 +17,7 @@ from cifar_lab.planning import SweepCell, sweep_cells
 from cifar_lab.run_dir import RunDir
 from cifar_lab.search import _study, closing_lines, run_search
 from cifar_lab.sweep import Outcome
+from cifar_lab.train import main
 
 TINY = ("dataset=digits", "figures=none", "model.widths=[2,4]", "model.hidden=8")
 SPACE = ("optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer=sgd,adam")
@@ -118,6 +119,11 @@ def test_a_trial_that_fails_is_told_so(tmp_path: Path) -> None:
     assert study_of(tmp_path).trials[0].state == TrialState.FAIL
 
 
+def test_a_search_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "search=optuna"]) == 2
+    assert "search=optuna has nothing to choose: add -m" in capsys.readouterr().err
+
+
 def test_hydras_grammar_becomes_a_space() -> None:
     space = (
         "optimizer.lr=tag(log,interval(1e-5,1e-1))",
@@ -140,7 +146,6 @@ def test_hydras_grammar_becomes_a_space() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["search=optuna"], "nothing to choose"),
         (["-m", "optimizer.lr=interval(0,1)"], "add search=optuna"),
         (["-m", "search=optuna", "model.hidden=interval(8,64)"], "must be a whole number"),
         (["-m", "search=optuna", "optimizer.lr=interval(2,1)"], "goes upwards"),

@@ -244,11 +244,6 @@ class _Composer:
             }
             cells.append(_cell(plain, overrides, deep=deep))
         shown = _show(node, arguments, hydra)
-        if options.search.method != "none" and not space:
-            raise RequestError(
-                f"search={options.search.method} has nothing to choose: add -m and values such as "
-                "optimizer=sgd,adam or 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
-            )
         fixed = tuple(
             str(o.input_line)
             for o in parsed

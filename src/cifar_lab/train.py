@@ -26,6 +26,11 @@ def _train(argv: list[str]) -> int:
     if request.shown is not None:
         print(request.shown)
         return 0
+    if request.options.search.method != "none" and not request.space:
+        raise RequestError(
+            f"search={request.options.search.method} has nothing to choose: add -m and values such "
+            "as optimizer=sgd,adam or 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
+        )
     if request.options.plan:
         return _plan(request)
     if request.space:

@@ -1,14 +1,15 @@
 """Which class is taken for which: counts and per-class rates."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 
 from cifar_lab.figures import style
 from cifar_lab.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NUMBERED_CLASSES = 20
 """With more classes than this, a cell is too small for its number."""
@@ -19,7 +20,7 @@ def draw(
     normalise: Literal["both", "none", "rows"] = "both",
     split: str = "test",
     weights: str = "scored",
-) -> Figure:
+) -> "Figure":
     """Return the confusion matrix, rows being true classes and columns predicted ones.
 
     `normalise`: none for numbers of images, rows for shares of the true class, both side by side.
@@ -41,13 +42,15 @@ def draw(
     return figure
 
 
-def _panel(axes: Axes, counts: np.ndarray[Any, Any], names: list[str], *, shares: bool) -> None:
+def _panel(axes: "Axes", counts: np.ndarray[Any, Any], names: list[str], *, shares: bool) -> None:
     size = len(counts)
     support = counts.sum(axis=1, keepdims=True)
     rates = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
     values = rates if shares else counts
     highest = 1.0 if shares else max(int(counts.max(initial=0)), 1)
     # The square root: errors are a few per cent of a row, and a linear scale leaves them white.
+    from matplotlib.colors import PowerNorm
+
     norm = PowerNorm(0.5, vmin=0, vmax=highest)
     image = axes.imshow(values, cmap=style.SEQUENTIAL, norm=norm)
     title = "Share of the true class" if shares else "Images"

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from cifar_lab.config import RunConfig
 from cifar_lab.figures import style
 from cifar_lab.metrics import EpochMetrics, StepMetrics
 from cifar_lab.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST_POINTS = 1500
 """A line of steps is averaged to at most this many points; Agg refuses to fill far more."""
@@ -23,7 +25,9 @@ LOSS, ACCURACY = "loss (nats per image)", "accuracy"
 Values = np.ndarray[Any, np.dtype[np.float64]]
 
 
-def draw(run: RunDir, test: bool = True, steps: bool = True, learning_rate: bool = True) -> Figure:
+def draw(
+    run: RunDir, test: bool = True, steps: bool = True, learning_rate: bool = True
+) -> "Figure":
     """Return training and validation loss and accuracy, the best epoch and the study's target.
 
     `test`: also the test curve, where the study watched it; `steps`: also each training step, where
@@ -62,7 +66,7 @@ def draw(run: RunDir, test: bool = True, steps: bool = True, learning_rate: bool
     return figure
 
 
-def overlay(runs: Sequence[RunDir], labels: Sequence[str]) -> Figure:
+def overlay(runs: Sequence[RunDir], labels: Sequence[str]) -> "Figure":
     """Return the curves of many runs, a colour and dash for each, named in a legend outside."""
     histories = [run.read_metrics() for run in runs]
     figure, panels = _grid_of_panels(len(runs), max((len(rows) for rows in histories), default=1))
@@ -77,7 +81,7 @@ def overlay(runs: Sequence[RunDir], labels: Sequence[str]) -> Figure:
 
 def bands(
     groups: Mapping[str, Sequence[RunDir]], spread: Literal["range", "std"] = "range"
-) -> Figure:
+) -> "Figure":
     """Return a line and a band for each group of runs that differ in their seed alone.
 
     The line is the mean, the band from the lowest to the highest run or one standard deviation to
@@ -112,7 +116,7 @@ def bands(
 
 
 def _panel(
-    axes: Axes,
+    axes: "Axes",
     quantity: str,
     rows: Sequence[EpochMetrics],
     step_rows: Sequence[StepMetrics],
@@ -167,7 +171,7 @@ def _best_epoch(run: RunDir, config: RunConfig, rows: Sequence[EpochMetrics]) ->
     return rows[int(np.nanargmin(values) if lower_is_better else np.nanargmax(values))].epoch
 
 
-def _target(axes: Axes, accuracy: float) -> None:
+def _target(axes: "Axes", accuracy: float) -> None:
     axes.axhline(
         accuracy,
         color=style.GREEN,
@@ -177,7 +181,7 @@ def _target(axes: Axes, accuracy: float) -> None:
     )
 
 
-def _grid_of_panels(entries: int, longest: int) -> tuple[Figure, dict[str, Axes]]:
+def _grid_of_panels(entries: int, longest: int) -> "tuple[Figure, dict[str, Axes]]":
     figure = style.new_figure(13, max(7.5, 0.17 * min(entries, 60) + 1))
     panels: dict[str, Axes] = {}
     for row, quantity in enumerate(("loss", "accuracy")):
@@ -195,7 +199,7 @@ def _grid_of_panels(entries: int, longest: int) -> tuple[Figure, dict[str, Axes]
     return figure, panels
 
 
-def _outside_legend(figure: Figure, axes: Axes, entries: int) -> None:
+def _outside_legend(figure: "Figure", axes: "Axes", entries: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         figure.legend(
@@ -209,7 +213,7 @@ def _outside_legend(figure: Figure, axes: Axes, entries: int) -> None:
         )
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: "Axes") -> None:
     axes.legend(
         loc="best",
         fontsize=style.SMALL + 0.5,

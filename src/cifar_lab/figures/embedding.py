@@ -3,16 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from cifar_lab.errors import RequestError, RunFailed
 from cifar_lab.figures import style
 from cifar_lab.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
 NEIGHBOURS = 5
@@ -88,7 +89,7 @@ def panels(
     method: Callable[[Array], Projection],
     sample_size: int,
     seed: int,
-) -> Figure:
+) -> "Figure":
     """Return one panel a run, side by side, with one legend of the classes."""
     if not runs:
         raise RequestError("there is no run to draw; name at least one")
@@ -130,7 +131,7 @@ def panels(
     return figure
 
 
-def _scatter(axes: Axes, projection: Projection, labels: Array, names: list[str]) -> None:
+def _scatter(axes: "Axes", projection: Projection, labels: Array, names: list[str]) -> None:
     style.dress(axes, "", projection.x_label, projection.y_label)
     axes.tick_params(labelsize=style.SMALL)
     size = float(np.clip(30000 / max(len(labels), 1), 6, 26))
@@ -151,11 +152,13 @@ def _scatter(axes: Axes, projection: Projection, labels: Array, names: list[str]
         _write_names(axes, projection, labels, names)
 
 
-def _write_names(axes: Axes, projection: Projection, labels: Array, names: list[str]) -> None:
+def _write_names(axes: "Axes", projection: Projection, labels: Array, names: list[str]) -> None:
     """Write each class's name at the median of its points, or beside it where two would meet."""
     shown = [i for i in range(len(names)) if (labels == i).any()]
     medians = [np.median(projection.points[labels == i], axis=0) for i in shown]
     places = (axes.transData + axes.transAxes.inverted()).transform(np.array(medians))
+    from matplotlib.patheffects import withStroke
+
     character, line = 0.0185, 0.036  # as shares of the panel's width and height
     widths = np.array([character * len(names[i]) for i in shown])
     order = np.arange(len(shown))

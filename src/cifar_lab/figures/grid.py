@@ -95,7 +95,9 @@ def draw(
     bar.ax.tick_params(labelsize=style.SMALL)
     bar.set_label(style.plain(what, 60), fontsize=style.NORMAL, color=style.INK)
     hidden = f" · {len(panels) - len(shown)} panels more are not shown" * (shown != panels)
-    style.caption(figure, f"mean over the seeds · framed: the best · grey: not run or not finished{hidden}")
+    style.caption(
+        figure, f"mean over the seeds · framed: the best · grey: not run or not finished{hidden}"
+    )
     return figure
 
 

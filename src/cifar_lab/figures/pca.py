@@ -2,14 +2,16 @@
 
 import functools
 from collections.abc import Sequence
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from cifar_lab.figures import embedding
 from cifar_lab.run_dir import RunDir
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw(run: RunDir, sample_size: int = 2000, seed: int = 0) -> Figure:
+
+def draw(run: RunDir, sample_size: int = 2000, seed: int = 0) -> "Figure":
     """Return the features of test images on their first two principal components, by class.
 
     `sample_size`: at most so many images, drawn by `seed`.
@@ -19,7 +21,7 @@ def draw(run: RunDir, sample_size: int = 2000, seed: int = 0) -> Figure:
 
 def side_by_side(
     runs: Sequence[RunDir], titles: Sequence[str], sample_size: int = 2000, seed: int = 0
-) -> Figure:
+) -> "Figure":
     """Return one such panel a run, each on its own components."""
     method = functools.partial(project, seed=seed)
     return embedding.panels(runs, titles, "PCA", method, sample_size, seed)

@@ -1,15 +1,18 @@
 """How well each class is recognised, and which classes are taken for which."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from cifar_lab.figures import style
 from cifar_lab.run_dir import RunDir
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scored") -> Figure:
+
+def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scored") -> "Figure":
     """Return each class's accuracy with its 95 % interval, and the most confused `pairs` beside.
 
     `split` and `weights` name the predictions file.

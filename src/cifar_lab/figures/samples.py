@@ -1,15 +1,17 @@
 """Images with what the run says about them: random ones, then the most confident mistakes."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 
 from cifar_lab.figures import style
 from cifar_lab.metrics import Predictions
 from cifar_lab.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 MOST_BARS = 12
 """With more classes than this, the most probable ones have a bar and the others share one."""
@@ -32,7 +34,7 @@ class _Sample:
         return int(self.probabilities.argmax())
 
 
-def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> Figure:
+def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> "Figure":
     """Return images beside bars of their probabilities, marked right or wrong.
 
     `random_count` and `mistake_count`: at most so many of each kind.
@@ -100,7 +102,7 @@ def _num_classes(samples: dict[str, list[_Sample]]) -> int:
 
 
 def _section(
-    part: SubFigure, heading: str, chosen: list[_Sample], rows: int, names: list[str]
+    part: "SubFigure", heading: str, chosen: list[_Sample], rows: int, names: list[str]
 ) -> None:
     part.set_facecolor(style.PAPER)
     part.suptitle(
@@ -118,7 +120,7 @@ def _section(
         _bars(bars, chosen[place], names)
 
 
-def _picture(axes: Axes, sample: _Sample, names: list[str]) -> None:
+def _picture(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     pixels = sample.image.transpose(1, 2, 0)
     if pixels.shape[2] == 1:
         axes.imshow(pixels[:, :, 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -144,7 +146,7 @@ def _picture(axes: Axes, sample: _Sample, names: list[str]) -> None:
     )
 
 
-def _bars(axes: Axes, sample: _Sample, names: list[str]) -> None:
+def _bars(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     chosen = list(range(len(names)))
     if len(names) > MOST_BARS:
         ranked = np.argsort(-sample.probabilities, kind="stable")

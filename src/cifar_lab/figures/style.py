@@ -6,16 +6,15 @@ process, and runs that draw side by side would see each other's settings.
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from typing import TYPE_CHECKING, Any
 
 from cifar_lab.config import RunConfig
 from cifar_lab.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 INK = "#222222"
 MUTED = "#6b6b6b"
@@ -40,21 +39,23 @@ LONGEST_NAME = 18
 CHARACTERS_PER_INCH = 12.5
 
 
-def new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of that size in inches, whose parts make room for each other."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.03)  # type: ignore[union-attr,call-arg]
     return figure
 
 
-def caption(figure: Figure, text: str) -> None:
+def caption(figure: "Figure", text: str) -> None:
     """Write what the figure is of above everything, from the left edge, on as few lines as fit."""
     width = figure.get_size_inches()[0]
     lines = textwrap.fill(plain(text, 300), int(CHARACTERS_PER_INCH * width))
     figure.suptitle(lines, x=0.06 / width, ha="left", fontsize=NORMAL, color=MUTED)
 
 
-def dress(axes: Axes, title: str = "", x_label: str = "", y_label: str = "") -> None:
+def dress(axes: "Axes", title: str = "", x_label: str = "", y_label: str = "") -> None:
     """Give a panel its title, axis labels, fonts, spines and grid."""
     axes.set_facecolor(PAPER)
     axes.set_title(title, fontsize=LARGE, color=INK, loc="left", fontweight="bold")
@@ -68,21 +69,25 @@ def dress(axes: Axes, title: str = "", x_label: str = "", y_label: str = "") -> 
     axes.set_axisbelow(True)
 
 
-def percent_axis(axis: Axis) -> None:
+def percent_axis(axis: "Axis") -> None:
     """Write an axis of fractions in per cent, with as many digits as its ticks need."""
 
     def in_percent(value: float, _: int | None) -> str:
         return f"{100 * value:.6g} %"
 
+    from matplotlib.ticker import FuncFormatter
+
     axis.set_major_formatter(FuncFormatter(in_percent))
 
 
-def epoch_axis(axis: Axis) -> None:
+def epoch_axis(axis: "Axis") -> None:
     """Put ticks at whole epochs."""
+    from matplotlib.ticker import MaxNLocator
+
     axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
-def note(axes: Axes, text: str) -> None:
+def note(axes: "Axes", text: str) -> None:
     """Say in the middle of an empty panel why it is empty."""
     axes.text(
         0.5,
@@ -110,6 +115,8 @@ def class_style(index: int, num_classes: int) -> tuple[Any, str]:
     marker = CLASS_MARKERS[index % len(CLASS_MARKERS)]
     if num_classes <= len(CLASS_COLOURS):
         return CLASS_COLOURS[index], marker
+    import matplotlib
+
     return matplotlib.colormaps["turbo"]((index + 0.5) / num_classes), marker
 
 

@@ -2,17 +2,19 @@
 
 import functools
 from collections.abc import Sequence
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from cifar_lab.figures import embedding
 from cifar_lab.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COMPONENTS = 50
 """Features are reduced to this many principal components first, as the method's authors do."""
 
 
-def draw(run: RunDir, sample_size: int = 2000, perplexity: float = 30.0, seed: int = 0) -> Figure:
+def draw(run: RunDir, sample_size: int = 2000, perplexity: float = 30.0, seed: int = 0) -> "Figure":
     """Return the features of test images in the plane, near where their features are near.
 
     `sample_size`: at most so many images, drawn by `seed`; `perplexity`: about how many neighbours
@@ -27,7 +29,7 @@ def side_by_side(
     sample_size: int = 2000,
     perplexity: float = 30.0,
     seed: int = 0,
-) -> Figure:
+) -> "Figure":
     """Return one such panel a run."""
     method = functools.partial(project, perplexity=perplexity, seed=seed)
     return embedding.panels(runs, titles, "t-SNE", method, sample_size, seed)

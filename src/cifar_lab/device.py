@@ -76,7 +76,10 @@ def describe_device(device: str) -> str:
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
-    return "Apple GPU" if device == "mps" else f"cpu ({torch.get_num_threads()} threads)"
+    if device == "mps":
+        return "Apple GPU"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' if threads != 1 else ''})"
 
 
 def configure(device: str, threads: int | None, deterministic: bool) -> int:

@@ -56,8 +56,8 @@ def _evaluate(argv: list[str]) -> int:
             draw_figures(run)
         print(
             f"{run.path}: test accuracy of the {fields['scored_weights']} weights: "
-            f"{fields['test_accuracy']:.2%} (error {1 - fields['test_accuracy']:.2%}), loss {fields['test_loss']:.4f}, "
-            f"{fields['test_size']:,} images"
+            f"{fields['test_accuracy']:.2%} (error {1 - fields['test_accuracy']:.2%}), "
+            f"loss {fields['test_loss']:.4f}, {fields['test_size']:,} images"
         )
         if arguments.probabilities > 0:
             from cifar_lab.figures import samples

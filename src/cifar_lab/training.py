@@ -194,7 +194,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Progress:
-    """What `fit` yields: where it is, the running loss and accuracy, and a row at an epoch's end."""
+    """What `fit` yields: where it is, running loss and accuracy, a row at an epoch's end."""
 
     kind: Literal["step", "epoch"]
     phase: Literal["train", "validation"]

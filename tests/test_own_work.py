@@ -39,6 +39,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(components, "_TRUSTED", set())
+    monkeypatch.setattr(components, "_TRIED", {})  # another test's my_models is another module
     for name, text in files_of_the_page().items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

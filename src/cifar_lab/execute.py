@@ -430,6 +430,8 @@ def _log_to(run: RunDir) -> Iterator[None]:
     """Let the log reach train.log too."""
     handler = _LogFile(run)
     log.addHandler(handler)
+    if log.level == logging.NOTSET:  # no command has set it: execute is called as a function
+        log.setLevel(logging.INFO)
     try:
         yield
     finally:

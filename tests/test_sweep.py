@@ -174,6 +174,30 @@ def test_ctrl_c_saves_what_runs_and_leaves_the_rest_queued(tmp_path: Path) -> No
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_images_are_pages_of_the_decoded_file_that_no_cell_copies(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "seed=0,1", "training.epochs=6")
+    kept: list[list[str]] = []
+
+    def look() -> None:
+        for process in multiprocessing.active_children():
+            lines = Path(f"/proc/{process.pid}/smaps").read_text(encoding="utf-8").splitlines()
+            starts = [i for i, line in enumerate(lines) if line.endswith("train_images.npy")]
+            kept.extend(lines[start : start + 24] for start in starts)
+
+    def both_train() -> bool:
+        return all(cell.run.last.exists() for cell in cells)
+
+    looking = when(both_train, look)
+    run(cells, jobs=2)
+    looking.join()
+    assert kept
+    for mapping in kept:
+        facts = dict(line.split()[:2] for line in mapping[1:] if len(line.split()) == 3)
+        assert int(facts["Rss:"]) > 1000
+        assert int(facts["Private_Dirty:"]) == int(facts["Shared_Dirty:"]) == 0
+
+
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     (cell,) = cells_of(tmp_path, "training.epochs=500")
 

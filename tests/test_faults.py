@@ -311,9 +311,9 @@ def test_last_is_there_at_every_moment_of_its_replacement(
                     kills += 1
             assert stopped.last.read_bytes()
             assert stopped.read_checkpoint(stopped.last)["step"] == state["step"]
-            for name in (stopped.last, stopped.previous):
-                name.unlink(missing_ok=True)
-                name.write_bytes(before)
+            for path in (stopped.last, stopped.previous):
+                path.unlink(missing_ok=True)
+                path.write_bytes(before)
     assert kills >= 8
     stopped.remove_leftovers()
     assert not list(stopped.path.glob(".*.tmp"))

@@ -135,7 +135,7 @@ def test_commands_on_a_folder_with_a_hostile_target(
 ) -> None:
     marker, code = tmp_path / "evil", tmp_path / "code.pt"
     code.write_bytes(pickle.dumps(Evil(marker)))
-    arguments = {
+    arguments: dict[str, dict[str, Any]] = {
         "os.system": {"command": f"mkdir {marker}"},
         "torch.load": {"f": str(code), "weights_only": False},
     }

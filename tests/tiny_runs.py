@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cifar_lab import execute as execute_module
+from cifar_lab import training
 from cifar_lab.door import compose
 from cifar_lab.execute import Stop, execute
 from cifar_lab.run_dir import RunDir, RunSummary
@@ -57,7 +58,7 @@ def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def at_yield(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
     """Let `action` happen as training reaches a yield."""
-    fit = execute_module.fit
+    fit = training.fit
 
     def watched(*args: Any, **kwargs: Any) -> Iterator[Progress]:
         for count, progress in enumerate(fit(*args, **kwargs), start=1):

@@ -172,13 +172,19 @@ class RunDir:
     def read_summary(self) -> RunSummary:
         """Return summary.json; a `running` whose lock nobody holds reads as `interrupted`."""
         try:
-            data = json.loads(self.summary_file.read_text(encoding="utf-8"))
+            text = self.summary_file.read_bytes()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise RequestError(
+                f"{config_module.shorten(str(self.path))} is no run folder: its summary.json "
+                f"cannot be read ({why})"
+            ) from None
+        try:
+            data = json.loads(text)
             known = {k: data[k] for k in columns(RunSummary) if k in data}
             summary = RunSummary(**known)
             _check_kinds(summary)
-        except FileNotFoundError:
-            raise RequestError(f"{self.path} is no run folder: it has no summary.json") from None
-        except (ValueError, TypeError, OSError, RecursionError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             first = str(error).splitlines()[0][:200]
             raise Damaged(
                 f"{self.summary_file} is damaged ({first}); rerun=true runs it again"

@@ -57,8 +57,10 @@ def dropout_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
     threshold = round(p * 65536) - 32768
     kept = bits.view(torch.int16)[:count] >= threshold
     mask = torch.empty_like(like)
+    if not _is_dense(mask):  # a transposed view, say
+        mask = torch.empty(like.shape, dtype=like.dtype)
     # as_strided keeps the draw in memory order, so that no layout needs a copy of the mask
-    flat = mask.as_strided((count,), (1,)) if _is_dense(mask) else mask.view(-1)
+    flat = mask.as_strided((count,), (1,))
     torch.mul(kept, 1 / (1 - p), out=flat)
     return mask
 

@@ -1,0 +1,324 @@
+"""The loop: what it must change and must not, beside a plain loop written anew here."""
+
+import dataclasses
+import itertools
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import TINY, every_step
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cifar_lab import training
+from cifar_lab.building import build_state, load_splits
+from cifar_lab.config import RunConfig
+from cifar_lab.data import Splits
+from cifar_lab.device import derive_seed
+from cifar_lab.door import compose
+from cifar_lab.metrics import EpochMetrics
+from cifar_lab.training import (
+    Diverged,
+    KeyedDropout,
+    Progress,
+    Schedule,
+    TrainState,
+    dropout_mask,
+    fit,
+    history_rows,
+    history_tensor,
+    key_dropout,
+)
+
+
+def config_of(*overrides: str) -> RunConfig:
+    return compose([*TINY, *overrides]).cells[0].config
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return config_of()
+
+
+@pytest.fixture(scope="module")
+def splits(config: RunConfig) -> Splits:
+    return load_splits(config, "cpu")
+
+
+def run(config: RunConfig, splits: Splits, **settings: Any) -> tuple[TrainState, list[Progress]]:
+    state, batches = build_state(config, splits, "cpu")
+    chosen = dataclasses.replace(config.training, **settings)
+    return state, list(fit(state, batches, splits.validation, chosen))
+
+
+def weights(state: TrainState) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in state.model.state_dict().items()}
+
+
+def test_zero_epochs_change_nothing(config: RunConfig, splits: Splits) -> None:
+    fresh, _ = build_state(config, splits, "cpu")
+    state, progress = run(config, splits, epochs=0)
+    assert progress == []
+    assert all(torch.equal(t, weights(fresh)[n]) for n, t in weights(state).items())
+
+
+def test_one_step_changes_every_tensor(
+    config: RunConfig, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_step(monkeypatch)
+    state, batches = build_state(config, splits, "cpu")
+    before = weights(state)
+    next(iter(fit(state, batches, splits.validation, config.training)))
+    unchanged = [n for n, t in weights(state).items() if torch.equal(t, before[n])]
+    assert unchanged == []
+    assert (state.epoch, state.step) == (0, 1)
+
+
+def test_validation_changes_no_tensor(
+    config: RunConfig, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_step(monkeypatch)
+    state, batches = build_state(config, splits, "cpu")
+    before: dict[str, Tensor] = {}
+    for progress in fit(state, batches, splits.validation, config.training):
+        if progress.phase == "train" and progress.kind == "step":
+            before = weights(state)
+        if progress.kind == "epoch":
+            assert all(torch.equal(t, before[n]) for n, t in weights(state).items())
+
+
+@pytest.mark.parametrize("overrides", [[], ["optimizer=sgd", "optimizer.momentum=0.9"]])
+def test_a_plain_slow_loop_gives_the_same_losses(overrides: list[str]) -> None:
+    """Written without our data, loop or metrics; no dropout and no augmentation."""
+    settings = config_of(
+        "dropout=none", "augmentation=none", "training.label_smoothing=0.1", *overrides
+    )
+    splits = load_splits(settings, "cpu")
+    state, batches = build_state(settings, splits, "cpu")
+    model, _ = build_state(settings, splits, "cpu")
+    net = model.model
+    rate = settings.optimizer["lr"]
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    if overrides:
+        optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9)
+    mean, std = settings.dataset.mean, settings.dataset.std
+    assert mean is not None
+    assert std is not None
+    assert splits.validation is not None
+
+    def image(index: int) -> Tensor:
+        return (splits.train.images[index].float() / 255 - mean[0]) / std[0]
+
+    rows, first_losses = [], []
+    for epoch in (1, 2):
+        generator = torch.Generator().manual_seed(derive_seed(settings.seed, "data", epoch))
+        order = splits.train.indices[torch.randperm(len(splits.train), generator=generator)]
+        net.train()
+        total = 0.0
+        for chunk in torch.split(order, 64):
+            images = torch.stack([image(int(i)) for i in chunk])
+            labels = splits.train.labels[chunk]
+            loss = functional.cross_entropy(net(images), labels, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.item() * len(chunk)
+            first_losses.append(loss.item())
+        net.eval()
+        right = 0
+        val = 0.0
+        with torch.no_grad():
+            for chunk in torch.split(splits.validation.indices, 100):
+                logits = net(torch.stack([image(int(i)) for i in chunk]))
+                labels = splits.validation.labels[chunk]
+                right += int((logits.argmax(1) == labels).sum())
+                val += functional.cross_entropy(logits, labels, reduction="sum").item()
+        rows.append((total / len(order), val / 900, right / 900))
+    noted = dataclasses.replace(settings.training, step_history=True)
+    progress = list(fit(state, batches, splits.validation, noted))
+    steps = [step.loss for part in progress for step in part.step_rows]
+    assert steps[0] == pytest.approx(first_losses[0], rel=1e-6)
+    assert steps[:5] == pytest.approx(first_losses[:5], rel=3e-4)
+    # later, the other order in which convolutions add up grows into the digits
+    for row, (train_loss, val_loss, val_accuracy) in zip(state.history, rows, strict=True):
+        assert row.train_loss == pytest.approx(train_loss, rel=1e-3)
+        assert row.val_loss == pytest.approx(val_loss, rel=5e-3)
+        assert row.val_accuracy == pytest.approx(val_accuracy, abs=0.02)
+
+
+# --- dropout -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_mask_drops_its_share_and_scales_the_rest(p: float, layout: torch.memory_format) -> None:
+    like = torch.empty(50, 8, 16, 17).to(memory_format=layout)
+    mask = dropout_mask(like, p, torch.Generator().manual_seed(0))
+    assert mask.shape == like.shape
+    assert mask.stride() == like.stride()
+    assert {round(v, 5) for v in set(mask.flatten().tolist())} == {0.0, round(1 / (1 - p), 5)}
+    dropped = (mask == 0).double()
+    deviation = math.sqrt(p * (1 - p) / mask.numel())
+    assert abs(float(dropped.mean()) - p) < 4 * deviation + 2**-17
+    for dim in range(4):  # no image, channel or row is treated apart
+        others = [d for d in range(4) if d != dim]
+        shares = dropped.mean(others)
+        assert float((shares - p).abs().max()) < 5 * deviation * math.sqrt(like.shape[dim])
+    neighbours = dropped.flatten()[1:] * dropped.flatten()[:-1]
+    assert abs(float(neighbours.mean()) - p * p) < 5 * deviation
+
+
+def test_dropout_at_its_edges() -> None:
+    images = torch.randn(4, 3)
+    layer = KeyedDropout(0.0, torch.Generator())
+    assert layer(images) is images
+    layer = KeyedDropout(0.5, torch.Generator())
+    layer.eval()
+    assert layer(images) is images
+    tiny = dropout_mask(torch.empty(1000), 1e-7, torch.Generator())
+    assert float(tiny.min()) == pytest.approx(1)
+    assert dropout_mask(torch.empty(0, 3), 0.5, torch.Generator()).shape == (0, 3)
+    for size in (1, 2, 3, 5, 7):
+        assert dropout_mask(torch.empty(size), 0.5, torch.Generator()).shape == (size,)
+    odd = torch.empty(6, 4).t()[::2]  # neither layout is dense
+    assert dropout_mask(odd, 0.5, torch.Generator()).shape == odd.shape
+
+
+def test_the_gradient_of_dropout_is_its_mask() -> None:
+    images = torch.randn(5, 4, 3, 3, requires_grad=True)
+    layer = KeyedDropout(0.3, torch.Generator().manual_seed(1))
+    out = layer(images)
+    out.sum().backward()
+    expected = dropout_mask(images, 0.3, torch.Generator().manual_seed(1))
+    assert images.grad is not None
+    assert torch.equal(images.grad, expected)
+    assert torch.equal(out, images * expected)
+
+
+def test_keyed_dropout_keeps_names_and_needs_no_global_generator() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Sequential(nn.Dropout(0.2)))
+    names = list(model.state_dict())
+    modules = [name for name, _ in model.named_modules()]
+    model[1].eval()
+    key_dropout(model, torch.Generator().manual_seed(0))
+    assert list(model.state_dict()) == names
+    assert [name for name, _ in model.named_modules()] == modules
+    assert isinstance(model[1], KeyedDropout)
+    assert (model[1].p, model[1].training) == (0.5, False)
+    model.train()
+    before = torch.get_rng_state()
+    model(torch.randn(4, 3, generator=torch.Generator()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- schedules, patience, bookkeeping --------------------------------------------------------
+
+
+def row(epoch: int, accuracy: float, loss: float = 1.0) -> EpochMetrics:
+    return EpochMetrics(epoch, 0.1, 1.0, 0.5, loss, accuracy, 1.0, 1.0)
+
+
+def test_schedules_step_when_they_are_asked_to() -> None:
+    calls: list[Any] = []
+    scheduler = SimpleNamespace(step=lambda *values: calls.append(values))
+    per_batch = Schedule(scheduler, "batch")
+    per_batch.after_batch()
+    per_batch.after_epoch(row(1, 0.5))
+    assert calls == [()]
+    per_epoch = Schedule(scheduler, "epoch")
+    per_epoch.after_batch()
+    per_epoch.after_epoch(row(1, 0.5))
+    assert calls == [(), ()]
+    Schedule().after_batch()
+    Schedule().after_epoch(row(1, 0.5))
+
+
+def test_one_cycle_takes_a_step_for_each_batch(splits: Splits) -> None:
+    state, _ = run(config_of("scheduler=one_cycle"), splits)
+    steps = math.ceil(len(splits.train) / 64)
+    assert state.schedule.scheduler.last_epoch == 2 * steps
+
+
+def test_a_plateau_reduces_after_the_epoch_that_did_not_improve() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, mode="max", factor=0.5, patience=1
+    )
+    schedule = Schedule(plateau, "epoch", "val_accuracy")
+    rates = []
+    for epoch, accuracy in enumerate([0.1, 0.2, 0.2, 0.2, 0.2, 0.3], start=1):
+        schedule.after_epoch(row(epoch, accuracy))
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [0.1, 0.1, 0.1, 0.05, 0.05, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("settings", "scores", "last"),
+    [
+        ({"patience": 2}, [0.1, 0.2, 0.2, 0.1, 0.5], 4),
+        ({"patience": 1}, [0.1, 0.2, 0.3], 3),
+        ({"patience": 1, "min_delta": 0.15}, [0.1, 0.2, 0.9], 2),
+        ({"patience": None}, [0.3, 0.2, 0.1], 3),
+    ],
+)
+def test_patience(
+    settings: dict[str, Any], scores: list[float], last: int, config: RunConfig, splits: Splits
+) -> None:
+    state, _ = build_state(config, splits, "cpu")
+    chosen = dataclasses.replace(config.training, **settings)
+    for epoch, accuracy in enumerate(scores, start=1):
+        improved = training._close_epoch(state, row(epoch, accuracy), chosen)
+        assert improved == (accuracy > max([0.0, *scores[: epoch - 1]]))
+        if state.stopped_early:
+            break
+    assert state.epoch == last
+
+
+def test_a_loss_that_is_no_number_stops(config: RunConfig, splits: Splits) -> None:
+    state, batches = build_state(config, splits, "cpu")
+    with torch.no_grad():
+        next(state.model.parameters()).fill_(math.nan)
+    with pytest.raises(Diverged, match=r"became nan in epoch 1.*try a smaller optimizer\.lr"):
+        list(fit(state, batches, splits.validation, config.training))
+
+
+def test_rows_are_means_over_images(config: RunConfig, splits: Splits) -> None:
+    state, progress = run(config, splits)
+    rows = [p.row for p in progress if p.row is not None]
+    assert rows == state.history
+    assert [r.epoch for r in rows] == [1, 2]
+    assert all(0 <= r.train_accuracy <= 1 and r.train_loss > 0 for r in rows)
+    assert all(r.seconds > 0 and r.images_per_second > 0 for r in rows)
+    assert state.best == max(rows, key=lambda r: (r.val_accuracy or 0, -r.epoch))
+
+
+def test_a_history_survives_its_tensor() -> None:
+    rows = [row(1, 0.1), dataclasses.replace(row(2, 0.3), val_loss=None, val_accuracy=None)]
+    assert history_rows(history_tensor(rows)) == rows
+    assert history_rows(history_tensor([])) == []
+
+
+def test_the_device_is_read_at_most_twice_a_second(
+    config: RunConfig, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that moves 10 ms each time it is looked at, and counted readings."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) * 0.01)
+    monkeypatch.setattr(training, "time", clock)
+    state, batches = build_state(config, splits, "cpu")
+    readings: list[int] = []
+    tolist = Tensor.tolist
+
+    def counted(self: Tensor) -> Any:
+        readings.append(1)
+        return tolist(self)
+
+    monkeypatch.setattr(Tensor, "tolist", counted)
+    chosen = dataclasses.replace(config.training, epochs=4)
+    started = next(ticks)
+    list(fit(state, batches, splits.validation, chosen))
+    seconds = (next(ticks) - started) * 0.01
+    # beside two a second, the ends of the two phases of each epoch
+    assert len(readings) <= 2 * seconds + 4 * 4

@@ -153,6 +153,7 @@ def run_all(
                 job = running.pop(index)
                 if index in held:
                     free.append(held.pop(index))
+                    job._process.wait()  # its result is there; it is about to end
                 seconds = time.monotonic() - started[index]
                 outcomes[index] = _outcome(cells[index], before[index], job, seconds)
                 log.info("%s: %s", cells[index].run.path.name, outcomes[index].after)

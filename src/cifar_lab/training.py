@@ -109,7 +109,8 @@ class TrainState:
     """All that training is: what a checkpoint holds, and nothing else.
 
     `epoch` counts finished epochs and `step` the batches done in the current one; `sums` holds
-    [loss * images, correct, images] of the current epoch, on the device.
+    [loss * images, correct, images] of the current epoch, on the device; `used_rate` is the
+    learning rate of the last step.
     """
 
     model: nn.Module
@@ -123,6 +124,7 @@ class TrainState:
     sums: Tensor = field(init=False)
     epoch: int = 0
     step: int = 0
+    used_rate: float = 0.0
     seconds: float = 0.0
     history: list[EpochMetrics] = field(default_factory=list)
     best: EpochMetrics | None = None
@@ -157,6 +159,7 @@ class TrainState:
             "sums": self.sums.cpu(),
             "epoch": self.epoch,
             "step": self.step,
+            "used_rate": self.used_rate,
             "seconds": self.seconds,
             "history": history_tensor(self.history),
             "best": history_tensor([self.best] if self.best else []),
@@ -181,6 +184,7 @@ class TrainState:
             for name in (
                 "epoch",
                 "step",
+                "used_rate",
                 "seconds",
                 "stale_epochs",
                 "best_monitored",
@@ -249,9 +253,15 @@ def fit(
                     batch_size=evaluation_batch_size,
                     crop_padding=evaluation_crop,
                 )
+        for name, (loss, _) in scores.items():
+            if not math.isfinite(loss):
+                raise Diverged(
+                    f"the {name} loss became {loss} in epoch {epoch}; "
+                    f"try a smaller optimizer.lr (it is {state.used_rate:g})"
+                )
         row = EpochMetrics(
             epoch=epoch,
-            learning_rate=state.learning_rate,
+            learning_rate=state.used_rate,
             train_loss=train_loss,
             train_accuracy=train_accuracy,
             val_loss=scores["val"][0] if "val" in scores else None,
@@ -346,6 +356,7 @@ def _train_epoch(
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
+        state.used_rate = state.learning_rate
         state.schedule.after_batch()
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()

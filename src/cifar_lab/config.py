@@ -193,7 +193,7 @@ _FORBIDDEN_IN_NAMES = re.compile(r"[^\w.+\-]")
 
 def parse(data: Any) -> RunConfig:
     """Turn plain containers into a RunConfig; RequestError names the first thing that is wrong."""
-    return _parse_dataclass(RunConfig, data, "")
+    return parse_as(RunConfig, data, "")
 
 
 def load(path: Path) -> RunConfig:
@@ -315,7 +315,8 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _parse_dataclass(cls: type[T], data: Any, path: str) -> T:
+def parse_as(cls: type[T], data: Any, path: str) -> T:
+    """Turn plain containers into a dataclass of settings; `path` is where they stand."""
     where = path or "the config"
     if not isinstance(data, Mapping):
         raise RequestError(f"{where} is {_show(data)}; it must be a group of settings")
@@ -367,7 +368,7 @@ def convert(kind: Any, value: Any, path: str) -> Any:
             raise _wrong(path, value, f"one of {options}", guess)
         return value
     if dataclasses.is_dataclass(kind):
-        return _parse_dataclass(typing.cast(type, kind), value, path)
+        return parse_as(typing.cast(type, kind), value, path)
     if origin in (list, tuple) or kind in (list, tuple):
         if not isinstance(value, list | tuple):
             raise _wrong(path, value, "a list")

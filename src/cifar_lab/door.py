@@ -450,7 +450,7 @@ def _resolve(node: DictConfig) -> dict[str, Any]:
 def _take_options(plain: dict[str, Any]) -> LaunchOptions:
     """Remove what concerns launching from a config and return it."""
     taken = {key: plain.pop(key) for key in list(plain) if key in _LAUNCH_KEYS}
-    options = config._parse_dataclass(LaunchOptions, taken, "")
+    options = config.parse_as(LaunchOptions, taken, "")
     if options.trust:
         components.trust(options.trust)
     return options

@@ -170,6 +170,7 @@ def _run(
     epochs_before, training_since = state.epoch + state.step / len(batches), time.perf_counter()
     _train(run, settings, splits, state, batches, stop)
     training = time.perf_counter() - training_since
+    device.release_memory()
     summary = dataclasses.replace(summary, **_training_fields(state))
     run.write_summary(summary)
     summary = dataclasses.replace(summary, **evaluate(run, splits=splits))

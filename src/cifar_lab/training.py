@@ -298,9 +298,9 @@ def predict(
 ) -> Predictions:
     """Return the logits of a split's images in evaluation mode, in the split's order."""
     model.eval()
-    logits, labels = [], []
+    logits, done = torch.empty(0), 0
     with torch.inference_mode(), autocast(str(split.images.device), precision):
-        for images, targets in in_order(
+        for images, _ in in_order(
             split,
             batch_size=batch_size,
             normalisation=normalisation,
@@ -308,11 +308,15 @@ def predict(
             crop_padding=crop_padding,
             crop_seed=crop_seed,
         ):
-            logits.append(model(images).float())
-            labels.append(targets)
-    return Predictions(
-        torch.cat(logits).cpu().numpy(), torch.cat(labels).cpu().numpy(), split.indices.numpy()
-    )
+            part = model(images)
+            if done == 0:
+                # One array for all: small results kept beside large activations fragment glibc's
+                # heap, which grew by 40 kB an image.
+                logits = torch.empty((len(split), *part.shape[1:]), device=part.device)
+            logits[done : done + len(part)] = part
+            done += len(part)
+    labels = split.labels.index_select(0, split.indices.to(split.labels.device))
+    return Predictions(logits.cpu().numpy(), labels.cpu().numpy(), split.indices.numpy())
 
 
 def history_tensor(rows: list[EpochMetrics]) -> Tensor:

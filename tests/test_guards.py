@@ -296,10 +296,7 @@ def test_a_damaged_neighbour_is_passed_over(tmp_path: Path) -> None:
 # --- said once, in the log and in summary.json ----------------------------------------------------
 
 
-def test_warnings_are_said_once_and_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("cifar_lab"), "propagate", True)
+def test_warnings_are_said_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cell = door.compose(
         [
             *SMALL,

@@ -50,6 +50,7 @@ class Bars:
         short = "train" if progress.phase == "train" else "valid"
         self._bar = tqdm(
             total=progress.steps,
+            initial=progress.step,  # a resumed epoch does not start at 0
             desc=f"{progress.epoch}/{self._epochs} {short} progress",
             unit="step",
             leave=False,

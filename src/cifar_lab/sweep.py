@@ -97,8 +97,9 @@ def run_all(
     record = Record(cells, command)
     count, gpus = fitting_jobs([cells[i].config for i in waiting], jobs, jobs_per_gpu)
     log.info(
-        "%d cells: %d to run, %d at a time, %d finished before",
+        "%d cell%s: %d to run, %d at a time, %d finished before",
         len(cells),
+        "s" * (len(cells) != 1),
         len(waiting),
         count,
         sum(outcome.after == "finished" for outcome in outcomes.values()),

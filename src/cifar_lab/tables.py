@@ -91,7 +91,8 @@ def counts_text(study: Study) -> str:
         counts["not readable"] = len(study.unreadable)
     states = ", ".join(f"{number} {status}" for status, number in counts.items())
     total = sum(counts.values())
-    return f"{total} run{'s' * (total != 1)} in {len(study.cells)} cells: {states}."
+    cells = len(study.cells)
+    return f"{total} run{'s' * (total != 1)} in {cells} cell{'s' * (cells != 1)}: {states}."
 
 
 def status_counts(cell: Cell) -> dict[str, int]:

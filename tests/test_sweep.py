@@ -1,7 +1,10 @@
+import contextlib
+import csv
 import dataclasses
 import json
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -305,22 +308,59 @@ def test_jobs_is_auto_or_a_number() -> None:
         compose(["dataset=digits", "jobs=many"])
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes below one, read from /proc."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            parents[int(status.parent.name)] = int(fields[1])
+    found, new = [], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+def summary_table(folder: Path) -> list[dict[str, str]]:
+    """The rows of summary.csv as `summarize` writes it, without the times."""
+    command = [sys.executable, "-m", "cifar_lab.summarize", str(folder), "--test"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with (folder / "summary.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_line(tmp_path: Path) -> None:
-    overrides = ("seed=0,1,2", "training.epochs=8", "jobs=2")
-    line = [sys.executable, "-m", "cifar_lab.train", *TINY, *overrides]
-    calm = subprocess.run([*line, f"output_dir={tmp_path / 'calm'}"], check=False)
-    assert calm.returncode == 0
-    for seconds in (9.0, 11.3, 7.7, 12.9, 10.1):
-        process = subprocess.Popen([*line, f"output_dir={tmp_path / 'killed'}"])
-        time.sleep(seconds)
-        process.kill()
-        process.wait()
-    last = subprocess.run([*line, f"output_dir={tmp_path / 'killed'}"], check=False)
-    assert last.returncode == 0
-    folders = sorted(p.name for p in (tmp_path / "calm" / "runs").glob("digits*"))
-    assert len(folders) == 3
-    for name in folders:
-        assert_same_result(
-            RunDir(tmp_path / "calm" / "runs" / name), RunDir(tmp_path / "killed" / "runs" / name)
+    epochs = 8
+    line = [sys.executable, "-m", "cifar_lab.train", *TINY, "optimizer=sgd,adam", "seed=0,1"]
+    line += [f"training.epochs={epochs}", "jobs=2"]
+    calm, killed = tmp_path / "calm" / "runs", tmp_path / "killed" / "runs"
+    assert subprocess.run([*line, f"output_dir={calm.parent}"], check=False).returncode == 0
+
+    def epochs_done() -> int:
+        return sum(
+            max(0, len(file.read_text().splitlines()) - 1) for file in killed.glob("*/metrics.csv")
         )
+
+    # Moments of the work, not of the clock, so that all five fall into it however fast it goes.
+    chance = random.Random()
+    moments = sorted(chance.randrange(4 * epochs - 1) for _ in range(5))
+    print("killed after epochs", moments)
+    for moment in moments:
+        process = subprocess.Popen([*line, f"output_dir={killed.parent}"])
+        while process.poll() is None and epochs_done() < moment:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.2))
+        cells = descendants(process.pid) if chance.random() < 0.5 else []
+        for pid in [process.pid, *cells]:  # half the time the cells too, before they can save
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert subprocess.run([*line, f"output_dir={killed.parent}"], check=False).returncode == 0
+    folders = sorted(p.name for p in calm.glob("digits*"))
+    assert len(folders) == 4
+    for name in folders:
+        assert_same_result(RunDir(calm / name), RunDir(killed / name))
+    assert summary_table(calm) == summary_table(killed)

@@ -327,7 +327,9 @@ def summary_table(folder: Path) -> list[dict[str, str]]:
     command = [sys.executable, "-m", "cifar_lab.summarize", str(folder), "--test"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     with (folder / "summary.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(file)
+        ]
 
 
 @pytest.mark.slow

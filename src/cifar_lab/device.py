@@ -98,7 +98,27 @@ def configure(device: str, threads: int | None, deterministic: bool) -> int:
     torch.use_deterministic_algorithms(deterministic)
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = not deterministic
+    if device == "cpu":
+        keep_freed_memory()
     return torch.get_num_threads()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what a training step frees for the next one; elsewhere do nothing.
+
+    Left alone it gives activations back to the system and faults them in again at every step, a
+    tenth of the processor's time (docs/performance.md). Settings in the environment win.
+    """
+    named = any(name.startswith("MALLOC_") for name in os.environ)
+    if named or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    if (libc := _glibc()) is not None:
+        for option, value in (
+            (_M_MMAP_THRESHOLD, 32 << 20),  # the most that glibc takes
+            (_M_TRIM_THRESHOLD, (2 << 30) - 1),
+            (_M_TOP_PAD, 64 << 20),
+        ):
+            libc.mallopt(option, value)
 
 
 def release_memory() -> None:
@@ -106,8 +126,19 @@ def release_memory() -> None:
 
     After training this is some hundred MB, which evaluation and figures need not come on top of.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+    if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+"""Names of malloc.h."""
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
 @contextlib.contextmanager

@@ -21,7 +21,13 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_lab import components, device
-from cifar_lab.building import build_state, load_splits, make_model, normalisation
+from cifar_lab.building import (
+    build_state,
+    load_splits,
+    make_model,
+    normalisation,
+    optimizer_settings,
+)
 from cifar_lab.config import RunConfig
 from cifar_lab.data import Batches, Splits, make_splits
 from cifar_lab.datasets import ImageArrays
@@ -217,7 +223,7 @@ def _contenders(settings: RunConfig, splits: Splits, where: str) -> list[Contend
     def bound(
         name: str, label: str, *, group: str = "options", threads: int | None = None, **changes: Any
     ) -> Contender:
-        start = functools.partial(_steps, settings, splits, where, **changes)
+        start = functools.partial(endless_steps, settings, splits, where, **changes)
         return Contender(name, group, label, start, threads=threads)
 
     return [
@@ -250,10 +256,11 @@ def _options(settings: RunConfig, where: str) -> dict[tuple[str, str], dict[str,
     for precision in ("fp32", "bf16", "fp16"):
         if precision != settings.precision and (precision != "fp16" or where != "cpu"):
             options[precision, f"precision={precision}"] = {"precision": precision}
-    for name, other in (("fused", "foreach"), ("foreach", "fused")):
+    for name, value in (("fused", True), ("foreach", where != "cpu")):
         if name in settings.optimizer:
-            changed = {**settings.optimizer, name: True, other: False}
-            options[name, f"optimizer.{name}=true"] = {"optimizer": changed}
+            changed = {**settings.optimizer, "fused": False, "foreach": False, name: value}
+            label = f"optimizer.{name}={str(value).lower()}"
+            options[name, label] = {"optimizer": changed}
     options["torch_dropout", "torch's own dropout"] = {"keyed": False}
     options["compile", "torch.compile, torch's own dropout"] = {"keyed": False, "compiled": True}
     if where.startswith("cuda"):
@@ -261,7 +268,7 @@ def _options(settings: RunConfig, where: str) -> dict[tuple[str, str], dict[str,
     return options
 
 
-def _steps(
+def endless_steps(
     settings: RunConfig,
     splits: Splits,
     where: str,
@@ -278,7 +285,9 @@ def _steps(
     model = make_model(settings, splits, where).to(memory_format=layout).train()
     if keyed:
         key_dropout(model, torch.Generator(where))
-    component = {**settings.optimizer, "capturable": True} if graph else settings.optimizer
+    component = optimizer_settings(settings.optimizer, where)
+    if graph:
+        component = {**component, "capturable": True}
     optimizer = components.build(component, "optimizer", params=model.parameters())
     scaler = torch.amp.GradScaler(where.split(":")[0], enabled=settings.precision == "fp16")
     images, labels = next(_batches(settings, splits, where).epoch(1))

@@ -1,0 +1,76 @@
+"""What a run sets for its process, and what that may not change."""
+
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional
+
+from cifar_lab.building import build_state, load_splits, optimizer_settings
+from cifar_lab.door import compose
+
+FAULTS = """
+import resource, torch
+from cifar_lab import device
+device.configure("cpu", 1, False)
+
+def step():
+    kept = [torch.ones(4_000_000) for _ in range(4)]  # 64 MB, as the activations of a step
+
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 5)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
+def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
+    def faults(**environment: str) -> int:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+        answer = subprocess.run(
+            [sys.executable, "-c", FAULTS],
+            env=clean | environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(answer.stdout)
+
+    pages = 64_000_000 // 4096
+    assert faults() < pages / 10
+    assert faults(MALLOC_MMAP_THRESHOLD_="1000000") > pages / 2, "the environment wins"
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_update_chosen_on_a_cpu_gives_the_bits_of_torchs_plain_one(optimizer: str) -> None:
+    settings = compose(["dataset=digits", f"optimizer={optimizer}"]).cells[0].config
+    splits = load_splits(settings, "cpu")
+    weights = []
+    for foreach in (None, False):
+        component = {**settings.optimizer, "foreach": foreach}
+        state, batches = build_state(
+            dataclasses.replace(settings, optimizer=component), splits, "cpu"
+        )
+        assert state.optimizer.defaults["foreach"] is (foreach is None)
+        for images, labels in batches.epoch(1):
+            state.optimizer.zero_grad()
+            functional.cross_entropy(state.model.eval()(images), labels).backward()  # type: ignore[no-untyped-call]
+            state.optimizer.step()
+        weights.append(state.model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_an_update_that_was_chosen_stays() -> None:
+    for chosen in ({"foreach": False, "fused": None}, {"foreach": None, "fused": True}, {"lr": 1}):
+        assert optimizer_settings(chosen, "cpu") == chosen
+    left_open = {"foreach": None, "fused": None}
+    assert optimizer_settings(left_open, "cpu")["foreach"] is True
+    assert optimizer_settings(left_open, "cuda") == left_open
+    differentiable = left_open | {"differentiable": True}
+    assert optimizer_settings(differentiable, "cpu") == differentiable

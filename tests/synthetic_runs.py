@@ -1,11 +1,13 @@
 """Run folders as training leaves them, without the training: for tests of what reads folders."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from sklearn.metrics import classification_report
 
 from cifar_lab import config
 from cifar_lab.metrics import EpochMetrics, Predictions
@@ -115,7 +117,17 @@ def _write_run(
         test = predictions(images, accuracy - 0.01, key, first=10_000)
         run.write_predictions(test, "test", "scored")
         run.write_predictions(test, "test", "last")
+        report = classification_report(
+            test.labels,
+            test.predicted,
+            labels=range(len(CLASSES)),
+            target_names=CLASSES,
+            zero_division=0.0,
+            output_dict=True,
+        )
+        run.report_json.write_text(json.dumps(report))
         known |= {
+            "per_class_accuracy": {name: report[name]["recall"] for name in CLASSES},
             "test_accuracy": test.accuracy,
             "test_accuracy_last": test.accuracy,
             "test_loss": test.loss,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cifar_lab import components, door, measures, train
+from cifar_lab.claims import is_other
 from cifar_lab.config import RunConfig, flatten, to_plain
 from cifar_lab.run_dir import RunDir, RunSummary, find_runs
 
@@ -131,13 +132,18 @@ def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
     for claim in claims:
         measures.check(claim.metric)
         assert claim.id, claim
-        assert claim.source.startswith(str(runs[0].study.report)), claim.id
+        tag, _, _ = str(runs[0].study.report).partition("-")
+        assert claim.source.startswith(tag), claim.id
         fitting = [row for row in flat if all(row[k] == v for k, v in claim.where.items())]
         assert len(fitting) == 1, claim.id
+        if claim.above:
+            others = runs if "name" not in claim.above else cells(claim.above["name"])
+            assert sum(is_other(claim, runs[0], other) for other in others) == 1, claim.id
 
 
 def claimed(experiment: str) -> dict[str | None, float]:
-    return {claim.id: claim.value for claim in cells(experiment)[0].study.claims}
+    claims = cells(experiment)[0].study.claims
+    return {claim.id: claim.value for claim in claims if claim.value is not None}
 
 
 def test_claims_are_the_figures_that_the_reports_print() -> None:

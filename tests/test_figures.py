@@ -28,7 +28,7 @@ from cifar_lab.figures import (
     timing,
     tsne,
 )
-from cifar_lab.metrics import EpochMetrics, Predictions, StepMetrics
+from cifar_lab.metrics import EpochMetrics, Predictions, StepMetrics, separation
 from cifar_lab.run_dir import RunDir, RunSummary
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -506,7 +506,7 @@ def test_tsne_is_the_same_twice_and_follows_its_seed_and_perplexity(tmp_path: Pa
     first, again = (tsne.project(features, 10.0, 0).points for _ in range(2))
     assert (first == again).all()
     assert not (first == tsne.project(features, 20.0, 0).points).all()
-    assert embedding.separation(first, labels)["knn_accuracy"] > 0.8
+    assert separation(first, labels)["knn_accuracy"] > 0.8
 
 
 def test_side_by_side_shows_that_training_separates(tmp_path: Path) -> None:
@@ -524,7 +524,7 @@ def test_side_by_side_shows_that_training_separates(tmp_path: Path) -> None:
 def test_separation_counts_neighbours_without_the_point_itself() -> None:
     alone = np.array([[0.0, 0], [0, 1], [0, 2], [9, 0], [9, 1], [9, 2], [0, 1.5]])
     labels = np.array([0, 0, 0, 1, 1, 1, 1])
-    scores = embedding.separation(alone, labels)
+    scores = separation(alone, labels)
     brute = 0
     for i, point in enumerate(alone):
         distance = np.linalg.norm(alone - point, axis=1)
@@ -532,9 +532,9 @@ def test_separation_counts_neighbours_without_the_point_itself() -> None:
         votes = np.bincount(labels[near], minlength=2)
         brute += int(votes.argmax() == labels[i])
     assert scores["knn_accuracy"] == brute / 7
-    assert math.isnan(embedding.separation(alone, np.zeros(7, dtype=int))["silhouette"])
+    assert math.isnan(separation(alone, np.zeros(7, dtype=int))["silhouette"])
     far = np.repeat([[0.0, 0.0], [100.0, 0.0]], 6, axis=0) + np.arange(12)[:, None] * 0.01
-    scores = embedding.separation(far, np.repeat([0, 1], 6))
+    scores = separation(far, np.repeat([0, 1], 6))
     assert scores["knn_accuracy"] == 1.0
     assert scores["silhouette"] > 0.99
 

@@ -2,13 +2,17 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
+from scipy import stats  # type: ignore[import-untyped]
 
-from cifar_lab.config import ClaimConfig, RunConfig, parse
+from cifar_lab.config import ClaimConfig, RunConfig, parse, to_plain
+from cifar_lab.errors import RequestError
+from cifar_lab.significance import difference_of_means
 from cifar_lab.verdicts import judge, prediction_half_width
 
-CLAIM = ClaimConfig("test_accuracy", 0.75, "made up", tolerance=0.02)
+CLAIM = ClaimConfig("test_accuracy", "made up", 0.75, tolerance=0.02)
 
 
 @pytest.fixture
@@ -77,3 +81,59 @@ def test_what_hinges_on_a_guess_cannot_be_judged(config: RunConfig) -> None:
 def test_without_a_tolerance_one_seed_says_nothing(config: RunConfig) -> None:
     claim = dataclasses.replace(CLAIM, tolerance=None)
     assert judge(claim, config, [0.75]).word == "cannot be judged"
+
+
+@pytest.mark.parametrize(
+    ("claim", "values", "word"),
+    [
+        ({"at_least": 0.7}, [0.705], "consistent"),
+        ({"at_least": 0.7}, [0.69], "consistent"),  # within the tolerance
+        ({"at_least": 0.7}, [0.67], "differs so far"),
+        ({"at_most": 0.7}, [0.73], "differs so far"),
+        ({"at_least": 0.7}, [0.75, 0.76, 0.77], "reproduced"),
+        ({"at_least": 0.7}, [0.65, 0.66, 0.67], "differs"),
+        ({"at_most": 0.7}, [0.65, 0.66, 0.67], "reproduced"),
+        ({"at_least": 0.7}, [0.65, 0.71, 0.80], "consistent"),  # 0.72 ± 0.19 says neither
+    ],
+)
+def test_a_bound_is_judged_by_the_interval_of_the_mean(
+    config: RunConfig, claim: dict[str, Any], values: list[float], word: str
+) -> None:
+    bound = dataclasses.replace(CLAIM, value=None, **claim)
+    assert judge(bound, config, values).word == word
+
+
+@pytest.mark.parametrize(
+    ("values", "others", "word"),
+    [
+        ([0.8], [], "not measured yet"),
+        ([0.8], [0.7], "consistent"),
+        ([0.7], [0.8], "differs so far"),
+        ([0.80, 0.81, 0.82], [0.70, 0.71, 0.72], "reproduced"),
+        ([0.70, 0.71, 0.72], [0.80, 0.81, 0.82], "differs"),
+        ([0.70, 0.75, 0.80], [0.69, 0.74, 0.79], "consistent"),
+    ],
+)
+def test_a_comparison_is_judged_by_the_interval_of_the_difference(
+    config: RunConfig, values: list[float], others: list[float], word: str
+) -> None:
+    claim = dataclasses.replace(CLAIM, value=None, above={"dropout.conv": 0.5})
+    assert judge(claim, config, values, others).word == word
+
+
+def test_the_difference_of_two_means_is_welchs() -> None:
+    a, b = [0.80, 0.83, 0.81, 0.86], [0.70, 0.78, 0.71]
+    difference, half = difference_of_means(a, b)
+    found = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert half is not None
+    assert (difference - half, difference + half) == pytest.approx((found.low, found.high))
+
+
+@pytest.mark.parametrize("claim", [{}, {"value": 0.7, "at_least": 0.6}])
+def test_a_claim_says_one_thing(config: RunConfig, claim: dict[str, Any]) -> None:
+    plain = to_plain(config)
+    plain["study"]["claims"] = [
+        {"metric": "test_accuracy", "source": "made up", "id": "X-1"} | claim
+    ]
+    with pytest.raises(RequestError, match="X-1 needs one of value, at_least, at_most and above"):
+        parse(plain)

@@ -1,12 +1,13 @@
 """What a study's reports claim beside what its finished runs measured."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cifar_lab import config as config_module
 from cifar_lab import measures
 from cifar_lab.cells import Cell, FoundRun, Study, show_value
-from cifar_lab.config import ClaimConfig
+from cifar_lab.config import ClaimConfig, RunConfig
 from cifar_lab.errors import RequestError
 from cifar_lab.significance import Interval, interval
 from cifar_lab.verdicts import judge
@@ -14,13 +15,17 @@ from cifar_lab.verdicts import judge
 
 @dataclass(frozen=True)
 class Measured:
-    """A claim, the cell that it speaks of (none: no run is there), its measurement, a verdict."""
+    """A claim, the cell that it speaks of (none: no run is there), its measurement, a verdict.
+
+    `off`: measured minus reported, or minus the runs that the claim compares with.
+    """
 
     report: str
     claim: ClaimConfig
     cell: Cell | None
     interval: Interval | None
     verdict: str
+    off: float | None = None
 
 
 def measured(study: Study) -> list[Measured]:
@@ -32,7 +37,7 @@ def measured(study: Study) -> list[Measured]:
             for claim in run.config.study.claims:
                 key = _key(run, claim)
                 claims.setdefault(key, (run.config.study.report or run.config.name, claim))
-                if speaks_of(claim, run):
+                if speaks_of(claim, run.config):
                     holders.setdefault(key, []).append((cell, run))
     rows = []
     for key, (report, claim) in claims.items():
@@ -47,18 +52,59 @@ def measured(study: Study) -> list[Measured]:
         if not by_cell:
             rows.append(Measured(report, claim, None, None, "not measured yet"))
         for cell, runs in by_cell.values():
-            found = (run.measure(claim.metric) for run in runs if run.finished)
-            values = [value for value in found if value is not None]
-            verdict = str(judge(claim, runs[0].config, values))
-            rows.append(Measured(report, claim, cell, interval(values), verdict))
+            values = _values(claim, runs)
+            settings = runs[0].config
+            others = _values(
+                claim, [run for run in study.runs if is_other(claim, settings, run.config)]
+            )
+            verdict = str(judge(claim, settings, values, others))
+            off = off_by(claim, values, others)
+            rows.append(Measured(report, claim, cell, interval(values), verdict, off))
     return rows
 
 
-def speaks_of(claim: ClaimConfig, run: FoundRun) -> bool:
+def speaks_of(claim: ClaimConfig, config: RunConfig) -> bool:
     """Whether a run has the settings of the claim's `where`."""
-    config = run.config
+    return _fits(config, claim.where)
+
+
+def is_other(claim: ClaimConfig, config: RunConfig, other: RunConfig) -> bool:
+    """Whether `other` is a run that the claim's `above` compares those like `config` with."""
+    if not claim.above:
+        return False
+    same = {} if "name" in claim.above else {"name": config.name, **claim.where}
+    return _fits(other, {"protocol": config.protocol, **same, **claim.above})
+
+
+def off_by(claim: ClaimConfig, values: Sequence[float], others: Sequence[float]) -> float | None:
+    """Return measured minus reported, or minus the others' mean; None where there is nothing."""
+    found, compared = interval(values), interval(others)
+    if found is None:
+        return None
+    if claim.above:
+        return found.mean - compared.mean if compared else None
+    return None if claim.value is None else found.mean - claim.value
+
+
+def reported(claim: ClaimConfig) -> str:
+    """Return what the report says: a figure, a bound, or what it compares with."""
+    if claim.above:
+        other = ", ".join(f"{key}={show_value(value)}" for key, value in claim.above.items())
+        return f"more than with {other}"
+    for words, value in (("at least ", claim.at_least), ("at most ", claim.at_most)):
+        if value is not None:
+            return words + measures.show(claim.metric, value)
+    return measures.show(claim.metric, claim.value)
+
+
+def _values(claim: ClaimConfig, runs: Sequence[FoundRun]) -> list[float]:
+    found = (run.measure(claim.metric) for run in runs if run.finished)
+    return [value for value in found if value is not None]
+
+
+def _fits(config: RunConfig, where: Mapping[str, Any]) -> bool:
     flat = config_module.flatten(config_module.to_plain(config))
-    return all(key in flat and _same(flat[key], value) for key, value in claim.where.items())
+    return all(key in flat and _same(flat[key], value) for key, value in where.items())
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -125,15 +125,26 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class ClaimConfig:
-    """A figure that a report prints: a metric of ours, its value, and where it stands."""
+    """What a report says of a metric of ours, where it stands, and of which runs (`where`).
+
+    One of `value` (a figure that it prints), `at_least`, `at_most`, and `above` (it says in words
+    that the runs of `where` have more of it than those whose settings differ by `above`; with a
+    `name` in it, than those of another experiment). `says` is the report's wording, `suspected` the
+    reason to give where the measurement differs.
+    """
 
     metric: str
-    value: float
     source: str
+    value: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    above: dict[str, Any] = setting(factory=dict)
     where: dict[str, Any] = setting(factory=dict)
     id: str | None = None
+    says: str | None = None
     tolerance: float | None = setting(None, gt=0)
     note: str | None = None
+    suspected: str | None = None
 
 
 @dataclass(frozen=True)
@@ -461,6 +472,13 @@ def _check_run(config: RunConfig) -> None:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", config.device):
         raise _wrong("device", config.device, "auto, cuda, cuda:N, mps or cpu")
     check_name(config.name)
+    for claim in config.study.claims:
+        given = [claim.value, claim.at_least, claim.at_most, claim.above or None]
+        if sum(one is not None for one in given) != 1:
+            raise RequestError(
+                f"study.claims: {claim.id or claim.metric} needs one of value, at_least, at_most "
+                "and above"
+            )
     _check_folder("output_dir", config.output_dir)
     if config.training.best_file_name is not None:
         _check_file_name(config.training.best_file_name)

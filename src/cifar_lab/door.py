@@ -119,6 +119,12 @@ def options(group: str) -> list[str]:
         return composer.options(group)
 
 
+def experiments() -> dict[str, str | None]:
+    """Return each experiment and the tag of the report that it reproduces, if any."""
+    with _Composer(None, None) as composer:
+        return {name: composer.report_of(name) for name in composer.options("experiment")}
+
+
 def read_arguments(argv: Sequence[str]) -> Any:
     """Parse Hydra's own flags; a wrong one is a RequestError."""
     parser = get_args_parser()
@@ -280,6 +286,12 @@ class _Composer:
     def options(self, group: str) -> list[str]:
         """Return the names of a group's options."""
         return list(self._loader.get_group_options(group))
+
+    def report_of(self, experiment: str) -> str | None:
+        """Return `study.report` as an experiment's own file says it, without composing it."""
+        loaded = self._loader.repository.load_config(f"experiment/{experiment}")
+        tag = OmegaConf.select(loaded.config, "study.report") if loaded else None
+        return None if tag is None else str(tag)
 
     def _is_group(self, override: Override) -> bool:
         return override.key_or_group in self._groups()

@@ -11,7 +11,7 @@ from cifar_lab.building import load_splits, make_model, normalisation
 from cifar_lab.config import RunConfig
 from cifar_lab.data import Split, Splits, in_order
 from cifar_lab.errors import RequestError
-from cifar_lab.metrics import Predictions
+from cifar_lab.metrics import Predictions, separation
 from cifar_lab.run_dir import RunDir, write_text
 from cifar_lab.training import predict
 
@@ -69,7 +69,7 @@ def evaluate(
     _write_samples(run, splits.official_test, test, settings.seed)
     if features or {"pca", "tsne"} & {name for name, figure in settings.figures.items() if figure}:
         model.load_state_dict(load_weights(run, scored))
-        _write_features(run, model, splits.test, settings, where)
+        fields["separation"] = _write_features(run, model, splits.test, settings, where)
     fields |= {
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
@@ -128,8 +128,12 @@ def _write_samples(run: RunDir, split: Split, test: Predictions, seed: int) -> N
     )
 
 
-def _write_features(run: RunDir, model: Any, split: Split, settings: RunConfig, where: str) -> None:
-    """Keep the features of the first test images: what PCA and t-SNE see."""
+def _write_features(
+    run: RunDir, model: Any, split: Split, settings: RunConfig, where: str
+) -> dict[str, float | None]:
+    """Keep the features of the first test images, what PCA and t-SNE see; return how well they
+    keep the classes apart.
+    """
     part = Split(split.name, split.images, split.labels, split.indices[:_FEATURES])
     features, labels = [], []
     model.eval()
@@ -142,9 +146,11 @@ def _write_features(run: RunDir, model: Any, split: Split, settings: RunConfig, 
         ):
             features.append(model.features(images).float().flatten(1).cpu())
             labels.append(targets.cpu())
+    found, classes = torch.cat(features).numpy(), torch.cat(labels).numpy()
     run.write_arrays(
-        run.features_file,
-        features=torch.cat(features).numpy(),
-        labels=torch.cat(labels).numpy(),
-        indices=part.indices.numpy(),
+        run.features_file, features=found, labels=classes, indices=part.indices.cpu().numpy()
     )
+    if len(found) < 3 or not np.isfinite(found).all():
+        return {}
+    scores = separation(found, classes)
+    return {name: value if np.isfinite(value) else None for name, value in scores.items()}

@@ -12,9 +12,16 @@ Measure = Callable[[RunDir, RunSummary, Sequence[EpochMetrics]], float | None]
 PER_CLASS = ("class_precision", "class_recall", "class_f1")
 """Measures of one class, named with its number: `class_recall:3`."""
 
+PAIR = "confusion_rank"
+"""The place of two classes among the most confused, named with their numbers."""
+
 
 def _of_summary(field: str) -> Measure:
     return lambda run, summary, history: getattr(summary, field)
+
+
+def _of_entry(field: str, name: str) -> Measure:
+    return lambda run, summary, history: getattr(summary, field).get(name)
 
 
 def _of_epoch(column: str, index: int) -> Measure:
@@ -23,10 +30,21 @@ def _of_epoch(column: str, index: int) -> Measure:
 
 def _macro(kind: str) -> Measure:
     def mean(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
-        values = class_scores(run)[kind]
-        return sum(values) / len(values)
+        values = class_scores(run, summary)[kind]
+        return sum(values) / len(values) if values else None
 
     return mean
+
+
+def _last_reduction(
+    run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]
+) -> float | None:
+    """Return the last epoch after which the learning rate fell."""
+    rates = [row.learning_rate for row in history]
+    falls = [
+        row.epoch for row, now, then in zip(history, rates, rates[1:], strict=False) if then < now
+    ]
+    return falls[-1] if falls else None
 
 
 def _seconds(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
@@ -48,21 +66,34 @@ MEASURES: dict[str, Measure] = {
         for quantity in ("loss", "accuracy")
     },
     **{f"macro_{kind}": _macro(kind) for kind in ("precision", "recall", "f1")},
+    **{f"feature_{name}": _of_entry("separation", name) for name in ("knn_accuracy", "silhouette")},
+    "best_val_loss_epoch": _of_entry("diagnosis", "best_val_loss_epoch"),
+    "last_reduction_epoch": _last_reduction,
     "seconds_per_epoch": _seconds,
 }
 """`first_`, `final_`: of the first and the last epoch; `test_` ones of an epoch exist where the
-study watched the test set. `macro_`: mean over the classes, of the test predictions."""
+study watched the test set. `macro_`: mean over the classes, of the test predictions. `feature_`:
+how well the features keep the classes apart. `last_reduction_epoch`: the last one after which the
+learning rate fell."""
 
 
 def check(name: str) -> None:
     """RequestError unless `name` is a measure."""
-    kind, colon, number = name.partition(":")
-    if name in MEASURES or (colon and kind in PER_CLASS and number.isdecimal()):
+    if name in MEASURES or _of_classes(name) is not None:
         return
-    known = [*MEASURES, *(f"{kind}:<class>" for kind in PER_CLASS)]
+    known = [*MEASURES, *(f"{kind}:<class>" for kind in PER_CLASS), f"{PAIR}:<class>:<class>"]
     raise RequestError(
         f"there is no measure {name[:80]}{did_you_mean(name, known)}; there are {', '.join(known)}"
     )
+
+
+def _of_classes(name: str) -> tuple[str, list[int]] | None:
+    """Return the kind and the class numbers of `class_recall:3` or `confusion_rank:3:5`."""
+    kind, *numbers = name.split(":")
+    wanted = 1 if kind in PER_CLASS else 2 if kind == PAIR else 0
+    if not wanted or len(numbers) != wanted or not all(n.isdecimal() for n in numbers):
+        return None
+    return kind, [int(number) for number in numbers]
 
 
 def measure(
@@ -70,29 +101,37 @@ def measure(
 ) -> float | None:
     """Return a measure of a run; None where the run has no such number (yet).
 
-    RequestError for an unknown name or missing predictions, RunFailed for damaged ones.
+    RequestError for an unknown name, RunFailed for a damaged report.
     """
     check(name)
-    kind, _, number = name.partition(":")
-    if number:
-        values = class_scores(run)[kind.removeprefix("class_")]
-        value: float | None = values[int(number)] if int(number) < len(values) else None
-    else:
+    found = _of_classes(name)
+    if found is None:
         value = MEASURES[name](run, summary, history)
+    elif found[0] == PAIR:
+        value = _confusion_rank(summary, *found[1])
+    else:
+        values = class_scores(run, summary)[found[0].removeprefix("class_")]
+        value = values[found[1][0]] if found[1][0] < len(values) else None
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def class_scores(run: RunDir) -> dict[str, list[float]]:
+def class_scores(run: RunDir, summary: RunSummary) -> dict[str, list[float]]:
     """Return precision, recall and f1 of each class on the test images; 0 where undefined."""
-    counts = run.read_predictions().confusion_matrix
-    scores: dict[str, list[float]] = {"precision": [], "recall": [], "f1": []}
-    for index in range(len(counts)):
-        right = int(counts[index, index])
-        guessed, actual = int(counts[:, index].sum()), int(counts[index].sum())
-        scores["precision"].append(right / guessed if guessed else 0.0)
-        scores["recall"].append(right / actual if actual else 0.0)
-        scores["f1"].append(2 * right / (guessed + actual) if guessed + actual else 0.0)
-    return scores
+    report = run.read_report()
+    rows = [report[name] for name in summary.per_class_accuracy if name in report]
+    columns = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
+    return {kind: [row[column] for row in rows] for kind, column in columns.items()}
+
+
+def _confusion_rank(summary: RunSummary, one: int, other: int) -> float | None:
+    """Return the place of two classes, either way round, among the most confused; None if low."""
+    names = list(summary.per_class_accuracy)
+    if max(one, other) >= len(names):
+        return None
+    for place, pair in enumerate(summary.most_confused, start=1):
+        if {pair["label"], pair["predicted"]} == {names[one], names[other]}:
+            return place
+    return None
 
 
 def higher_is_better(name: str) -> bool:
@@ -116,8 +155,8 @@ def show(name: str, value: float | None, spread: float | None = None) -> str:
         return "–"
     scale, form, unit = (100, ".2f", " %") if is_fraction(name) else (1, ".4f", "")
     if name == "seconds_per_epoch":
-        form = ".1f"
-    if name in ("best_epoch", "epochs", "parameters"):
+        form, unit = ".1f", " s"
+    elif name in ("epochs", "parameters") or name.endswith("_epoch") or name.startswith(PAIR):
         form = ",.0f" if float(value).is_integer() else ",.1f"
     beside = "" if spread is None else f" ± {scale * spread:{form}}"
     return f"{scale * value:{form}}{beside}{unit}"

@@ -140,6 +140,33 @@ def diagnosis(history: Sequence[EpochMetrics]) -> dict[str, float | int]:
     }
 
 
+_NEIGHBOURS = 5
+
+
+def separation(points: Floats, labels: Integers) -> dict[str, float]:
+    """Return how well classes keep apart among points (n, D): two numbers.
+
+    `knn_accuracy`: share of points whose class is the most frequent one among their five nearest
+    neighbours, themselves left out (a tie goes to the nearer); `silhouette`: mean over the points,
+    from -1 to 1 (Rousseeuw 1987), nan with one class.
+    """
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+
+    classes, codes = np.unique(labels, return_inverse=True)
+    k = min(_NEIGHBOURS, len(points) - 1)
+    nearest = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
+    votes = np.zeros((len(points), len(classes)))
+    for rank in range(k):
+        # A hundredth more for each place nearer: it breaks a tie and overturns no majority.
+        votes[np.arange(len(points)), codes[nearest[:, rank]]] += 1 + 0.01 * (k - rank)
+    apart = 1 < len(classes) < len(points)
+    return {
+        "knn_accuracy": float((votes.argmax(axis=1) == codes).mean()),
+        "silhouette": float(silhouette_score(points, codes)) if apart else math.nan,
+    }
+
+
 def columns(kind: type) -> list[str]:
     """Return the field names of a row type, in the order of its file's columns."""
     return [spec.name for spec in dataclasses.fields(kind)]

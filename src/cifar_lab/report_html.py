@@ -11,7 +11,7 @@ import numpy as np
 
 from cifar_lab import measures, tables
 from cifar_lab.cells import Cell, FoundRun, Study, check_arrays, show_value
-from cifar_lab.claims import Measured
+from cifar_lab.claims import Measured, reported
 from cifar_lab.config import shorten
 from cifar_lab.errors import RequestError, RunFailed
 from cifar_lab.metrics import Predictions
@@ -233,18 +233,17 @@ def _strip(images: np.ndarray[Any, Any], *, lossless: bool) -> dict[str, Any]:
 
 def _claim(study: Study, row: Measured) -> dict[str, Any]:
     claim, found = row.claim, row.interval
-    off = None if found is None else found.mean - claim.value
     return {
         "id": claim.id or row.report,
         "metric": claim.metric,
         "where": ", ".join(f"{key}={show_value(value)}" for key, value in claim.where.items()),
         "cell": None if row.cell is None else study.ranking.index(row.cell),
-        "reported": measures.show(claim.metric, claim.value),
+        "reported": reported(claim),
         "measured": tables.score_text(claim.metric, found),
         "n": 0 if found is None else found.n,
-        "off": tables.difference_text(claim.metric, off),
+        "off": tables.difference_text(claim.metric, row.off),
         "verdict": row.verdict,
-        "source": "; ".join(filter(None, [claim.source, claim.note])),
+        "source": "; ".join(filter(None, [claim.says, claim.source, claim.note])),
     }
 
 

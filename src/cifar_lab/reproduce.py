@@ -2,37 +2,21 @@
 
 import argparse
 import dataclasses
+import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_lab import cli
-from cifar_lab.config import ClaimConfig, RunConfig, flatten, to_plain
+from cifar_lab import cli, reproduction
+from cifar_lab.claims import is_other, speaks_of
+from cifar_lab.config import ClaimConfig, RunConfig
 from cifar_lab.errors import RequestError, did_you_mean
-from cifar_lab.planning import SweepCell
-from cifar_lab.run_dir import RunDir
-from cifar_lab.verdicts import Verdict, judge
+from cifar_lab.reproduction import Row, Study, is_asked
 
 KEPT = ("config.yaml", "summary.json", "metrics.csv", "classification_report.json")
 """What of a run is kept by --keep: some 10 kB that outlast the machine."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A claim beside the runs that measure it, under one protocol."""
-
-    experiment: str
-    claim: ClaimConfig
-    config: RunConfig
-    runs: tuple[RunDir, ...]
-    values: tuple[float, ...]
-
-    @property
-    def verdict(self) -> Verdict:
-        """What the rule says."""
-        return judge(self.claim, self.config, self.values)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +42,9 @@ def _parser() -> argparse.ArgumentParser:
         "--accept-code", action="store_true", help="take results that other code made"
     )
     parser.add_argument("--keep", default=None, help="copy the runs' small files to this folder")
-    parser.add_argument("--markdown", default=None, help="write the table to this file too")
+    parser.add_argument(
+        "--markdown", default=None, help="write all of it to this file, with pictures"
+    )
     return parser
 
 
@@ -72,53 +58,53 @@ def _reproduce(argv: list[str]) -> int:
     if arguments.list:
         print(_listing(studies))
         return 0
-    cells = [cell for _, found in studies for cell in found]
-    if not cells:
+    if not any(is_asked(claim, arguments.only) for claim in _claims(studies)):
         raise RequestError(f"--only {arguments.only} names no claim of these experiments")
     if not arguments.dry_run:
-        _run(cells, arguments)
-    rows = list(_rows(studies, arguments.only))
-    text = _table(rows)
-    print(text)
-    if arguments.markdown is not None:
-        from cifar_lab.run_dir import write_text
-
-        write_text(Path(arguments.markdown), text + "\n")
+        _run(studies, arguments)
+    found = reproduction.rows(studies, reproduction.find(studies), arguments.only)
+    print(reproduction.table(found))
+    for text in (reproduction.guesses(found), reproduction.sources(found)):
+        print(f"\n{text}" * bool(text), end="\n" * bool(text))
     if arguments.keep is not None:
-        _keep(rows, Path(arguments.keep))
+        _keep(found, Path(arguments.keep))
+    if arguments.markdown is not None:
+        _write(found, Path(arguments.markdown), argv)
     return 0
 
 
-def _studies(arguments: argparse.Namespace) -> list[tuple[str, list[SweepCell]]]:
-    """Compose the experiments that were asked for, each with its cells."""
-    from cifar_lab import door
-    from cifar_lab.planning import sweep_cells
+def _studies(arguments: argparse.Namespace) -> list[Study]:
+    """Compose the experiments that were asked for, under the protocol to judge and the sound one.
 
-    known = {
-        name: door.compose([f"experiment={name}", "--cfg", "job"]).cells[0].config.study.report
-        for name in door.options("experiment")
-        if name not in ("none", "smoke")
-    }
-    wanted = _wanted(arguments.report or ["all"], known)
-    protocols = ("report", "sound") if arguments.protocol == "both" else (arguments.protocol,)
-    seeds = ",".join(str(seed) for seed in range(arguments.seeds))
+    With --protocol both, each is a study of its own under either.
+    """
+    from cifar_lab import door
+
+    known = {n: tag for n, tag in door.experiments().items() if n not in ("none", "smoke")}
+    chosen = "report" if arguments.protocol == "both" else arguments.protocol
     studies = []
-    for name in wanted:
-        found: list[SweepCell] = []
-        for protocol in protocols:
-            line = [f"experiment={name}", f"protocol={protocol}", f"device={arguments.device}"]
-            line += [f"output_dir={arguments.output_dir}", f"seed={seeds}", "-m"]
-            if arguments.smoke:
-                line += ["training.epochs=1", "training.patience=null", "name=smoke/" + name]
-            request = door.compose(line)
-            found += sweep_cells(
-                [cell.config for cell in request.cells], [cell.overrides for cell in request.cells]
-            )
-        if arguments.only is not None:
-            claims = [c for c in found[0].config.study.claims if _is_asked(c, arguments.only)]
-            found = [cell for cell in found if any(_fits(claim, cell.config) for claim in claims)]
-        studies.append((name, found))
+    for name in _wanted(arguments.report or ["all"], known):
+        sound = _configs(name, "sound", arguments)
+        judged = sound if chosen == "sound" else _configs(name, chosen, arguments)
+        studies.append(Study(name, judged, sound))
+    if arguments.protocol == "both":
+        studies += [Study(study.name, study.sound, study.sound) for study in studies]
     return studies
+
+
+def _configs(name: str, protocol: str, arguments: argparse.Namespace) -> tuple[RunConfig, ...]:
+    """Compose an experiment's cells, with seed 0."""
+    from cifar_lab import door
+
+    line = [f"experiment={name}", f"protocol={protocol}", f"device={arguments.device}", "-m"]
+    line += [f"output_dir={arguments.output_dir}"]
+    if arguments.smoke:
+        line += ["training.epochs=1", "training.patience=null", "name=smoke/" + name]
+    return tuple(cell.config for cell in door.compose(line).cells)
+
+
+def _claims(studies: Sequence[Study]) -> list[ClaimConfig]:
+    return [claim for study in studies for claim in study.configs[0].study.claims]
 
 
 def _wanted(asked: Sequence[str], known: dict[str, str | None]) -> list[str]:
@@ -141,10 +127,19 @@ def _wanted(asked: Sequence[str], known: dict[str, str | None]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def _run(cells: Sequence[SweepCell], arguments: argparse.Namespace) -> None:
+def _run(studies: Sequence[Study], arguments: argparse.Namespace) -> None:
+    """Run what the rows need, or resume it; what is finished stays."""
     from cifar_lab import sweep
     from cifar_lab.execute import Stop
+    from cifar_lab.planning import sweep_cells
 
+    configs = [
+        dataclasses.replace(config, seed=seed)
+        for study in studies
+        for config in study.configs
+        if arguments.only is None or _is_needed(config, studies, arguments.only)
+        for seed in range(arguments.seeds)
+    ]
     jobs: Any = arguments.jobs
     if jobs != "auto":
         try:
@@ -153,108 +148,65 @@ def _run(cells: Sequence[SweepCell], arguments: argparse.Namespace) -> None:
             raise RequestError(f"--jobs {jobs} is wrong: it must be auto or a number") from None
     with Stop().installed() as stop:
         outcomes = sweep.run_all(
-            cells,
+            sweep_cells(configs, [_label(config) for config in configs]),
             stop=stop,
             jobs=jobs,
             accept_code=arguments.accept_code,
             command=["reproduce", *arguments.report],
         )
-        print(sweep.closing_table(outcomes), flush=True)
+        print(sweep.closing_table(outcomes) + "\n", flush=True)
         sweep.raise_for(outcomes, stop)
 
 
-def _rows(studies: Sequence[tuple[str, list[SweepCell]]], only: str | None) -> Iterator[Row]:
-    from cifar_lab import measures
-
-    for name, cells in studies:
-        for claim in cells[0].config.study.claims if cells else ():
-            if not _is_asked(claim, only):
-                continue
-            fitting = [cell for cell in cells if _fits(claim, cell.config)]
-            for protocol in dict.fromkeys(cell.config.protocol for cell in fitting):
-                chosen = [cell for cell in fitting if cell.config.protocol == protocol]
-                runs, values = [], []
-                for cell in chosen:
-                    if not cell.is_finished():
-                        continue
-                    run = cell.run
-                    value = measures.measure(
-                        claim.metric, run, run.read_summary(), run.read_metrics()
-                    )
-                    if value is not None:
-                        runs.append(run)
-                        values.append(value)
-                yield Row(name, claim, chosen[0].config, tuple(runs), tuple(values))
+def _is_needed(config: RunConfig, studies: Sequence[Study], only: str) -> bool:
+    """Whether a claim that was asked for speaks of runs like this one, or compares with them."""
+    return any(
+        (speaks_of(claim, config) and one.name == config.name) or is_other(claim, one, config)
+        for study in studies
+        for claim in study.configs[0].study.claims
+        if is_asked(claim, only)
+        for one in study.configs
+        if speaks_of(claim, one)
+    )
 
 
-def _is_asked(claim: ClaimConfig, only: str | None) -> bool:
-    return only is None or (claim.id or claim.metric).startswith(only)
-
-
-def _fits(claim: ClaimConfig, config: RunConfig) -> bool:
-    """Whether a run has the settings that a claim speaks of."""
-    flat = flatten(to_plain(config))
-    return all(flat.get(key) == value for key, value in claim.where.items())
-
-
-def _table(rows: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table, the runs of each below it."""
-    from cifar_lab.measures import show
-    from cifar_lab.significance import interval
-
-    lines = [
-        "| figure | reported | measured (95 % interval) | seeds | protocol | verdict | source |",
-        "|---|---|---|---|---|---|---|",
+def _label(config: RunConfig) -> list[str]:
+    """Return what the sweep's tables call a cell."""
+    rate = config.optimizer.get("lr")
+    return [
+        f"experiment={config.name}",
+        f"protocol={config.protocol}",
+        *(f"{group}={config.choices.get(group)}" for group in ("optimizer", "activation")),
+        f"optimizer.lr={rate}",
+        f"dropout.conv={config.dropout.conv}",
+        f"seed={config.seed}",
     ]
-    guessed: dict[str, list[str]] = {}
-    folders: dict[str, None] = {}
-    for row in rows:
-        found = interval(row.values)
-        mean, spread = (found.mean, found.half_width) if found else (None, None)
-        measured = show(row.claim.metric, mean, spread)
-        cells = (
-            row.claim.id or row.claim.metric,
-            show(row.claim.metric, row.claim.value),
-            measured,
-            str(len(row.values)),
-            row.config.protocol,
-            str(row.verdict),
-            row.claim.source,
-        )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        guessed[row.experiment] = row.config.study.guessed
-        folders.update(dict.fromkeys(f"{run.path}" for run in row.runs))
-    for name, guesses in guessed.items():
-        if guesses:
-            lines += ["", f"Guessed in {name}: {'; '.join(guesses)}."]
-    if folders:
-        lines += ["", "Measured in:", "", *(f"- `{folder}`" for folder in folders)]
-    return "\n".join(lines)
 
 
-def _listing(studies: Sequence[tuple[str, list[SweepCell]]]) -> str:
+def _listing(studies: Sequence[Study]) -> str:
     """Return each experiment with its runs, its cost and the time it takes here, by a probe."""
     from cifar_lab import components
     from cifar_lab.describe import trace
-    from cifar_lab.planning import Pace, duration, probe, table
+    from cifar_lab.planning import Pace, duration, probe, sweep_cells, table
 
     rows = []
-    for name, cells in studies:
-        config = cells[0].config
+    for study in studies:
+        config = study.configs[0]
         pace = Pace()
-        for cell in cells:
+        for cell in sweep_cells(study.configs):
             pace.learn(cell)
         if pace.seconds(config) is None:
             pace.note(config, *probe(config))
-        seconds = sum(pace.seconds(cell.config) or 0.0 for cell in cells)
+        seconds = sum(pace.seconds(one) or 0.0 for one in study.configs)
         model = components.build_model(config, len(config.dataset.classes or range(10)))
         per_image = sum(layer.multiply_adds for layer in trace(model, config.dataset.image_shape))
-        images = (config.dataset.train_size or 0) * sum(c.config.training.epochs for c in cells)
+        epochs = sum(one.training.epochs for one in study.configs)
+        images = (config.dataset.train_size or 0) * epochs
         rows.append(
             (
                 config.study.report or "-",
-                name,
-                str(len(cells)),
+                study.name,
+                str(len(study.configs)),
                 f"{per_image / 1e6:,.1f} M",
                 f"{3 * per_image * images / 1e12:,.0f} T",
                 duration(seconds),
@@ -267,13 +219,27 @@ def _listing(studies: Sequence[tuple[str, list[SweepCell]]]) -> str:
 
 def _keep(rows: Sequence[Row], folder: Path) -> None:
     """Copy what the table quotes: config, summary, metrics and report of each run."""
-    for row in rows:
-        for run in row.runs:
-            target = folder / row.experiment / run.path.name
-            target.mkdir(parents=True, exist_ok=True)
-            for name in KEPT:
-                if (run.path / name).exists():
-                    shutil.copyfile(run.path / name, target / name)
+    for run in {run.run.path: run.run for row in rows for run in row.runs}.values():
+        target = folder / run.config.name / run.path.name
+        target.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            if (run.path / name).exists():
+                shutil.copyfile(run.path / name, target / name)
+
+
+def _write(rows: Sequence[Row], file: Path, argv: Sequence[str]) -> None:
+    """Write the document, and its pictures into images/reproduction beside it."""
+    from cifar_lab.run_dir import replacing, write_text
+
+    folder = file.parent / "images" / "reproduction"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for name, figure in reproduction.draw(rows):
+        pictures[name] = f"images/reproduction/{name}.png"
+        with replacing(folder / f"{name}.png") as handle:
+            figure.savefig(handle, dpi=80, format="png")
+    command = shlex.join(["python", "-m", "cifar_lab.reproduce", *argv])
+    write_text(file, reproduction.document(rows, pictures, command))
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ class RunSummary:
     per_class_accuracy: dict[str, float] = field(default_factory=dict)
     most_confused: list[dict[str, Any]] = field(default_factory=list)
     diagnosis: dict[str, float | int] = field(default_factory=dict)
+    separation: dict[str, float | None] = field(default_factory=dict)
     initial_learning_rate: float | None = None
     effective_learning_rate: float | None = None
     parameters: int | None = None
@@ -372,6 +373,18 @@ class RunDir:
                 f"{path} is damaged: it holds no logits (N, C), labels (N,), indices (N,)"
             )
         return read
+
+    def read_report(self) -> dict[str, dict[str, float]]:
+        """Return the rows of classification_report.json, {} without one; Damaged if it is none."""
+        if not self.report_json.exists():
+            return {}
+        try:
+            data = json.loads(self.report_json.read_text(encoding="utf-8"))
+            rows = {name: row for name, row in data.items() if isinstance(row, dict)}
+            columns = ("precision", "recall", "f1-score", "support")
+            return {name: {c: float(row[c]) for c in columns} for name, row in rows.items()}
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise Damaged(f"{self.report_json} is damaged: {error}") from None
 
     def write_arrays(self, path: Path, **arrays: np.ndarray[Any, Any]) -> None:
         """Write named arrays as one .npz."""

@@ -51,6 +51,27 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(n, mean, std, t_quantile(n - 1) * std / math.sqrt(n))
 
 
+def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
+    """Return A's mean minus B's, and half of its 95 % interval's width (Welch 1947).
+
+    The width is None where one of them has a single value.
+    """
+    one, two = interval(a), interval(b)
+    if one is None or two is None:
+        raise ValueError("a difference needs values on both sides")
+    difference = one.mean - two.mean
+    if one.std is None or two.std is None:
+        return difference, None
+    parts = [(found.std or 0.0) ** 2 / found.n for found in (one, two)]
+    variance = sum(parts)
+    if variance == 0:
+        return difference, 0.0
+    degrees = variance**2 / sum(
+        part**2 / (found.n - 1) for part, found in zip(parts, (one, two), strict=True)
+    )
+    return difference, t_quantile(degrees) * math.sqrt(variance)
+
+
 def t_quantile(degrees: float) -> float:
     """Return the quantile of Student's t that bounds the middle 95 %."""
     from scipy import special  # type: ignore[import-untyped]

@@ -9,7 +9,7 @@ from typing import Any
 
 from cifar_lab import measures, significance
 from cifar_lab.cells import Cell, FoundRun, Study
-from cifar_lab.claims import Measured
+from cifar_lab.claims import Measured, reported
 from cifar_lab.config import shorten
 from cifar_lab.significance import Interval, PairedTest
 
@@ -201,18 +201,17 @@ def claims_table(study: Study, claims: Sequence[Measured]) -> str:
         where = ", ".join(f"{key}={value}" for key, value in claim.where.items())
         if row.cell is not None and len([c for c in claims if c.claim == claim]) > 1:
             where = study.label(row.cell)
-        off = None if found is None else found.mean - claim.value
         rows.append(
             [
                 claim.id or row.report,
                 claim.metric,
                 where,
-                measures.show(claim.metric, claim.value),
+                reported(claim),
                 score_text(claim.metric, found),
                 str(found.n) if found else "0",
-                difference_text(claim.metric, off),
+                difference_text(claim.metric, row.off),
                 row.verdict,
-                "; ".join(filter(None, [claim.source, claim.note])),
+                "; ".join(filter(None, [claim.says, claim.source, claim.note])),
             ]
         )
     header = ["claim", "measure", "where", "reported", "measured", "n", "difference", "verdict"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cifar_lab.config import ClaimConfig, RunConfig
-from cifar_lab.significance import interval, t_quantile
+from cifar_lab.significance import Interval, difference_of_means, interval, t_quantile
 
 SEEDS_FOR_A_VERDICT = 3
 
@@ -31,7 +31,9 @@ class Verdict:
         return f"{self.word} ({self.reason})" if self.reason else self.word
 
 
-def judge(claim: ClaimConfig, config: RunConfig, values: Sequence[float]) -> Verdict:
+def judge(
+    claim: ClaimConfig, config: RunConfig, values: Sequence[float], others: Sequence[float] = ()
+) -> Verdict:
     """Return the verdict on a claim, given one measured value per seed.
 
     Cannot be judged: `study.hinges_on` names a guess that decides the figure. With three seeds or
@@ -39,10 +41,19 @@ def judge(claim: ClaimConfig, config: RunConfig, values: Sequence[float]) -> Ver
     mean ± t * s * sqrt(1 + 1/n), with the binomial variance added where the validation images are
     drawn at random (a report's draw is not ours); else differs. With fewer: consistent within the
     claim's tolerance, else differs so far.
+
+    What a report says in words: of a bound, the 95 % interval of the mean, and of a comparison with
+    `others`, that of the difference (Welch), must lie on the right side (reproduced) or on the
+    wrong one (differs). Otherwise, and with fewer seeds, the mean alone decides between consistent
+    and differs so far.
     """
     found = interval(values)
-    if found is None:
+    if found is None or (claim.above and not others):
         return Verdict("not measured yet")
+    if claim.above:
+        return _compare(claim, config, values, others)
+    if claim.value is None:
+        return _bound(claim, config, found)
     off = found.mean - claim.value
     if config.study.hinges_on:
         return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; off by {off:+.4g}")
@@ -56,6 +67,42 @@ def judge(claim: ClaimConfig, config: RunConfig, values: Sequence[float]) -> Ver
     if abs(off) <= half:
         return Verdict("reproduced", f"within ±{half:.4g}, n = {found.n}")
     return Verdict("differs", f"off by {off:+.4g}, one more run within ±{half:.4g}")
+
+
+def _bound(claim: ClaimConfig, config: RunConfig, found: Interval) -> Verdict:
+    """Judge `at_least` and `at_most`; `over` is how far the mean lies on the right side."""
+    sign, bound = (1, claim.at_least) if claim.at_least is not None else (-1, claim.at_most)
+    assert bound is not None
+    over = sign * (found.mean - bound)
+    if config.study.hinges_on:
+        reason = f"{config.study.hinges_on} guessed; {_side(over)}"
+        return Verdict("cannot be judged", reason)
+    half = found.half_width if found.n >= SEEDS_FOR_A_VERDICT else None
+    if half is not None and abs(over) >= half:
+        word: Word = "reproduced" if over >= 0 else "differs"
+        return Verdict(word, f"{_side(over)}, interval ±{half:.4g}, n = {found.n}")
+    near = over >= -(claim.tolerance or 0.0) * (1 + 1e-9)
+    return Verdict("consistent" if near else "differs so far", f"{_side(over)}, n = {found.n}")
+
+
+def _compare(
+    claim: ClaimConfig, config: RunConfig, values: Sequence[float], others: Sequence[float]
+) -> Verdict:
+    """Judge `above`: whether the measure is higher than in the other runs."""
+    difference, half = difference_of_means(values, others)
+    seeds = f"n = {len(values)} and {len(others)}"
+    shown = f"difference {difference:+.4g}"
+    if config.study.hinges_on:
+        return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; {shown}")
+    if min(len(values), len(others)) >= SEEDS_FOR_A_VERDICT and half is not None:
+        if abs(difference) > half:
+            return Verdict("reproduced" if difference > 0 else "differs", f"{shown}, {seeds}")
+        shown += f" within chance (±{half:.4g})"
+    return Verdict("consistent" if difference > 0 else "differs so far", f"{shown}, {seeds}")
+
+
+def _side(over: float) -> str:
+    return f"{abs(over):.4g} {'on the right side' if over >= 0 else 'short of it'}"
 
 
 def prediction_half_width(claim: ClaimConfig, config: RunConfig, values: Sequence[float]) -> float:

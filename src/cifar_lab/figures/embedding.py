@@ -1,6 +1,5 @@
 """What the two-dimensional pictures of the features share: the sample, the panel, its numbers."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from cifar_lab.errors import RequestError, RunFailed
 from cifar_lab.figures import style
+from cifar_lab.metrics import separation
 from cifar_lab.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
-NEIGHBOURS = 5
 LEGEND_ROWS = 30
 NAMED_CLASSES = 20
 """Up to this many classes have their names among the points; more would hide them."""
@@ -49,30 +48,6 @@ def read_sample(run: RunDir, sample_size: int, seed: int) -> tuple[Array, Array]
     if not np.isfinite(features).all():
         raise RunFailed(f"{run.features_file}: some features are infinite or not a number")
     return features, labels
-
-
-def separation(points: Array, labels: Array) -> dict[str, float]:
-    """Return how well classes keep apart among points (n, D): two numbers.
-
-    `knn_accuracy`: share of points whose class is the most frequent one among their five nearest
-    neighbours, themselves left out (a tie goes to the nearer); `silhouette`: mean over the points,
-    from -1 to 1 (Rousseeuw 1987), nan with one class.
-    """
-    from sklearn.metrics import silhouette_score
-    from sklearn.neighbors import NearestNeighbors
-
-    classes, codes = np.unique(labels, return_inverse=True)
-    k = min(NEIGHBOURS, len(points) - 1)
-    nearest = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
-    votes = np.zeros((len(points), len(classes)))
-    for rank in range(k):
-        # A hundredth more for each place nearer: it breaks a tie and overturns no majority.
-        votes[np.arange(len(points)), codes[nearest[:, rank]]] += 1 + 0.01 * (k - rank)
-    apart = 1 < len(classes) < len(points)
-    return {
-        "knn_accuracy": float((votes.argmax(axis=1) == codes).mean()),
-        "silhouette": float(silhouette_score(points, codes)) if apart else math.nan,
-    }
 
 
 def project(features: Array, method: Callable[[Array], Projection]) -> Projection:

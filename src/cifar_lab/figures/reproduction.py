@@ -1,0 +1,71 @@
+"""Reported and measured figures of many rows, one below the other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cifar_lab.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LOOKS = {
+    "reproduced": (style.BLUE, "o"),
+    "consistent": (style.GREEN, "s"),
+    "differs": (style.VERMILLION, "X"),
+    "differs so far": (style.VERMILLION, "P"),
+    "cannot be judged": (style.MUTED, "v"),
+}
+"""Colour and marker of each verdict."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A reported accuracy, the measured mean, half of its interval's width, the verdict's word."""
+
+    name: str
+    reported: float
+    measured: float
+    half_width: float | None
+    verdict: str
+
+
+def draw_marks(marks: Sequence[Mark]) -> "Figure":
+    """Return a row for each figure: reported as a bar, measured as a point with its interval."""
+    figure = style.new_figure(8.5, 1.3 + 0.27 * len(marks))
+    axes = figure.subplots()
+    style.dress(axes, "", "accuracy", "")
+    places = range(len(marks), 0, -1)
+    axes.scatter(
+        [mark.reported for mark in marks],
+        places,
+        marker="|",
+        s=170,
+        linewidths=2.2,
+        color=style.INK,
+        label="reported",
+        zorder=3,
+    )
+    for word, (colour, marker) in LOOKS.items():
+        chosen = [(m, place) for m, place in zip(marks, places, strict=True) if m.verdict == word]
+        if not chosen:
+            continue
+        axes.errorbar(
+            [mark.measured for mark, _ in chosen],
+            [place for _, place in chosen],
+            xerr=[mark.half_width or 0.0 for mark, _ in chosen],
+            fmt=marker,
+            color=colour,
+            markersize=6.5,
+            capsize=3,
+            linewidth=1.4,
+            label=f"measured: {word}",
+        )
+    axes.set_yticks(list(places), [style.plain(mark.name, 40) for mark in marks])
+    axes.set_ylim(0.3, len(marks) + 0.7)
+    style.percent_axis(axes.xaxis)
+    figure.legend(
+        loc="outside lower left", ncols=3, fontsize=style.NORMAL, frameon=False, markerscale=0.8
+    )
+    style.caption(figure, "reported and measured accuracies · bars: 95 % interval of the mean")
+    return figure

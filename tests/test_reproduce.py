@@ -1,0 +1,191 @@
+"""reproduce: claims beside runs that are there; what it keeps, and what it writes."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_lab import door, reproduce
+from cifar_lab.metrics import EpochMetrics
+from cifar_lab.run_dir import RunDir, queued
+
+ROOT = Path(__file__).parents[1]
+
+
+def finished_run(
+    folder: Path, *overrides: str, seed: int = 0, protocol: str = "report", **summary: Any
+) -> RunDir:
+    """A finished run of an experiment's first cell, with the results that are given."""
+    line = [*overrides, f"protocol={protocol}", f"seed={seed}", f"output_dir={folder}"]
+    (cell,) = door.compose([*line, "device=cpu"]).cells
+    run = RunDir.create(cell.config)
+    validated = bool(cell.config.split.validation)
+    row = EpochMetrics(
+        epoch=1,
+        learning_rate=0.01,
+        train_loss=1.2,
+        train_accuracy=summary.get("test_accuracy_last", 0.5),
+        val_loss=0.7 if validated else None,
+        val_accuracy=0.8 if validated else None,
+        seconds=10.0,
+        images_per_second=100.0,
+    )
+    rows = [row, dataclasses.replace(row, epoch=2, learning_rate=0.001)]
+    run.rewrite_metrics(rows)
+    run.write_summary(
+        dataclasses.replace(
+            queued(cell.config),
+            status="finished",
+            epochs=2,
+            seconds=20.0,
+            commit="abc123",
+            device_name="cpu (1 thread)",
+            **summary,
+        )
+    )
+    return run
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The cells of each row of the printed table, by the figure's name."""
+    lines = (line for line in text.splitlines() if line.startswith("| S"))
+    found = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    return {cells[0]: cells[1:] for cells in found}
+
+
+def run_reproduce(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert reproduce.main([*words, "--dry-run", "--device", "cpu"]) == 0
+    return capsys.readouterr().out
+
+
+def s3(folder: Path, rate: float, accuracies: Sequence[float], **options: Any) -> list[RunDir]:
+    return [
+        finished_run(
+            folder,
+            "experiment=s3_learning_rate",
+            f"optimizer.lr={rate}",
+            seed=seed,
+            test_accuracy_last=accuracy,
+            test_accuracy=accuracy + 0.01,
+            **options,
+        )
+        for seed, accuracy in enumerate(accuracies)
+    ]
+
+
+def test_a_figure_is_judged_by_every_seed_that_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = s3(tmp_path, 0.005, [0.50, 0.52, 0.54])
+    s3(tmp_path, 0.0001, [0.30])
+    s3(tmp_path, 0.005, [0.40], protocol="sound")
+    text = run_reproduce(capsys, "S3", "--output-dir", str(tmp_path))
+    rows = rows_of(text)
+    reported, measured, seeds, protocol, sound, verdict, source = rows["S3-0.005-test"]
+    assert (reported, measured, seeds) == ("52.24 %", "52.00 ± 4.97 %", "3")
+    assert (protocol, sound) == ("report", "41.00 %"), "the sound one tests the chosen weights"
+    assert re.match(r"reproduced \(within ±0.09\d+, n = 3\)", verdict)
+    assert source.startswith("S3, comparison table")
+    assert rows["S3-0.01-test"][1:6] == ["–", "0", "report", "–", "not measured yet"]
+    assert rows["S3-0.0001-test"][5].startswith("differs so far (off by -0.0857")
+    best = rows["S3-best-over-worst"]
+    assert best[0] == "more than with optimizer.lr=0.0001"
+    assert best[5] == "consistent (difference +0.22, n = 3 and 1)"
+    assert "Guessed in s3_learning_rate: architecture: reading R1" in text
+    assert all(str(run.path) in text for run in runs), "every figure can be traced to its runs"
+
+
+def test_a_finding_may_compare_two_experiments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, share in (("s2_untrained", 0.7), ("s2_fixed_rate", 0.96)):
+        scores = {"knn_accuracy": share, "silhouette": None}
+        finished_run(tmp_path, f"experiment={name}", separation=scores)
+    rows = rows_of(run_reproduce(capsys, "S2", "--output-dir", str(tmp_path)))
+    row = rows["S2-1e-3-features"]
+    assert row[:4] == ["more than with name=s2_untrained", "96.00 %", "1", "report"]
+    assert row[4] == "the same", "nothing in S2 touches the test set"
+    assert row[5] == "consistent (difference +0.26, n = 1 and 1)"
+
+
+def test_what_is_kept_gives_the_same_table_and_the_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run, *_) = s3(tmp_path / "runs", 0.005, [0.50, 0.52, 0.54])
+    (run.path / "best.pt").write_bytes(b"weights")
+    kept = tmp_path / "kept"
+    words = ["S3", "--only", "S3-0.005", "--output-dir"]
+    first = run_reproduce(capsys, *words, str(tmp_path / "runs"), "--keep", str(kept))
+    file = tmp_path / "docs" / "reproduction.md"
+    again = run_reproduce(capsys, *words, str(kept), "--markdown", str(file))
+    assert rows_of(again) == rows_of(first)
+    assert not list(kept.rglob("best.pt"))
+    text = file.read_text()
+    for expected in (
+        "Written by `python -m cifar_lab.reproduce S3 --only S3-0.005",
+        "3 runs, 1:00 of training",
+        "## In short",
+        "### s3_learning_rate: CIFAR-10, two gated convolutions",
+        "Guessed in s3_learning_rate",
+        "abc123",
+    ):
+        assert expected in text
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert len(pictures) == 2
+    assert all((file.parent / picture).stat().st_size > 1000 for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["S9"], "there is no report or experiment S9"),
+        (["s3_learning_rat"], "did you mean s3_learning_rate"),
+        (["S3", "--only", "S4"], "--only S4 names no claim of these experiments"),
+        (["S3", "--seeds", "0"], "--seeds 0 is wrong: it must be at least 1"),
+        (["S3", "--jobs", "many"], "--jobs many is wrong: it must be auto or a number"),
+        ([], "name a report (S0 to S4), an experiment, or all"),
+    ],
+)
+def test_a_wrong_request_is_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reproduce.main([*words, "--output-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_a_small_reproduction_runs_adds_seeds_and_is_traced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["S3", "--only", "S3-0.005-test", "--smoke", "--output-dir", str(tmp_path)]
+    assert reproduce.main(words) == 0
+    assert rows_of(capsys.readouterr().out)["S3-0.005-test"][2] == "1"
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
+    assert reproduce.main([*words, "--seeds", "2"]) == 0
+    text = capsys.readouterr().out
+    assert rows_of(text)["S3-0.005-test"][2] == "2"
+    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
+    assert len(list(tmp_path.rglob("summary.json"))) == 2
+
+
+@pytest.mark.slow
+def test_the_document_is_what_the_kept_results_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["all", "--dry-run", "--output-dir", "docs/results", "--markdown"]
+    assert reproduce.main([*words, str(tmp_path / "reproduction.md")]) == 0
+    written = (tmp_path / "reproduction.md").read_text()
+    command = re.compile("--markdown [^`]+`")
+    document = (ROOT / "docs" / "reproduction.md").read_text()
+    assert command.sub("", written) == command.sub("", document)
+    short = document.partition("## In short\n\n")[2].partition("\n\n")[0]
+    measured = [line for line in short.splitlines() if "not measured yet" not in line]
+    readme = (ROOT / "README.md").read_text()
+    assert all(line in readme for line in measured)

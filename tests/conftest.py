@@ -1,6 +1,10 @@
 import os
 import shutil
+import subprocess
+import sys
+import sysconfig
 from collections import Counter
+from pathlib import Path
 
 # Several processes of tests share the cores; and a thread count that is the same everywhere gives
 # the same weights everywhere. Before the first import of torch, which reads it once.
@@ -8,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("slow", "real_data", "browser", "slurm", "gpu")
 
 
@@ -50,3 +55,39 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for tier in ("fast", *TIERS):
         outcomes = [f"{n} {outcome}" for (name, outcome), n in counts.items() if name == tier]
         terminalreporter.line(f"{tier}: {', '.join(outcomes) or 'no tests'}")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as a wheel, built from a copy: setuptools writes beside what it builds."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md", "src", "conf"):
+        copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(folder), str(source)], check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def installed_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of a new environment that holds the wheel, and this one's other packages."""
+    venv = tmp_path_factory.mktemp("installed") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    python = venv / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True)
+    # Their .pth files are not read, so that an editable cifar_lab stays out of sight.
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+    folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site / "packages.pth").write_text("\n".join(folders) + "\n")
+    return python
+
+
+def copy(origin: Path, target: Path) -> None:
+    for path in [origin] if origin.is_file() else sorted(origin.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts and "egg-info" not in str(path):
+            copied = target / path.relative_to(origin)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copied.write_bytes(path.read_bytes())

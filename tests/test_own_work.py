@@ -1,5 +1,6 @@
 """What docs/your_own.md promises, with the files that stand in it."""
 
+import os
 import re
 import shlex
 import shutil
@@ -145,6 +146,7 @@ def test_too_few_display_names_are_refused_before_training(
     arguments = ["dataset=npz", "dataset.source.path=pictures.npz", *TINY]
     assert train.main([*arguments, "dataset.display_names=[a,b,c]"]) == 2
     assert "display_names has 3 names, but npz has 2 classes" in capsys.readouterr().err
+    assert not (own / "outputs").exists()
 
 
 def test_a_number_of_inputs_that_does_not_fit_is_refused(
@@ -176,3 +178,28 @@ def test_console_script_finds_the_module_where_it_is_started(own: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert len(find_runs(own / "outputs")) == 2
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_works_from_an_installed_wheel(
+    own: Path, installed_wheel: Path
+) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment["CIFAR_LAB_DATA"] = str(own / "data")
+    of_own_model = None
+    for words in commands_of_the_page():
+        name, *rest = words
+        found = find_runs(own / "outputs") if (own / "outputs").exists() else []
+        runs = sorted(found, key=lambda run: run.path.stat().st_mtime)
+        if "--trust" in rest:
+            of_own_model = of_own_model or str(runs[0].path)
+            rest = [of_own_model if word == "RUN_DIR" else word for word in rest]
+        rest = [str(runs[-1].path) if word == "RUN_DIR" else word for word in rest]
+        command = [str(installed_wheel), "-m", f"cifar_lab.{name}", *rest]
+        if name == "train":
+            command += TINY
+        done = subprocess.run(
+            command, cwd=own, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert len(find_runs(own / "outputs")) == 5

@@ -10,7 +10,6 @@ from cifar_lab.config import DatasetConfig, RunConfig, to_plain
 from cifar_lab.data import Batches, Normalisation, Splits, load_arrays, make_splits, split_indices
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.store import data_root
-from cifar_lab.errors import RequestError
 from cifar_lab.training import TrainState, make_schedule
 
 _LOADED: dict[str, ImageArrays] = {}
@@ -34,14 +33,7 @@ def check_data(settings: RunConfig) -> None:
 def load_splits(settings: RunConfig, where: str) -> Splits:
     """Load a run's dataset and divide it, on a device."""
     arrays = load_dataset(settings.dataset)
-    splits = make_splits(arrays, settings.dataset, settings.split, where)
-    names = settings.dataset.display_names
-    if names and len(names) != len(splits.class_names):
-        raise RequestError(
-            f"dataset.display_names has {len(names)} names, but {settings.dataset.name} has "
-            f"{len(splits.class_names)} classes: {', '.join(splits.class_names[:20])}"
-        )
-    return splits
+    return make_splits(arrays, settings.dataset, settings.split, where)
 
 
 def build_state(settings: RunConfig, splits: Splits, where: str) -> tuple[TrainState, Batches]:

@@ -111,11 +111,13 @@ def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
                 f"dataset.image_shape={dataset.image_shape}, but the images of {dataset.name} are "
                 f"{list(images.shape[1:])}; set dataset.image_shape={list(images.shape[1:])}"
             )
-    if dataset.classes is not None and len(dataset.classes) != len(arrays.class_names):
-        raise RequestError(
-            f"dataset.classes has {len(dataset.classes)} names, but {dataset.name} has "
-            f"{len(arrays.class_names)} classes"
-        )
+    for name in ("classes", "display_names"):
+        names = getattr(dataset, name)
+        if names is not None and len(names) != len(arrays.class_names):
+            raise RequestError(
+                f"dataset.{name} has {len(names)} names, but {dataset.name} has "
+                f"{len(arrays.class_names)} classes: {', '.join(arrays.class_names[:20])}"
+            )
     return arrays
 
 

@@ -166,7 +166,7 @@ def _run(
     run.rewrite_metrics(state.history, watched=settings.evaluation.watch_test)
     if settings.training.step_history:
         run.rewrite_steps([r for r in run.read_steps() if _is_done(r.epoch, r.step, state)])
-    log.info(_banner(settings, state))
+    log.info(_banner(settings))
     epochs_before, training_since = state.epoch + state.step / len(batches), time.perf_counter()
     _train(run, settings, splits, state, batches, stop)
     training = time.perf_counter() - training_since
@@ -490,7 +490,7 @@ def _training_fields(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _banner(settings: RunConfig, state: TrainState) -> str:
+def _banner(settings: RunConfig) -> str:
     return (
         f"Training model {_class_name(settings.model)} with learning rate: "
         f"{settings.optimizer.get('lr')}, optimizer: {_class_name(settings.optimizer)} and "

@@ -21,7 +21,8 @@ device.configure("cpu", 1, False)
 def step():
     kept = [torch.ones(4_000_000) for _ in range(4)]  # 64 MB, as the activations of a step
 
-step()
+for _ in range(3):  # until the heap has found its shape
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     step()
@@ -43,7 +44,7 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
         return int(answer.stdout)
 
     pages = 64_000_000 // 4096
-    assert faults() < pages / 10
+    assert faults() < pages / 100
     assert faults(MALLOC_MMAP_THRESHOLD_="1000000") > pages / 2, "the environment wins"
 
 

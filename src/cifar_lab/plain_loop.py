@@ -1,10 +1,14 @@
 """A training loop as most people write it: PIL transforms, DataLoader, fp32, `loss.item()`.
 
 It is here to be measured against, in the same run and on the same images (`cifar_lab.benchmark`);
-nothing else uses it.
+nothing else uses it. It runs in a process of its own: what a run sets for its process, such as the
+allocator's ways, is not what most people have.
 """
 
+import functools
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cifar_lab.config import AugmentationConfig
+from cifar_lab import components
+from cifar_lab.building import make_model, normalisation
+from cifar_lab.config import AugmentationConfig, RunConfig
 from cifar_lab.data import Normalisation, Split
 
 
@@ -90,3 +96,92 @@ def train(
             running_loss += loss.item() * len(labels)
             correct += (logits.argmax(1) == labels).sum().item()
             yield len(labels)
+
+
+class OwnProcess:
+    """The process of a run's plain loops; it starts with the first step that is asked of it."""
+
+    def __init__(self, settings: RunConfig, where: str) -> None:
+        self._settings = settings
+        self._where = where
+        self._connection: Connection | None = None
+
+    def steps(self, kind: str, workers: int) -> Iterator[int]:
+        """Do a step (`train`) or read a batch (`read`) each time; yield its number of images."""
+        try:
+            while True:
+                yield self._ask(kind, workers, more=True)
+        finally:
+            self._ask(kind, workers, more=False)
+
+    def stop(self) -> None:
+        """End the process, if it has started."""
+        if self._connection is not None:
+            self._connection.send(None)
+            self._connection.close()
+            self._connection = None
+
+    def _ask(self, kind: str, workers: int, *, more: bool) -> int:
+        if self._connection is None:
+            context = multiprocessing.get_context("spawn")
+            self._connection, other = context.Pipe()
+            arguments = (other, self._settings, self._where, multiprocessing.get_start_method())
+            context.Process(target=_serve, args=arguments).start()
+            other.close()
+        try:
+            self._connection.send((kind, workers, more))
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise RuntimeError("the process of the plain loop ended") from error
+        if isinstance(answer, Exception):
+            raise answer
+        return int(answer)
+
+
+def _serve(connection: Connection, settings: RunConfig, where: str, start_method: str) -> None:
+    """Answer what `OwnProcess` asks until it ends."""
+    from cifar_lab.speed import load_images  # speed imports this file
+
+    # A spawned process spawns its own, which is not how a DataLoader starts its workers elsewhere.
+    multiprocessing.set_start_method(start_method, force=True)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    splits, _ = load_images(settings, where)
+
+    @functools.cache
+    def loader(workers: int) -> DataLoader[tuple[Any, int]]:
+        return make_loader(
+            splits.train,
+            settings.augmentation,
+            normalisation(settings),
+            batch_size=settings.training.batch_size,
+            workers=workers,
+        )
+
+    def start(kind: str, workers: int) -> Iterator[int]:
+        if kind == "read":
+            return read(loader(workers), where)
+        model = make_model(settings, splits, where).to(memory_format=torch.contiguous_format)
+        optimizer = components.build(settings.optimizer, "optimizer", params=model.parameters())
+        return train(model, optimizer, loader(workers), where)
+
+    running: dict[tuple[str, int], Iterator[int]] = {}
+    while (asked := _received(connection)) is not None:
+        kind, workers, more = asked
+        try:
+            if more and (kind, workers) not in running:
+                running[kind, workers] = start(kind, workers)
+            done = next(running[kind, workers]) if more else 0
+            if not more:
+                running.pop((kind, workers)).close()  # type: ignore[attr-defined]
+            connection.send(done)
+        except Exception as error:
+            connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def _received(connection: Connection) -> Any:
+    """Return the next request; None where whoever asked is gone."""
+    try:
+        return connection.recv()
+    except EOFError:
+        return None

@@ -25,13 +25,13 @@ from cifar_lab.building import (
     build_state,
     load_splits,
     make_model,
-    normalisation,
     optimizer_settings,
 )
 from cifar_lab.config import RunConfig
 from cifar_lab.data import Batches, Splits, make_splits
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.errors import NotNow, RequestError, did_you_mean
+from cifar_lab.plain_loop import OwnProcess
 from cifar_lab.training import fit, key_dropout
 
 _ROUNDS = 5
@@ -159,9 +159,12 @@ def benchmark(settings: RunConfig, *, seconds: float = 60.0, only: Sequence[str]
     where = settings.device
     device.configure(where, settings.threads, settings.deterministic)
     splits, images = load_images(settings, where)
-    contenders = _chosen(_contenders(settings, splits, where), only)
-    synchronise = _synchroniser(where)
-    speeds = measure(contenders, seconds=seconds, synchronise=synchronise)
+    plain = OwnProcess(settings, where)
+    contenders = _chosen(_contenders(settings, splits, where, plain), only)
+    try:
+        speeds = measure(contenders, seconds=seconds, synchronise=_synchroniser(where))
+    finally:
+        plain.stop()
     multiply_adds = count_multiply_adds(settings, splits, where)
     ceiling = next((s.median for s in speeds if s.name == "matmul" and s.rates), None)
     return Report(
@@ -219,7 +222,9 @@ def _slice(
             torch.set_num_threads(threads)
 
 
-def _contenders(settings: RunConfig, splits: Splits, where: str) -> list[Contender]:
+def _contenders(
+    settings: RunConfig, splits: Splits, where: str, plain: OwnProcess
+) -> list[Contender]:
     def bound(
         name: str, label: str, *, group: str = "options", threads: int | None = None, **changes: Any
     ) -> Contender:
@@ -232,7 +237,7 @@ def _contenders(settings: RunConfig, splits: Splits, where: str) -> list[Contend
             "epoch", "epoch", "our training epoch", lambda: _epoch_steps(settings, splits, where)
         ),
         Contender("data", "data", "our data alone", lambda: _data(settings, splits, where)),
-        *_plain_contenders(settings, splits, where),
+        *_plain_contenders(plain, where),
         *(bound(*option, **changes) for option, changes in _options(settings, where).items()),
         *(
             bound(f"threads_{n}", f"threads={n}", threads=n)
@@ -346,39 +351,16 @@ def _data(settings: RunConfig, splits: Splits, where: str) -> Iterator[int]:
             yield len(labels)
 
 
-def _plain_contenders(settings: RunConfig, splits: Splits, where: str) -> list[Contender]:
-    @functools.cache
-    def loader(workers: int) -> Any:
-        from cifar_lab import plain_loop
-
-        return plain_loop.make_loader(
-            splits.train,
-            settings.augmentation,
-            normalisation(settings),
-            batch_size=settings.training.batch_size,
-            workers=workers,
-        )
-
-    def train(workers: int) -> Iterator[int]:
-        from cifar_lab import plain_loop
-
-        model = make_model(settings, splits, where).to(memory_format=torch.contiguous_format)
-        optimizer = components.build(settings.optimizer, "optimizer", params=model.parameters())
-        return plain_loop.train(model, optimizer, loader(workers), where)
-
-    def read(workers: int) -> Iterator[int]:
-        from cifar_lab import plain_loop
-
-        return plain_loop.read(loader(workers), where)
-
+def _plain_contenders(plain: OwnProcess, where: str) -> list[Contender]:
     counts = {0, 1, 2} if where == "cpu" else {0, 2, min(8, os.cpu_count() or 1)}
     contenders = []
     for workers in sorted(counts):
         noun = f"{workers} worker{'s' if workers != 1 else ''}"
-        for name, label, start in (
-            ("plain", f"plain loop, {noun}", functools.partial(train, workers)),
-            ("plain_data", f"plain data alone, {noun}", functools.partial(read, workers)),
+        for name, label, kind in (
+            ("plain", f"plain loop, {noun}", "train"),
+            ("plain_data", f"plain data alone, {noun}", "read"),
         ):
+            start = functools.partial(plain.steps, kind, workers)
             contenders.append(
                 Contender(f"{name}_{workers}", name, label, start, 2 * workers + 1, restart=True)
             )

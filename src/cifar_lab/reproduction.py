@@ -209,7 +209,13 @@ def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> st
         for name in dict.fromkeys(row.study.name for row in of_report):
             chosen = [row for row in of_report if row.study.name == name]
             study = chosen[0].config.study
-            parts += [f"### {name}: {study.title or ''}", table(chosen)]
+            parts.append(f"### {name}: {study.title or ''}")
+            if not any(row.runs for row in chosen):
+                figures = f"{len(chosen)} figure{'s' * (len(chosen) > 1)}"
+                run_it = f"`python -m cifar_lab.reproduce {name}` runs it"
+                parts.append(f"Not measured yet ({figures}); {run_it}.")
+                continue
+            parts.append(table(chosen))
             if name in pictures:
                 parts.append(f"![Curves of {name}]({pictures[name]})")
             parts += [text for text in (guesses(chosen), sources(chosen)) if text]

@@ -69,7 +69,8 @@ def draw(
 def overlay(runs: Sequence[RunDir], labels: Sequence[str]) -> "Figure":
     """Return the curves of many runs, a colour and dash for each, named in a legend outside."""
     histories = [run.read_metrics() for run in runs]
-    figure, panels = _grid_of_panels(len(runs), max((len(rows) for rows in histories), default=1))
+    longest = max((len(rows) for rows in histories), default=1)
+    figure, panels = _grid_of_panels(len(runs), longest, histories)
     for index, (label, rows) in enumerate(zip(labels, histories, strict=True)):
         shown = label if rows else f"{label} (no epoch yet)"
         look = {"linewidth": 1.5, "label": style.plain(shown, 60), **style.line_style(index)}
@@ -90,7 +91,8 @@ def bands(
     every = {label: [run.read_metrics() for run in runs] for label, runs in groups.items()}
     lengths = {label: [len(rows) for rows in found if rows] for label, found in every.items()}
     longest = max((min(counts, default=1) for counts in lengths.values()), default=1)
-    figure, panels = _grid_of_panels(len(groups), longest)
+    histories_of_all = [rows for found in every.values() for rows in found]
+    figure, panels = _grid_of_panels(len(groups), longest, histories_of_all)
     for index, (label, found) in enumerate(every.items()):
         length = min(lengths[label], default=0)
         histories = [rows for rows in found if rows]
@@ -181,11 +183,19 @@ def _target(axes: "Axes", accuracy: float) -> None:
     )
 
 
-def _grid_of_panels(entries: int, longest: int) -> "tuple[Figure, dict[str, Axes]]":
+def _grid_of_panels(
+    entries: int, longest: int, histories: Sequence[Sequence[EpochMetrics]]
+) -> "tuple[Figure, dict[str, Axes]]":
+    """Return panels of training and validation; of the test set where that alone was watched."""
+    rows = [row for history in histories for row in history]
+    watched = any(row.test_loss is not None for row in rows)
+    held_out = ("val", "Validation")
+    if watched and all(row.val_loss is None for row in rows):
+        held_out = ("test", "Test")
     figure = style.new_figure(13, max(7.5, 0.17 * min(entries, 60) + 1))
     panels: dict[str, Axes] = {}
     for row, quantity in enumerate(("loss", "accuracy")):
-        for column, (prefix, words) in enumerate((("train", "Training"), ("val", "Validation"))):
+        for column, (prefix, words) in enumerate((("train", "Training"), held_out)):
             twin = panels.get(f"train_{quantity}")
             axes = figure.add_subplot(2, 2, 2 * row + column + 1, sharey=twin)
             x_label = "epoch" if row else ""

@@ -115,9 +115,11 @@ def test_what_is_kept_gives_the_same_table_and_the_document(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run, *_) = s3(tmp_path / "runs", 0.005, [0.50, 0.52, 0.54])
+    s3(tmp_path / "runs", 0.005, [0.45], protocol="sound")
+    s3(tmp_path / "runs", 0.0001, [0.30])
     (run.path / "best.pt").write_bytes(b"weights")
     kept = tmp_path / "kept"
-    words = ["S3", "--only", "S3-0.005", "--output-dir"]
+    words = ["S3", "--only", "S3-", "--output-dir"]
     first = run_reproduce(capsys, *words, str(tmp_path / "runs"), "--keep", str(kept))
     file = tmp_path / "docs" / "reproduction.md"
     again = run_reproduce(capsys, *words, str(kept), "--markdown", str(file))
@@ -125,8 +127,8 @@ def test_what_is_kept_gives_the_same_table_and_the_document(
     assert not list(kept.rglob("best.pt"))
     text = file.read_text()
     for expected in (
-        "Written by `python -m cifar_lab.reproduce S3 --only S3-0.005",
-        "3 runs, 1:00 of training",
+        "Written by `python -m cifar_lab.reproduce S3 --only S3- ",
+        "5 runs, 1:40 of training",
         "## In short",
         "### s3_learning_rate: CIFAR-10, two gated convolutions",
         "Guessed in s3_learning_rate",

@@ -39,6 +39,7 @@ class Row:
     """A claim beside the runs that measure it, and beside the sound protocol's figure.
 
     `sound`: None without such a run, or where the protocol that is judged is the sound one.
+    `beside`: the runs that the claim compares with, and those of the sound protocol.
     """
 
     study: Study
@@ -49,6 +50,12 @@ class Row:
     others: tuple[float, ...]
     sound: Interval | None
     same_as_sound: bool
+    beside: tuple[FoundRun, ...]
+
+    @property
+    def all_runs(self) -> tuple[FoundRun, ...]:
+        """Every run that the row quotes."""
+        return (*self.runs, *self.beside)
 
     @property
     def verdict(self) -> Verdict:
@@ -99,14 +106,16 @@ def rows(studies: Sequence[Study], runs: Sequence[FoundRun], only: str | None) -
                 continue
             for config in (c for c in study.configs if speaks_of(claim, c)):
                 found = values(config, claim.metric)
-                others = [c for c in every if is_other(claim, config, c)]
+                others: dict[FoundRun, float] = {}
+                for other in (c for c in every if is_other(claim, config, c)):
+                    others |= values(other, claim.metric)
                 sound = next((c for c in study.sound if speaks_of(claim, c)), None)
                 same = sound is not None and _recipe(sound) == _recipe(
                     replace(config, protocol=sound.protocol)
                 )
                 # The sound protocol tests the weights that validation chose, and those alone.
                 metric = claim.metric.replace("test_accuracy_last", "test_accuracy")
-                fair = list(values(sound, metric).values()) if sound and not same else []
+                fair = values(sound, metric) if sound and not same else {}
                 result.append(
                     Row(
                         study,
@@ -114,9 +123,10 @@ def rows(studies: Sequence[Study], runs: Sequence[FoundRun], only: str | None) -
                         config,
                         tuple(found),
                         tuple(found.values()),
-                        tuple(v for c in others for v in values(c, claim.metric).values()),
-                        interval(fair),
+                        tuple(others.values()),
+                        interval(tuple(fair.values())),
                         same,
+                        (*others, *fair),
                     )
                 )
     return result
@@ -167,7 +177,7 @@ def guesses(found: Sequence[Row]) -> str:
 
 def sources(found: Sequence[Row]) -> str:
     """Return the runs behind the rows: folder, device, time, commit."""
-    runs = {run.run.path: run for row in found for run in row.runs}
+    runs = {run.run.path: run for row in found for run in row.all_runs}
     lines = [
         (
             f"{path}",
@@ -188,7 +198,7 @@ def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> st
     counts: dict[str, int] = {}
     for row in found:
         counts[row.verdict.word] = counts.get(row.verdict.word, 0) + 1
-    runs = {run.run.path: run for row in found for run in row.runs}
+    runs = {run.run.path: run for row in found for run in row.all_runs}
     seconds = sum(run.summary.seconds for run in runs.values())
     parts = [
         "# Reported and measured",

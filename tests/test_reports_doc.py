@@ -17,6 +17,7 @@ QUOTED = re.findall(r"`([^`\n]+)`", PAGE)
 COMMANDS = sorted({q for q in QUOTED if q.startswith("python -m cifar_lab.")})
 SETTINGS = sorted({q for q in QUOTED if re.fullmatch(r"[a-z_.]+=\S+", q)})
 FILES = sorted({q for q in QUOTED if re.fullmatch(r"(src|conf|tests|docs)/\S+", q)})
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 # settings that are refused alone: the rest of what they need
 COMPANY = {"dataset.mean=[0.5,0.5,0.5]": ["dataset.std=[0.5,0.5,0.5]"]}
 
@@ -110,3 +111,12 @@ def test_reproduce_knows_the_report(
     _, words = words_of(command)
     assert reproduce.main([*words, "--list", "--output-dir", str(tmp_path)]) == 0
     assert words[0].lower() in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *PAGES])
+def test_links_of_the_pages_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+    missing = [link for link in links if "://" not in link]
+    missing = [link for link in missing if not ((ROOT / page).parent / link).exists()]
+    assert missing == []

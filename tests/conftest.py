@@ -36,6 +36,8 @@ def why_not(tier: str, config: pytest.Config) -> str:
         return "" if config.getoption("--slow") else "asked for by --slow"
     if tier == "real_data":
         return "" if config.getoption("--real-data") else "asked for by --real-data"
+    if tier in ("browser", "slurm") and not config.getoption("--slow"):
+        return "asked for by --slow"
     if tier == "browser":
         return "" if shutil.which("chromium") else "no chromium on the PATH"
     if tier == "slurm":

@@ -30,6 +30,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 5)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
 def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
     def faults(**environment: str) -> int:
@@ -50,7 +51,13 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_the_update_chosen_on_a_cpu_gives_the_bits_of_torchs_plain_one(optimizer: str) -> None:
-    settings = compose(["dataset=digits", f"optimizer={optimizer}"]).cells[0].config
+    settings = (
+        compose(
+            ["dataset=digits", "model.widths=[4,8]", "model.hidden=16", f"optimizer={optimizer}"]
+        )
+        .cells[0]
+        .config
+    )
     splits = load_splits(settings, "cpu")
     weights = []
     for foreach in (None, False):

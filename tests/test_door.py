@@ -294,6 +294,7 @@ def keys() -> list[str]:
     return sorted(k for k in flatten(to_plain(shipped)) if not any(s in k for s in skipped))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=25,
     deadline=None,

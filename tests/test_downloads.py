@@ -352,6 +352,7 @@ def start(tiny: Tiny) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_fetch_once(tiny: Tiny) -> None:
     tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=len(tiny.archive) / 3))
     both = [start(tiny), start(tiny)]

@@ -49,6 +49,7 @@ def study_of(folder: Path) -> optuna.Study:
     return study
 
 
+@pytest.mark.slow
 def test_a_trial_is_a_run_folder_and_a_larger_number_goes_on(tmp_path: Path) -> None:
     options = ("training.epochs=1", "search.sampler=random")
     first = search(tmp_path, *options, "search.trials=2")
@@ -91,6 +92,7 @@ def test_a_trial_behind_the_others_is_pruned_and_saved(tmp_path: Path) -> None:
     assert 2 <= outcome.cell.epochs_done() < 500
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_stopped_goes_on_in_the_next_search(tmp_path: Path) -> None:
     def interrupt() -> None:
         deadline = time.monotonic() + 60

@@ -62,14 +62,16 @@ def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, 
     difference = one.mean - two.mean
     if one.std is None or two.std is None:
         return difference, None
-    parts = [(found.std or 0.0) ** 2 / found.n for found in (one, two)]
-    variance = sum(parts)
+    variance, degrees = _welch([(one.std**2 / one.n, one.n - 1), (two.std**2 / two.n, two.n - 1)])
+    return difference, t_quantile(degrees) * math.sqrt(variance) if variance else 0.0
+
+
+def _welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the sum of variances, each with its degrees of freedom, and Satterthwaite's of it."""
+    variance = math.fsum(part for part, _ in parts)
     if variance == 0:
-        return difference, 0.0
-    degrees = variance**2 / sum(
-        part**2 / (found.n - 1) for part, found in zip(parts, (one, two), strict=True)
-    )
-    return difference, t_quantile(degrees) * math.sqrt(variance)
+        return 0.0, math.inf
+    return variance, variance**2 / math.fsum(part**2 / count for part, count in parts)
 
 
 def t_quantile(degrees: float) -> float:
@@ -160,11 +162,10 @@ def seeds_test(a: Right, b: Right) -> PairedTest:
         (float(each_b.var(ddof=1)) / seeds_b, seeds_b - 1),
         (float(per_image.var(ddof=1)) / images if images > 1 else 0.0, max(images - 1, 1)),
     )
-    variance = math.fsum(part for part, _ in parts)
+    variance, degrees = _welch(parts)
     if variance == 0:
         p, width = (1.0, 0.0) if difference == 0 else (0.0, 0.0)
     else:
-        degrees = variance**2 / math.fsum(part**2 / count for part, count in parts)
         p = 2 * float(special.stdtr(degrees, -abs(difference) / math.sqrt(variance)))
         width = t_quantile(degrees) * math.sqrt(variance)
     return PairedTest(

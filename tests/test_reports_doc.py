@@ -96,7 +96,8 @@ def test_commands_on_folders_run(
         if name not in mains:
             continue
         words = [next(runs) if word == "RUN_DIR" else word for word in words]
-        words = ["outputs" if word.startswith("outputs/") else word for word in words]
+        folders = [word == "FOLDER" or word.startswith("outputs/") for word in words]
+        words = ["outputs" if is_one else word for word, is_one in zip(words, folders, strict=True)]
         assert mains[name](words) == 0, (command, capsys.readouterr().err)
         ran += 1
     assert ran >= 6

@@ -18,7 +18,7 @@ GROUPS = {
 }
 # groups whose options run here on a few random images
 RUN_GROUPS = ("model", "optimizer", "activation", "dropout", "scheduler", "augmentation", "figures")
-WITHOUT_DROPOUT = {"two_branch", "resnet", "resnet_small"}
+WITHOUT_DROPOUT = {"two_branch", "resnet", "resnet_small", "airbench", "airbench_small"}
 
 
 def test_there_are_yamls_and_groups() -> None:

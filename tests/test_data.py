@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms import functional as vision
 from torchvision.transforms import v2
 
+from cifar_lab import door
 from cifar_lab.config import AugmentationConfig, SplitConfig
 from cifar_lab.data import (
     Batches,
@@ -51,21 +52,22 @@ def labels_of(source: Batches, epoch: int) -> Tensor:
     return torch.cat([images[:, 0, 0, 0] * 255 for images, _ in source.epoch(epoch)]).round().long()
 
 
-@pytest.mark.parametrize("padding", [1, 4, 9])
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+@pytest.mark.parametrize("padding", [1, 4, 7])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 8, 12)])
 def test_crop_and_flip_are_torchvisions_image_by_image(
-    padding: int, shape: tuple[int, int, int]
+    padding: int, shape: tuple[int, int, int], mode: str
 ) -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (40, *shape), generator=generator, dtype=torch.uint8)
     config = AugmentationConfig(crop_padding=padding, horizontal_flip=True)
     draws = draw(40, config, generator, torch.device("cpu"))
-    ours = augment(images, padding, draws, slice(0, 40))
+    ours = augment(images, padding, draws, slice(0, 40), reflect=mode == "reflect")
     assert draws.top is not None
     assert draws.left is not None
     assert draws.flip is not None
     for i, image in enumerate(images):
-        padded = vision.pad(image, [padding])
+        padded = vision.pad(image, [padding], padding_mode=mode)
         expected = vision.crop(padded, int(draws.top[i]), int(draws.left[i]), *shape[1:])
         expected = vision.hflip(expected) if draws.flip[i] else expected
         assert torch.equal(ours[i], expected)
@@ -81,6 +83,33 @@ def test_flip_and_crop_alone() -> None:
     middle = torch.full((6,), 2)
     assert torch.equal(augment(images, 2, Draws(middle, middle, None), slice(0, 6)), images)
     assert augment(images, 0, Draws(None, None, None), slice(0, 6)) is images
+
+
+def test_alternating_flips_mirror_each_image_in_every_second_epoch() -> None:
+    split = split_of(60, whole=100)
+    split.images[..., 0] = 255  # a bright left edge
+    source = batches(
+        split, augmentation=AugmentationConfig(horizontal_flip=True, flips="alternating")
+    )
+
+    def mirrored(epoch: int) -> dict[int, bool]:
+        images = torch.cat([images for images, _ in source.epoch(epoch)])
+        pixels = (images[:, 0, 0, 3] * 255).round().long()
+        return dict(zip(pixels.tolist(), (images[:, 0, 0, -1] == 1).tolist(), strict=True))
+
+    first, second, third = (mirrored(epoch) for epoch in (1, 2, 3))
+    assert len(first) == 60
+    assert all(first[image] != second[image] for image in first)
+    assert first == third
+    assert 15 < sum(first.values()) < 45
+
+
+def test_a_reflected_border_needs_a_larger_image() -> None:
+    line = ["dataset=digits", "augmentation=crop_flip", "augmentation.padding_mode=reflect"]
+    line += ["model.widths=[4,8]", "device=cpu"]
+    assert door.compose([*line, "augmentation.crop_padding=31"], check_all=True).cells
+    with pytest.raises(RequestError, match=r"crop_padding=32 is wrong: .* the image's 32 pixels"):
+        door.compose([*line, "augmentation.crop_padding=32"], check_all=True)
 
 
 def test_offsets_and_flips_are_uniform() -> None:

@@ -3,15 +3,25 @@
 import json
 from typing import Any
 
+import torch
 from torch import nn
 
 from cifar_lab import components, device
 from cifar_lab.config import DatasetConfig, RunConfig, to_plain
-from cifar_lab.data import Batches, Normalisation, Splits, load_arrays, make_splits, split_indices
+from cifar_lab.data import (
+    Batches,
+    Normalisation,
+    Split,
+    Splits,
+    load_arrays,
+    make_splits,
+    split_indices,
+)
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.store import data_root
 from cifar_lab.training import TrainState, make_schedule
 
+_SHOWN = 5000  # training images that a model may look at before its first step
 _LOADED: dict[str, ImageArrays] = {}
 
 
@@ -39,6 +49,7 @@ def load_splits(settings: RunConfig, where: str) -> Splits:
 def build_state(settings: RunConfig, splits: Splits, where: str) -> tuple[TrainState, Batches]:
     """Build what training needs: the state at step 0 and the batches."""
     model = make_model(settings, splits, where)
+    _initialize(model, settings, splits.train)
     component = optimizer_settings(settings.optimizer, where)
     optimizer = components.build(component, "optimizer", params=model.parameters())
     batches = Batches(
@@ -65,6 +76,14 @@ def make_model(settings: RunConfig, splits: Splits, where: str) -> nn.Module:
     model.to(where)
     model.to(memory_format=device.memory_format(where))
     return model
+
+
+def _initialize(model: nn.Module, settings: RunConfig, train: Split) -> None:
+    """Show a model that asks for it, by a method `initialize`, some training images first."""
+    initialize = getattr(model, "initialize", None)
+    if initialize is not None:
+        images = train.images[train.indices[:_SHOWN].to(train.images.device)].cpu()
+        initialize(normalisation(settings)(images, torch.contiguous_format))
 
 
 def normalisation(settings: RunConfig) -> Normalisation:

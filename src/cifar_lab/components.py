@@ -173,6 +173,7 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
     for name, figure in config.figures.items():
         if figure is not None:
             bind(figure, f"figures.{name}", {"run": None})
+    _check_reflection(config)
     if config.continue_from is not None:
         _check_source(config, Path(config.continue_from))
     parameters = _try_model(config)
@@ -180,6 +181,15 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
     if config.scheduler is not None:
         _check_scheduler(config, config.scheduler, optimizer)
     return config
+
+
+def _check_reflection(config: RunConfig) -> None:
+    padding, smallest = config.augmentation.crop_padding, min(config.dataset.image_shape[1:])
+    if config.augmentation.padding_mode == "reflect" and padding >= smallest:
+        raise RequestError(
+            f"augmentation.crop_padding={padding} is wrong: padding_mode=reflect takes less than "
+            f"the image's {smallest} pixels"
+        )
 
 
 def _check_source(config: RunConfig, folder: Path) -> None:
@@ -291,7 +301,8 @@ def code_hash(config: RunConfig) -> str:
     A result whose code_hash differs from today's is never presented silently.
     """
     here = Path(__file__).parent
-    sources = [here / name for name in ("data.py", "training.py", "metrics.py", "device.py")]
+    names = ("data.py", "building.py", "training.py", "metrics.py", "device.py")
+    sources = [here / name for name in names]
     for role in ("dataset.source", "model", "activation", "optimizer", "scheduler"):
         component = config.dataset.source if role == "dataset.source" else getattr(config, role)
         if component is None or component.get("_target_") is None:

@@ -71,10 +71,16 @@ class DropoutConfig:
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Random changes of the training images: zero padding before a random crop, and a flip."""
+    """Random changes of the training images: padding before a random crop, and a flip.
+
+    `padding_mode`: the padding is black, or reflects the image. `flips`: each image is mirrored at
+    random, or in every second epoch (Jordan 2024, arXiv:2404.00498).
+    """
 
     crop_padding: int = setting(0, ge=0, le=64)
+    padding_mode: Literal["zeros", "reflect"] = "zeros"
     horizontal_flip: bool = False
+    flips: Literal["random", "alternating"] = "random"
 
 
 @dataclass(frozen=True)
@@ -114,12 +120,17 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Which weights are scored on which images, and whether they are cropped at random (S0-06)."""
+    """Which weights are scored on which images, and whether they are cropped at random (S0-06).
+
+    `views`: what is scored at the end, the image alone, or the mean of its logits over itself and
+    its mirror image, or over both of these, unmoved and moved one pixel along either diagonal.
+    """
 
     scored_weights: Literal["best", "last"] = "best"
     test: Literal["split", "official"] = "split"
     crop_padding: int = setting(0, ge=0, le=64)
     watch_test: bool = False
+    views: Literal["one", "mirrored", "moved"] = "one"
     batch_size: int = setting(128, ge=1, le=1_000_000)
 
 

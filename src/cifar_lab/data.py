@@ -5,6 +5,7 @@ once by a CPU generator keyed by (seed, epoch), so the batches are the same on e
 resumed run continues exactly.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -238,6 +239,9 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", number))
         order = self.split.indices[self._order(generator)].to(device)
         draws = draw(len(order), self.augmentation, generator, device)
+        if self.augmentation.flips == "alternating" and draws.flip is not None:
+            mirrored = self._alternating_flips(number).to(device)
+            draws = dataclasses.replace(draws, flip=mirrored[order])
         size = _CPU_CHUNK if device.type == "cpu" else _CHUNK
         position = start
         while position < len(self.bounds):
@@ -247,12 +251,24 @@ class Batches:
                 batches.append(self.bounds[position + len(batches)])
             chunk = slice(first, batches[-1][1])
             images = self.split.images.index_select(0, order[chunk])
-            images = augment(images, self.augmentation.crop_padding, draws, chunk)
+            images = augment(
+                images,
+                self.augmentation.crop_padding,
+                draws,
+                chunk,
+                reflect=self.augmentation.padding_mode == "reflect",
+            )
             labels = self.split.labels.index_select(0, order[chunk])
             for begin, end in batches:
                 part = slice(begin - first, end - first)
                 yield self.normalisation(images[part], self.memory_format), labels[part]
             position += len(batches)
+
+    def _alternating_flips(self, number: int) -> Tensor:
+        """Return which images of the official set (N,) epoch `number` mirrors: not two in a row."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "flips"))
+        first = torch.randint(2, (len(self.split.images),), generator=generator)
+        return (first + number) % 2 == 1
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the positions within the split in the order of an epoch (a permutation)."""
@@ -292,10 +308,13 @@ def draw(
     return Draws(top, left, flip)
 
 
-def augment(images: Tensor, padding: int, draws: Draws, part: slice) -> Tensor:
-    """Return uint8 images (B, C, H, W) cropped from their zero-padded selves, and flipped.
+def augment(
+    images: Tensor, padding: int, draws: Draws, part: slice, *, reflect: bool = False
+) -> Tensor:
+    """Return uint8 images (B, C, H, W) cropped from their padded selves, and flipped.
 
-    The same as torchvision's `crop(pad(image, padding), top, left, H, W)`, then `hflip`.
+    The same as torchvision's `crop(pad(image, padding), top, left, H, W)`, then `hflip`; the
+    padding is 0, or with `reflect` the mirrored image (padding_mode="reflect").
     """
     if draws.top is None and draws.flip is None:
         return images
@@ -305,9 +324,13 @@ def augment(images: Tensor, padding: int, draws: Draws, part: slice) -> Tensor:
     if draws.flip is not None:
         columns = torch.where(draws.flip[part, None], width - 1 - columns, columns)
     if draws.top is not None and draws.left is not None:
-        images = functional.pad(images, [padding] * 4)
         rows = rows + draws.top[part, None]
         columns = columns + draws.left[part, None]
+        if reflect:
+            rows = _reflected(rows - padding, height)
+            columns = _reflected(columns - padding, width)
+        else:
+            images = functional.pad(images, [padding] * 4)
     pixels = rows[:, :, None] * images.shape[3] + columns[:, None, :]
     wanted = pixels.flatten(1)[:, None].expand(-1, images.shape[1], -1)
     cropped = images.flatten(2).gather(2, wanted)
@@ -333,6 +356,12 @@ def in_order(
         images = split.images.index_select(0, indices[part])
         images = augment(images, crop_padding, draws, part)
         yield normalisation(images, memory_format), split.labels.index_select(0, indices[part])
+
+
+def _reflected(positions: Tensor, size: int) -> Tensor:
+    """Return positions outside 0..size-1 mirrored at the first and the last pixel."""
+    last = size - 1
+    return last - (last - positions.abs()).abs()
 
 
 def _choose(split: SplitConfig, labels: np.ndarray, count: int) -> np.ndarray:

@@ -52,6 +52,7 @@ def evaluate(
             precision=settings.precision,
             crop_padding=settings.evaluation.crop_padding,
             crop_seed=device.derive_seed(settings.seed, "evaluation", 0),
+            views=settings.evaluation.views,
         )
 
     fields: dict[str, Any] = {"scored_weights": scored}

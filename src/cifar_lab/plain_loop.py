@@ -52,7 +52,9 @@ def make_loader(
     steps: list[Any] = []
     if augmentation.crop_padding:
         size = tuple(split.images.shape[2:])
-        steps.append(transforms.RandomCrop(size, padding=augmentation.crop_padding))
+        mode = "reflect" if augmentation.padding_mode == "reflect" else "constant"
+        crop = transforms.RandomCrop(size, padding=augmentation.crop_padding, padding_mode=mode)
+        steps.append(crop)
     if augmentation.horizontal_flip:
         steps.append(transforms.RandomHorizontalFlip())
     steps.append(transforms.ToTensor())

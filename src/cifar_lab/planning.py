@@ -255,6 +255,7 @@ def _score(model: object, split: object, settings: RunConfig, where: str) -> Non
         batch_size=settings.evaluation.batch_size,
         memory_format=device.memory_format(where),
         precision=settings.precision,
+        views=settings.evaluation.views,
     )
 
 

@@ -76,6 +76,7 @@ def probabilities(
     from cifar_lab.datasets.image_folder import read_picture
     from cifar_lab.evaluation import load_weights
     from cifar_lab.guards import sum_to_one
+    from cifar_lab.training import mean_logits
 
     settings = run.config
     shape = settings.dataset.image_shape
@@ -93,7 +94,7 @@ def probabilities(
     with torch.inference_mode():
         for picture in pixels:
             images = normalisation(settings)(picture[None].to(where), layout)
-            logits = model(images).double().cpu()
+            logits = mean_logits(model, images, settings.evaluation.views).double().cpu()
             rows.append(logits if sum_to_one(logits) else logits.softmax(dim=1))
     return torch.cat(rows).numpy()
 

@@ -295,8 +295,12 @@ def predict(
     precision: str = "fp32",
     crop_padding: int = 0,
     crop_seed: int = 0,
+    views: str = "one",
 ) -> Predictions:
-    """Return the logits of a split's images in evaluation mode, in the split's order."""
+    """Return the logits of a split's images in evaluation mode, in the split's order.
+
+    `views` is EvaluationConfig's: over which views of an image its logits are averaged.
+    """
     model.eval()
     logits, done = torch.empty(0), 0
     with torch.inference_mode(), autocast(str(split.images.device), precision):
@@ -308,7 +312,7 @@ def predict(
             crop_padding=crop_padding,
             crop_seed=crop_seed,
         ):
-            part = model(images)
+            part = mean_logits(model, images, views)
             if done == 0:
                 # One array for all: small results kept beside large activations fragment glibc's
                 # heap, which grew by 40 kB an image.
@@ -317,6 +321,28 @@ def predict(
             done += len(part)
     labels = split.labels.index_select(0, split.indices.to(split.labels.device))
     return Predictions(logits.cpu().numpy(), labels.cpu().numpy(), split.indices.numpy())
+
+
+def mean_logits(model: nn.Module, images: Tensor, views: str) -> Tensor:
+    """Return the logits (B, C) of float images (B, C, H, W), averaged over views of each.
+
+    `one` is the image alone, `mirrored` it and its mirror image, `moved` these two with half of the
+    weight, and with the other half the two moved by a pixel along the diagonal, either way, the
+    border reflected: the six views of airbench94 (Jordan 2024, arXiv:2404.00498).
+    """
+
+    def both(shifted: Tensor) -> Tensor:
+        logits: Tensor = (model(shifted) + model(shifted.flip(-1))) / 2
+        return logits
+
+    if views == "one":
+        logits: Tensor = model(images)
+        return logits
+    if views == "mirrored":
+        return both(images)
+    padded = functional.pad(images, [1] * 4, mode="reflect")
+    moved = both(padded[..., :-2, :-2]) + both(padded[..., 2:, 2:])
+    return both(images) / 2 + moved / 4
 
 
 def history_tensor(rows: list[EpochMetrics]) -> Tensor:

@@ -1,0 +1,110 @@
+"""The network of airbench94: whitened patches, then three groups of two 3x3 convolutions."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_EPSILON = 5e-4  # added to the variances of the patches
+_BIAS_SCALE = 8.0  # SGD moves the biases of the norms 64 times as fast as the rest
+_MOMENTUM = 0.4  # how far the running statistics of a norm move to those of each batch
+_FEATURE_SCALE = 1 / 9
+
+
+class BiasNorm(nn.BatchNorm2d):
+    """Batch norm that learns a bias and no scale, and whose running statistics follow quickly.
+
+    The bias is 8 times its parameter: a step of SGD moves it 64 times as far, and decays it as the
+    rest, which is what a learning rate 64 times as high for the biases alone does.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-12, momentum=_MOMENTUM, affine=False)
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return (B, C, H, W), normalised per channel, plus the bias."""
+        return functional.batch_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            None,
+            _BIAS_SCALE * self.shift,
+            self.training,
+            _MOMENTUM,
+            self.eps,
+        )
+
+
+class Airbench(nn.Module):
+    """The network of airbench94 (Jordan 2024, arXiv:2404.00498).
+
+    A 2x2 convolution, fixed by `initialize` to whiten the patches of the training images and their
+    negatives, then three groups of convolution, 2x2 max pooling, norm, activation, convolution,
+    norm, activation, and the maximum of each channel. Convolutions begin as the identity on as many
+    channels as they can. ``images`` are (B, *image_shape), ``features`` (B, widths[2]), the result
+    (B, num_classes) logits. Left out: the bias of the first convolution, which the paper trains
+    for three epochs, and its Lookahead. There is no place for dropout. Raises ValueError for other
+    than three widths, widths below 1, and images smaller than 16x16.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int,
+        activation: Callable[[], nn.Module],
+        *,
+        widths: list[int],
+    ) -> None:
+        super().__init__()
+        if len(widths) != 3 or min(widths) < 1:
+            raise ValueError("widths must be three numbers, each at least 1")
+        if min(image_shape[1:]) < 16:
+            raise ValueError("three poolings need an image of at least 16x16")
+        patch = image_shape[0] * 4
+        self.whiten = nn.Conv2d(image_shape[0], 2 * patch, 2, bias=False)
+        self.whiten.weight.requires_grad_(False)
+        self.groups = nn.Sequential(activation())
+        channels = 2 * patch
+        for number, width in enumerate(widths, start=1):
+            group = nn.Sequential(
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.MaxPool2d(2),
+                BiasNorm(width),
+                activation(),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                BiasNorm(width),
+                activation(),
+            )
+            for layer in group:
+                if isinstance(layer, nn.Conv2d):
+                    nn.init.dirac_(layer.weight.data[: layer.in_channels])
+            self.groups.add_module(f"group{number}", group)
+            channels = width
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes, bias=False)
+
+    def initialize(self, images: Tensor) -> None:
+        """Set the first convolution by the patches of normalised training images (N, C, H, W)."""
+        size = self.whiten.weight[0].numel()
+        covariance = torch.zeros(size, size, dtype=torch.float64)
+        count = 0
+        for part in torch.split(images, 500):
+            patches = functional.unfold(part, 2).transpose(1, 2).reshape(-1, size)
+            covariance += (patches.T @ patches).double()
+            count += len(patches)
+        variances, directions = torch.linalg.eigh(covariance / count)
+        filters = (directions / (variances + _EPSILON).sqrt()).T.flip(0)
+        both = torch.cat([filters, -filters]).view_as(self.whiten.weight)
+        with torch.no_grad():
+            self.whiten.weight.copy_(both)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the largest value of each channel of the last group, over 9: (B, widths[2])."""
+        return torch.flatten(self.pool(self.groups(self.whiten(images))), 1) * _FEATURE_SCALE
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, num_classes)."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits

@@ -1,0 +1,120 @@
+"""Airbench's network and recipe: whitening, fast biases and views, against plain versions."""
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.transforms import functional as vision
+
+from cifar_lab import door
+from cifar_lab.building import build_state, load_splits
+from cifar_lab.components import build_model
+from cifar_lab.execute import execute
+from cifar_lab.models.airbench import Airbench, BiasNorm
+from cifar_lab.run_dir import RunDir
+from cifar_lab.training import mean_logits
+
+SMALL = ["experiment=airbench_small", "dataset=digits"]
+SMALL += ["dataset.mean=[0.5]", "dataset.std=[0.5]", "model.widths=[8,16,16]", "device=cpu"]
+SMALL += ["split.validation=0.1", "training.batch_size=128"]
+
+
+def test_the_first_convolution_whitens_patches() -> None:
+    """Against numpy's covariance of patches cut one by one."""
+    generator = torch.Generator().manual_seed(0)
+    mixing = 3 * torch.eye(3) + torch.randn(3, 3, generator=generator)
+    images = torch.einsum("ij,njhw->nihw", mixing, torch.rand(600, 3, 16, 16, generator=generator))
+    model = Airbench((3, 16, 16), 10, nn.GELU, widths=[4, 8, 8])
+    model.initialize(images)
+    patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
+    white = patches.double() @ model.whiten.weight.reshape(24, 12).double().T
+    second_moments = white[:, :12].T @ white[:, :12] / len(white)
+    assert torch.allclose(second_moments, torch.eye(12).double(), atol=0.01)
+    assert torch.equal(model.whiten.weight[:12], -model.whiten.weight[12:])
+
+
+def test_convolutions_begin_as_the_identity() -> None:
+    model = Airbench((3, 16, 16), 10, nn.GELU, widths=[4, 8, 8])
+    images = torch.rand(2, 4, 8, 8)
+    first = next(iter(model.groups.group2))  # type: ignore[arg-type]
+    assert isinstance(first, nn.Conv2d)
+    assert torch.allclose(first(images)[:, :4], images)
+
+
+def test_a_bias_moves_and_decays_as_with_a_rate_of_its_own() -> None:
+    """Ten steps of Nesterov SGD, beside a plain batch norm whose bias has 64 times the rate."""
+    torch.manual_seed(0)
+    ours, plain = BiasNorm(3), nn.BatchNorm2d(3, eps=1e-12, momentum=0.4)
+    plain.weight.requires_grad_(False)
+    rate, decay = 0.01, 0.02
+    sgd = functools.partial(torch.optim.SGD, momentum=0.85, nesterov=True)
+    mine = sgd(ours.parameters(), lr=rate, weight_decay=decay)
+    theirs = sgd([plain.bias], lr=64 * rate, weight_decay=decay / 64)
+    for _ in range(10):
+        images, weights = torch.randn(8, 3, 4, 4), torch.randn(8, 3, 4, 4)
+        outputs = []
+        for norm, optimizer in ((ours, mine), (plain, theirs)):
+            optimizer.zero_grad()
+            outputs.append(norm(images))
+            (outputs[-1] * weights).mean().backward()
+            optimizer.step()
+        assert torch.allclose(outputs[0], outputs[1], atol=1e-6)
+    assert plain.bias.abs().max() > 0.01
+    assert torch.allclose(8 * ours.shift, plain.bias, atol=1e-6)
+    assert torch.allclose(ours.eval()(images), plain.eval()(images), atol=1e-5)
+
+
+def test_views_are_averaged_as_torchvision_makes_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 10), nn.Tanh())
+    images = torch.rand(5, 3, 8, 8)
+
+    def moved(by: int) -> Tensor:
+        padded = vision.pad(images, [1], padding_mode="reflect")
+        cropped: Tensor = vision.crop(padded, 1 + by, 1 + by, 8, 8)
+        return cropped
+
+    with torch.no_grad():
+        mirrored = (model(images) + model(vision.hflip(images))) / 2
+        six = mirrored / 2
+        for by in (-1, 1):
+            six += (model(moved(by)) + model(vision.hflip(moved(by)))) / 8
+        assert torch.equal(mean_logits(model, images, "one"), model(images))
+        assert torch.allclose(mean_logits(model, images, "mirrored"), mirrored)
+        assert torch.allclose(mean_logits(model, images, "moved"), six, atol=1e-6)
+
+
+def test_a_run_shows_the_model_its_first_training_images_and_leaves_the_filters() -> None:
+    (cell,) = door.compose(SMALL).cells
+    splits = load_splits(cell.config, "cpu")
+    state, batches = build_state(cell.config, splits, "cpu")
+    shown = Airbench((1, 32, 32), 10, nn.GELU, widths=[8, 16, 16])
+    pixels = splits.train.images[splits.train.indices[:5000]] / 255
+    shown.initialize((pixels - 0.5) / 0.5)
+    assert isinstance(state.model, Airbench)
+    assert torch.allclose(state.model.whiten.weight, shown.whiten.weight, atol=1e-3)
+    before = state.model.whiten.weight.clone()
+    images, labels = next(batches.epoch(1))
+    functional.cross_entropy(state.model(images), labels).backward()  # type: ignore[no-untyped-call]
+    state.optimizer.step()
+    assert torch.equal(state.model.whiten.weight, before)
+
+
+def test_the_recipe_learns_and_its_views_are_scored(tmp_path: Path) -> None:
+    small = [*SMALL, f"output_dir={tmp_path}", "training.epochs=4", "figures=none"]
+    (cell,) = door.compose(small).cells
+    run = RunDir.create(cell.config)
+    summary = execute(run)
+    assert summary.test_accuracy is not None
+    assert summary.test_accuracy > 0.8
+    model = build_model(cell.config, 10)
+    model.load_state_dict(run.read_checkpoint(run.last)["model"])
+    splits = load_splits(cell.config, "cpu")
+    images = (splits.test.images[splits.test.indices] / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        guesses = mean_logits(model.eval(), images, "moved").argmax(1)
+    right = guesses == splits.test.labels[splits.test.indices]
+    assert summary.test_accuracy == pytest.approx(right.double().mean().item(), abs=1.5 / 360)

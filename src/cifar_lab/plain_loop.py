@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 from cifar_lab import components
 from cifar_lab.building import make_model, normalisation
@@ -49,6 +48,8 @@ def make_loader(
     workers: int,
 ) -> DataLoader[tuple[Any, int]]:
     """Return the loader of a split: RandomCrop, RandomHorizontalFlip, ToTensor, Normalize."""
+    from torchvision import transforms  # in the loop's own process; what measures needs none of it
+
     steps: list[Any] = []
     if augmentation.crop_padding:
         size = tuple(split.images.shape[2:])

@@ -98,6 +98,20 @@ def test_a_figure_is_judged_by_every_seed_that_is_there(
     assert all(str(run.path) in text for run in runs), "every figure can be traced to its runs"
 
 
+def test_what_other_code_made_is_shown_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    s3(tmp_path, 0.005, [0.50], code_hash="0" * 12)
+    words = ["S3", "--only", "S3-0.005-test", "--output-dir", str(tmp_path), "--device", "cpu"]
+    assert reproduce.main(words) == 3
+    said = capsys.readouterr()
+    assert rows_of(said.out)["S3-0.005-test"][1] == "50.00 %"
+    assert "Made by other code than today's: 1 of these 1 runs." in said.out
+    assert "1 of 1 cells were left out: made by other code" in said.err
+    assert reproduce.main([*words, "--dry-run"]) == 0
+    assert "Made by other code" in capsys.readouterr().out
+
+
 def test_a_finding_may_compare_two_experiments(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

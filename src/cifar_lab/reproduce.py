@@ -12,7 +12,7 @@ from typing import Any
 from cifar_lab import cli, reproduction
 from cifar_lab.claims import is_other, speaks_of
 from cifar_lab.config import ClaimConfig, RunConfig
-from cifar_lab.errors import RequestError, did_you_mean
+from cifar_lab.errors import NotNow, RequestError, RunFailed, did_you_mean
 from cifar_lab.reproduction import Row, Study, is_asked
 
 KEPT = ("config.yaml", "summary.json", "metrics.csv", "classification_report.json")
@@ -60,16 +60,26 @@ def _reproduce(argv: list[str]) -> int:
         return 0
     if not any(is_asked(claim, arguments.only) for claim in _claims(studies)):
         raise RequestError(f"--only {arguments.only} names no claim of these experiments")
+    failure: NotNow | RunFailed | None = None
     if not arguments.dry_run:
-        _run(studies, arguments)
+        try:
+            _run(studies, arguments)
+        except (NotNow, RunFailed) as error:  # the others' figures are shown all the same
+            failure = error
     found = reproduction.rows(studies, reproduction.find(studies), arguments.only)
     print(reproduction.table(found))
-    for text in (reproduction.guesses(found), reproduction.sources(found)):
+    for text in (
+        reproduction.guesses(found),
+        reproduction.sources(found),
+        reproduction.other_code(found),
+    ):
         print(f"\n{text}" * bool(text), end="\n" * bool(text))
     if arguments.keep is not None:
         _keep(found, Path(arguments.keep))
     if arguments.markdown is not None:
         _write(found, Path(arguments.markdown), argv)
+    if failure is not None:
+        raise failure
     return 0
 
 

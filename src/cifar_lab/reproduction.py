@@ -9,6 +9,7 @@ from typing import Any
 from cifar_lab import tables
 from cifar_lab.cells import FoundRun, show_value
 from cifar_lab.claims import is_other, reported, speaks_of
+from cifar_lab.components import code_hash
 from cifar_lab.config import ClaimConfig, RunConfig, flatten, identity
 from cifar_lab.errors import RequestError, RunFailed
 from cifar_lab.planning import duration
@@ -188,6 +189,15 @@ def sources(found: Sequence[Row]) -> str:
         for path, run in sorted(runs.items())
     ]
     return tables.table(("run", "device", "training", "commit"), lines) if lines else ""
+
+
+def other_code(found: Sequence[Row]) -> str:
+    """Return how many of the runs behind the rows today's code did not make; "" where it did."""
+    runs = list({run.run.path: run for row in found for run in row.all_runs}.values())
+    others = sum(run.summary.code_hash not in (None, code_hash(run.config)) for run in runs)
+    if not others:
+        return ""
+    return f"Made by other code than today's: {others} of these {len(runs)} runs."
 
 
 def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> str:

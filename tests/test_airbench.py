@@ -28,7 +28,7 @@ def test_the_first_convolution_whitens_patches() -> None:
     mixing = 3 * torch.eye(3) + torch.randn(3, 3, generator=generator)
     images = torch.einsum("ij,njhw->nihw", mixing, torch.rand(600, 3, 16, 16, generator=generator))
     model = Airbench((3, 16, 16), 10, nn.GELU, widths=[4, 8, 8])
-    model.initialize(images)
+    model.initialize_from_images(images)
     patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12)
     white = patches.double() @ model.whiten.weight.reshape(24, 12).double().T
     second_moments = white[:, :12].T @ white[:, :12] / len(white)
@@ -93,7 +93,7 @@ def test_a_run_shows_the_model_its_first_training_images_and_leaves_the_filters(
     state, batches = build_state(cell.config, splits, "cpu")
     shown = Airbench((1, 32, 32), 10, nn.GELU, widths=[8, 16, 16])
     pixels = splits.train.images[splits.train.indices[:5000]] / 255
-    shown.initialize((pixels - 0.5) / 0.5)
+    shown.initialize_from_images((pixels - 0.5) / 0.5)
     assert isinstance(state.model, Airbench)
     assert torch.allclose(state.model.whiten.weight, shown.whiten.weight, atol=1e-3)
     before = state.model.whiten.weight.clone()

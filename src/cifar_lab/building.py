@@ -79,8 +79,8 @@ def make_model(settings: RunConfig, splits: Splits, where: str) -> nn.Module:
 
 
 def _initialize(model: nn.Module, settings: RunConfig, train: Split) -> None:
-    """Show a model that asks for it, by a method `initialize`, some training images first."""
-    initialize = getattr(model, "initialize", None)
+    """Give a model that has a method `initialize_from_images` some training images first."""
+    initialize = getattr(model, "initialize_from_images", None)
     if initialize is not None:
         images = train.images[train.indices[:_SHOWN].to(train.images.device)].cpu()
         initialize(normalisation(settings)(images, torch.contiguous_format))

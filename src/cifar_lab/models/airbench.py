@@ -40,13 +40,13 @@ class BiasNorm(nn.BatchNorm2d):
 class Airbench(nn.Module):
     """The network of airbench94 (Jordan 2024, arXiv:2404.00498).
 
-    A 2x2 convolution, fixed by `initialize` to whiten the patches of the training images and their
-    negatives, then three groups of convolution, 2x2 max pooling, norm, activation, convolution,
-    norm, activation, and the maximum of each channel. Convolutions begin as the identity on as many
-    channels as they can. ``images`` are (B, *image_shape), ``features`` (B, widths[2]), the result
-    (B, num_classes) logits. Left out: the bias of the first convolution, which the paper trains
-    for three epochs, and its Lookahead. There is no place for dropout. Raises ValueError for other
-    than three widths, widths below 1, and images smaller than 16x16.
+    A 2x2 convolution, fixed by `initialize_from_images` to whiten the patches of the training
+    images, with each filter's negative; then three groups of convolution, 2x2 max pooling, norm,
+    activation, convolution, norm, activation; then the maximum of each channel. Convolutions begin
+    as the identity on as many channels as they can. ``images`` are (B, *image_shape), ``features``
+    (B, widths[2]), the result (B, num_classes) logits. Left out: the bias of the first convolution,
+    which the paper trains for three epochs. There is no place for dropout. Raises ValueError for
+    other than three widths, widths below 1, and images smaller than 16x16.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Airbench(nn.Module):
         self.pool = nn.AdaptiveMaxPool2d(1)
         self.classifier = nn.Linear(channels, num_classes, bias=False)
 
-    def initialize(self, images: Tensor) -> None:
+    def initialize_from_images(self, images: Tensor) -> None:
         """Set the first convolution by the patches of normalised training images (N, C, H, W)."""
         size = self.whiten.weight[0].numel()
         covariance = torch.zeros(size, size, dtype=torch.float64)

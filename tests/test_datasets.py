@@ -15,6 +15,7 @@ from fileserver import Behaviour, FileServer, file_server
 from omegaconf import OmegaConf
 from PIL import Image
 
+from cifar_lab import files
 from cifar_lab.datasets import ImageArrays, cifar10, digits, idx, image_folder, mnist, npz
 from cifar_lab.datasets.held_out import held_out
 from cifar_lab.datasets.store import (
@@ -159,10 +160,14 @@ def test_a_cache_with_an_object_array_is_refused_without_opening_its_pickle(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_disk_too_full_for_the_cache_does_not_stop_the_run(
-    counted: Counted, caplog: pytest.LogCaptureFixture
+    counted: Counted, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted.folder.mkdir(parents=True)
-    (counted.folder / "test_images.npy.new").symlink_to("/dev/full")
+    def full(path: Path) -> Path:
+        link = path.with_name(f".{path.name}.tmp")
+        link.symlink_to("/dev/full")
+        return link
+
+    monkeypatch.setattr(files, "_temporary", full)
     assert tiny_sets.same(counted.load(), counted.data)
     assert "cannot be cached" in caplog.text
     assert "No space left" in caplog.text

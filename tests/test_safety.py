@@ -78,7 +78,7 @@ TARGETS = [
     "torch.nn.Module.load_state_dict",
     "torch.Tensor",
     "torch.optim.Optimizer.zero_grad",
-    "cifar_lab.run_dir.write_text",
+    "cifar_lab.files.write_text",
     "cifar_lab.run_dir.RunDir",
     "cifar_lab.execute.execute",
     "cifar_lab.datasets.download.download",

@@ -56,7 +56,7 @@ def _benchmark(argv: list[str]) -> int:
     report = benchmark(request.cells[0].config, seconds=arguments.seconds, only=arguments.only)
     print(table(report))
     if arguments.json is not None:
-        from cifar_lab.run_dir import write_text
+        from cifar_lab.files import write_text
 
         write_text(arguments.json, _to_json(report))
     if arguments.figure is not None:

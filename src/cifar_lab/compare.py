@@ -122,7 +122,7 @@ def _embed(runs: "list[FoundRun]", method: str, path: Path) -> str:
     """Draw the features of the runs side by side; return where, or why not."""
     from cifar_lab.errors import RequestError
     from cifar_lab.figures import pca, tsne
-    from cifar_lab.run_dir import replacing
+    from cifar_lab.files import replacing
 
     for run in runs:
         if not run.run.features_file.exists():

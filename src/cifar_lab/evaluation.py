@@ -11,8 +11,9 @@ from cifar_lab.building import load_splits, make_model, normalisation
 from cifar_lab.config import RunConfig
 from cifar_lab.data import Split, Splits, in_order
 from cifar_lab.errors import RequestError
+from cifar_lab.files import write_text
 from cifar_lab.metrics import Predictions, separation
-from cifar_lab.run_dir import RunDir, write_text
+from cifar_lab.run_dir import RunDir
 from cifar_lab.training import predict
 
 _SAMPLES = 8  # images of each kind that a run keeps, to draw

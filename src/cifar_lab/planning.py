@@ -182,7 +182,7 @@ def probe(settings: RunConfig) -> tuple[float, float]:
     from cifar_lab.data import Split
     from cifar_lab.evaluation import evaluate
     from cifar_lab.execute import draw_figures
-    from cifar_lab.run_dir import write_text
+    from cifar_lab.files import write_text
     from cifar_lab.training import fit
 
     where, _ = device.select_device(settings.device)

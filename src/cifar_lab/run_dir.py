@@ -26,6 +26,15 @@ import numpy as np
 from cifar_lab import config as config_module
 from cifar_lab.config import RunConfig
 from cifar_lab.errors import NotNow, RequestError, RunFailed
+from cifar_lab.files import (
+    append_text,
+    copy_at_once,
+    remove_leftovers,
+    replacing,
+    sync_file,
+    try_lock,
+    write_text,
+)
 from cifar_lab.metrics import EpochMetrics, Predictions, StepMetrics, columns
 
 Status = Literal["queued", "running", "interrupted", "failed", "finished"]
@@ -213,7 +222,7 @@ class RunDir:
                 raise RequestError(f"{path} is a link; a run writes into its own folder only")
         with self.lock_file.open("a+") as handle:
             for attempt in range(10):
-                if _try_lock(handle, exclusive=True):
+                if try_lock(handle, exclusive=True):
                     break
                 if attempt == 9:
                     handle.seek(0)
@@ -229,7 +238,7 @@ class RunDir:
         """Whether a process holds the folder now."""
         try:
             with self.lock_file.open("r") as handle:
-                return not _try_lock(handle, exclusive=False)
+                return not try_lock(handle, exclusive=False)
         except OSError:
             return False
 
@@ -241,7 +250,7 @@ class RunDir:
 
     def append_metrics(self, row: EpochMetrics) -> None:
         """Add a row to metrics.csv, safely on disk when this returns."""
-        _append(self.metrics_file, _csv_text(EpochMetrics, [row], header=False))
+        append_text(self.metrics_file, _csv_text(EpochMetrics, [row], header=False))
 
     def read_metrics(self) -> list[EpochMetrics]:
         """Return the rows of metrics.csv; none if there is no file, nor a torn last line."""
@@ -253,7 +262,7 @@ class RunDir:
 
     def append_steps(self, rows: Sequence[StepMetrics]) -> None:
         """Add rows to steps.csv."""
-        _append(self.steps_file, _csv_text(StepMetrics, rows, header=False))
+        append_text(self.steps_file, _csv_text(StepMetrics, rows, header=False))
 
     def read_steps(self) -> list[StepMetrics]:
         """Return the rows of steps.csv; none if per-step history was not asked for."""
@@ -261,7 +270,7 @@ class RunDir:
 
     def append_log(self, text: str) -> None:
         """Add lines to train.log."""
-        _append(self.log_file, text + "\n", sync=False)
+        append_text(self.log_file, text + "\n", safely=False)
 
     # --- checkpoints ----------------------------------------------------------------------------
 
@@ -269,16 +278,16 @@ class RunDir:
         """Replace last.pt, keeping the one before it as last.previous.pt."""
         with replacing(self.last) as handle:
             _save(state, handle)
-            _sync(handle)
+            sync_file(handle)
             if self.last.exists():
-                _copy(self.last, self.previous)  # at no moment is there no last.pt
+                copy_at_once(self.last, self.previous)  # at no moment is there no last.pt
 
     def write_best(self, state: Mapping[str, Any], extra_name: str | None = None) -> None:
         """Replace best.pt; `extra_name` is a second name for the same file (S2-10, S2-11)."""
         with replacing(self.best) as handle:
             _save(state, handle)
         if extra_name is not None:
-            _copy(self.best, self.path / extra_name)
+            copy_at_once(self.best, self.path / extra_name)
 
     def read_checkpoint(self, path: Path) -> dict[str, Any]:
         """Return a checkpoint's tensors and plain values; Damaged if a bit of it is wrong.
@@ -334,8 +343,7 @@ class RunDir:
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a process that was killed; for who holds the lock."""
         for folder in (self.path, self.figures):
-            for path in folder.glob(".*.tmp"):
-                path.unlink(missing_ok=True)
+            remove_leftovers(folder)
 
     def drop_checkpoints(self, *, last: bool) -> None:
         """Remove last.previous.pt, and last.pt too if `last`."""
@@ -441,30 +449,6 @@ def find_runs(folder: Path) -> list[RunDir]:
     return found
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a binary file that becomes `path` when the block ends well, and vanishes if not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            yield handle
-            _sync(handle)
-        temporary.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say where
-        raise
-    _sync_folder(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file as a whole."""
-    with replacing(path) as handle:
-        handle.write(text.encode("utf-8"))
-
-
 def _save(state: Mapping[str, Any], handle: IO[bytes]) -> None:
     import torch
 
@@ -472,35 +456,6 @@ def _save(state: Mapping[str, Any], handle: IO[bytes]) -> None:
     buffer = io.BytesIO()
     torch.save({"format": CHECKPOINT_FORMAT, **state}, buffer)
     handle.write(buffer.getbuffer())
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Make `target` the same file as `source`, at once; a copy on a file system without links."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        with replacing(target) as handle:
-            handle.write(source.read_bytes())
-    else:
-        temporary.replace(target)
-
-
-def _sync(handle: IO[bytes]) -> None:
-    handle.flush()
-    os.fsync(handle.fileno())
-
-
-def _append(path: Path, text: str, *, sync: bool = True) -> None:
-    try:
-        with path.open("ab") as handle:
-            handle.write(text.encode("utf-8"))
-            if sync:
-                _sync(handle)
-    except OSError as error:
-        error.filename = str(path)
-        raise
 
 
 def _csv_text(kind: type, rows: Iterable[Any], *, header: bool, watched: bool = False) -> str:
@@ -563,29 +518,3 @@ def _is_kind(value: Any, kind: Any) -> bool:
     if origin is list:
         return isinstance(value, list) and all(_is_kind(v, arguments[0]) for v in value)
     return type(value) is kind or (kind is float and type(value) is int)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(handle: IO[str], *, exclusive: bool) -> bool:
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

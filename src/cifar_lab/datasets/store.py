@@ -1,6 +1,5 @@
 """The data folder: its place, its lock, its cache of decoded arrays, and how it gets filled."""
 
-import errno
 import hashlib
 import json
 import logging
@@ -11,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.download import SourceFailed, TooSlow, sync
+from cifar_lab.datasets.download import SourceFailed, TooSlow
 from cifar_lab.errors import NotNow, RequestError
+from cifar_lab.files import remove_leftovers, replacing, try_lock
 
 log = logging.getLogger("cifar_lab")
 
@@ -187,31 +186,18 @@ def read_cache(folder: Path, checksums: Mapping[str, str]) -> ImageArrays | None
 def write_cache(folder: Path, arrays: ImageArrays) -> None:
     """Write the decoded arrays; contents.json comes last, so that what it names is complete."""
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     contents = {
         "class_names": list(arrays.class_names),
         "forms": {name: _form(getattr(arrays, name)) for name in ARRAYS},
         "sha256": array_checksums(arrays),
     }
     for name in ARRAYS:
-        with _replacing(folder / f"{name}.npy") as file:
+        with replacing(folder / f"{name}.npy") as file:
             np.save(file, np.ascontiguousarray(getattr(arrays, name)), allow_pickle=False)
     record = {"contents": contents, "sha256": _sha256_of_json(contents)}
-    with _replacing(folder / "contents.json") as file:
+    with replacing(folder / "contents.json") as file:
         file.write(json.dumps(record, indent=1).encode())
-    sync(folder)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    new = path.with_name(path.name + ".new")
-    try:
-        with new.open("wb") as file:
-            yield file
-        sync(new)
-        new.replace(path)
-    except OSError:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def _form(array: NDArray[np.generic]) -> list[object]:
@@ -237,28 +223,9 @@ def _locked(path: Path, name: str) -> Iterator[str]:
         return
     with file:
         said = False
-        while not _try_lock(file):
+        while not try_lock(file):
             if not said:
                 log.warning("another process is getting %s into %s; waiting", name, path.parent)
             said = True
             time.sleep(0.1)
         yield ""
-
-
-def _try_lock(file: IO[bytes]) -> bool:
-    """Take the lock of an open file, which the system gives back when the file is closed."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            return False
-        # Some network file systems have no locks: two processes may then do the same work twice.
-        log.warning("%s cannot be locked: %s", file.name, error.strerror)
-    return True

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cifar_lab import config
 from cifar_lab.config import RunConfig, address, dump, identity, load, parse, to_plain
 from cifar_lab.door import compose
 from cifar_lab.errors import RequestError
+from cifar_lab.schema import shorten
 
 GOLDEN = {
     (): "cifar10-convnet-adam-relu-lr0.001-seed0-7cf6801b",
@@ -164,5 +164,5 @@ def test_a_missing_part_is_named() -> None:
 
 
 def test_long_and_odd_values_are_shown_on_one_line() -> None:
-    assert config.shorten("a\nb\x00c") == "a?b?c"
-    assert len(config.shorten("x" * 5000)) < 110
+    assert shorten("a\nb\x00c") == "a?b?c"
+    assert len(shorten("x" * 5000)) < 110

@@ -20,10 +20,11 @@ from typing import Any
 
 from cifar_lab import config as config_module
 from cifar_lab import measures, significance
-from cifar_lab.config import RunConfig, shorten
+from cifar_lab.config import RunConfig
 from cifar_lab.errors import RequestError, RunFailed
 from cifar_lab.metrics import EpochMetrics, Integers, Predictions
 from cifar_lab.run_dir import RunDir, RunSummary, find_runs
+from cifar_lab.schema import convert, shorten
 from cifar_lab.significance import Interval, PairedTest, interval
 
 Key = tuple[str, ...]
@@ -481,7 +482,7 @@ def _checked(summary: RunSummary, run: RunDir) -> RunSummary:
     values["device_name"], values["warnings"] = summary.device_name, summary.warnings
     values["choices"], values["scored_weights"] = summary.choices, summary.scored_weights
     try:
-        checked = {n: config_module.convert(hints[n], value, n) for n, value in values.items()}
+        checked = {n: convert(hints[n], value, n) for n, value in values.items()}
     except RequestError as error:
         raise RunFailed(f"summary.json is damaged: {error}") from None
     return dataclasses.replace(summary, **checked)

@@ -19,18 +19,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.config import (
-    Component,
-    DropoutConfig,
-    RunConfig,
-    convert,
-    load,
-    shorten,
-    to_plain,
-)
+from cifar_lab.config import Component, DropoutConfig, RunConfig, load, to_plain
 from cifar_lab.device import seeded, select_device, select_precision
 from cifar_lab.errors import NotNow, RequestError, RunFailed, Stopped, did_you_mean
 from cifar_lab.metrics import EpochMetrics, columns
+from cifar_lab.schema import convert, shorten
 
 _TRUSTED: set[str] = set()
 _SETTINGS_OF_SCHEDULERS = ("step", "monitor")
@@ -173,7 +166,6 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
     for name, figure in config.figures.items():
         if figure is not None:
             bind(figure, f"figures.{name}", {"run": None})
-    _check_reflection(config)
     if config.continue_from is not None:
         _check_source(config, Path(config.continue_from))
     parameters = _try_model(config)
@@ -181,15 +173,6 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
     if config.scheduler is not None:
         _check_scheduler(config, config.scheduler, optimizer)
     return config
-
-
-def _check_reflection(config: RunConfig) -> None:
-    padding, smallest = config.augmentation.crop_padding, min(config.dataset.image_shape[1:])
-    if config.augmentation.padding_mode == "reflect" and padding >= smallest:
-        raise RequestError(
-            f"augmentation.crop_padding={padding} is wrong: padding_mode=reflect takes less than "
-            f"the image's {smallest} pixels"
-        )
 
 
 def _check_source(config: RunConfig, folder: Path) -> None:

@@ -1,48 +1,26 @@
-"""What a run is: the typed schema of its config, the strict reading of it, and its address.
+"""What a run is: its settings and their types, what does not fit, and its address.
 
 Nothing here knows Hydra or torch. A config enters either through `door.compose` (the shell) or
 through `load` (a run folder); both end in `parse`, which accepts nothing that it does not know.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
-import math
 import re
 import string
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
 
-from cifar_lab.errors import RequestError, did_you_mean
+from cifar_lab.errors import RequestError
+from cifar_lab.schema import default_of, parse_as, setting, wrong
 
 Component = dict[str, Any]
 """A `_target_` (dotted name of a class or function) and its keyword arguments."""
-
-T = TypeVar("T")
-
-
-def setting(
-    default: Any = dataclasses.MISSING,
-    *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    identity: bool = True,
-    factory: Any = dataclasses.MISSING,
-) -> Any:
-    """Declare a field with its range and whether it is part of the address of a run."""
-    metadata = {"identity": identity, "ge": ge, "gt": gt, "le": le, "lt": lt}
-    if factory is not dataclasses.MISSING:
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -59,6 +37,21 @@ class DatasetConfig:
     std: list[float] | None = None
     checksums: dict[str, str] = setting(factory=dict)
     display_names: list[str] | None = setting(None, identity=False)
+
+    def check(self, path: str) -> None:
+        """Refuse a shape that is none, and statistics and names that do not fit it."""
+        shape = self.image_shape
+        if len(shape) != 3 or shape[0] not in (1, 3) or not all(1 <= n <= 4096 for n in shape):
+            raise wrong(f"{path}.image_shape", shape, "[channels (1 or 3), height, width]")
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            if numbers is not None and len(numbers) != shape[0]:
+                raise wrong(f"{path}.{name}", numbers, f"{shape[0]} numbers, one a channel")
+        if self.std is not None and not all(s > 0 for s in self.std):
+            raise wrong(f"{path}.std", self.std, "above 0")
+        names = self.display_names
+        if names and self.classes and len(names) != len(self.classes):
+            raise wrong(f"{path}.display_names", names, f"{len(self.classes)} names, one a class")
 
 
 @dataclass(frozen=True)
@@ -157,6 +150,15 @@ class ClaimConfig:
     note: str | None = None
     suspected: str | None = None
 
+    def check(self, path: str) -> None:
+        """Refuse a claim of nothing, or of two things."""
+        given = [self.value, self.at_least, self.at_most, self.above or None]
+        if sum(one is not None for one in given) != 1:
+            raise RequestError(
+                f"study.claims: {self.id or self.metric} needs one of value, at_least, at_most "
+                "and above"
+            )
+
 
 @dataclass(frozen=True)
 class StudyConfig:
@@ -199,6 +201,39 @@ class RunConfig:
     output_dir: str = setting("outputs", identity=False)
     name: str = setting("runs", identity=False)
     choices: dict[str, str] = setting(factory=dict, identity=False)
+
+    def check(self, path: str) -> None:
+        """Refuse settings that do not fit each other."""
+        for key in ("model", "optimizer"):
+            if not isinstance(getattr(self, key).get("_target_"), str):
+                raise RequestError(f"{key} names no _target_; choose one with {key}=OPTION")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
+            raise wrong("device", self.device, "auto, cuda, cuda:N, mps or cpu")
+        check_name(self.name)
+        _check_folder("output_dir", self.output_dir)
+        if self.training.best_file_name is not None:
+            _check_file_name(self.training.best_file_name)
+        split, dataset = self.split, self.dataset
+        if split.validation >= 1 and split.validation != int(split.validation):
+            raise wrong(
+                "split.validation", split.validation, "a fraction below 1 or a whole number"
+            )
+        size = dataset.train_size if split.source == "train" else dataset.test_size
+        if size is not None and split.validation >= size:
+            raise wrong(
+                "split.validation",
+                split.validation,
+                f"less than the {size} images of the {split.source} set of {dataset.name}",
+            )
+        padding, smallest = self.augmentation.crop_padding, min(dataset.image_shape[1:])
+        if self.augmentation.padding_mode == "reflect" and padding >= smallest:
+            right = f"less than the image's {smallest} pixels, as padding_mode=reflect needs"
+            raise wrong("augmentation.crop_padding", padding, right)
+        if split.validation == 0 and self.training.patience is not None:
+            raise RequestError(
+                "training.patience stops on validation, but split.validation is 0; "
+                "set split.validation=0.1 or training.patience=null"
+            )
 
 
 # Arguments that components received after their first release, with the value that leaves the
@@ -308,7 +343,7 @@ def _identity(value: Any) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for spec in dataclasses.fields(value):
         item = getattr(value, spec.name)
-        if not spec.metadata.get("identity", True) or item == _default(spec):
+        if not spec.metadata.get("identity", True) or item == default_of(spec):
             continue
         if dataclasses.is_dataclass(item):
             nested = _identity(item)
@@ -324,192 +359,6 @@ def _identity(value: Any) -> dict[str, Any]:
     return result
 
 
-def _default(spec: "dataclasses.Field[Any]") -> Any:
-    if spec.default is not dataclasses.MISSING:
-        return spec.default
-    if spec.default_factory is not dataclasses.MISSING:
-        return spec.default_factory()
-    return dataclasses.MISSING
-
-
-@functools.cache  # half of the time of reading a config
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def parse_as(cls: type[T], data: Any, path: str) -> T:
-    """Turn plain containers into a dataclass of settings; `path` is where they stand."""
-    where = path or "the config"
-    if not isinstance(data, Mapping):
-        raise RequestError(f"{where} is {_show(data)}; it must be a group of settings")
-    specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in data:
-        if key not in specs:
-            full = f"{path}.{key}" if path else str(key)
-            raise RequestError(
-                f"there is no setting {shorten(full)}{did_you_mean(str(key), specs)}; "
-                f"{where} has {', '.join(specs)}"
-            )
-    hints = _hints(typing.cast(type, cls))
-    values: dict[str, Any] = {}
-    for name, spec in specs.items():
-        full = f"{path}.{name}" if path else name
-        if name not in data:
-            if _default(spec) is dataclasses.MISSING:
-                raise RequestError(f"{full} is missing; a run needs one")
-            continue
-        values[name] = convert(hints[name], data[name], full)
-        _check_range(spec, values[name], full)
-    parsed = cls(**values)
-    _check_whole(parsed, path)
-    return parsed
-
-
-def convert(kind: Any, value: Any, path: str) -> Any:
-    """Return `value` as `kind` (a type hint of the schema or of a component's signature)."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        _check_plain(value, path)
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        kinds = [k for k in arguments if k is not type(None)]
-        for option in kinds:
-            try:
-                return convert(option, value, path)
-            except RequestError as error:
-                problem = error
-        if len(kinds) == 1:
-            raise problem
-        raise _wrong(path, value, " or ".join(_describe(k) for k in kinds))
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            options = ", ".join(map(str, arguments))
-            guess = did_you_mean(str(value), map(str, arguments))
-            raise _wrong(path, value, f"one of {options}", guess)
-        return value
-    if dataclasses.is_dataclass(kind):
-        return parse_as(typing.cast(type, kind), value, path)
-    if origin in (list, tuple) or kind in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise _wrong(path, value, "a list")
-        inner = arguments[0] if arguments else Any
-        return [convert(inner, item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if origin is dict or kind is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-            raise _wrong(path, value, "a group of settings")
-        inner = arguments[1] if arguments else Any
-        return {k: convert(inner, item, f"{path}.{k}") for k, item in value.items()}
-    return _convert_scalar(kind, value, path)
-
-
-def _convert_scalar(kind: Any, value: Any, path: str) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number:
-        try:
-            converted = float(value)
-        except OverflowError:
-            raise _wrong(path, value, "a number that a float can hold") from None
-        if not math.isfinite(converted):
-            raise _wrong(path, value, "a finite number")
-        return converted
-    if kind is int and number and (isinstance(value, int) or value.is_integer()):
-        return int(value)
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is str and isinstance(value, str):
-        return value
-    raise _wrong(path, value, _describe(kind))
-
-
-def _check_plain(value: Any, path: str) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _wrong(path, value, "a finite number")
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise RequestError(f"{path} has the key {_show(key)}; keys must be text")
-            _check_plain(item, f"{path}.{key}")
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{path}[{i}]")
-    elif value is not None and not isinstance(value, bool | int | float | str):
-        raise _wrong(path, value, "text, a number, a list or a group of settings")
-
-
-def _check_range(spec: "dataclasses.Field[Any]", value: Any, path: str) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    bounds = {k: spec.metadata[k] for k in words if spec.metadata.get(k) is not None}
-    kept = {
-        "ge": lambda b: value >= b,
-        "gt": lambda b: value > b,
-        "le": lambda b: value <= b,
-        "lt": lambda b: value < b,
-    }
-    if not all(kept[k](bound) for k, bound in bounds.items()):
-        rule = " and ".join(f"{words[k]} {bound}" for k, bound in bounds.items())
-        raise _wrong(path, value, rule)
-
-
-def _check_whole(parsed: Any, path: str) -> None:
-    if isinstance(parsed, DatasetConfig):
-        _check_dataset(parsed, path)
-    if isinstance(parsed, RunConfig):
-        _check_run(parsed)
-
-
-def _check_dataset(dataset: DatasetConfig, path: str) -> None:
-    shape = dataset.image_shape
-    if len(shape) != 3 or shape[0] not in (1, 3) or not all(1 <= n <= 4096 for n in shape):
-        raise _wrong(f"{path}.image_shape", shape, "[channels (1 or 3), height, width]")
-    for name in ("mean", "std"):
-        numbers = getattr(dataset, name)
-        if numbers is not None and len(numbers) != shape[0]:
-            raise _wrong(f"{path}.{name}", numbers, f"{shape[0]} numbers, one a channel")
-    if dataset.std is not None and not all(s > 0 for s in dataset.std):
-        raise _wrong(f"{path}.std", dataset.std, "above 0")
-    names = dataset.display_names
-    if names and dataset.classes and len(names) != len(dataset.classes):
-        raise _wrong(f"{path}.display_names", names, f"{len(dataset.classes)} names, one a class")
-
-
-def _check_run(config: RunConfig) -> None:
-    for key in ("model", "optimizer"):
-        if not isinstance(getattr(config, key).get("_target_"), str):
-            raise RequestError(f"{key} names no _target_; choose one with {key}=OPTION")
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", config.device):
-        raise _wrong("device", config.device, "auto, cuda, cuda:N, mps or cpu")
-    check_name(config.name)
-    for claim in config.study.claims:
-        given = [claim.value, claim.at_least, claim.at_most, claim.above or None]
-        if sum(one is not None for one in given) != 1:
-            raise RequestError(
-                f"study.claims: {claim.id or claim.metric} needs one of value, at_least, at_most "
-                "and above"
-            )
-    _check_folder("output_dir", config.output_dir)
-    if config.training.best_file_name is not None:
-        _check_file_name(config.training.best_file_name)
-    split, dataset = config.split, config.dataset
-    if split.validation >= 1 and split.validation != int(split.validation):
-        raise _wrong("split.validation", split.validation, "a fraction below 1 or a whole number")
-    size = dataset.train_size if split.source == "train" else dataset.test_size
-    if size is not None and split.validation >= size:
-        raise _wrong(
-            "split.validation",
-            split.validation,
-            f"less than the {size} images of the {split.source} set of {dataset.name}",
-        )
-    if split.validation == 0 and config.training.patience is not None:
-        raise RequestError(
-            "training.patience stops on validation, but split.validation is 0; "
-            "set split.validation=0.1 or training.patience=null"
-        )
-
-
 def check_name(name: str) -> None:
     """Refuse a `name` that is not one or more plain folder names, such as `runs` or `lab/week3`."""
     parts = name.split("/")
@@ -518,7 +367,7 @@ def check_name(name: str) -> None:
         for p in parts
     )
     if not plain or len(name) > 200 or len(parts) > 4:
-        raise _wrong(
+        raise wrong(
             "name",
             name,
             "a folder name of letters, digits, '.', '_' and '-', such as runs",
@@ -532,7 +381,7 @@ def _check_folder(key: str, folder: str) -> None:
     except UnicodeEncodeError:
         fits = False
     if not folder.strip() or not folder.isprintable() or not fits or len(folder) > 2000:
-        raise _wrong(key, folder, "the name of a folder")
+        raise wrong(key, folder, "the name of a folder")
 
 
 def _check_file_name(template: str) -> None:
@@ -540,7 +389,7 @@ def _check_file_name(template: str) -> None:
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise _wrong("training.best_file_name", template, f"a template ({error})") from None
+        raise wrong("training.best_file_name", template, f"a template ({error})") from None
     plain = all(
         (field is None or field in _BEST_FILE_FIELDS)
         and (not spec or (field in ("acc", "lr") and re.fullmatch(r"\.\d{1,2}[fge]", spec)))
@@ -552,40 +401,8 @@ def _check_file_name(template: str) -> None:
     ending = template.endswith((".pt", ".pth")) and not template.startswith(".")
     if not plain or not ending or template in own or len(template.encode()) > 150:
         fields = ", ".join(f"{{{name}}}" for name in _BEST_FILE_FIELDS)
-        raise _wrong(
+        raise wrong(
             "training.best_file_name",
             template,
             f"a file name of letters, digits and {fields} that ends in .pt or .pth",
         )
-
-
-def _describe(kind: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    if kind in names:
-        return names[kind]
-    origin = typing.get_origin(kind) or kind
-    if origin in (list, tuple):
-        return "a list"
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(kind)))
-    return "a group of settings" if origin is dict else str(getattr(kind, "__name__", kind))
-
-
-def _wrong(path: str, value: Any, right: str, guess: str = "") -> RequestError:
-    return RequestError(f"{path}={_show(value)} is wrong: it must be {right}{guess}")
-
-
-def _show(value: Any) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
-    except (TypeError, ValueError):
-        text = type(value).__name__
-    return shorten(text)
-
-
-def shorten(text: str, length: int = 80) -> str:
-    """Return `text` on one line, cut in the middle where it is longer than `length`."""
-    printable = "".join(c if c.isprintable() else "?" for c in text)
-    if len(printable) <= length:
-        return printable
-    return f"{printable[: length - 20]}...({len(printable)} characters)"

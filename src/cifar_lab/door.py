@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab import components, config
-from cifar_lab.config import RunConfig, flatten, shorten
+from cifar_lab.config import RunConfig, flatten
 from cifar_lab.errors import RequestError, did_you_mean
+from cifar_lab.schema import parse_as, setting, shorten
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class SearchOptions:
     """Who chooses the values that a sweep lists: a grid has them all, Optuna looks for the best."""
 
     method: Literal["none", "optuna"] = "none"
-    trials: int = config.setting(20, ge=1, le=1_000_000)
+    trials: int = setting(20, ge=1, le=1_000_000)
     sampler: Literal["tpe", "random"] = "tpe"
     pruner: Literal["median", "hyperband", "none"] = "median"
-    warmup_epochs: int = config.setting(2, ge=0)
+    warmup_epochs: int = setting(2, ge=0)
     study: str = "search"
-    seed: int = config.setting(0, ge=0, le=2**32 - 1)
+    seed: int = setting(0, ge=0, le=2**32 - 1)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class LaunchOptions:
     plan: bool = False
     rerun: bool = False
     accept_code: bool = False
-    jobs: int | Literal["auto"] = config.setting("auto", ge=1, le=1024)
-    jobs_per_gpu: int = config.setting(1, ge=1, le=64)
+    jobs: int | Literal["auto"] = setting("auto", ge=1, le=1024)
+    jobs_per_gpu: int = setting(1, ge=1, le=64)
     trust: list[str] = field(default_factory=list)
     search: SearchOptions = field(default_factory=SearchOptions)
 
@@ -462,7 +463,7 @@ def _resolve(node: DictConfig) -> dict[str, Any]:
 def _take_options(plain: dict[str, Any]) -> LaunchOptions:
     """Remove what concerns launching from a config and return it."""
     taken = {key: plain.pop(key) for key in list(plain) if key in _LAUNCH_KEYS}
-    options = config.parse_as(LaunchOptions, taken, "")
+    options = parse_as(LaunchOptions, taken, "")
     if options.trust:
         components.trust(options.trust)
     return options

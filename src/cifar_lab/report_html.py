@@ -12,9 +12,9 @@ import numpy as np
 from cifar_lab import measures, tables
 from cifar_lab.cells import Cell, FoundRun, Study, check_arrays, show_value
 from cifar_lab.claims import Measured, reported
-from cifar_lab.config import shorten
 from cifar_lab.errors import RequestError, RunFailed
 from cifar_lab.metrics import Predictions
+from cifar_lab.schema import shorten
 from cifar_lab.significance import Interval
 
 PAGE = Path(__file__).with_name("report.html")

@@ -36,6 +36,7 @@ from cifar_lab.files import (
     write_text,
 )
 from cifar_lab.metrics import EpochMetrics, Predictions, StepMetrics, columns
+from cifar_lab.schema import shorten
 
 Status = Literal["queued", "running", "interrupted", "failed", "finished"]
 Row = TypeVar("Row", EpochMetrics, StepMetrics)
@@ -186,7 +187,7 @@ class RunDir:
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise RequestError(
-                f"{config_module.shorten(str(self.path))} is no run folder: its summary.json "
+                f"{shorten(str(self.path))} is no run folder: its summary.json "
                 f"cannot be read ({why})"
             ) from None
         try:

@@ -12,12 +12,12 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Literal
 
-from cifar_lab.config import shorten
 from cifar_lab.door import Dimension, SearchOptions
 from cifar_lab.errors import RequestError, RunFailed
 from cifar_lab.execute import Stop
 from cifar_lab.planning import SweepCell, duration
 from cifar_lab.run_dir import RunDir
+from cifar_lab.schema import shorten
 from cifar_lab.sweep import Outcome, Worker, fitting_jobs, process_context
 
 log = logging.getLogger("cifar_lab")

@@ -23,12 +23,13 @@ from typing import Any, Literal
 
 from cifar_lab import components, device
 from cifar_lab.cli import EXIT_CODES
-from cifar_lab.config import RunConfig, shorten
+from cifar_lab.config import RunConfig
 from cifar_lab.errors import NotNow, RequestError, RunFailed, Stopped
 from cifar_lab.execute import Stop, execute, note_killed
 from cifar_lab.files import write_text
 from cifar_lab.planning import SLOW_IMPORTS, Pace, SweepCell, duration, short_names, table
 from cifar_lab.run_dir import RunDir
+from cifar_lab.schema import shorten
 
 log = logging.getLogger("cifar_lab")
 

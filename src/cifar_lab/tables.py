@@ -10,7 +10,7 @@ from typing import Any
 from cifar_lab import measures, significance
 from cifar_lab.cells import Cell, FoundRun, Study
 from cifar_lab.claims import Measured, reported
-from cifar_lab.config import shorten
+from cifar_lab.schema import shorten
 from cifar_lab.significance import Interval, PairedTest
 
 SPREAD_OVER_SEEDS = ("best_val_accuracy", "final_val_accuracy", "best_val_loss", "test_accuracy")

@@ -89,12 +89,18 @@ def off_by(claim: ClaimConfig, values: Sequence[float], others: Sequence[float])
 def reported(claim: ClaimConfig) -> str:
     """Return what the report says: a figure, a bound, or what it compares with."""
     if claim.above:
-        other = ", ".join(f"{key}={show_value(value)}" for key, value in claim.above.items())
-        return f"more than with {other}"
+        return f"more than with {show_settings(claim.above)}"
     for words, value in (("at least ", claim.at_least), ("at most ", claim.at_most)):
         if value is not None:
             return words + measures.show(claim.metric, value)
     return measures.show(claim.metric, claim.value)
+
+
+def show_settings(where: Mapping[str, Any]) -> str:
+    """Return settings as the shell takes them: `optimizer=adam, optimizer.lr=0.001`."""
+    return ", ".join(
+        f"{key.removeprefix('choices.')}={show_value(value)}" for key, value in where.items()
+    )
 
 
 def _values(claim: ClaimConfig, runs: Sequence[FoundRun]) -> list[float]:

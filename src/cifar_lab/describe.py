@@ -253,6 +253,7 @@ def model_text(settings: "RunConfig", num_classes: int) -> str:
         for a, b, c, d, e, note in rows
     ]
     parameters = sum(p.numel() for p in model.parameters())
+    fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     buffers = sum(b.numel() for b in model.buffers())
     cost = sum(layer.multiply_adds for layer in layers)
     name = settings.model["_target_"].rpartition(".")[2]
@@ -263,7 +264,9 @@ def model_text(settings: "RunConfig", num_classes: int) -> str:
             "",
             *lines,
             "",
-            f"parameters: {parameters:,} (and {buffers:,} numbers that are not trained)",
+            f"parameters: {parameters:,}"
+            + (f", {fixed:,} of them fixed" if fixed else "")
+            + f" (and {buffers:,} numbers that are not trained)",
             f"multiply-adds of convolutions and dense layers, per image: {cost:,}",
         ]
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from cifar_lab import tables
 from cifar_lab.cells import FoundRun, show_value
-from cifar_lab.claims import is_other, reported, speaks_of
+from cifar_lab.claims import is_other, reported, show_settings, speaks_of
 from cifar_lab.components import code_hash
 from cifar_lab.config import ClaimConfig, RunConfig, flatten, identity
 from cifar_lab.errors import RequestError, RunFailed
@@ -302,7 +302,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _what(row: Row) -> str:
-    setting = ", ".join(f"{key}={show_value(value)}" for key, value in row.claim.where.items())
+    setting = show_settings(row.claim.where)
     title = row.config.study.title or row.study.name
     return ": ".join(filter(None, [title, setting])) + f", {row.claim.metric.replace('_', ' ')}"
 

@@ -319,7 +319,7 @@ def _setting(config: RunConfig, study: Study) -> str:
         if key.partition(".")[0] not in groups and any(one.get(key) != own[key] for one in flat)
     ]
     parts = [config.choices[group] for group in groups]
-    parts += [f"{key.rpartition('.')[2]} {show_value(own[key])}" for key in keys]
+    parts += [f"{key.removeprefix('optimizer.')} {show_value(own[key])}" for key in keys]
     return ", ".join(parts) or study.name
 
 

@@ -50,6 +50,7 @@ def test_an_option_that_does_not_work_here_is_a_row_with_its_reason() -> None:
     assert found[1].median > 0
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json_and_a_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

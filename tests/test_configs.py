@@ -77,7 +77,7 @@ def option_of(group: str, turn: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "turn", [pytest.param(t, marks=[pytest.mark.slow] if t >= 3 else []) for t in range(LENGTH)]
+    "turn", [pytest.param(t, marks=[pytest.mark.slow] if t >= 2 else []) for t in range(LENGTH)]
 )
 def test_options_run_small(turn: int, arrays: Path, tmp_path: Path) -> None:
     # one run takes the next option of each group: as many runs as the largest group has options

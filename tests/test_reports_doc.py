@@ -61,6 +61,7 @@ def test_file_is_there(file: str) -> None:
     assert (ROOT / file).is_file()
 
 
+@pytest.mark.slow
 def test_settings_are_known() -> None:
     for setting in SETTINGS:
         request = door.compose([setting, *COMPANY.get(setting, []), "device=cpu", "--cfg", "job"])

@@ -112,6 +112,7 @@ def test_what_other_code_made_is_shown_and_said(
     assert "Made by other code" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_finding_may_compare_two_experiments(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

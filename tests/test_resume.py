@@ -25,11 +25,11 @@ from cifar_lab.run_dir import RunDir
 KINDS = {
     "adam": [],
     "sgd": ["optimizer=sgd", "optimizer.momentum=0.9"],
-    "one_cycle": ["scheduler=one_cycle"],
     "plateau": ["scheduler=reduce_on_plateau", "scheduler.patience=0"],
     "patience": ["training.patience=1", "training.min_delta=0.5", "training.epochs=6"],
 }
 MORE_KINDS = {
+    "one_cycle": ["scheduler=one_cycle"],
     "cosine": ["scheduler=cosine"],
     "subset": ["split.sampler=subset"],
     "weighted": ["split.sampler=weighted"],
@@ -240,6 +240,7 @@ def test_training_on_with_another_rate_uses_it(tmp_path: Path) -> None:
     assert [row.learning_rate for row in on.read_metrics()] == [0.001, 0.0001]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_trained_on_resumes_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

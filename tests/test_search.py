@@ -71,6 +71,7 @@ def test_a_trial_is_a_run_folder_and_a_larger_number_goes_on(tmp_path: Path) -> 
     assert best.user_attrs["folder"] in lines
 
 
+@pytest.mark.slow
 def test_a_trial_behind_the_others_is_pruned_and_saved(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     for _ in range(5):

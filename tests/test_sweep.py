@@ -93,6 +93,7 @@ def has_rows(cell: SweepCell) -> bool:
     return cell.run.metrics_file.exists() and cell.epochs_done() > 0
 
 
+@pytest.mark.slow
 def test_the_same_line_skips_what_is_finished_and_a_new_value_runs_alone(tmp_path: Path) -> None:
     first = run(cells_of(tmp_path, "seed=0,1"), jobs=2, command=["-m", "seed=0,1"])
     assert [(o.before, o.after, o.code) for o in first] == [("new", "finished", 0)] * 2
@@ -114,6 +115,7 @@ def test_the_same_line_skips_what_is_finished_and_a_new_value_runs_alone(tmp_pat
     assert sum(line.count("test accuracy") for line in table.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_jobs_nor_on_the_process(tmp_path: Path) -> None:
     one = run(cells_of(tmp_path / "one"), jobs=1)
     two = run(cells_of(tmp_path / "two", "seed=0,1"), jobs=2)
@@ -140,6 +142,7 @@ def test_a_cell_that_fails_is_one_failed_cell(tmp_path: Path) -> None:
     assert [o.before for o in again] == ["failed", "finished"]
 
 
+@pytest.mark.slow
 def test_a_killed_cell_is_one_failed_cell_and_the_next_call_goes_on(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "seed=0,1", "training.epochs=6")
 
@@ -178,6 +181,7 @@ def test_ctrl_c_saves_what_runs_and_leaves_the_rest_queued(tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 def test_images_are_pages_of_the_decoded_file_that_no_cell_copies(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "seed=0,1", "training.epochs=6")
     kept: list[list[str]] = []

@@ -87,13 +87,15 @@ def test_a_figure_is_judged_by_every_seed_that_is_there(
     reported, measured, seeds, protocol, sound, verdict, source = rows["S3-0.005-test"]
     assert (reported, measured, seeds) == ("52.24 %", "52.00 ± 4.97 %", "3")
     assert (protocol, sound) == ("report", "41.00 %"), "the sound one tests the chosen weights"
-    assert re.match(r"reproduced \(within ±0.09\d+, n = 3\)", verdict)
+    assert re.match(
+        r"reproduced \(off by -0\.24 points, one more run within ±9\.\d\d points, n = 3\)", verdict
+    )
     assert source.startswith("S3, comparison table")
     assert rows["S3-0.01-test"][1:6] == ["–", "0", "report", "–", "not measured yet"]
-    assert rows["S3-0.0001-test"][5].startswith("differs so far (off by -0.0857")
+    assert rows["S3-0.0001-test"][5].startswith("differs so far (off by -8.57 points")
     best = rows["S3-best-over-worst"]
     assert best[0] == "more than with optimizer.lr=0.0001"
-    assert best[5] == "consistent (difference +0.22, n = 3 and 1)"
+    assert best[5] == "consistent (difference +22.00 points, n = 3 and 1)"
     assert "Guessed in s3_learning_rate: architecture: reading R1" in text
     assert all(str(run.path) in text for run in runs), "every figure can be traced to its runs"
 
@@ -123,7 +125,7 @@ def test_a_finding_may_compare_two_experiments(
     row = rows["S2-1e-3-features"]
     assert row[:4] == ["more than with name=s2_untrained", "96.00 %", "1", "report"]
     assert row[4] == "the same", "nothing in S2 touches the test set"
-    assert row[5] == "consistent (difference +0.26, n = 1 and 1)"
+    assert row[5] == "consistent (difference +26.00 points, n = 1 and 1)"
 
 
 def test_what_is_kept_gives_the_same_table_and_the_document(

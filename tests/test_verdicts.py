@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from scipy import stats  # type: ignore[import-untyped]
 
+from cifar_lab import measures
 from cifar_lab.config import ClaimConfig, RunConfig, parse, to_plain
 from cifar_lab.errors import RequestError
 from cifar_lab.significance import difference_of_means
@@ -137,3 +138,21 @@ def test_a_claim_says_one_thing(config: RunConfig, claim: dict[str, Any]) -> Non
     ]
     with pytest.raises(RequestError, match="X-1 needs one of value, at_least, at_most and above"):
         parse(plain)
+
+
+@pytest.mark.parametrize(
+    ("measure", "value", "sign", "shown"),
+    [
+        ("test_accuracy", -0.0184, "", "-1.84 points"),
+        ("test_accuracy", 0.04, "±", "±4.00 points"),
+        ("best_val_loss", 0.01234, "", "+0.0123"),
+        ("best_epoch", -5.0, "", "-5"),
+        ("seconds_per_epoch", 3.0, "", "+3.0 s"),
+        ("test_accuracy", -1e-9, "", "0.00 points"),
+        ("test_accuracy", None, "", "–"),
+    ],
+)
+def test_differences_are_told_in_the_measures_unit(
+    measure: str, value: float | None, sign: str, shown: str
+) -> None:
+    assert measures.show_difference(measure, value, sign) == shown

@@ -100,7 +100,7 @@ def _different_settings(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
 
 def _scores(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
     """Return the scores side by side; an accuracy with half its 95 % binomial interval's width."""
-    from cifar_lab import measures, tables
+    from cifar_lab import measures
     from cifar_lab.metrics import binomial_half_width
 
     rows = []
@@ -114,7 +114,7 @@ def _scores(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
             cells.append(measures.show(name, value, spread))
         first, second = values
         off = None if first is None or second is None else second - first
-        rows.append([name, *cells, tables.difference_text(name, off)])
+        rows.append([name, *cells, measures.show_difference(name, off)])
     return rows
 
 

@@ -1,6 +1,7 @@
 """The closed table of measures that claims, rankings and tables name: numbers of one run."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from cifar_lab.errors import RequestError, did_you_mean
@@ -160,3 +161,15 @@ def show(name: str, value: float | None, spread: float | None = None) -> str:
         form = ",.0f" if float(value).is_integer() else ",.1f"
     beside = "" if spread is None else f" ± {scale * spread:{form}}"
     return f"{scale * value:{form}}{beside}{unit}"
+
+
+def show_difference(name: str, value: float | None, sign: str = "") -> str:
+    """Return a difference or a width for people: `-1.84 points` of per cent, `+0.0123`, `+2`.
+
+    `sign`: before the number, instead of its own: `±`; `-` and `+` are written by themselves.
+    """
+    if value is None:
+        return "–"
+    shown = show(name, abs(value)).replace(" %", " points")
+    own = ("-" if value < 0 else "+") if re.search("[1-9]", shown) else ""
+    return (sign or own) + shown

@@ -241,7 +241,7 @@ def _claim(study: Study, row: Measured) -> dict[str, Any]:
         "reported": reported(claim),
         "measured": tables.score_text(claim.metric, found),
         "n": 0 if found is None else found.n,
-        "off": tables.difference_text(claim.metric, row.off),
+        "off": measures.show_difference(claim.metric, row.off),
         "verdict": row.verdict,
         "source": "; ".join(filter(None, [claim.says, claim.source, claim.note])),
     }

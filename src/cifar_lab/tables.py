@@ -209,21 +209,13 @@ def claims_table(study: Study, claims: Sequence[Measured]) -> str:
                 reported(claim),
                 score_text(claim.metric, found),
                 str(found.n) if found else "0",
-                difference_text(claim.metric, row.off),
+                measures.show_difference(claim.metric, row.off),
                 row.verdict,
                 "; ".join(filter(None, [claim.says, claim.source, claim.note])),
             ]
         )
     header = ["claim", "measure", "where", "reported", "measured", "n", "difference", "verdict"]
     return table([*header, "source"], rows)
-
-
-def difference_text(name: str, off: float | None) -> str:
-    """Return measured minus reported with its sign."""
-    if off is None:
-        return "–"
-    shown = measures.show(name, abs(off))
-    return f"{'-' if off < 0 else '+'}{shown}" if re.search("[1-9]", shown) else shown
 
 
 def unfinished_table(study: Study) -> str:

@@ -1,11 +1,13 @@
 """The written rule by which a report's figure is set against measured ones."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cifar_lab.config import ClaimConfig, RunConfig
+from cifar_lab.measures import show_difference
 from cifar_lab.significance import Interval, difference_of_means, interval, t_quantile
 
 SEEDS_FOR_A_VERDICT = 3
@@ -54,19 +56,19 @@ def judge(
         return _compare(claim, config, values, others)
     if claim.value is None:
         return _bound(claim, config, found)
+    show = functools.partial(show_difference, claim.metric)
     off = found.mean - claim.value
     if config.study.hinges_on:
-        return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; off by {off:+.4g}")
+        return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; off by {show(off)}")
     if found.n < SEEDS_FOR_A_VERDICT or found.std is None:
         if claim.tolerance is None:
             return Verdict("cannot be judged", f"no tolerance and {found.n} seed")
         near = abs(off) <= claim.tolerance * (1 + 1e-9)
-        reason = f"off by {off:+.4g}, tolerance {claim.tolerance:g}, n = {found.n}"
+        reason = f"off by {show(off)}, tolerance {show(claim.tolerance, '±')}, n = {found.n}"
         return Verdict("consistent" if near else "differs so far", reason)
     half = prediction_half_width(claim, config, values)
-    if abs(off) <= half:
-        return Verdict("reproduced", f"within ±{half:.4g}, n = {found.n}")
-    return Verdict("differs", f"off by {off:+.4g}, one more run within ±{half:.4g}")
+    reason = f"off by {show(off)}, one more run within {show(half, '±')}, n = {found.n}"
+    return Verdict("reproduced" if abs(off) <= half else "differs", reason)
 
 
 def _bound(claim: ClaimConfig, config: RunConfig, found: Interval) -> Verdict:
@@ -74,15 +76,17 @@ def _bound(claim: ClaimConfig, config: RunConfig, found: Interval) -> Verdict:
     sign, bound = (1, claim.at_least) if claim.at_least is not None else (-1, claim.at_most)
     assert bound is not None
     over = sign * (found.mean - bound)
+    size = show_difference(claim.metric, abs(over)).removeprefix("+")
+    side = f"{size} {'on the right side' if over >= 0 else 'short of it'}"
     if config.study.hinges_on:
-        reason = f"{config.study.hinges_on} guessed; {_side(over)}"
-        return Verdict("cannot be judged", reason)
+        return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; {side}")
     half = found.half_width if found.n >= SEEDS_FOR_A_VERDICT else None
     if half is not None and abs(over) >= half:
         word: Word = "reproduced" if over >= 0 else "differs"
-        return Verdict(word, f"{_side(over)}, interval ±{half:.4g}, n = {found.n}")
+        width = show_difference(claim.metric, half, "±")
+        return Verdict(word, f"{side}, interval {width}, n = {found.n}")
     near = over >= -(claim.tolerance or 0.0) * (1 + 1e-9)
-    return Verdict("consistent" if near else "differs so far", f"{_side(over)}, n = {found.n}")
+    return Verdict("consistent" if near else "differs so far", f"{side}, n = {found.n}")
 
 
 def _compare(
@@ -91,18 +95,14 @@ def _compare(
     """Judge `above`: whether the measure is higher than in the other runs."""
     difference, half = difference_of_means(values, others)
     seeds = f"n = {len(values)} and {len(others)}"
-    shown = f"difference {difference:+.4g}"
+    shown = f"difference {show_difference(claim.metric, difference)}"
     if config.study.hinges_on:
         return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; {shown}")
     if min(len(values), len(others)) >= SEEDS_FOR_A_VERDICT and half is not None:
         if abs(difference) > half:
             return Verdict("reproduced" if difference > 0 else "differs", f"{shown}, {seeds}")
-        shown += f" within chance (±{half:.4g})"
+        shown += f" within chance ({show_difference(claim.metric, half, '±')})"
     return Verdict("consistent" if difference > 0 else "differs so far", f"{shown}, {seeds}")
-
-
-def _side(over: float) -> str:
-    return f"{abs(over):.4g} {'on the right side' if over >= 0 else 'short of it'}"
 
 
 def prediction_half_width(claim: ClaimConfig, config: RunConfig, values: Sequence[float]) -> float:

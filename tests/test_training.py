@@ -11,11 +11,14 @@ import torch
 from tiny_runs import TINY, every_step
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cifar_lab import training
 from cifar_lab.building import build_state, load_splits
-from cifar_lab.config import RunConfig
-from cifar_lab.data import Splits
+from cifar_lab.components import build, build_model
+from cifar_lab.config import AugmentationConfig, RunConfig
+from cifar_lab.data import Batches, Normalisation, Splits
 from cifar_lab.device import derive_seed
 from cifar_lab.door import compose
 from cifar_lab.metrics import EpochMetrics
@@ -322,3 +325,53 @@ def test_the_device_is_read_at_most_twice_a_second(
     seconds = (next(ticks) - started) * 0.01
     # beside two a second, the ends of the two phases of each epoch
     assert len(readings) <= 2 * seconds + 4 * 4
+
+
+class Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is brought from the host's memory to the device's, or back."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
+        # lift_fresh: torch.tensor(5, device=...) and new_tensor(5) copy too, out of our sight
+        made = function is torch.ops.aten.lift_fresh.default and result.is_meta
+        self.count += made or len({t.device.type for t in tensors}) > 1
+        return result
+
+
+def test_no_step_moves_anything_between_host_and_device(
+    config: RunConfig, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On `meta`, which stands for a GPU: each copy would make the host wait for the device."""
+    monkeypatch.setattr(Tensor, "tolist", lambda self: [1.0, 1, 1])
+    monkeypatch.setattr(training, "_YIELD_SECONDS", math.inf)
+    assert splits.validation is not None
+    train, validation = (
+        dataclasses.replace(part, images=part.images.to("meta"), labels=part.labels.to("meta"))
+        for part in (splits.train, splits.validation)
+    )
+    moves = []
+    for size in (8, 64):
+        settings = dataclasses.replace(config.training, epochs=1, batch_size=size)
+        model = build_model(config, 10).to("meta")
+        optimizer = build(config.optimizer, "optimizer", params=model.parameters())
+        state = TrainState(model, optimizer, Schedule(), 0, "cpu", "fp32")
+        state.sums = state.sums.to("meta")
+        batches = Batches(
+            train,
+            batch_size=size,
+            seed=0,
+            normalisation=Normalisation([0.5], [0.5]),
+            augmentation=AugmentationConfig(crop_padding=1, horizontal_flip=True),
+        )
+        with Moves() as counted:
+            list(fit(state, batches, validation, settings, evaluation_batch_size=size))
+        moves.append(counted.count)
+    assert 0 < moves[0] <= 10, "the order and the draws of an epoch"
+    assert moves[0] - moves[1] in (0, 2), "the normalisation's two constants, once"

@@ -291,7 +291,7 @@ def endless_steps(
     if keyed:
         key_dropout(model, torch.Generator(where))
     component = optimizer_settings(settings.optimizer, where)
-    if graph:
+    if graph and components.takes(component, "optimizer", "capturable"):
         component = {**component, "capturable": True}
     optimizer = components.build(component, "optimizer", params=model.parameters())
     scaler = torch.amp.GradScaler(where.split(":")[0], enabled=settings.precision == "fp16")

@@ -391,7 +391,7 @@ def _train_epoch(
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).sum()
             count = len(labels)
-            state.sums += torch.stack([loss * count, correct, correct.new_tensor(count)])
+            state.sums += torch.stack([loss * count, correct, torch.full_like(correct, count)])
             if settings.step_history:
                 recent.append(torch.stack([loss.detach(), correct / count]))
         state.step += 1
@@ -435,7 +435,7 @@ def _score(
             logits = state.model(images).float()
             loss = functional.cross_entropy(logits, labels, reduction="sum")
             correct = (logits.argmax(1) == labels).sum()
-            sums += torch.stack([loss, correct, correct.new_tensor(len(labels))])
+            sums += torch.stack([loss, correct, torch.full_like(correct, len(labels))])
         if time.perf_counter() - noted >= _YIELD_SECONDS or done == steps:
             total, right, count = sums.tolist()
             yield Progress("step", "validation", epoch, done, steps, total / count, right / count)

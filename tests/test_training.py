@@ -3,6 +3,9 @@
 import dataclasses
 import itertools
 import math
+import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +24,7 @@ from cifar_lab.config import AugmentationConfig, RunConfig
 from cifar_lab.data import Batches, Normalisation, Splits
 from cifar_lab.device import derive_seed
 from cifar_lab.door import compose
+from cifar_lab.errors import RequestError
 from cifar_lab.metrics import EpochMetrics
 from cifar_lab.training import (
     Diverged,
@@ -375,3 +379,49 @@ def test_no_step_moves_anything_between_host_and_device(
         moves.append(counted.count)
     assert 0 < moves[0] <= 10, "the order and the draws of an epoch"
     assert moves[0] - moves[1] in (0, 2), "the normalisation's two constants, once"
+
+
+COMPILED = """
+import sys
+from torch._dynamo.utils import counters
+from cifar_lab.building import build_state, load_splits
+from cifar_lab.door import compose
+from cifar_lab.training import fit
+
+losses = []
+for chosen in ("false", "true"):
+    words = [*sys.argv[1:], "dropout=none", f"training.compile={chosen}"]
+    config = compose(words).cells[0].config
+    splits = load_splits(config, "cpu")
+    state, batches = build_state(config, splits, "cpu")
+    names = list(state.model.state_dict())
+    rows = [p.row for p in fit(state, batches, splits.validation, config.training) if p.row]
+    losses += [row.train_loss for row in rows]
+    assert list(state.model.state_dict()) == names
+assert not counters["graph_break"], counters["graph_break"]
+print(counters["stats"]["unique_graphs"], *losses)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_trains_as_the_plain_one() -> None:
+    def words_of(*command: str) -> list[str]:
+        answer = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, check=False
+        )
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout.split()
+
+    graphs, *losses = map(float, words_of("-c", COMPILED, *TINY))
+    assert graphs == 4, "whole and last batches, in training and in evaluation"
+    assert losses[2:] == pytest.approx(losses[:2], rel=1e-3)
+    resumed = words_of("-m", "cifar_lab.prove_resume", *TINY, "training.compile=true", "--stops=2")
+    assert "bit for bit" in " ".join(resumed)
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RequestError, match=r"no C\+\+ compiler on the PATH"):
+        config_of("training.compile=true")

@@ -62,7 +62,15 @@ def build_state(settings: RunConfig, splits: Splits, where: str) -> tuple[TrainS
         sampler=settings.split.sampler,
     )
     schedule = make_schedule(settings.scheduler, optimizer, settings.training.epochs, len(batches))
-    state = TrainState(model, optimizer, schedule, settings.seed, where, settings.precision)
+    state = TrainState(
+        model,
+        optimizer,
+        schedule,
+        settings.seed,
+        where,
+        settings.precision,
+        compiled=settings.training.compile,
+    )
     return state, batches
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.config import Component, DropoutConfig, RunConfig, load, to_plain
-from cifar_lab.device import seeded, select_device, select_precision
+from cifar_lab.device import check_compiler, seeded, select_device, select_precision
 from cifar_lab.errors import NotNow, RequestError, RunFailed, Stopped, did_you_mean
 from cifar_lab.metrics import EpochMetrics, columns
 from cifar_lab.schema import convert, shorten
@@ -162,6 +162,8 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
     config = dataclasses.replace(
         config, device=device, precision=select_precision(config.precision, device)
     )
+    if config.training.compile:
+        check_compiler(device)
     bind(config.dataset.source, "dataset.source", {"root": None, "checksums": None})
     for name, figure in config.figures.items():
         if figure is not None:

@@ -100,6 +100,7 @@ class TrainingConfig:
     epochs: int = setting(10, ge=0, le=1_000_000)
     batch_size: int = setting(128, ge=1, le=1_000_000)
     label_smoothing: float = setting(0.0, ge=0, lt=1)
+    compile: bool = False
     patience: int | None = setting(None, ge=1)
     min_delta: float = setting(0.0, ge=0)
     monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"

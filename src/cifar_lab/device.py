@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
@@ -70,6 +71,16 @@ def select_precision(name: Precision, device: str) -> Precision:
     if name == "fp16" and kind == "cpu":
         raise RequestError("precision=fp16 trains on CUDA and MPS only; use bf16 or fp32 on a CPU")
     return "fp32" if name == "auto" else name
+
+
+def check_compiler(device: str) -> None:
+    """RequestError if torch.compile has nothing to compile with on this device."""
+    named = (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")
+    if device == "cpu" and not any(shutil.which(name) for name in named if name):
+        raise RequestError(
+            "training.compile=true: there is no C++ compiler on the PATH; install g++, or leave "
+            "training.compile=false"
+        )
 
 
 def describe_device(device: str) -> str:

@@ -267,7 +267,7 @@ def _options(settings: RunConfig, where: str) -> dict[tuple[str, str], dict[str,
             label = f"optimizer.{name}={str(value).lower()}"
             options[name, label] = {"optimizer": changed}
     options["torch_dropout", "torch's own dropout"] = {"keyed": False}
-    options["compile", "torch.compile, torch's own dropout"] = {"keyed": False, "compiled": True}
+    options["compile", "torch.compile, torch's own dropout"] = {"compiled": True}
     if where.startswith("cuda"):
         options["cuda_graph", "CUDA graph, torch's own dropout"] = {"keyed": False, "graph": True}
     return options
@@ -286,9 +286,10 @@ def endless_steps(
 ) -> Iterator[int]:
     """Train on one batch without end: no data, no counting, no reading of results."""
     settings = dataclasses.replace(settings, **changes)
+    compiled = compiled or settings.training.compile
     layout = memory_format or device.memory_format(where)
     model = make_model(settings, splits, where).to(memory_format=layout).train()
-    if keyed:
+    if keyed and not compiled:
         key_dropout(model, torch.Generator(where))
     component = optimizer_settings(settings.optimizer, where)
     if graph and components.takes(component, "optimizer", "capturable"):
@@ -297,7 +298,7 @@ def endless_steps(
     scaler = torch.amp.GradScaler(where.split(":")[0], enabled=settings.precision == "fp16")
     images, labels = next(_batches(settings, splits, where).epoch(1))
     images = images.contiguous(memory_format=layout)
-    call = torch.compile(model) if compiled else model
+    call = torch.compile(model, dynamic=False) if compiled else model
     smoothing = settings.training.label_smoothing
 
     def step() -> None:

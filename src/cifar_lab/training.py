@@ -108,6 +108,8 @@ class Schedule:
 class TrainState:
     """All that training is: what a checkpoint holds, and nothing else.
 
+    `compiled`: `fit` compiles the network; dropout then draws from torch's global generator, seeded
+    anew each epoch, since torch.compile cannot take another one in.
     `epoch` counts finished epochs and `step` the batches done in the current one; `sums` holds
     [loss * images, correct, images] of the current epoch, on the device; `used_rate` is the
     learning rate of the last step.
@@ -119,6 +121,7 @@ class TrainState:
     seed: int
     device: str
     precision: str
+    compiled: bool = False
     generator: torch.Generator = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     sums: Tensor = field(init=False)
@@ -139,7 +142,8 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(kind, enabled=self.precision == "fp16")
         self.sums = torch.zeros(3, dtype=torch.float64 if kind != "mps" else torch.float32)
         self.sums = self.sums.to(self.device)
-        key_dropout(self.model, self.generator)
+        if not self.compiled:
+            key_dropout(self.model, self.generator)
 
     @property
     def learning_rate(self) -> float:
@@ -239,6 +243,9 @@ def fit(
     `validation` is scored after each epoch; `watched`, a test split that a study looks at (S3, S4),
     too, but nothing is chosen by it. Raises Diverged when the loss is no longer finite.
     """
+    if state.compiled:
+        # One graph for each size of batch: an epoch has two, and kernels for any size are slower.
+        state.model.compile(dynamic=False)
     while state.epoch < settings.epochs and not state.stopped_early:
         epoch = state.epoch + 1
         yield from _train_epoch(state, batches, settings)
@@ -370,6 +377,8 @@ def _train_epoch(
     epoch = state.epoch + 1
     if state.step == 0:
         state.generator.manual_seed(derive_seed(state.seed, "dropout", epoch))
+        if state.compiled:
+            torch.manual_seed(derive_seed(state.seed, "dropout", epoch))
         state.sums.zero_()
         state.seconds = 0.0
     state.model.train()

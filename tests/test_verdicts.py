@@ -141,18 +141,21 @@ def test_a_claim_says_one_thing(config: RunConfig, claim: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("measure", "value", "sign", "shown"),
+    ("measure", "value", "shown"),
     [
-        ("test_accuracy", -0.0184, "", "-1.84 points"),
-        ("test_accuracy", 0.04, "±", "±4.00 points"),
-        ("best_val_loss", 0.01234, "", "+0.0123"),
-        ("best_epoch", -5.0, "", "-5"),
-        ("seconds_per_epoch", 3.0, "", "+3.0 s"),
-        ("test_accuracy", -1e-9, "", "0.00 points"),
-        ("test_accuracy", None, "", "–"),
+        ("test_accuracy", -0.0184, "-1.84 points"),
+        ("best_val_loss", 0.01234, "+0.0123"),
+        ("best_epoch", -5.0, "-5"),
+        ("seconds_per_epoch", 3.0, "+3.0 s"),
+        ("test_accuracy", -1e-9, "0.00 points"),
+        ("test_accuracy", None, "–"),
     ],
 )
 def test_differences_are_told_in_the_measures_unit(
-    measure: str, value: float | None, sign: str, shown: str
+    measure: str, value: float | None, shown: str
 ) -> None:
-    assert measures.show_difference(measure, value, sign) == shown
+    assert measures.show_difference(measure, value) == shown
+
+
+def test_a_width_has_the_unit_and_no_sign() -> None:
+    assert measures.show_width("test_accuracy", 0.04) == "4.00 points"

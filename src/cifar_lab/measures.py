@@ -163,13 +163,14 @@ def show(name: str, value: float | None, spread: float | None = None) -> str:
     return f"{scale * value:{form}}{beside}{unit}"
 
 
-def show_difference(name: str, value: float | None, sign: str = "") -> str:
-    """Return a difference or a width for people: `-1.84 points` of per cent, `+0.0123`, `+2`.
+def show_width(name: str, value: float) -> str:
+    """Return how far apart two values are: `1.84 points` of per cent, `0.0123`, `2`."""
+    return show(name, value).replace(" %", " points")
 
-    `sign`: before the number, instead of its own: `±`; `-` and `+` are written by themselves.
-    """
+
+def show_difference(name: str, value: float | None) -> str:
+    """Return a difference with its sign: `-1.84 points`, `+0.0123`, `+2`, `–`."""
     if value is None:
         return "–"
-    shown = show(name, abs(value)).replace(" %", " points")
-    own = ("-" if value < 0 else "+") if re.search("[1-9]", shown) else ""
-    return (sign or own) + shown
+    shown = show_width(name, abs(value))
+    return ("-" if value < 0 else "+") + shown if re.search("[1-9]", shown) else shown

@@ -11,7 +11,7 @@ import numpy as np
 
 from cifar_lab import measures, tables
 from cifar_lab.cells import Cell, FoundRun, Study, check_arrays, show_value
-from cifar_lab.claims import Measured, reported
+from cifar_lab.claims import Measured, reported, show_settings
 from cifar_lab.errors import RequestError, RunFailed
 from cifar_lab.metrics import Predictions
 from cifar_lab.schema import shorten
@@ -236,7 +236,7 @@ def _claim(study: Study, row: Measured) -> dict[str, Any]:
     return {
         "id": claim.id or row.report,
         "metric": claim.metric,
-        "where": ", ".join(f"{key}={show_value(value)}" for key, value in claim.where.items()),
+        "where": show_settings(claim.where),
         "cell": None if row.cell is None else study.ranking.index(row.cell),
         "reported": reported(claim),
         "measured": tables.score_text(claim.metric, found),

@@ -9,7 +9,7 @@ from typing import Any
 
 from cifar_lab import measures, significance
 from cifar_lab.cells import Cell, FoundRun, Study
-from cifar_lab.claims import Measured, reported
+from cifar_lab.claims import Measured, reported, show_settings
 from cifar_lab.schema import shorten
 from cifar_lab.significance import Interval, PairedTest
 
@@ -198,7 +198,7 @@ def claims_table(study: Study, claims: Sequence[Measured]) -> str:
     rows = []
     for row in claims:
         claim, found = row.claim, row.interval
-        where = ", ".join(f"{key}={value}" for key, value in claim.where.items())
+        where = show_settings(claim.where)
         if row.cell is not None and len([c for c in claims if c.claim == claim]) > 1:
             where = study.label(row.cell)
         rows.append(

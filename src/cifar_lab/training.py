@@ -376,9 +376,10 @@ def _train_epoch(
 ) -> Iterator[Progress]:
     epoch = state.epoch + 1
     if state.step == 0:
-        state.generator.manual_seed(derive_seed(state.seed, "dropout", epoch))
+        seed = derive_seed(state.seed, "dropout", epoch)
+        state.generator.manual_seed(seed)
         if state.compiled:
-            torch.manual_seed(derive_seed(state.seed, "dropout", epoch))
+            torch.manual_seed(seed)
         state.sums.zero_()
         state.seconds = 0.0
     state.model.train()

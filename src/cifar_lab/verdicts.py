@@ -1,13 +1,12 @@
 """The written rule by which a report's figure is set against measured ones."""
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from cifar_lab.config import ClaimConfig, RunConfig
-from cifar_lab.measures import show_difference
+from cifar_lab.measures import show_difference, show_width
 from cifar_lab.significance import Interval, difference_of_means, interval, t_quantile
 
 SEEDS_FOR_A_VERDICT = 3
@@ -56,18 +55,20 @@ def judge(
         return _compare(claim, config, values, others)
     if claim.value is None:
         return _bound(claim, config, found)
-    show = functools.partial(show_difference, claim.metric)
     off = found.mean - claim.value
+    off_by = f"off by {show_difference(claim.metric, off)}"
     if config.study.hinges_on:
-        return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; off by {show(off)}")
+        return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; {off_by}")
     if found.n < SEEDS_FOR_A_VERDICT or found.std is None:
         if claim.tolerance is None:
             return Verdict("cannot be judged", f"no tolerance and {found.n} seed")
         near = abs(off) <= claim.tolerance * (1 + 1e-9)
-        reason = f"off by {show(off)}, tolerance {show(claim.tolerance, '±')}, n = {found.n}"
+        tolerance = show_width(claim.metric, claim.tolerance)
+        reason = f"{off_by}, tolerance ±{tolerance}, n = {found.n}"
         return Verdict("consistent" if near else "differs so far", reason)
     half = prediction_half_width(claim, config, values)
-    reason = f"off by {show(off)}, one more run within {show(half, '±')}, n = {found.n}"
+    within = show_width(claim.metric, half)
+    reason = f"{off_by}, one more run within ±{within}, n = {found.n}"
     return Verdict("reproduced" if abs(off) <= half else "differs", reason)
 
 
@@ -76,15 +77,15 @@ def _bound(claim: ClaimConfig, config: RunConfig, found: Interval) -> Verdict:
     sign, bound = (1, claim.at_least) if claim.at_least is not None else (-1, claim.at_most)
     assert bound is not None
     over = sign * (found.mean - bound)
-    size = show_difference(claim.metric, abs(over)).removeprefix("+")
+    size = show_width(claim.metric, abs(over))
     side = f"{size} {'on the right side' if over >= 0 else 'short of it'}"
     if config.study.hinges_on:
         return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; {side}")
     half = found.half_width if found.n >= SEEDS_FOR_A_VERDICT else None
     if half is not None and abs(over) >= half:
         word: Word = "reproduced" if over >= 0 else "differs"
-        width = show_difference(claim.metric, half, "±")
-        return Verdict(word, f"{side}, interval {width}, n = {found.n}")
+        width = show_width(claim.metric, half)
+        return Verdict(word, f"{side}, interval ±{width}, n = {found.n}")
     near = over >= -(claim.tolerance or 0.0) * (1 + 1e-9)
     return Verdict("consistent" if near else "differs so far", f"{side}, n = {found.n}")
 
@@ -101,7 +102,7 @@ def _compare(
     if min(len(values), len(others)) >= SEEDS_FOR_A_VERDICT and half is not None:
         if abs(difference) > half:
             return Verdict("reproduced" if difference > 0 else "differs", f"{shown}, {seeds}")
-        shown += f" within chance ({show_difference(claim.metric, half, '±')})"
+        shown += f" within chance (±{show_width(claim.metric, half)})"
     return Verdict("consistent" if difference > 0 else "differs so far", f"{shown}, {seeds}")
 
 

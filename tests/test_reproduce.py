@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cifar_lab import door, reproduce
+from cifar_lab import door, planning, reproduce
+from cifar_lab.config import RunConfig
 from cifar_lab.metrics import EpochMetrics
 from cifar_lab.run_dir import RunDir, queued
 
@@ -157,6 +158,19 @@ def test_what_is_kept_gives_the_same_table_and_the_document(
     assert all((file.parent / picture).stat().st_size > 1000 for picture in pictures)
 
 
+def test_the_list_tells_the_time_of_the_runs_as_they_will_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def an_hour(settings: RunConfig) -> tuple[float, float]:
+        return 3600.0 * (settings.threads or 1000) / settings.training.epochs, 0.0
+
+    monkeypatch.setattr(planning, "probe", an_hour)
+    words = ["S0", "--list", "--output-dir", str(tmp_path), "--device", "cpu", "--jobs"]
+    for jobs, time in (("1", "4:00:00"), ("2", "2:00:00"), ("3", "2:00:00"), ("4", "1:00:00")):
+        assert reproduce.main([*words, jobs]) == 0
+        assert f" {time} " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -165,6 +179,7 @@ def test_what_is_kept_gives_the_same_table_and_the_document(
         (["S3", "--only", "S4"], "--only S4 names no claim of these experiments"),
         (["S3", "--seeds", "0"], "--seeds 0 is wrong: it must be at least 1"),
         (["S3", "--jobs", "many"], "--jobs many is wrong: it must be auto or a number"),
+        (["S3", "--jobs", "0"], "--jobs 0 is wrong: it must be auto or a number from 1"),
         ([], "name a report (S0 to S4), an experiment, or all"),
     ],
 )

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from cifar_lab import cli, reproduction
 from cifar_lab.claims import is_other, speaks_of
@@ -52,11 +52,12 @@ def _reproduce(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.seeds < 1:
         raise RequestError(f"--seeds {arguments.seeds} is wrong: it must be at least 1")
+    arguments.jobs = _jobs(arguments.jobs)
     if not arguments.report and not arguments.list:
         raise RequestError("name a report (S0 to S4), an experiment, or all; --list shows them")
     studies = _studies(arguments)
     if arguments.list:
-        print(_listing(studies))
+        print(_listing(studies, arguments.jobs))
         return 0
     if not any(is_asked(claim, arguments.only) for claim in _claims(studies)):
         raise RequestError(f"--only {arguments.only} names no claim of these experiments")
@@ -150,22 +151,24 @@ def _run(studies: Sequence[Study], arguments: argparse.Namespace) -> None:
         if arguments.only is None or _is_needed(config, studies, arguments.only)
         for seed in range(arguments.seeds)
     ]
-    jobs: Any = arguments.jobs
-    if jobs != "auto":
-        try:
-            jobs = int(jobs)
-        except ValueError:
-            raise RequestError(f"--jobs {jobs} is wrong: it must be auto or a number") from None
     with Stop().installed() as stop:
         outcomes = sweep.run_all(
             sweep_cells(configs, [_label(config) for config in configs]),
             stop=stop,
-            jobs=jobs,
+            jobs=arguments.jobs,
             accept_code=arguments.accept_code,
             command=["reproduce", *arguments.report],
         )
         print(sweep.closing_table(outcomes) + "\n", flush=True)
         sweep.raise_for(outcomes, stop)
+
+
+def _jobs(asked: str) -> int | Literal["auto"]:
+    if asked == "auto":
+        return "auto"
+    if not asked.isdecimal() or int(asked) < 1:
+        raise RequestError(f"--jobs {asked} is wrong: it must be auto or a number from 1")
+    return int(asked)
 
 
 def _is_needed(config: RunConfig, studies: Sequence[Study], only: str) -> bool:
@@ -193,30 +196,37 @@ def _label(config: RunConfig) -> list[str]:
     ]
 
 
-def _listing(studies: Sequence[Study]) -> str:
-    """Return each experiment with its runs, its cost and the time it takes here, by a probe."""
+def _listing(studies: Sequence[Study], jobs: int | Literal["auto"]) -> str:
+    """Return each experiment with its runs, its cost and the time it takes here.
+
+    The time is that of all its runs from nothing, as many at a time as `jobs` means: as finished
+    runs took, or by a probe where there is none.
+    """
     from cifar_lab import components
     from cifar_lab.describe import trace
     from cifar_lab.planning import Pace, duration, probe, sweep_cells, table
+    from cifar_lab.sweep import fitting_jobs
 
     rows = []
     for study in studies:
-        config = study.configs[0]
+        cells = sweep_cells(study.configs)
+        configs = [cell.config for cell in cells]
+        config = configs[0]
         pace = Pace()
-        for cell in sweep_cells(study.configs):
+        for cell in cells:
             pace.learn(cell)
         if pace.seconds(config) is None:
             pace.note(config, *probe(config))
-        seconds = sum(pace.seconds(one) or 0.0 for one in study.configs)
+        seconds = pace.time_left(cells, fitting_jobs(configs, jobs)[0], rerun=True) or 0.0
         model = components.build_model(config, len(config.dataset.classes or range(10)))
         per_image = sum(layer.multiply_adds for layer in trace(model, config.dataset.image_shape))
-        epochs = sum(one.training.epochs for one in study.configs)
+        epochs = sum(one.training.epochs for one in configs)
         images = (config.dataset.train_size or 0) * epochs
         rows.append(
             (
                 config.study.report or "-",
                 study.name,
-                str(len(study.configs)),
+                str(len(cells)),
                 f"{per_image / 1e6:,.1f} M",
                 f"{3 * per_image * images / 1e12:,.0f} T",
                 duration(seconds),

@@ -17,7 +17,7 @@ from cifar_lab.config import RunConfig
 from cifar_lab.data import Batches, Split, Splits
 from cifar_lab.execute import execute
 from cifar_lab.figures import confusion_matrix
-from cifar_lab.metrics import Predictions
+from cifar_lab.metrics import EpochMetrics, Predictions
 from cifar_lab.run_dir import RunDir
 from cifar_lab.training import TrainState
 
@@ -291,6 +291,51 @@ def test_a_damaged_neighbour_is_passed_over(tmp_path: Path) -> None:
     other = queue(tmp_path, "seed=1")
     other.summary_file.write_text("{")
     assert guards.check_siblings(run) == []
+
+
+# --- of the losses --------------------------------------------------------------------------------
+
+
+def epochs(*losses: float | tuple[float, float]) -> list[EpochMetrics]:
+    """A history of these training losses, or pairs of training and validation loss."""
+    pairs = [loss if isinstance(loss, tuple) else (loss, None) for loss in losses]
+    return [
+        EpochMetrics(
+            epoch=number,
+            learning_rate=0.05,
+            train_loss=train,
+            train_accuracy=0.1,
+            val_loss=validation,
+            val_accuracy=None if validation is None else 0.1,
+            seconds=1.0,
+            images_per_second=1.0,
+        )
+        for number, (train, validation) in enumerate(pairs, start=1)
+    ]
+
+
+def test_a_network_that_ends_at_chance_is_told() -> None:
+    ten = torch.arange(10).repeat(100)
+    ends_well = [epochs(2.4, 1.9), epochs((2.35, 2.1)), epochs(2.3, 2.28), epochs(2.4), []]
+    assert [guards.check_learning(history, ten) for history in ends_well] == [[]] * 5
+    (warning,) = guards.check_learning(epochs(2.036, 1.717, 1.9, 2.306, (2.306, 2.312)), ten)
+    assert warning.startswith(
+        "learning collapsed after epoch 3: its training loss, 2.3060, is no better than a constant "
+        "answer's, 2.3026 (1.7170 in epoch 2); try a smaller optimizer.lr (it is 0.05)"
+    )
+    (warning,) = guards.check_learning(epochs(2.31, 2.302), ten)
+    assert warning.startswith("the network has learnt nothing")
+    # nine of ten images are of one class: 0.5 is worse than answering the frequencies
+    skewed = torch.tensor([0] * 90 + [1] * 10)
+    assert said(guards.check_learning(epochs(0.5, 0.4), skewed), "constant answer's, 0.3251")
+    assert guards.check_learning(epochs(0.5, 0.3), skewed) == []
+    assert guards.check_learning(epochs(0.0, 0.0), torch.zeros(5, dtype=torch.int64)) == []
+
+
+def test_a_rate_that_teaches_nothing_is_told_in_the_run(tmp_path: Path) -> None:
+    slow = ["optimizer=sgd", "optimizer.lr=1e-9", "training.epochs=2"]
+    run = RunDir.create(compose(*slow, f"output_dir={tmp_path}"))
+    assert said(execute(run).warnings, "learnt nothing")
 
 
 # --- said once, in the log and in summary.json ----------------------------------------------------

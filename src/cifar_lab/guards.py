@@ -5,7 +5,7 @@ summary.json. docs/reports.md lists them by the numbers of the reports' mistakes
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from cifar_lab import device
 from cifar_lab.config import RunConfig, flatten, to_plain
 from cifar_lab.data import Batches, Normalisation, Split, Splits, in_order
-from cifar_lab.metrics import Predictions, binomial_half_width
+from cifar_lab.metrics import EpochMetrics, Predictions, binomial_half_width
 from cifar_lab.run_dir import RunDir
 from cifar_lab.training import TrainState
 
 _PROBED = 64  # images on which a model's outputs and gates are looked at
 _WIDE = 0.02  # a half width of the validation accuracy's interval that is worth a word
 _FEATURES_KEPT = 2000  # images whose features evaluation keeps
+_LEARNT = 0.995  # a loss below this share of a constant answer's is not chance
 
 
 def before(
@@ -39,10 +40,12 @@ def before(
 
 
 def after(run: RunDir, splits: Splits, state: TrainState, batches: Batches) -> list[str]:
-    """Return what can be said after evaluation: of the predictions, the scores and the gates."""
+    """Return what can be said after evaluation: of the losses, predictions, scores and gates."""
     settings = run.config
     official = settings.evaluation.test == "official"
-    warnings = check_predictions(
+    labels = splits.train.labels.cpu().index_select(0, splits.train.indices)
+    warnings = check_learning(state.history, labels)
+    warnings += check_predictions(
         run.read_predictions(), splits.official_test if official else splits.test, splits.test
     )
     if splits.validation is not None:
@@ -134,6 +137,37 @@ def check_gates(model: nn.Module, images: Tensor) -> list[str]:
     return [
         f"the gate of {where} is zero for all of {len(images)} images: nothing passes; take "
         "another seed, or model.gate=softmax"
+    ]
+
+
+def check_learning(history: Sequence[EpochMetrics], labels: Tensor) -> list[str]:
+    """Say where a network ends no better than one that does not look at the image.
+
+    `labels` (N,) are the training images'; answering their frequencies costs a cross-entropy of
+    their entropy, whatever the image. S1's printed rate ends there. Of a single epoch nothing is
+    said.
+    """
+    shares = labels.bincount().double() / max(len(labels), 1)
+    constant = float(torch.special.entr(shares).sum())
+
+    def learnt(row: EpochMetrics) -> bool:
+        losses = [row.train_loss, row.train_loss if row.val_loss is None else row.val_loss]
+        return min(losses) < _LEARNT * constant
+
+    if len(history) < 2 or constant == 0 or learnt(history[-1]):
+        return []
+    last, better = history[-1], [row for row in history if learnt(row)]
+    loss = f"its training loss, {last.train_loss:.4f}, is no better than a constant answer's"
+    loss += f", {constant:.4f}"
+    if not better:
+        return [
+            f"the network has learnt nothing: {loss}; try another optimizer.lr (it is "
+            f"{last.learning_rate:g}), or more epochs"
+        ]
+    best = min(better, key=lambda row: row.train_loss)
+    return [
+        f"learning collapsed after epoch {better[-1].epoch}: {loss} ({best.train_loss:.4f} in "
+        f"epoch {best.epoch}); try a smaller optimizer.lr (it is {last.learning_rate:g})"
     ]
 
 

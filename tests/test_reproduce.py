@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cifar_lab import door, planning, reproduce
+from cifar_lab import door, planning, reproduce, reproduction
 from cifar_lab.config import RunConfig
 from cifar_lab.metrics import EpochMetrics
 from cifar_lab.run_dir import RunDir, queued
@@ -99,6 +99,23 @@ def test_a_figure_is_judged_by_every_seed_that_is_there(
     assert best[5] == "consistent (difference +22.00 points, n = 3 and 1)"
     assert "Guessed in s3_learning_rate: architecture: reading R1" in text
     assert all(str(run.path) in text for run in runs), "every figure can be traced to its runs"
+
+
+def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
+    s3(tmp_path, 0.005, [0.50, 0.52])
+    s3(tmp_path, 0.0001, [0.30])
+    s3(tmp_path, 0.0001, [0.40], protocol="sound")
+    line = ["experiment=s3_learning_rate", f"output_dir={tmp_path}", "device=cpu", "-m"]
+    judged, sound = (
+        tuple(cell.config for cell in door.compose([*line, f"protocol={protocol}"]).cells)
+        for protocol in ("report", "sound")
+    )
+    studies = [reproduction.Study("s3_learning_rate", judged, sound)]
+    found = reproduction.rows(studies, reproduction.find(studies), "S3-best-over-worst")
+    figures = dict(reproduction.draw(found))
+    (legend,) = figures["s3_learning_rate"].legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == ["lr 0.005 (n = 2)", "lr 0.0001 (n = 1)"]
 
 
 def test_what_other_code_made_is_shown_and_said(

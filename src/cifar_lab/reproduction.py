@@ -259,9 +259,12 @@ def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
         yield "overview", draw_marks(marks)
     groups: dict[str, dict[str, dict[Path, FoundRun]]] = {}
     for row in found:
-        label = _setting(row.config, row.study)
-        for run in row.runs:
-            groups.setdefault(row.study.name, {}).setdefault(label, {})[run.run.path] = run
+        cells_of_study = {_recipe(config): config for config in row.study.configs}
+        for run in row.all_runs:
+            cell = cells_of_study.get(_recipe(run.config))
+            if cell is not None:  # else it is of another experiment, or of the sound protocol
+                label = _setting(cell, row.study)
+                groups.setdefault(row.study.name, {}).setdefault(label, {})[run.run.path] = run
     for name, cells in groups.items():
         yield name, curves.bands({k: [run.run for run in v.values()] for k, v in cells.items()})
 

@@ -143,9 +143,9 @@ def check_gates(model: nn.Module, images: Tensor) -> list[str]:
 def check_learning(history: Sequence[EpochMetrics], labels: Tensor) -> list[str]:
     """Say where a network ends no better than one that does not look at the image.
 
-    `labels` (N,) are the training images'; answering their frequencies costs a cross-entropy of
-    their entropy, whatever the image. S1's printed rate ends there. Of a single epoch nothing is
-    said.
+    `labels` (N,) are the training images'; the best answer that is the same for every image is
+    their frequencies, and its cross-entropy is their entropy. S1's printed rate ends there. Of a
+    single epoch nothing is said.
     """
     shares = labels.bincount().double() / max(len(labels), 1)
     constant = float(torch.special.entr(shares).sum())

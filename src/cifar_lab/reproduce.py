@@ -239,7 +239,7 @@ def _listing(studies: Sequence[Study], jobs: int | Literal["auto"]) -> str:
 
 def _keep(rows: Sequence[Row], folder: Path) -> None:
     """Copy what the table quotes: config, summary, metrics and report of each run."""
-    for run in {run.run.path: run.run for row in rows for run in row.all_runs}.values():
+    for run in (found.run for found in reproduction.quoted(rows)):
         target = folder / run.config.name / run.path.name
         target.mkdir(parents=True, exist_ok=True)
         for name in KEPT:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from cifar_lab.components import code_hash
 from cifar_lab.config import ClaimConfig, RunConfig, flatten, identity
 from cifar_lab.errors import RequestError, RunFailed
 from cifar_lab.planning import duration
-from cifar_lab.run_dir import find_runs
+from cifar_lab.run_dir import RunDir, find_runs
 from cifar_lab.significance import Interval, interval
 from cifar_lab.verdicts import Verdict, judge
 
@@ -133,6 +134,11 @@ def rows(studies: Sequence[Study], runs: Sequence[FoundRun], only: str | None) -
     return result
 
 
+def quoted(found: Sequence[Row]) -> list[FoundRun]:
+    """Return every run that the rows quote, once."""
+    return list({run.run.path: run for row in found for run in row.all_runs}.values())
+
+
 def is_asked(claim: ClaimConfig, only: str | None) -> bool:
     """Whether a claim's id (or metric) starts with `only`."""
     return only is None or (claim.id or claim.metric).startswith(only)
@@ -178,22 +184,22 @@ def guesses(found: Sequence[Row]) -> str:
 
 def sources(found: Sequence[Row]) -> str:
     """Return the runs behind the rows: folder, device, time, commit."""
-    runs = {run.run.path: run for row in found for run in row.all_runs}
+    runs = sorted(quoted(found), key=lambda run: run.run.path)
     lines = [
         (
-            f"{path}",
+            f"{run.run.path}",
             run.summary.device_name or "–",
             duration(run.summary.seconds),
             run.summary.commit or "–",
         )
-        for path, run in sorted(runs.items())
+        for run in runs
     ]
     return tables.table(("run", "device", "training", "commit"), lines) if lines else ""
 
 
 def other_code(found: Sequence[Row]) -> str:
     """Return how many of the runs behind the rows today's code did not make; "" where it did."""
-    runs = list({run.run.path: run for row in found for run in row.all_runs}.values())
+    runs = quoted(found)
     others = sum(run.summary.code_hash not in (None, code_hash(run.config)) for run in runs)
     if not others:
         return ""
@@ -208,8 +214,8 @@ def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> st
     counts: dict[str, int] = {}
     for row in found:
         counts[row.verdict.word] = counts.get(row.verdict.word, 0) + 1
-    runs = {run.run.path: run for row in found for run in row.all_runs}
-    seconds = sum(run.summary.seconds for run in runs.values())
+    runs = quoted(found)
+    seconds = sum(run.summary.seconds for run in runs)
     parts = [
         "# Reported and measured",
         f"Written by `{command}` from the runs that are kept in `docs/results`: "
@@ -257,16 +263,15 @@ def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
             )
     if marks:
         yield "overview", draw_marks(marks)
-    groups: dict[str, dict[str, dict[Path, FoundRun]]] = {}
-    for row in found:
-        cells_of_study = {_recipe(config): config for config in row.study.configs}
-        for run in row.all_runs:
-            cell = cells_of_study.get(_recipe(run.config))
-            if cell is not None:  # else it is of another experiment, or of the sound protocol
-                label = _setting(cell, row.study)
-                groups.setdefault(row.study.name, {}).setdefault(label, {})[run.run.path] = run
+    groups: dict[str, dict[str, list[RunDir]]] = {}
+    for study, rows_of_study in groupby(found, key=lambda row: row.study):
+        labels = {_recipe(config): _setting(config, study) for config in study.configs}
+        for run in quoted(list(rows_of_study)):
+            label = labels.get(_recipe(run.config))
+            if label is not None:  # else it is of another experiment, or of the sound protocol
+                groups.setdefault(study.name, {}).setdefault(label, []).append(run.run)
     for name, cells in groups.items():
-        yield name, curves.bands({k: [run.run for run in v.values()] for k, v in cells.items()})
+        yield name, curves.bands(cells)
 
 
 _RULE = (

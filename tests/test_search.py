@@ -114,6 +114,7 @@ def test_a_trial_that_was_stopped_goes_on_in_the_next_search(tmp_path: Path) -> 
     assert len(trial.intermediate_values) == 12
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_so(tmp_path: Path) -> None:
     diverging = ("optimizer.lr=interval(1e30,2e30)",)
     options = ("search.trials=1", "training.epochs=1", "optimizer=sgd")

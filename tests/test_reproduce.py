@@ -104,7 +104,7 @@ def test_a_figure_is_judged_by_every_seed_that_is_there(
 def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
     s3(tmp_path, 0.005, [0.50, 0.52])
     s3(tmp_path, 0.0001, [0.30])
-    s3(tmp_path, 0.0001, [0.40], protocol="sound")
+    s3(tmp_path, 0.0001, [0.50], protocol="sound")
     line = ["experiment=s3_learning_rate", f"output_dir={tmp_path}", "device=cpu", "-m"]
     judged, sound = (
         tuple(cell.config for cell in door.compose([*line, f"protocol={protocol}"]).cells)
@@ -116,6 +116,18 @@ def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
     (legend,) = figures["s3_learning_rate"].legends
     shown = [text.get_text() for text in legend.get_texts()]
     assert shown == ["lr 0.005 (n = 2)", "lr 0.0001 (n = 1)"]
+
+    studies.append(reproduction.Study("s3_learning_rate", sound, sound))
+    found = reproduction.rows(studies, reproduction.find(studies), "S3-0.0001-test")
+    assert [row.values for row in found if row.claim.id == "S3-0.0001-test"] == [(0.30,), (0.51,)]
+    assert found[0].sound is not None
+    assert found[0].sound.mean == 0.51, "the weights that validation chose, in either place"
+    (legend,) = dict(reproduction.draw(found))["s3_learning_rate"].legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == [
+        "lr 0.0001, report protocol (n = 1)",
+        "lr 0.0001, sound protocol (n = 1)",
+    ], "--protocol both: no line joins the two"
 
 
 def test_what_other_code_made_is_shown_and_said(

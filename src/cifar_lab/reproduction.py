@@ -97,6 +97,8 @@ def rows(studies: Sequence[Study], runs: Sequence[FoundRun], only: str | None) -
     every = [config for study in studies for config in study.configs]
 
     def values(config: RunConfig, metric: str) -> dict[FoundRun, float]:
+        if config.protocol == "sound":  # its figure is that of the weights that validation chose
+            metric = metric.replace("test_accuracy_last", "test_accuracy")
         seeds = by_recipe.get(_recipe(config), {})
         measured = {run: run.measure(metric) for _, run in sorted(seeds.items())}
         return {run: value for run, value in measured.items() if value is not None}
@@ -115,9 +117,7 @@ def rows(studies: Sequence[Study], runs: Sequence[FoundRun], only: str | None) -
                 same = sound is not None and _recipe(sound) == _recipe(
                     replace(config, protocol=sound.protocol)
                 )
-                # The sound protocol tests the weights that validation chose, and those alone.
-                metric = claim.metric.replace("test_accuracy_last", "test_accuracy")
-                fair = values(sound, metric) if sound and not same else {}
+                fair = values(sound, claim.metric) if sound and not same else {}
                 result.append(
                     Row(
                         study,
@@ -264,11 +264,16 @@ def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
     if marks:
         yield "overview", draw_marks(marks)
     groups: dict[str, dict[str, list[RunDir]]] = {}
+    protocols: dict[str, set[str]] = {}
+    for row in found:
+        protocols.setdefault(row.study.name, set()).add(row.config.protocol)
     for study, rows_of_study in groupby(found, key=lambda row: row.study):
+        both = len(protocols[study.name]) > 1
         labels = {_recipe(config): _setting(config, study) for config in study.configs}
         for run in quoted(list(rows_of_study)):
             label = labels.get(_recipe(run.config))
             if label is not None:  # else it is of another experiment, or of the sound protocol
+                label += f", {run.config.protocol} protocol" * both
                 groups.setdefault(study.name, {}).setdefault(label, []).append(run.run)
     for name, cells in groups.items():
         yield name, curves.bands(cells)

@@ -265,18 +265,10 @@ def plan(cells: Sequence[SweepCell], jobs: int, *, rerun: bool = False) -> str:
     Times come from finished runs of the same kind, in these folders and beside them, else from a
     probe of each kind.
     """
-    pace, states = Pace(), [cell.state() for cell in cells]
-    for cell in _finished_beside(cells):
-        pace.learn(cell)
+    states = [cell.state() for cell in cells]
     wanted = [rerun or state not in DONE for state in states]
     to_run = [cell for cell, needed in zip(cells, wanted, strict=True) if needed]
-    sources = set()
-    for cell in to_run:
-        if pace.seconds(cell.config) is None:
-            pace.note(cell.config, *probe(cell.config))
-            sources.add("a probe")
-        else:
-            sources.add("finished runs")
+    pace, source = timed(to_run, beside=cells)
     rows = []
     for cell, state, needed in zip(cells, states, wanted, strict=True):
         left = pace.seconds(cell.config, 0 if rerun else cell.epochs_done()) if needed else None
@@ -287,9 +279,29 @@ def plan(cells: Sequence[SweepCell], jobs: int, *, rerun: bool = False) -> str:
     total = pace.time_left(to_run, jobs, rerun=rerun)
     if total is not None:
         at_a_time = min(jobs, len(to_run))
-        closing += f", {at_a_time} at a time: at most {duration(total)}, as timed by "
-        closing += " and ".join(sorted(sources))
+        closing += f", {at_a_time} at a time: at most {duration(total)}, as timed by {source}"
     return f"{text}\n{closing}; nothing was run"
+
+
+def timed(cells: Sequence[SweepCell], *, beside: Sequence[SweepCell]) -> tuple[Pace, str]:
+    """Return the pace of cells, and in words where it is from.
+
+    Finished runs of the same kind, among the cells `beside` and in their folders, count; a kind
+    without any is probed, once for all of its cells.
+    """
+    from tqdm.auto import tqdm
+
+    pace = Pace()
+    for cell in _finished_beside(beside):
+        pace.learn(cell)
+    unknown = [cell for cell in cells if pace.seconds(cell.config) is None]
+    with tqdm(unknown, unit="run", leave=False, disable=None) as bar:
+        for cell in bar:
+            if pace.seconds(cell.config) is None:
+                bar.set_description(f"timing {cell.config.choices.get('model', 'a run')}")
+                pace.note(cell.config, *probe(cell.config))
+    sources = ["a probe"] * bool(unknown) + ["finished runs"] * (len(unknown) < len(cells))
+    return pace, " and ".join(sources)
 
 
 def _finished_beside(cells: Sequence[SweepCell]) -> list[SweepCell]:

@@ -204,19 +204,16 @@ def _listing(studies: Sequence[Study], jobs: int | Literal["auto"]) -> str:
     """
     from cifar_lab import components
     from cifar_lab.describe import trace
-    from cifar_lab.planning import Pace, duration, probe, sweep_cells, table
+    from cifar_lab.planning import duration, sweep_cells, table, timed
     from cifar_lab.sweep import fitting_jobs
 
+    cells_of_studies = [sweep_cells(study.configs) for study in studies]
+    every = [cell for cells in cells_of_studies for cell in cells]
+    pace, _ = timed(every, beside=every)
     rows = []
-    for study in studies:
-        cells = sweep_cells(study.configs)
+    for study, cells in zip(studies, cells_of_studies, strict=True):
         configs = [cell.config for cell in cells]
         config = configs[0]
-        pace = Pace()
-        for cell in cells:
-            pace.learn(cell)
-        if pace.seconds(config) is None:
-            pace.note(config, *probe(config))
         seconds = pace.time_left(cells, fitting_jobs(configs, jobs)[0], rerun=True) or 0.0
         model = components.build_model(config, len(config.dataset.classes or range(10)))
         per_image = sum(layer.multiply_adds for layer in trace(model, config.dataset.image_shape))

@@ -101,7 +101,11 @@ def test_a_config_survives_save_and_load(overrides: tuple[str, ...], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "experiment", sorted(p.stem for p in Path("conf/experiment").glob("*.yaml"))
+    "experiment",
+    [
+        pytest.param(p.stem, marks=[] if p.stem == "s3_learning_rate" else [pytest.mark.slow])
+        for p in sorted(Path("conf/experiment").glob("*.yaml"))
+    ],
 )
 def test_every_experiment_survives_save_and_load(experiment: str, tmp_path: Path) -> None:
     for protocol in ("sound", "report"):

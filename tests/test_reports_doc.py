@@ -68,6 +68,7 @@ def test_settings_are_known() -> None:
         assert len(request.cells) == 1, setting
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if words_of(c)[0] in ("train", "describe", "benchmark")]
 )

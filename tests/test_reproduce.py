@@ -195,7 +195,7 @@ def test_the_list_tells_the_time_of_the_runs_as_they_will_run(
 
     monkeypatch.setattr(planning, "probe", an_hour)
     words = ["S3", "--list", "--output-dir", str(tmp_path), "--device", "cpu", "--jobs"]
-    for jobs, time in (("1", "4:00:00"), ("3", "2:00:00")):
+    for jobs, time in (("1", "4:00:00"), ("2", "2:00:00"), ("3", "2:00:00"), ("4", "1:00:00")):
         assert reproduce.main([*words, jobs]) == 0
         assert f" {time} " in capsys.readouterr().out
 

@@ -289,7 +289,7 @@ def timed(cells: Sequence[SweepCell], *, beside: Sequence[SweepCell]) -> tuple[P
     Finished runs of the same kind, among the cells `beside` and in their folders, count; a kind
     without any is probed, once for all of its cells.
     """
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     pace = Pace()
     for cell in _finished_beside(beside):

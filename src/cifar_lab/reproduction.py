@@ -1,7 +1,7 @@
 """What reports say beside what runs measured: the rows, the tables, the document, its pictures."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -134,7 +134,7 @@ def rows(studies: Sequence[Study], runs: Sequence[FoundRun], only: str | None) -
     return result
 
 
-def quoted(found: Sequence[Row]) -> list[FoundRun]:
+def quoted(found: Iterable[Row]) -> list[FoundRun]:
     """Return every run that the rows quote, once."""
     return list({run.run.path: run for row in found for run in row.all_runs}.values())
 
@@ -270,7 +270,7 @@ def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
     for study, rows_of_study in groupby(found, key=lambda row: row.study):
         both = len(protocols[study.name]) > 1
         labels = {_recipe(config): _setting(config, study) for config in study.configs}
-        for run in quoted(list(rows_of_study)):
+        for run in quoted(rows_of_study):
             label = labels.get(_recipe(run.config))
             if label is not None:  # else it is of another experiment, or of the sound protocol
                 label += f", {run.config.protocol} protocol" * both

@@ -1,7 +1,7 @@
-"""Make .venv and install cifar_lab into it, editable: scripts/install.py KEY [EXTRA].
+"""Create .venv and install cifar_lab into it, editable: scripts/install.py KEY [EXTRA].
 
-Called by scripts/venv. KEY is written to a stamp when all is done, so that a call that was killed
-is made again; processes that start together wait for each other.
+Called by scripts/venv. KEY is written to a stamp file at the end, so that the next call repeats an
+installation that was interrupted. Processes that start together wait for each other.
 """
 
 import fcntl
@@ -32,17 +32,15 @@ print(json.dumps(found))
 
 
 def main(key: str, extra: str) -> None:
-    """Install what pyproject.toml asks for, then write the stamps."""
+    """Install the dependencies of pyproject.toml, then write the stamps."""
     stamps = [VENV / "installed", *([VENV / f"installed-{extra}"] if extra else [])]
     with one_at_a_time():
         if all(stamp.is_file() and stamp.read_text() == f"{key}\n" for stamp in stamps):
             return
-        print(
-            f"installing cifar_lab into {VENV} (torch: some minutes the first time)",
-            file=sys.stderr,
-        )
         if not pip_works():
             make_venv()
+        size = "" if installed_torch(PYTHON) else "; with torch it takes minutes and up to 6 GB"
+        print(f"installing cifar_lab into {VENV}{size}", file=sys.stderr)
         install(f".[{extra}]" if extra else ".")
         for stamp in stamps:
             stamp.write_text(f"{key}\n")
@@ -50,29 +48,29 @@ def main(key: str, extra: str) -> None:
 
 @contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Hold a lock that the system lets go when this process ends, however it ends."""
+    """Hold a lock that the system releases when this process ends, however it ends."""
     with (ROOT / ".venv.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def pip_works() -> bool:
-    """Say whether .venv is whole: not if its making was killed or if its Python is gone."""
+    """Return False if creating .venv was interrupted or its Python no longer exists."""
     if not Path(PYTHON).exists():
         return False
     return subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0
 
 
 def make_venv() -> None:
-    """Make .venv; where the system's Python has a torch that will do, make it see that one."""
-    # From within a venv the new one would see the packages of the system, not of that venv.
+    """Create .venv, with access to the system's packages if their torch is new enough."""
+    # Inside a venv, the new one would see the packages of the system and not those of that venv.
     in_venv = sys.prefix != sys.base_prefix
     shared = [] if in_venv or not installed_torch(sys.executable) else ["--system-site-packages"]
     subprocess.run([sys.executable, "-m", "venv", "--clear", *shared, VENV], check=True)
 
 
 def installed_torch(python: str) -> dict[str, str]:
-    """Give the versions of torch and torchvision there; empty where torch is too old."""
+    """Return the versions of torch and torchvision of a Python; empty if torch is too old."""
     answer = subprocess.run(
         [python, "-c", INSTALLED_TORCH], check=True, capture_output=True, text=True, cwd=ROOT
     )
@@ -82,7 +80,7 @@ def installed_torch(python: str) -> dict[str, str]:
 
 
 def install(target: str) -> None:
-    """Install the target under constraints.txt, but for a torch that is already there: it stays."""
+    """Install the target under constraints.txt, but keep a torch that is already installed."""
     present = installed_torch(PYTHON)
     ours = {"torch", "torchvision", "triton"} if present else set[str]()
     pinned = (ROOT / "constraints.txt").read_text().splitlines()
@@ -93,7 +91,7 @@ def install(target: str) -> None:
         constraints.flush()
         command = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
         subprocess.run([*command, "-c", constraints.name, "-e", target], check=True, cwd=ROOT)
-    # A torch and a torchvision of different builds install without a word and fail here.
+    # A torch and a torchvision of different builds install without an error and fail here.
     subprocess.run([PYTHON, "-c", "import torchvision, cifar_lab"], check=True, cwd=ROOT)
 
 

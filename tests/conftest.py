@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,61 +14,72 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TIERS = ("slow", "real_data", "browser", "slurm", "gpu")
+TIERS = ("slow", "real_data", "browser", "slurm", "ray", "gpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow")
     parser.addoption("--real-data", action="store_true", help="run the tests on CIFAR-10 and MNIST")
+    lines = "random command lines of the slow tier (2000)"
+    parser.addoption("--fuzz-lines", type=int, default=2000, metavar="N", help=lines)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wanted = {tier for item in items for tier in TIERS if item.get_closest_marker(tier)}
-    for tier in TIERS:
-        reason = why_not(tier, config) if tier in wanted else ""
-        if reason:
-            for item in items:
-                if item.get_closest_marker(tier):
-                    item.add_marker(pytest.mark.skip(reason=f"{tier}: {reason}"))
+    tiers_of = {item: [tier for tier in TIERS if item.get_closest_marker(tier)] for item in items}
+    wanted = {tier for tiers in tiers_of.values() for tier in tiers}
+    reasons = {tier: why_not(tier, config) for tier in TIERS if tier in wanted}
+    for item, tiers in tiers_of.items():
+        # For the closing lines. A report's keywords would not do: they hold parameters' names too.
+        item.user_properties.append(("tiers", tiers))
+        for tier in tiers:
+            if reasons[tier]:
+                item.add_marker(pytest.mark.skip(reason=f"{tier}: {reasons[tier]}"))
 
 
 def why_not(tier: str, config: pytest.Config) -> str:
     if tier == "slow":
-        return "" if config.getoption("--slow") else "asked for by --slow"
+        return "" if config.getoption("--slow") else "run with --slow"
     if tier == "real_data":
-        return "" if config.getoption("--real-data") else "asked for by --real-data"
-    if tier in ("browser", "slurm") and not config.getoption("--slow"):
-        return "asked for by --slow"
+        return "" if config.getoption("--real-data") else "run with --real-data"
+    if tier in ("browser", "slurm", "ray") and not config.getoption("--slow"):
+        return "run with --slow"
     if tier == "browser":
         return "" if shutil.which("chromium") else "no chromium on the PATH"
     if tier == "slurm":
         return "" if shutil.which("slurmctld") else "no slurmctld on the PATH"
+    if tier == "ray":
+        return "" if importlib.util.find_spec("ray") else "the package ray is not installed"
     import torch  # seconds, and only a test of the tier pays for them
 
     return "" if torch.cuda.is_available() else "no CUDA device"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    counts = Counter[tuple[str, str]]()
+    """Close with one line per tier: how many tests passed, failed or were skipped, and why."""
+    counts = {tier: Counter[str]() for tier in ("fast", *TIERS)}
+    reasons = {tier: set[str]() for tier in counts}
     for outcome in ("passed", "failed", "error", "skipped", "xfailed"):
         for report in terminalreporter.getreports(outcome):
-            tiers = [tier for tier in TIERS if tier in report.keywords] or ["fast"]
-            counts.update((tier, outcome) for tier in tiers)
+            # A file that cannot be collected has no properties.
+            properties = dict(getattr(report, "user_properties", ()))
+            for tier in properties.get("tiers") or ["fast"]:
+                counts[tier][outcome] += 1
+                if outcome == "skipped":
+                    reason = report.longrepr[2].removeprefix("Skipped: ")
+                    reasons[tier].add(reason.removeprefix(f"{tier}: "))
     terminalreporter.section("tiers")
-    for tier in ("fast", *TIERS):
-        outcomes = [f"{n} {outcome}" for (name, outcome), n in counts.items() if name == tier]
-        terminalreporter.line(f"{tier}: {', '.join(outcomes) or 'no tests'}")
+    for tier, outcomes in counts.items():
+        numbers = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
+        why = f" ({'; '.join(sorted(reasons[tier]))})" if reasons[tier] else ""
+        terminalreporter.line(f"{tier}: {numbers or 'no tests'}{why}")
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as a wheel, built from a copy: setuptools writes beside what it builds."""
+    """The package as a wheel, built as pip builds it, with the backend of this environment."""
     folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md", "src", "conf"):
-        copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "-w", str(folder), str(source)], check=True)
+    subprocess.run([*command, "-w", str(folder), str(ROOT)], check=True)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -85,11 +97,3 @@ def installed_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site / "packages.pth").write_text("\n".join(folders) + "\n")
     return python
-
-
-def copy(origin: Path, target: Path) -> None:
-    for path in [origin] if origin.is_file() else sorted(origin.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts and "egg-info" not in str(path):
-            copied = target / path.relative_to(origin)
-            copied.parent.mkdir(parents=True, exist_ok=True)
-            copied.write_bytes(path.read_bytes())

@@ -9,9 +9,10 @@ from unittest import mock
 import numpy as np
 from sklearn.metrics import classification_report
 
-from cifar_lab import config
-from cifar_lab.metrics import EpochMetrics, Predictions
-from cifar_lab.run_dir import RunDir, RunSummary, queued
+from cifar_lab.config import run_config
+from cifar_lab.runs.metrics import EpochMetrics, Predictions
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.summary import RunSummary, queued
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 OPTIMIZERS = {
@@ -102,7 +103,7 @@ def _write_run(
     summary: dict[str, Any] | None = None,
     **settings: Any,
 ) -> RunDir:
-    run = RunDir.create(config.parse(plain_config(folder, **settings)))
+    run = RunDir.create(run_config.parse(plain_config(folder, **settings)))
     seed = run.config.seed
     epochs = run.config.training.epochs
     known: dict[str, Any] = {"status": status}

@@ -1,6 +1,7 @@
 """Airbench's network and recipe: whitening, fast biases and views, against plain versions."""
 
 import functools
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import functional as vision
 
-from cifar_lab import door
-from cifar_lab.building import build_state, load_splits
-from cifar_lab.components import build_model
-from cifar_lab.execute import execute
+from cifar_lab import prove_resume
+from cifar_lab.config.identity import address
 from cifar_lab.models.airbench import Airbench, BiasNorm
-from cifar_lab.run_dir import RunDir
-from cifar_lab.training import mean_logits
+from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.build import build_model, build_state, load_splits
+from cifar_lab.training.loop import fit
+from cifar_lab.training.predict import mean_logits
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
 
 SMALL = ["experiment=airbench_small", "dataset=digits"]
 SMALL += ["dataset.mean=[0.5]", "dataset.std=[0.5]", "model.widths=[8,16,16]", "device=cpu"]
@@ -87,8 +91,28 @@ def test_views_are_averaged_as_torchvision_makes_them() -> None:
         assert torch.allclose(mean_logits(model, images, "moved"), six, atol=1e-6)
 
 
+def test_only_unsure_images_are_seen_in_six_views() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
+    images = 8 * torch.rand(40, 3, 8, 8) - 4
+    seen: list[int] = []
+    model.register_forward_hook(lambda *call: seen.append(len(call[2])))
+    with torch.no_grad():
+        one, six = mean_logits(model, images, "one"), mean_logits(model, images, "moved")
+        two = torch.sort(torch.softmax(one, 1), descending=True).values[:, :2]
+        unsure = two[:, 0] - two[:, 1] < 0.3
+        assert 0 < unsure.sum() < 40
+        seen.clear()
+        found = mean_logits(model, images, "unsure", 0.3)
+        assert seen == [40, *[int(unsure.sum())] * 6]
+        assert torch.allclose(found[unsure], six[unsure], atol=1e-6)
+        assert torch.equal(found[~unsure], one[~unsure])
+        assert torch.equal(mean_logits(model, images, "unsure", 1e-9), one)
+        assert torch.allclose(mean_logits(model, images, "unsure", 1.0), six, atol=1e-6)
+
+
 def test_a_run_shows_the_model_its_first_training_images_and_leaves_the_filters() -> None:
-    (cell,) = door.compose(SMALL).cells
+    (cell,) = compose_checked(SMALL).runs
     splits = load_splits(cell.config, "cpu")
     state, batches = build_state(cell.config, splits, "cpu")
     shown = Airbench((1, 32, 32), 10, nn.GELU, widths=[8, 16, 16])
@@ -105,16 +129,75 @@ def test_a_run_shows_the_model_its_first_training_images_and_leaves_the_filters(
 
 def test_the_recipe_learns_and_its_views_are_scored(tmp_path: Path) -> None:
     small = [*SMALL, f"output_dir={tmp_path}", "training.epochs=4", "figures=none"]
-    (cell,) = door.compose(small).cells
+    (cell,) = compose_checked(small).runs
     run = RunDir.create(cell.config)
-    summary = execute(run)
+    summary = run_experiment(run)
     assert summary.test_accuracy is not None
     assert summary.test_accuracy > 0.8
     model = build_model(cell.config, 10)
-    model.load_state_dict(run.read_checkpoint(run.last)["model"])
+    model.load_state_dict(load_checkpoint(run.last)["model"])
     splits = load_splits(cell.config, "cpu")
     images = (splits.test.images[splits.test.indices] / 255 - 0.5) / 0.5
     with torch.no_grad():
         guesses = mean_logits(model.eval(), images, "moved").argmax(1)
     right = guesses == splits.test.labels[splits.test.indices]
     assert summary.test_accuracy == pytest.approx(right.double().mean().item(), abs=1.5 / 360)
+
+
+def test_the_first_bias_trains_for_its_epochs_and_then_stays(tmp_path: Path) -> None:
+    line = [*SMALL, "model.first_bias_epochs=2", "training.epochs=3", "split.validation=1000"]
+    line += ["training.lookahead.every=null"]  # whose slow weights would still move it
+    (cell,) = compose_checked([*line, "figures=none", "evaluation.views=one"]).runs
+    splits = load_splits(cell.config, "cpu")
+    state, batches = build_state(cell.config, splits, "cpu")
+    bias = state.model.get_parameter("whiten.bias")
+    seen = [bias.detach().clone()]
+    for progress in fit(state, batches, None, cell.config.training):
+        if progress.kind == "epoch":
+            seen.append(bias.detach().clone())
+    moved = [not torch.equal(*pair) for pair in itertools.pairwise(seen)]
+    assert moved == [True, True, False]
+    assert seen[0].abs().max() == 0
+    assert "bit for bit" in prove_resume.prove(cell.config, tmp_path, stops=2)[-1]
+
+
+def test_the_first_bias_is_its_scale_times_its_parameter() -> None:
+    images = torch.rand(2, 3, 16, 16)
+    model = Airbench(
+        (3, 16, 16), 10, nn.GELU, widths=[4, 8, 8], first_bias_epochs=1, first_bias_scale=8.0
+    )
+    plain = model.whiten(images)
+    with torch.no_grad():
+        model.get_parameter("whiten.bias").fill_(0.5)
+    assert torch.allclose(model.whiten(images), plain + 4)
+    for wrong in ({"first_bias_epochs": 0}, {"first_bias_scale": 8.0}):
+        with pytest.raises(ValueError, match="first_bias"):
+            Airbench((3, 16, 16), 10, nn.GELU, widths=[4, 8, 8], **wrong)
+
+
+def test_a_model_without_first_bias_keeps_its_address() -> None:
+    """The address that this command had before there was the setting."""
+    line = ["model=airbench_small", "dropout=none", "dataset=digits", "device=cpu"]
+    config = compose_checked(line).runs[0].config
+    assert "first_bias_epochs" not in config.model
+    assert address(config).name == "digits-airbench_small-adam-relu-lr0.001-seed0-00c1109b"
+
+
+def test_the_recipe_before_lookahead_and_first_bias_finds_its_kept_runs() -> None:
+    before = ["training.lookahead.every=null", "model.first_bias_epochs=null", "device=cpu"]
+    (cell,) = compose_checked(["experiment=airbench_small", *before, "seed=1"]).runs
+    kept = Path(__file__).resolve().parent.parent / "docs" / "results" / "airbench_small"
+    assert (kept / address(cell.config).name / "config.yaml").is_file()
+
+
+def test_the_recipe_with_muon_trains_the_convolutions_by_it_and_learns() -> None:
+    line = ["experiment=airbench_muon_small", *SMALL[1:], "training.epochs=2"]
+    (cell,) = compose_checked(line).runs
+    state, batches = build_state(cell.config, load_splits(cell.config, "cpu"), "cpu")
+    hidden, others = state.optimizer.param_groups
+    assert [p.ndim for p in hidden["params"]] == [4] * 6
+    assert (hidden["lr"], others["lr"]) == (0.24, cell.config.optimizer["rest_lr"])
+    rows = [p.row for p in fit(state, batches, None, cell.config.training) if p.row is not None]
+    assert rows[1].train_loss < rows[0].train_loss - 0.1
+    norms = [p.norm() / len(p) ** 0.5 for p in hidden["params"]]
+    assert all(0.7 < norm < 1.3 for norm in norms)

@@ -7,15 +7,27 @@ from typing import Any
 
 import pytest
 
-from cifar_lab.config import RunConfig, address, dump, identity, load, parse, to_plain
-from cifar_lab.door import compose
-from cifar_lab.errors import RequestError
-from cifar_lab.schema import shorten
+from cifar_lab.config.identity import address, identity
+from cifar_lab.config.run_config import RunConfig, dump, load, parse, to_plain
+from cifar_lab.errors import UsageError, shorten
+from cifar_lab.training.preflight import compose_checked
 
 GOLDEN = {
     (): "cifar10-convnet-adam-relu-lr0.001-seed0-7cf6801b",
-    ("dataset=mnist",): "mnist-convnet-adam-relu-lr0.001-seed0-efcdb83e",
-    ("dataset=digits", "seed=7"): "digits-convnet-adam-relu-lr0.001-seed7-e3433fa6",
+    (
+        "dataset=mnist",
+        "augmentation=crop_flip",
+    ): "mnist-convnet-adam-relu-lr0.001-seed0-efcdb83e",
+    (
+        "dataset=digits",
+        "augmentation=crop_flip",
+        "seed=7",
+    ): "digits-convnet-adam-relu-lr0.001-seed7-e3433fa6",
+    (
+        "dataset=image_folder",
+        "dataset.source.path=pictures",
+    ): "image_folder-convnet-adam-relu-lr0.001-seed0-18bf0397",
+    ("dataset=digits", "seed=7"): "digits-convnet-adam-relu-lr0.001-seed7-204b1579",
     ("model=convnet_deep", "optimizer=sgd"): "cifar10-convnet_deep-sgd-relu-lr0.01-seed0-6002abd1",
     ("optimizer.lr=0.0001", "dropout=none"): "cifar10-convnet-adam-relu-lr0.0001-seed0-46643195",
     ("scheduler=cosine", "protocol=report"): "cifar10-convnet-adam-relu-lr0.001-seed0-d83da494",
@@ -24,7 +36,7 @@ GOLDEN = {
 
 @functools.lru_cache
 def made(*overrides: str) -> RunConfig:
-    return compose(["device=cpu", *overrides]).cells[0].config
+    return compose_checked(["device=cpu", *overrides]).runs[0].config
 
 
 @pytest.mark.parametrize("overrides", GOLDEN)
@@ -110,7 +122,7 @@ def test_a_config_survives_save_and_load(overrides: tuple[str, ...], tmp_path: P
 def test_every_experiment_survives_save_and_load(experiment: str, tmp_path: Path) -> None:
     for protocol in ("sound", "report"):
         line = [f"experiment={experiment}", f"protocol={protocol}", "device=cpu"]
-        cell = compose(line).cells[0]
+        cell = compose_checked(line).runs[0]
         path = tmp_path / f"{protocol}.yaml"
         path.write_text(dump(cell.config))
         assert load(path) == cell.config
@@ -131,7 +143,7 @@ def test_the_users_own_values_win_over_the_protocols(
 
     def cell(*overrides: str) -> RunConfig:
         line = ["--config-dir", str(tmp_path), "experiment=mine", "device=cpu", *overrides]
-        return compose(line).cells[0].config
+        return compose_checked(line).runs[0].config
 
     assert (cell().training.epochs, cell().evaluation.scored_weights) == (4, "best")
     report = cell("protocol=report")
@@ -146,9 +158,9 @@ def test_the_users_own_values_win_over_the_protocols(
         ({"seed": 2**32}, "seed"),
         ({"seed": True}, "seed"),
         ({"model": None}, "model"),
-        ({"model": {}}, "model names no _target_"),
+        ({"model": {}}, "model has no _target_"),
         ({"nope": 1}, "no setting nope"),
-        ({"optimizer": {"_target_": 3}}, "optimizer names no _target_"),
+        ({"optimizer": {"_target_": 3}}, "optimizer has no _target_"),
         ({"figures": {"a": {"_target_": "x", "b": float("inf")}}}, "figures.a.b"),
         ({"figures": {"a": {1: 2}}}, "figures.a="),
         ({"figures": {"a": {"x": object()}}}, "figures.a.x"),
@@ -156,14 +168,14 @@ def test_the_users_own_values_win_over_the_protocols(
     ],
 )
 def test_parsing_refuses_what_it_does_not_know(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(RequestError, match=words.replace(".", r"\.")):
+    with pytest.raises(UsageError, match=words.replace(".", r"\.")):
         parse({**to_plain(made()), **change})
 
 
 def test_a_missing_part_is_named() -> None:
     plain = to_plain(made())
     del plain["optimizer"]
-    with pytest.raises(RequestError, match="optimizer is missing"):
+    with pytest.raises(UsageError, match="optimizer is missing"):
         parse(plain)
 
 

@@ -10,20 +10,18 @@ from torch import Tensor
 from torchvision.transforms import functional as vision
 from torchvision.transforms import v2
 
-from cifar_lab import door
-from cifar_lab.config import AugmentationConfig, SplitConfig
-from cifar_lab.data import (
+from cifar_lab.config.data_config import AugmentationConfig, SplitConfig
+from cifar_lab.errors import UsageError
+from cifar_lab.training.batches import (
+    AugmentationParams,
     Batches,
-    Draws,
     Normalisation,
-    Split,
     augment,
-    check_disjoint,
-    draw,
     in_order,
-    split_indices,
+    sample_augmentation,
 )
-from cifar_lab.errors import RequestError
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.splits import Split, check_disjoint, split_indices
 
 CROP_FLIP = AugmentationConfig(crop_padding=4, horizontal_flip=True)
 PLAIN = AugmentationConfig()
@@ -44,6 +42,7 @@ def batches(split: Split, **changes: Any) -> Batches:
         "seed": 0,
         "normalisation": IDENTITY,
         "augmentation": PLAIN,
+        "num_classes": 7,
     }
     return Batches(split, **{**arguments, **changes})
 
@@ -61,7 +60,7 @@ def test_crop_and_flip_are_torchvisions_image_by_image(
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (40, *shape), generator=generator, dtype=torch.uint8)
     config = AugmentationConfig(crop_padding=padding, horizontal_flip=True)
-    draws = draw(40, config, generator, torch.device("cpu"))
+    draws = sample_augmentation(40, config, generator, torch.device("cpu"))
     ours = augment(images, padding, draws, slice(0, 40), reflect=mode == "reflect")
     assert draws.top is not None
     assert draws.left is not None
@@ -77,12 +76,14 @@ def test_crop_and_flip_are_torchvisions_image_by_image(
 def test_flip_and_crop_alone() -> None:
     images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
     flip = torch.tensor([True, False] * 3)
-    flipped = augment(images, 0, Draws(None, None, flip), slice(0, 6))
+    flipped = augment(images, 0, AugmentationParams(None, None, flip), slice(0, 6))
     assert torch.equal(flipped[0], vision.hflip(images[0]))
     assert torch.equal(flipped[1], images[1])
     middle = torch.full((6,), 2)
-    assert torch.equal(augment(images, 2, Draws(middle, middle, None), slice(0, 6)), images)
-    assert augment(images, 0, Draws(None, None, None), slice(0, 6)) is images
+    assert torch.equal(
+        augment(images, 2, AugmentationParams(middle, middle, None), slice(0, 6)), images
+    )
+    assert augment(images, 0, AugmentationParams(None, None, None), slice(0, 6)) is images
 
 
 def test_alternating_flips_mirror_each_image_in_every_second_epoch() -> None:
@@ -107,15 +108,16 @@ def test_alternating_flips_mirror_each_image_in_every_second_epoch() -> None:
 def test_a_reflected_border_needs_a_larger_image() -> None:
     line = ["dataset=digits", "augmentation=crop_flip", "augmentation.padding_mode=reflect"]
     line += ["model.widths=[4,8]", "device=cpu"]
-    assert door.compose([*line, "augmentation.crop_padding=31"], check_all=True).cells
-    with pytest.raises(RequestError, match=r"crop_padding=32 is wrong: .* less than the image's"):
-        door.compose([*line, "augmentation.crop_padding=32"], check_all=True)
+    assert compose_checked([*line, "augmentation.crop_padding=31"]).runs
+    with pytest.raises(UsageError, match=r"crop_padding=32 is wrong: .* less than the image's"):
+        compose_checked([*line, "augmentation.crop_padding=32"])
 
 
 def test_offsets_and_flips_are_uniform() -> None:
     """Chi-square with a fixed seed; 0.999 quantiles of 8, 80 and 1 degrees of freedom."""
     count = 40_500
-    draws = draw(count, CROP_FLIP, torch.Generator().manual_seed(3), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(3)
+    draws = sample_augmentation(count, CROP_FLIP, generator, torch.device("cpu"))
     assert draws.top is not None
     assert draws.left is not None
     assert draws.flip is not None
@@ -299,5 +301,5 @@ def test_parts_that_share_images_are_found() -> None:
 
 
 def test_a_validation_split_of_everything_is_refused() -> None:
-    with pytest.raises(RequestError, match=r"split\.validation=50000 is wrong"):
+    with pytest.raises(UsageError, match=r"split\.validation=50000 is wrong"):
         split_indices(SplitConfig(validation=50_000), TRAIN, TEST)

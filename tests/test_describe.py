@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from cifar_lab import describe, door
+from cifar_lab import describe
+from cifar_lab.analysis import model_summary
+from cifar_lab.datasets.pixel_statistics import pixel_statistics
+from cifar_lab.training.preflight import compose_checked
 
 REPORTS = [
     # model, dataset, parameters, multiply-adds as counted by hand for the reports
@@ -24,8 +27,10 @@ REPORTS = [
 def test_parameters_and_multiply_adds_are_the_reports(
     model: str, dataset: str, parameters: int, cost: int
 ) -> None:
-    settings = door.compose([f"model={model}", f"dataset={dataset}", "device=cpu"]).cells[0].config
-    text = describe.model_text(settings, 10)
+    settings = (
+        compose_checked([f"model={model}", f"dataset={dataset}", "device=cpu"]).runs[0].config
+    )
+    text = model_summary.model_text(settings, 10)
     assert f"parameters: {parameters:,} " in text
     assert text.endswith(f"per image: {cost:,}")
 
@@ -42,7 +47,7 @@ def test_layers_come_in_the_order_in_which_they_run() -> None:
             output: torch.Tensor = self.last(hidden)
             return output
 
-    layers = describe.trace(Twice(), [3, 1, 1])
+    layers = model_summary.trace_layers(Twice(), [3, 1, 1])
     assert [layer.name for layer in layers] == ["shared", "shared", "last"]
     assert [layer.multiply_adds for layer in layers] == [9, 9, 6]
     assert layers[-1].shape == (2,)
@@ -60,19 +65,19 @@ def test_size_formula_is_what_torch_does(
         stride = 1  # torch has no strided convolution that keeps the size
     conv = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
     size = conv(torch.zeros(1, 1, 32, 32)).shape[-1]
-    formula = describe.size_formula(conv, (1, 1, 32, 32))
+    formula = model_summary.size_formula(conv, (1, 1, 32, 32))
     assert formula.endswith(f"= {size}")
     left = formula.rpartition(" = ")[0]
     assert eval(left.replace("/", "//")) == size
 
 
 def test_size_formula_is_written_as_in_s3() -> None:
-    assert describe.size_formula(nn.Conv2d(3, 6, 5), (1, 3, 32, 32)) == "((32-5+2*0)/1)+1 = 28"
+    assert model_summary.size_formula(nn.Conv2d(3, 6, 5), (1, 3, 32, 32)) == "((32-5+2*0)/1)+1 = 28"
 
 
 def test_pixel_statistics_are_numpys() -> None:
     images = np.random.default_rng(0).integers(0, 256, (70, 3, 9, 9), dtype=np.uint8)
-    means, stds = describe.pixel_statistics(images)
+    means, stds = pixel_statistics(images)
     scaled = images.astype(np.float64) / 255
     assert means == pytest.approx(scaled.mean(axis=(0, 2, 3)), rel=1e-12)
     assert stds == pytest.approx(scaled.std(axis=(0, 2, 3)), rel=1e-12)
@@ -104,6 +109,8 @@ def test_images_are_named_by_class_and_index() -> None:
         (["--images", "5,x"], "numbers"),
         (["--images", "1437"], "from 0 to 1436"),
         (["--figure", "images.txt"], ".png"),
+        (["--figure", ""], "needs the name of a file"),
+        (["--figure", "/dev/null/images.png"], "there is no folder /dev/null"),
         (["datasett=digits"], "did you mean dataset?"),
     ],
 )
@@ -124,10 +131,27 @@ def test_a_wrong_request_is_one_line(
 
 @pytest.mark.real_data
 def test_cifar10s_statistics_are_s1s() -> None:
-    from cifar_lab.data import load_arrays
     from cifar_lab.datasets.store import data_root
+    from cifar_lab.training.splits import load_arrays
 
-    settings = door.compose(["dataset=cifar10", "device=cpu"]).cells[0].config
-    means, stds = describe.pixel_statistics(load_arrays(settings.dataset, data_root()).train_images)
+    settings = compose_checked(["dataset=cifar10", "device=cpu"]).runs[0].config
+    means, stds = pixel_statistics(load_arrays(settings.dataset, data_root()).train_images)
     assert means == pytest.approx([0.49139967861519607, 0.48215840839460783, 0.44653091444546567])
     assert stds == pytest.approx([0.2470322324632819, 0.24348512800005573, 0.26158784172796434])
+
+
+def test_augmented_images_are_those_of_training_in_the_order_asked(tmp_path: Path) -> None:
+    from cifar_lab.training.build import load_splits
+    from cifar_lab.training.preflight import compose_checked
+
+    line = ["dataset=digits", "device=cpu", "model.widths=[4,8]", "model.hidden=8"]
+    plain, cut = (
+        compose_checked([*line, "augmentation=none", *more]).runs[0].config
+        for more in ([], ["augmentation.cutout=8"])
+    )
+    splits, chosen = load_splits(plain, "cpu"), [7, 3, 11]
+    for row in describe.augmented_images(plain, splits, chosen, 2):
+        for image, index in zip(row, chosen, strict=True):
+            assert (image == splits.train.images[index].numpy()).all()
+    erased = describe.augmented_images(cut, splits, chosen, 1)[0]
+    assert 0 < (erased[0] != splits.train.images[7].numpy()).sum() <= 64

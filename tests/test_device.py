@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cifar_lab.building import build_state, load_splits, optimizer_settings
-from cifar_lab.door import compose
+from cifar_lab.training.build import build_state, load_splits, optimizer_settings
+from cifar_lab.training.preflight import compose_checked
 
 FAULTS = """
 import resource, torch
-from cifar_lab import device
+from cifar_lab.training import device
 device.configure("cpu", 1, False)
 
 def step():
@@ -52,10 +52,10 @@ def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 def test_the_update_chosen_on_a_cpu_gives_the_bits_of_torchs_plain_one(optimizer: str) -> None:
     settings = (
-        compose(
+        compose_checked(
             ["dataset=digits", "model.widths=[4,8]", "model.hidden=16", f"optimizer={optimizer}"]
         )
-        .cells[0]
+        .runs[0]
         .config
     )
     splits = load_splits(settings, "cpu")

@@ -13,10 +13,11 @@ import tiny_sets
 from fileserver import Behaviour, FileServer, file_server
 
 import cifar_lab.datasets.download as download
-from cifar_lab.datasets import ImageArrays, cifar_tree
-from cifar_lab.datasets.download import SourceFailed, TooSlow, fetch, npm_pack
-from cifar_lab.datasets.store import Source, array_checksums, obtain
-from cifar_lab.errors import NotNow, RequestError
+from cifar_lab.datasets import ImageArrays
+from cifar_lab.datasets.archive import sources
+from cifar_lab.datasets.download import DownloadOptions, SourceFailed, TooSlow, npm_pack
+from cifar_lab.datasets.store import Source, locked, obtain
+from cifar_lab.errors import Unavailable, UsageError
 
 CONTENT = bytes(range(256)) * 2000  # 512 kB
 MD5 = tiny_sets.md5(CONTENT)
@@ -30,7 +31,8 @@ def server() -> Iterator[FileServer]:
 
 
 def get(address: str, target: Path, patience: float | None = None, stall: float = 10) -> None:
-    fetch(address, target, MD5, stall_seconds=stall, patience_seconds=patience)
+    options = DownloadOptions((), stall, (patience or 0) / 60 or 1)
+    download.download(address, target, MD5, options, patient=patience is None)
 
 
 def names(folder: Path) -> list[str]:
@@ -115,7 +117,8 @@ def test_silence_ends_a_connection(server: FileServer, tmp_path: Path, hang_afte
 def test_a_dripping_server_is_not_silent(server: FileServer, tmp_path: Path) -> None:
     content = CONTENT[:110_000]
     address = server.serve("/file", Behaviour(content, bytes_per_second=55_000))
-    fetch(address, tmp_path / "file", tiny_sets.md5(content), stall_seconds=0.4)
+    options = DownloadOptions(stall_seconds=0.4)
+    download.download(address, tmp_path / "file", tiny_sets.md5(content), options)
     assert (tmp_path / "file").read_bytes() == content
     assert len(server.requests) == 1
 
@@ -176,15 +179,51 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 def test_a_folder_that_takes_no_file_is_named(server: FileServer, tmp_path: Path) -> None:
     (tmp_path / "folder").write_text("a file")
-    with pytest.raises(NotNow, match=r"cannot write .*folder.*CIFAR_LAB_DATA"):
+    with pytest.raises(Unavailable, match=r"cannot write .*folder.*CIFAR_LAB_DATA"):
         get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "folder" / "file")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_named(server: FileServer, tmp_path: Path) -> None:
-    (tmp_path / "file.part").symlink_to("/dev/full")
-    with pytest.raises(NotNow, match=r"cannot write .*file\.part: No space left"):
+def test_a_full_disk_is_named(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Path("/dev/full")
+    monkeypatch.setattr(download, "open_for_appending", lambda *_, **__: full.open("ab", 0))
+    with pytest.raises(Unavailable, match=r"cannot write .*file\.part: No space left"):
         get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", [b"", b"gold", CONTENT], ids=["empty", "other", "the data"])
+def test_a_part_that_is_a_link_is_replaced_not_followed(
+    content: bytes, server: FileServer, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(content)
+    (tmp_path / "file.part").symlink_to(victim)
+    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
+    assert victim.read_bytes() == content
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert not (tmp_path / "file").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_part_that_is_a_pipe_is_not_waited_for(server: FileServer, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "file.part")
+    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_lock_of_the_data_that_is_no_file_is_not_opened(kind: str, tmp_path: Path) -> None:
+    victim, lock = tmp_path / "victim", tmp_path / "set.lock"
+    if kind == "link":
+        lock.symlink_to(victim)
+    else:
+        os.mkfifo(lock)
+    with locked(lock, "set") as not_writable:
+        assert not_writable
+    assert not victim.exists()
 
 
 class Tiny:
@@ -193,18 +232,21 @@ class Tiny:
     def __init__(self, server: FileServer, root: Path) -> None:
         self.server, self.root = server, root
         self.data = tiny_sets.arrays()
-        self.tree, self.archive, self.files = tiny_sets.cifar(self.data, f"{server.address}/tar")
+        address = f"{server.address}/tar"
+        self.published, self.archive, self.files = tiny_sets.cifar(self.data, address)
+        self.path = root / "tiny-python.tar.gz"
+        self.folder = root / "tiny-batches-py"
         server.serve("/tar", Behaviour(self.archive))
 
     def load(
         self, mirrors: tuple[str, ...] = (), patience_minutes: float = 1.0, stall: float = 10
     ) -> ImageArrays:
+        options = DownloadOptions(mirrors, stall, patience_minutes)
         return obtain(
             "tiny",
             self.root,
-            array_checksums(self.data),
-            lambda: cifar_tree.sources(self.tree, self.root, mirrors, stall, patience_minutes),
-            "put it there, or ",
+            self.data.checksums,
+            lambda: sources(self.published, self.root, options),
         )
 
 
@@ -215,20 +257,20 @@ def tiny(server: FileServer, tmp_path: Path) -> Tiny:
 
 def test_a_set_is_downloaded_once_and_then_comes_from_the_cache(tiny: Tiny) -> None:
     assert tiny_sets.same(tiny.load(), tiny.data)
-    (tiny.root / tiny.tree.archive).unlink()
+    (tiny.path).unlink()
     assert tiny_sets.same(tiny.load(), tiny.data)
     assert len(tiny.server.requests) == 1
 
 
 def test_an_unpacked_tree_is_used_as_it_is(tiny: Tiny) -> None:
-    tiny_sets.write(tiny.root / tiny.tree.folder, tiny.files)
+    tiny_sets.write(tiny.folder, tiny.files)
     assert tiny_sets.same(tiny.load(), tiny.data)
     assert tiny.server.requests == []
-    assert names(tiny.root / tiny.tree.folder) == sorted(tiny.files)
+    assert names(tiny.folder) == sorted(tiny.files)
 
 
 def test_an_archive_on_disk_is_used_as_it_is(tiny: Tiny) -> None:
-    tiny_sets.write(tiny.root, {tiny.tree.archive: tiny.archive})
+    tiny_sets.write(tiny.root, {tiny.path.name: tiny.archive})
     assert tiny_sets.same(tiny.load(), tiny.data)
     assert tiny.server.requests == []
 
@@ -243,21 +285,21 @@ def test_a_damaged_tree_is_named_and_the_set_fetched(
         files["data_batch_2"] = content[:500] + bytes([content[500] ^ 1]) + content[501:]
     elif damage == "truncated":
         files["data_batch_2"] = content[:500]
-    tiny_sets.write(tiny.root / tiny.tree.folder, files)
+    tiny_sets.write(tiny.folder, files)
     assert tiny_sets.same(tiny.load(), tiny.data)
     assert len(tiny.server.requests) == 1
     assert "data_batch_2 is " in caplog.text
-    assert not (tiny.root / tiny.tree.folder / "data_batch_2").exists()
+    assert not (tiny.folder / "data_batch_2").exists()
 
 
-def test_a_damaged_archive_is_put_aside_and_fetched_again(
+def test_a_damaged_archive_is_quarantined_and_fetched_again(
     tiny: Tiny, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tiny_sets.write(tiny.root, {tiny.tree.archive: tiny.archive[:1000]})
+    tiny_sets.write(tiny.root, {tiny.path.name: tiny.archive[:1000]})
     assert tiny_sets.same(tiny.load(), tiny.data)
     assert len(tiny.server.requests) == 1
-    assert f"{tiny.tree.archive} is damaged" in caplog.text
-    assert (tiny.root / f"{tiny.tree.archive}.damaged").stat().st_size == 1000
+    assert f"{tiny.path.name} is damaged" in caplog.text
+    assert (tiny.root / f"{tiny.path.name}.damaged").stat().st_size == 1000
 
 
 def test_mirrors_are_tried_in_order_and_the_account_names_each(
@@ -275,12 +317,12 @@ def test_mirrors_are_tried_in_order_and_the_account_names_each(
 def test_no_source_left_says_in_one_line_what_was_tried_and_what_one_can_do(tiny: Tiny) -> None:
     first = tiny.server.serve("/tar", Behaviour(b"", status=404))
     second = tiny.server.serve("/b", Behaviour(tiny.archive, hang_after=0))
-    with pytest.raises(NotNow) as caught:
+    with pytest.raises(Unavailable) as caught:
         tiny.load((second,), stall=0.4)
     assert str(caught.value) == (
-        f"tiny is not in {tiny.root} and could not be fetched (tried {first}: HTTP 404 Not Found; "
-        f"{second}: silent for 0.4 s after 0.0 MB); "
-        "put it there, or set CIFAR_LAB_DATA to a folder that has it"
+        f"tiny is not in {tiny.root} and could not be downloaded "
+        f"(tried {first}: HTTP 404 Not Found; {second}: silent for 0.4 s after 0.0 MB); "
+        f"put tiny-python.tar.gz into {tiny.root}, or set CIFAR_LAB_DATA to a folder that has it"
     )
 
 
@@ -307,12 +349,12 @@ def test_a_faster_source_than_a_slow_address_is_taken(
 
 
 def test_content_that_decodes_to_something_else_is_never_used(tiny: Tiny) -> None:
-    with pytest.raises(NotNow, match="its train_labels are not the right ones"):
+    with pytest.raises(Unavailable, match="its train_labels have a wrong sha256"):
         obtain(
             "tiny",
             tiny.root,
-            {**array_checksums(tiny.data), "train_labels": "0" * 64},
-            lambda: cifar_tree.sources(tiny.tree, tiny.root, (), 10, 1),
+            {**tiny.data.checksums, "train_labels": "0" * 64},
+            lambda: sources(tiny.published, tiny.root, DownloadOptions()),
         )
     assert not (tiny.root / "decoded" / "tiny" / "contents.json").exists()
 
@@ -325,7 +367,7 @@ def test_no_pickle_is_opened_before_its_md5_is_right(tiny: Tiny, tmp_path: Path)
     import pickle
 
     files = {**tiny.files, "test_batch": pickle.dumps(Bomb())}
-    tiny_sets.write(tiny.root / tiny.tree.folder, files)
+    tiny_sets.write(tiny.folder, files)
     assert tiny_sets.same(tiny.load(), tiny.data)
     assert not (tmp_path / "ran").exists()
 
@@ -359,14 +401,14 @@ def test_processes_that_start_together_fetch_once(tiny: Tiny) -> None:
     ends = [process.communicate(timeout=60) for process in both]
     assert [out for out, _ in ends] == ["same\n", "same\n"], ends
     assert len(tiny.server.requests) == 1
-    assert sum("another process is getting tiny" in err for _, err in ends) == 1
+    assert sum("waiting for another process that prepares tiny" in err for _, err in ends) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
 def test_after_a_kill_the_next_process_goes_on(tiny: Tiny) -> None:
     tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=len(tiny.archive) / 10))
     process = start(tiny)
-    part = tiny.root / f"{tiny.tree.archive}.part"
+    part = tiny.root / f"{tiny.path.name}.part"
     deadline = time.monotonic() + 30
     while not (part.exists() and part.stat().st_size > 5_000) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -389,7 +431,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_download(
     tiny: Tiny, read_only: Path
 ) -> None:
     tiny.root = read_only
-    with pytest.raises(RequestError, match=r"data folder .*file.data .*cannot be written"):
+    with pytest.raises(UsageError, match=r"data folder .*file.data .*cannot be written"):
         tiny.load()
     assert tiny.server.requests == []
 
@@ -398,7 +440,7 @@ def test_a_folder_that_cannot_be_written_still_serves_what_it_has(
     tiny: Tiny, read_only: Path
 ) -> None:
     here = Source("here", lambda _: tiny.data, local=True)
-    found = obtain("tiny", read_only, array_checksums(tiny.data), lambda: [here])
+    found = obtain("tiny", read_only, tiny.data.checksums, lambda: [here])
     assert tiny_sets.same(found, tiny.data)
 
 

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
-from cifar_lab import components, door, measures, train
-from cifar_lab.claims import is_other
-from cifar_lab.config import RunConfig, flatten, to_plain
-from cifar_lab.run_dir import RunDir, RunSummary, find_runs
+from cifar_lab import train
+from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.claims import is_other
+from cifar_lab.config.run_config import RunConfig, flatten, to_plain
+from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.runs.summary import RunSummary
+from cifar_lab.training.build import build_model
+from cifar_lab.training.preflight import compose_checked
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -52,8 +56,8 @@ SPLITS = {"S0": (8000, 10000), "S1": (1000, 10000), "S2": (12000, 10000)}
 
 @functools.cache
 def cells(experiment: str, protocol: str = "sound") -> list[RunConfig]:
-    request = door.compose([f"experiment={experiment}", f"protocol={protocol}", "device=cpu"])
-    return [cell.config for cell in request.cells]
+    request = compose_checked([f"experiment={experiment}", f"protocol={protocol}", "device=cpu"])
+    return [cell.config for cell in request.runs]
 
 
 def test_every_experiment_of_a_report_is_checked_here() -> None:
@@ -78,7 +82,7 @@ def test_settings_are_the_reports(experiment: str) -> None:
     assert {run.optimizer.get("momentum", momentum) for run in runs} == {momentum}
     assert {run.optimizer["weight_decay"] for run in runs} == {weight_decay}
     assert {run.precision for run in runs} == {"fp32"}
-    model = components.build_model(runs[0], 10)
+    model = build_model(runs[0], 10)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {run.name for run in runs} == {experiment}
     assert runs[0].study.guessed
@@ -130,7 +134,7 @@ def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
     assert len({claim.id for claim in claims}) == len(claims)
     flat = [flatten(to_plain(run)) for run in runs]
     for claim in claims:
-        measures.check(claim.metric)
+        run_metrics.check(claim.metric)
         assert claim.id, claim
         tag, _, _ = str(runs[0].study.report).partition("-")
         assert claim.source.startswith(tag), claim.id
@@ -186,14 +190,14 @@ def test_the_grid_that_was_asked_for_has_three_axes() -> None:
 
 
 def test_a_grid_is_narrowed_by_the_command_line() -> None:
-    request = door.compose(["experiment=s3_learning_rate", "optimizer.lr=0.005", "device=cpu"])
-    (cell,) = request.cells
+    request = compose_checked(["experiment=s3_learning_rate", "optimizer.lr=0.005", "device=cpu"])
+    (cell,) = request.runs
     assert cell.config.optimizer["lr"] == 0.005
 
 
 def test_what_the_user_says_wins_over_the_protocol() -> None:
     asked = ["experiment=s3_learning_rate", "protocol=report", "optimizer.lr=0.01", "device=cpu"]
-    (cell,) = door.compose([*asked, "split.validation=0.2"]).cells
+    (cell,) = compose_checked([*asked, "split.validation=0.2"]).runs
     assert cell.config.split.validation == 0.2
     assert cell.config.evaluation.watch_test
 

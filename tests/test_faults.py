@@ -1,6 +1,7 @@
 """Faults, injected for real: nothing that was safe is lost, one clear line, a way to go on."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -18,10 +19,11 @@ import torch
 from tiny_runs import TINY, StopAt, at_yield, make, train
 
 from cifar_lab import train as train_command
-from cifar_lab.errors import NotNow, RequestError, Stopped
-from cifar_lab.execute import execute
+from cifar_lab.errors import Damaged, Stopped, Unavailable, UsageError
 from cifar_lab.prove_resume import differences
-from cifar_lab.run_dir import CHECKPOINT_FORMAT, Damaged, RunDir
+from cifar_lab.runs.checkpoints import CHECKPOINT_FORMAT, load_checkpoint
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.run import run_experiment
 
 CURVES = ("figures=standard", "figures.samples=null", "figures.confusion_matrix=null")
 
@@ -119,7 +121,7 @@ def test_a_disk_that_fills_in_metrics(
         assert error.startswith("cifar_lab: the disk is full at ")
         assert "metrics.csv" in error
         (run,) = (RunDir(path.parent) for path in disk.rglob("config.yaml"))
-        assert run.read_checkpoint(run.last)["epoch"] == 1
+        assert load_checkpoint(run.last)["epoch"] == 1
 
         monkeypatch.undo()
         (disk / "ballast").unlink()
@@ -142,7 +144,7 @@ def test_a_disk_that_fills_in_figures(
         assert train_command.main(line) == 1
         assert "the disk is full at" in capsys.readouterr().err.splitlines()[-1]
         (run,) = (RunDir(path.parent) for path in disk.rglob("config.yaml"))
-        assert run.read_checkpoint(run.last)["epoch"] == 1
+        assert load_checkpoint(run.last)["epoch"] == 1
         assert run.read_predictions().accuracy > 0
 
         monkeypatch.undo()
@@ -193,7 +195,7 @@ def stopped(tmp_path: Path) -> RunDir:
     """A run that was stopped in its second epoch and has two checkpoints."""
     run = make(tmp_path, "training.print_every=1")
     with pytest.raises(Stopped):
-        execute(run, stop=StopAt(16))
+        run_experiment(run, stop=StopAt(16))
     assert run.last.exists()
     assert run.previous.exists()
     return run
@@ -225,10 +227,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(
     how: str, stopped: RunDir, reference: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     damage(stopped.last, how)
-    execute(stopped)
+    run_experiment(stopped)
     log = stopped.log_file.read_text()
     assert "last.pt is damaged" in log
-    assert "going on from the checkpoint before it, last.previous.pt" in log
+    assert "continuing from the checkpoint before it, last.previous.pt" in log
     assert differences(reference, stopped) == []
 
 
@@ -236,16 +238,16 @@ def test_two_damaged_checkpoints_are_not_trained_over(stopped: RunDir, reference
     damage(stopped.last, "flipped")
     damage(stopped.previous, "truncated")
     best = stopped.best.read_bytes()
-    with pytest.raises(Damaged, match=r"last\.pt is damaged.*rerun=true starts anew"):
-        execute(stopped)
+    with pytest.raises(Damaged, match=r"last\.pt is damaged.*rerun=true starts again"):
+        run_experiment(stopped)
     assert stopped.status == "failed"
     assert stopped.best.read_bytes() == best
-    execute(stopped, rerun=True)
+    run_experiment(stopped, rerun=True)
     assert differences(reference, stopped) == []
 
 
 def test_a_flipped_bit_is_found_or_means_nothing(reference: RunDir, tmp_path: Path) -> None:
-    whole = reference.read_checkpoint(reference.best)["model"]
+    whole = load_checkpoint(reference.best)["model"]
     content = reference.best.read_bytes()
     random = np.random.default_rng(0)
     found = 0
@@ -255,8 +257,8 @@ def test_a_flipped_bit_is_found_or_means_nothing(reference: RunDir, tmp_path: Pa
         path = tmp_path / "best.pt"
         path.write_bytes(bytes(flipped))
         try:
-            model = RunDir(tmp_path).read_checkpoint(path)["model"]
-        except (Damaged, RequestError):
+            model = load_checkpoint(path)["model"]
+        except (Damaged, UsageError):
             found += 1
             continue
         assert all(torch.equal(model[name], tensor) for name, tensor in whole.items())
@@ -266,29 +268,30 @@ def test_a_flipped_bit_is_found_or_means_nothing(reference: RunDir, tmp_path: Pa
 def test_a_checkpoint_of_another_model(stopped: RunDir, tmp_path: Path) -> None:
     other = make(tmp_path / "other", "model.widths=[2,2]")
     with pytest.raises(Stopped):
-        execute(other, stop=StopAt(1))
+        run_experiment(other, stop=StopAt(1))
     shutil.copy(other.last, stopped.last)
-    with pytest.raises(RequestError, match=r"of another model or optimizer.*rerun=true"):
-        execute(stopped)
+    problem = r"to another model or optimizer.*size mismatch.*rerun=true"
+    with pytest.raises(UsageError, match=problem):
+        run_experiment(stopped)
 
 
 def test_a_checkpoint_of_a_newer_version(stopped: RunDir) -> None:
-    state = stopped.read_checkpoint(stopped.last)
+    state = load_checkpoint(stopped.last)
     torch.save({**state, "format": CHECKPOINT_FORMAT + 1}, stopped.last)
-    with pytest.raises(RequestError, match=r"format 2, this version reads up to 1"):
-        execute(stopped)
+    with pytest.raises(UsageError, match=r"format 2, this version reads up to 1"):
+        run_experiment(stopped)
     torch.save({"weights": torch.zeros(3)}, stopped.last)
     assert stopped.read_last(lambda line: None) is not None  # the one before it
     stopped.previous.unlink()
-    with pytest.raises(Damaged, match="no checkpoint of cifar_lab"):
-        execute(stopped)
+    with pytest.raises(Damaged, match="not a checkpoint of cifar_lab"):
+        run_experiment(stopped)
 
 
 def test_last_is_there_at_every_moment_of_its_replacement(
     stopped: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before or after each system call that changes a name, a whole last.pt remains."""
-    before, state = stopped.last.read_bytes(), stopped.read_checkpoint(stopped.last)
+    before, state = stopped.last.read_bytes(), load_checkpoint(stopped.last)
     names = ["link", "replace", "fsync", "unlink"]
     calls = 0
 
@@ -320,12 +323,13 @@ def test_last_is_there_at_every_moment_of_its_replacement(
                 except Killed:
                     kills += 1
             assert stopped.last.read_bytes()
-            assert stopped.read_checkpoint(stopped.last)["step"] == state["step"]
+            assert load_checkpoint(stopped.last)["step"] == state["step"]
             for path in (stopped.last, stopped.previous):
                 path.unlink(missing_ok=True)
                 path.write_bytes(before)
     assert kills >= 8
-    stopped.remove_leftovers()
+    with stopped.lock():
+        pass  # whoever holds the lock tidies up
     assert not list(stopped.path.glob(".*.tmp"))
 
 
@@ -337,13 +341,32 @@ def test_a_config_that_was_edited_by_hand_is_not_run_in_a_folder_of_another(
 ) -> None:
     text = stopped.config_file.read_text()
     stopped.config_file.write_text(text.replace("lr: 0.001", "lr: 0.1"))
-    with pytest.raises(RequestError, match=r"config\.yaml was edited.*put them back"):
-        execute(stopped)
-    with pytest.raises(RequestError, match="was edited"):
+    with pytest.raises(UsageError, match=r"config\.yaml was edited.*restore them"):
+        run_experiment(stopped)
+    with pytest.raises(UsageError, match="was edited"):
         make(stopped.path.parents[1], "training.print_every=1").own_config()
     assert stopped.status == "interrupted"
     stopped.config_file.write_text(text.replace("checkpoint_minutes: 5.0", "checkpoint_minutes: 1"))
-    execute(stopped)
+    run_experiment(stopped)
+
+
+@pytest.mark.parametrize("name", ["renamed", "of-20261125"])
+def test_a_renamed_folder_whose_config_was_edited_is_not_run(name: str, stopped: RunDir) -> None:
+    moved = RunDir(stopped.path.rename(stopped.path.with_name(name)))
+    text = moved.config_file.read_text()
+    moved.config_file.write_text(text.replace("lr: 0.001", "lr: 0.1"))
+    with pytest.raises(UsageError, match=r"config\.yaml was edited.*restore them"):
+        run_experiment(moved)
+
+
+def test_a_folder_of_old_code_is_known_by_its_name(stopped: RunDir) -> None:
+    summary = dataclasses.replace(stopped.read_summary(), identity=None)
+    stopped.write_summary(summary)
+    assert not stopped.holds_other_config(stopped.config)
+    moved = RunDir(stopped.path.rename(stopped.path.with_name("renamed")))
+    assert not moved.holds_other_config(moved.config)
+    moved = RunDir(moved.path.rename(moved.path.with_name("of-01234567")))
+    assert moved.holds_other_config(moved.config)
 
 
 def test_an_edited_config_runs_in_a_folder_of_its_own(
@@ -379,8 +402,8 @@ def test_a_summary_that_is_none(text: str, tmp_path: Path) -> None:
     run = make(tmp_path, "training.epochs=0")
     run.summary_file.write_text(text)
     with pytest.raises(Damaged, match=r"summary\.json is damaged.*rerun=true"):
-        execute(run)
-    assert execute(run, rerun=True).status == "finished"
+        run_experiment(run)
+    assert run_experiment(run, rerun=True).status == "finished"
 
 
 # --- two at once ----------------------------------------------------------------------------------
@@ -389,7 +412,7 @@ def test_a_summary_that_is_none(text: str, tmp_path: Path) -> None:
 def test_two_processes_on_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(tmp_path)
     code = (
-        "import sys, time\nfrom cifar_lab.run_dir import RunDir\n"
+        "import sys, time\nfrom cifar_lab.runs.run_dir import RunDir\n"
         "with RunDir(sys.argv[1]).lock():\n    print('held', flush=True)\n    time.sleep(60)"
     )
     line = [sys.executable, "-c", code, str(run.path)]
@@ -402,8 +425,8 @@ def test_two_processes_on_one_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
         holder.kill()
     with run.lock():
         assert run.is_locked()
-        with pytest.raises(NotNow):
-            execute(run)
+        with pytest.raises(Unavailable):
+            run_experiment(run)
     assert not run.is_locked()
 
 
@@ -465,14 +488,14 @@ def test_data_out_of_reach_leave_the_run_queued(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
-        raise NotNow("no network")
+        raise Unavailable("no network")
 
     run = make(tmp_path)
-    monkeypatch.setattr("cifar_lab.execute.load_splits", unreachable)
-    with pytest.raises(NotNow):
-        execute(run)
+    monkeypatch.setattr("cifar_lab.training.run.load_splits", unreachable)
+    with pytest.raises(Unavailable):
+        run_experiment(run)
     assert run.status == "queued"
-    assert json.loads(run.summary_file.read_text())["error"] == "NotNow: no network"
+    assert json.loads(run.summary_file.read_text())["error"] == "Unavailable: no network"
 
 
 def test_a_signal_while_a_figure_is_drawn_is_no_failed_figure(
@@ -484,7 +507,7 @@ def test_a_signal_while_a_figure_is_drawn_is_no_failed_figure(
     monkeypatch.setattr(RunDir, "write_figure", interrupted)
     run = make(tmp_path, *CURVES, "training.epochs=0")
     with pytest.raises(Stopped):
-        execute(run)
+        run_experiment(run)
     assert run.status == "interrupted"
     monkeypatch.undo()
-    assert execute(run).status == "finished"
+    assert run_experiment(run).status == "finished"

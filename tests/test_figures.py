@@ -16,21 +16,28 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from cifar_lab import components, config
-from cifar_lab.errors import RequestError, RunFailed
+from cifar_lab.config import run_config, targets
+from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.figures import (
     confusion_matrix,
     curves,
     embedding,
     pca,
     per_class,
+    reliability,
     samples,
     style,
-    timing,
     tsne,
 )
-from cifar_lab.metrics import EpochMetrics, Predictions, StepMetrics, separation
-from cifar_lab.run_dir import RunDir, RunSummary
+from cifar_lab.runs.metrics import (
+    EpochMetrics,
+    Predictions,
+    StepMetrics,
+    separation,
+    wilson_interval,
+)
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.summary import RunSummary
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CONF = Path(__file__).parents[1] / "conf" / "figures"
@@ -51,7 +58,7 @@ def make_run(folder: Path, summary: dict[str, Any] | None = None, **settings: An
         "choices": {"model": "convnet", "optimizer": "adam", "activation": "relu"},
         "output_dir": str(folder),
     }
-    run = RunDir.create(config.parse(plain | settings))
+    run = RunDir.create(run_config.parse(plain | settings))
     known = {"status": "finished", "seed": run.config.seed, "choices": plain["choices"]}
     known |= {"protocol": "sound", "device": "cpu", "precision": "fp32"}
     run.write_summary(RunSummary(**(known | (summary or {}))))
@@ -263,11 +270,11 @@ def test_many_runs_are_told_apart_and_named_outside(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, seed=i) for i in range(27)]
     for i, run in enumerate(runs[:-1]):
         run.rewrite_metrics(history(6, seed=i))
-    figure = curves.overlay(runs, [f"lr {i} $x$" for i in range(27)])
+    figure = curves.bands({f"lr {i} $x$": [run] for i, run in enumerate(runs)})
     check_drawn(figure)
     texts = legend_texts(figure)
     assert len(texts) == 27
-    assert texts[-1].endswith("(no epoch yet)")
+    assert texts[-1].endswith("(n = 0)")
     assert len({str(style.line_style(i)) for i in range(27)}) == 27
     first, ninth = (figure.axes[0].lines[i] for i in (0, 8))
     assert first.get_color() == ninth.get_color()
@@ -284,10 +291,10 @@ def test_where_the_test_set_alone_was_watched_its_curves_are_drawn(tmp_path: Pat
         for r in history(4)
     ]
     run.rewrite_metrics(rows, watched=True)
-    for figure in (curves.bands({"adam": [run]}), curves.overlay([run], ["adam"])):
-        titles = [axes.get_title(loc="left") for axes in figure.axes]
-        assert titles == ["Training loss", "Test loss", "Training accuracy", "Test accuracy"]
-        assert np.asarray(figure.axes[3].lines[0].get_ydata()) == pytest.approx([0.4] * 4)
+    figure = curves.bands({"adam": [run]})
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["Training loss", "Test loss", "Training accuracy", "Test accuracy"]
+    assert np.asarray(figure.axes[3].lines[0].get_ydata()) == pytest.approx([0.4] * 4)
 
 
 def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path: Path) -> None:
@@ -391,7 +398,7 @@ def test_per_class_bars_are_sorted_and_the_pairs_are_the_largest(tmp_path: Path)
 def test_wilson_intervals_agree_with_the_published_ones() -> None:
     # Newcombe 1998, Statistics in Medicine 17, table I, method 3
     for share, images, low, high in [(81 / 263, 263, 0.2553, 0.3662), (0 / 20, 20, 0.0, 0.1611)]:
-        assert per_class.wilson_interval(share, images) == pytest.approx((low, high), abs=5e-5)
+        assert wilson_interval(share, images) == pytest.approx((low, high), abs=5e-5)
 
 
 # --- samples --------------------------------------------------------------------------------------
@@ -564,40 +571,10 @@ def test_features_that_are_all_the_same_not_finite_or_too_few(tmp_path: Path) ->
     with pytest.raises(RunFailed, match="not a number"):
         pca.draw(wild)
     write_features(few, 2)
-    with pytest.raises(RequestError, match="2 images are too few"):
+    with pytest.raises(UsageError, match="2 images are too few"):
         pca.draw(few)
     write_features(few, 5)
     check_drawn(tsne.draw(few))
-
-
-# --- timing ---------------------------------------------------------------------------------------
-
-
-def test_timing_table_has_a_row_for_each_device(tmp_path: Path) -> None:
-    cpu = [make_run(tmp_path, {"threads": 2, "device_name": "a|b"}, seed=seed) for seed in range(3)]
-    gpu = make_run(tmp_path, {"device": "cuda", "precision": "bf16"}, seed=9)
-    for run in cpu[:2]:
-        run.rewrite_metrics(history(4))
-    gpu.rewrite_metrics(history(270))
-    lines = timing.timing_table([*cpu, gpu]).splitlines()
-    assert len(lines) == 4
-    cells = [cell.strip() for cell in lines[2].replace(r"\|", "/").strip("|").split("|")]
-    row = dict(zip(timing.COLUMNS, cells, strict=True))
-    assert row == {
-        "device": "cpu",
-        "device name": "a/b",
-        "precision": "fp32",
-        "threads": "2",
-        "model": "convnet",
-        "dataset": "cifar10",
-        "batch size": "128",
-        "runs": "2",
-        "epochs": "8",
-        "seconds per epoch": "20.0",
-        "images per second": "2,250",
-        "total": "0:02:40",
-    }
-    assert lines[3].endswith("| 270 | 20.0 | 2,250 | 1:30:00 |")
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -624,15 +601,15 @@ def read_option(name: str) -> dict[str, Any]:
 def test_every_option_lists_all_settings_with_their_defaults(tmp_path: Path, option: str) -> None:
     figures = read_option(option)
     run = full_run(tmp_path, figures=figures)
-    expected = {"standard": 3, "embeddings": 6, "none": 0}[option]
+    expected = {"standard": 4, "embeddings": 7, "none": 0}[option]
     assert len(figures) == expected
     for name, component in figures.items():
         role = f"figures.{name}"
-        parameters = inspect.signature(components.resolve(component["_target_"], role)).parameters
+        parameters = inspect.signature(targets.resolve(component["_target_"], role)).parameters
         defaults = {k: p.default for k, p in parameters.items() if k != "run"}
         assert {k: v for k, v in component.items() if k != "_target_"} == defaults
         if option == "embeddings":
-            path = run.write_figure(name, components.build(component, role, run=run))
+            path = run.write_figure(name, targets.build(component, role, run=run))
             assert path.stat().st_size > 5000
 
 
@@ -648,13 +625,14 @@ def test_names_that_are_long_strange_or_missing(tmp_path: Path) -> None:
 def test_names_found_with_the_images_stand_in_the_figures(tmp_path: Path) -> None:
     found = dict.fromkeys(["anna", "ben"], 0.5)
     run = make_run(tmp_path, {"per_class_accuracy": found}, dataset={"classes": None})
-    assert style.class_names(run, 2) == ["anna", "ben"]
+    assert run.class_names(2) == ["anna", "ben"]
 
 
 def test_a_missing_file_is_said_with_the_way_to_make_it(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    for draw in (confusion_matrix.draw, samples.draw, per_class.draw, pca.draw, tsne.draw):
-        with pytest.raises(RequestError, match=r"cifar_lab\.evaluate"):
+    read_files = (confusion_matrix, samples, per_class, reliability, pca, tsne)
+    for draw in (module.draw for module in read_files):
+        with pytest.raises(UsageError, match=r"cifar_lab\.evaluate"):
             draw(run)
 
 
@@ -673,7 +651,7 @@ def test_threads_draw_the_same_picture_side_by_side(tmp_path: Path) -> None:
 
 
 def test_drawing_needs_neither_torch_nor_pyplot_nor_scikit_learn() -> None:
-    modules = "confusion_matrix, curves, embedding, pca, per_class, samples, timing, tsne"
+    modules = "confusion_matrix, curves, embedding, pca, per_class, reliability, samples, tsne"
     program = (
         f"import sys; from cifar_lab.figures import {modules}\n"
         "heavy = {'torch', 'matplotlib.pyplot', 'sklearn', 'hydra', 'scipy'} & set(sys.modules)\n"

@@ -1,5 +1,6 @@
 import base64
 import io
+import itertools
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from PIL import Image
 from synthetic_runs import make_grid, make_run
 
 from cifar_lab import summarize
-from cifar_lab.run_dir import RunDir
+from cifar_lab.analysis import seed_groups
+from cifar_lab.runs.run_dir import RunDir
 
 EVIL = "</script><script>document.title='evil'</script><img src=x onerror=document.title='evil'>"
 
@@ -78,20 +81,26 @@ def test_the_page_is_one_file_that_reaches_for_nothing(page: Path) -> None:
 
 def test_names_cannot_end_the_data(page: Path) -> None:
     assert page.read_text("utf-8").count("</script>") == 2
-    failed = next(cell for cell in data_of(page)["cells"] if cell["status"] == "1 failed")
+    failed = next(
+        setting for setting in data_of(page)["settings"] if setting["status"] == "1 failed"
+    )
     assert failed["runs"][0]["error"].startswith("</script>")
 
 
-def test_test_scores_are_the_best_cells_alone(page: Path) -> None:
-    cells = data_of(page)["cells"]
-    with_test = [cell for cell in cells if cell["scores"].get("test_accuracy")]
-    assert [cell["rank"] for cell in with_test] == [1]
-    splits = {cell["rank"]: cell["confusion"]["split"] for cell in cells if cell["confusion"]}
+def test_test_scores_are_the_best_settings_alone(page: Path) -> None:
+    settings = data_of(page)["settings"]
+    with_test = [setting for setting in settings if setting["scores"].get("test_accuracy")]
+    assert [setting["rank"] for setting in with_test] == [1]
+    splits = {
+        setting["rank"]: setting["confusion"]["split"]
+        for setting in settings
+        if setting["confusion"]
+    }
     assert splits == {rank: "test" if rank == 1 else "validation" for rank in range(1, 13)}
 
 
 def test_thumbnails_are_the_stored_images(page: Path) -> None:
-    best = data_of(page)["cells"][0]
+    best = data_of(page)["settings"][0]
     run = RunDir(page.parent / best["runs"][0]["folder"])
     arrays = run.read_arrays(run.samples_file)
     worst = arrays["images"][arrays["kind"] == "worst"]
@@ -102,13 +111,51 @@ def test_thumbnails_are_the_stored_images(page: Path) -> None:
     assert len(best["mistakes"]["items"]) == len(worst)
 
 
-def test_settings_that_differ_from_the_best_cell(page: Path) -> None:
-    cells = data_of(page)["cells"]
-    assert cells[0]["difference"] == []
-    other = next(c for c in cells if c["key"][0] == "sgd" and c["rank"])
+def test_settings_that_differ_from_the_best_setting(page: Path) -> None:
+    settings = data_of(page)["settings"]
+    assert settings[0]["difference"] == []
+    other = next(c for c in settings if c["key"][0] == "sgd" and c["rank"])
     rows = {name: (here, best) for name, here, best in other["difference"]}
     assert rows["optimizer"] == ("sgd", "adam")
     assert rows["optimizer.momentum"] == ("0.9", "–")
+
+
+def test_runs_are_linked_with_their_pictures(tmp_path: Path) -> None:
+    """The addresses are relative, so that a folder that was moved keeps them."""
+    run = make_run(tmp_path / "a folder #1")
+    (run.path / "figures").mkdir()
+    (run.path / "figures" / "curves.png").write_bytes(b"picture")
+    assert summarize.main([str(tmp_path)]) == 0
+    (setting,) = data_of(tmp_path / "report.html")["settings"]
+    links = dict(setting["runs"][0]["links"])
+    assert list(links) == ["folder", "curves", "config"]
+    for address in links.values():
+        assert address.startswith("./a%20folder%20%231/")
+        assert (tmp_path / unquote(address)).exists()
+
+
+def test_a_target_that_follows_from_its_option_is_no_difference(tmp_path: Path) -> None:
+    make_run(tmp_path, activation="ReLU", accuracy=0.7)
+    make_run(tmp_path, activation="Tanh", accuracy=0.6)
+    assert summarize.main([str(tmp_path)]) == 0
+    rows = data_of(tmp_path / "report.html")["settings"][1]["difference"]
+    assert rows == [["activation", "Tanh", "ReLU"]]
+
+
+def test_axes_that_follow_from_others_have_no_column(tmp_path: Path) -> None:
+    """Label smoothing goes with the optimizer here, the learning rate does not."""
+    for optimizer, decay in (("sgd", 0.0), ("adam", 0.1)):
+        for lr in (0.1, 0.01):
+            training = {"epochs": 5, "label_smoothing": decay}
+            make_run(tmp_path, optimizer=optimizer, lr=lr, training=training)
+    collection = seed_groups.read_collection(tmp_path)
+    assert collection.axes == ["optimizer", "optimizer.lr", "training.label_smoothing"]
+    assert collection.main_axes == [0, 1]
+    assert summarize.main([str(tmp_path)]) == 0
+    assert "These follow from them: `training.label_smoothing`." in (
+        tmp_path / "summary.md"
+    ).read_text("utf-8")
+    assert "training.label_smoothing" in (tmp_path / "summary.csv").read_text("utf-8")
 
 
 def test_broken_samples_cost_their_pictures_only(tmp_path: Path) -> None:
@@ -122,7 +169,7 @@ def test_broken_samples_cost_their_pictures_only(tmp_path: Path) -> None:
             )
     assert summarize.main([str(tmp_path)]) == 0
     data = data_of(tmp_path / "report.html")
-    assert [cell["mistakes"] for cell in data["cells"]] == [None, None]
+    assert [setting["mistakes"] for setting in data["settings"]] == [None, None]
     assert len(data["problems"]) == 2
 
 
@@ -161,8 +208,8 @@ def browse(tmp_path: Path) -> Browse:
 
 
 RANKS = (
-    "[...document.querySelectorAll('#cells tbody tr:not([hidden])')]"
-    ".map(r => r.cells[0].textContent)"
+    "[...document.querySelectorAll('#settings tbody tr:not([hidden])')]"
+    ".map(r => r.cells[1].textContent)"
 )
 
 
@@ -171,20 +218,20 @@ def test_sorting(page: Path, browse: Browse) -> None:
     steps = browse(
         page,
         f"const ranks = () => {RANKS}, found = [ranks()];"
-        "const press = name => [...document.querySelectorAll('#cells th button')]"
+        "const press = name => [...document.querySelectorAll('#settings th button')]"
         ".find(b => b.textContent === name).click();"
-        "press('rank'); found.push(ranks()); press('val loss'); found.push(ranks());"
+        "press('rank'); found.push(ranks()); press('optimizer'); found.push(ranks());"
         "found.push([document.querySelector('[aria-sort]').textContent, location.hash]);"
         "return found",
     )
     ranks = [str(i) for i in range(1, 13)]
     assert steps[0] == [*ranks, "–"]
     assert steps[1] == [*reversed(ranks), "–"]  # what has no rank stays last
-    cells = [cell for cell in data_of(page)["cells"] if cell["rank"]]
-    by_loss = sorted(cells, key=lambda c: (c["scores"]["best_val_loss"]["value"], c["rank"]))
-    assert steps[2] == [*(str(cell["rank"]) for cell in by_loss), "–"]
-    assert steps[3][0] == "val loss"
-    assert "sort=best_val_loss" in steps[3][1]
+    settings = data_of(page)["settings"]
+    by_optimizer = sorted(settings, key=lambda s: (s["key"][0], s["rank"] or 13))
+    assert steps[2] == [str(setting["rank"] or "–") for setting in by_optimizer]
+    assert steps[3][0] == "optimizer"
+    assert "sort=axis%3Aoptimizer" in steps[3][1]
 
 
 @pytest.mark.browser
@@ -195,17 +242,18 @@ def test_filtering_by_words_and_by_axis(page: Path, browse: Browse) -> None:
         "const type = text => {const box = document.getElementById('filter'); box.value = text;"
         "box.dispatchEvent(new Event('input'))};"
         "type('adam relu'); found.push(ranks()); found.push(document.getElementById('shown')"
-        ".textContent); found.push(document.querySelectorAll('#chart path:not(.out)').length);"
+        ".textContent); document.getElementById('draw-shown').click();"
+        "found.push([...document.querySelectorAll('#chart g.curve')].map(g => g.dataset.setting));"
         "type(''); const menu = document.querySelector('[data-axis=\"optimizer.lr\"]');"
         "menu.value = '0.01'; menu.dispatchEvent(new Event('change')); found.push(ranks());"
-        "type('no such cell'); found.push(ranks()); return found",
+        "type('no such setting'); found.push(ranks()); return found",
     )
-    cells = data_of(page)["cells"]
-    adam_relu = [str(c["rank"]) for c in cells if c["key"][:2] == ["adam", "ReLU"]]
+    settings = data_of(page)["settings"]
+    adam_relu = [str(c["rank"]) for c in settings if c["key"][:2] == ["adam", "ReLU"]]
     assert steps[0] == adam_relu
-    assert steps[1] == f"{len(adam_relu)} of 13 cells"
-    assert steps[2] == len(adam_relu)
-    assert steps[3] == [str(c["rank"]) for c in cells if c["key"][2] == "0.01"]
+    assert steps[1] == f"{len(adam_relu)} of 13 settings"
+    assert [settings[int(i)]["key"][:2] for i in steps[2]] == [["adam", "ReLU"]] * 3
+    assert steps[3] == [str(c["rank"]) for c in settings if c["key"][2] == "0.01"]
     assert steps[4] == []
 
 
@@ -213,31 +261,32 @@ def test_filtering_by_words_and_by_axis(page: Path, browse: Browse) -> None:
 def test_pointing_and_choosing_by_mouse_and_keys(page: Path, browse: Browse) -> None:
     found = browse(
         page,
-        "const rows = document.querySelectorAll('#cells tbody tr'), found = {};"
+        "const rows = document.querySelectorAll('#settings tbody tr'), found = {};"
         "rows[2].dispatchEvent(new PointerEvent('pointerenter'));"
-        "found.hot = [...document.querySelectorAll('.hot')].map(n => n.tagName + n.dataset.cell);"
+        "found.hot = [...document.querySelectorAll('.hot')].map(n => n.tagName"
+        " + n.dataset.setting);"
         "found.caption = document.getElementById('caption').textContent;"
         "rows[2].dispatchEvent(new PointerEvent('pointerleave'));"
         "const height = document.documentElement.scrollHeight;"
         "rows[3].focus();"
         "rows[3].dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowDown', bubbles: true}));"
-        "found.focus = document.activeElement.dataset.cell;"
+        "found.focus = document.activeElement.dataset.setting;"
         "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter'}));"
         "found.detail = document.querySelector('#detail h3').textContent;"
         "found.matrix = document.querySelectorAll('.matrix tbody td').length;"
         "found.grew = document.documentElement.scrollHeight - height;"
-        "document.querySelector('.square[data-cell=\"7\"]').click();"
+        "document.querySelector('.square[data-setting=\"7\"]').click();"
         "found.second = document.querySelector('#detail h3').textContent;"
         "found.selected = [...document.querySelectorAll('tr[aria-selected=true]')]"
-        ".map(r => r.dataset.cell);"
+        ".map(r => r.dataset.setting);"
         "document.querySelector('#claims tbody tr').click();"
         "found.claim = document.querySelector('#detail h3').textContent;"
         "document.dispatchEvent(new KeyboardEvent('keydown', {key: '/', bubbles: true}));"
         "found.slash = document.activeElement.id; return found",
     )
-    labels = [f"{c['rank']}. {c['label']}" for c in data_of(page)["cells"] if c["rank"]]
-    assert sorted(found["hot"]) == ["BUTTON2", "TR2", "path2"]
-    assert found["caption"].startswith(data_of(page)["cells"][2]["label"])
+    labels = [f"{c['rank']}. {c['label']}" for c in data_of(page)["settings"] if c["rank"]]
+    assert sorted(found["hot"]) == ["BUTTON2", "TR2", "g2"]
+    assert found["caption"].startswith(data_of(page)["settings"][2]["label"])
     assert found["focus"] == "4"
     assert found["detail"] == labels[4]
     assert found["matrix"] == 100
@@ -245,6 +294,60 @@ def test_pointing_and_choosing_by_mouse_and_keys(page: Path, browse: Browse) -> 
     assert (found["second"], found["selected"]) == (labels[7], ["7"])
     assert "optimizer=adam" in found["claim"]
     assert found["slash"] == "filter"
+
+
+@pytest.mark.browser
+def test_several_settings_are_drawn_each_in_its_colour_with_its_name(
+    page: Path, browse: Browse
+) -> None:
+    found = browse(
+        page,
+        "document.getElementById('draw-none').click();"
+        "const empty = document.querySelectorAll('#chart g.curve').length;"
+        "for (const i of [0, 3, 9])"
+        " document.querySelector(`tr[data-setting='${i}'] input`).click();"
+        "const slot = node => node.style.getPropertyValue('--slot');"
+        "return {empty, drawn: [...document.querySelectorAll('#chart g.curve')].map(g => ({"
+        "setting: g.dataset.setting, colour: slot(g), "
+        "name: g.querySelector('.end').firstChild.data,"
+        "band: g.querySelectorAll('.band').length,"
+        "row: slot(document.querySelector(`tr[data-setting='${g.dataset.setting}'] .swatch`)),"
+        "square: slot(document.querySelector(`.square[data-setting='${g.dataset.setting}']`)),"
+        "y: Number(g.querySelector('.end').getAttribute('y'))})), hash: location.hash}",
+    )
+    settings = data_of(page)["settings"]
+    assert found["empty"] == 0
+    assert [line["setting"] for line in found["drawn"]] == ["0", "3", "9"]
+    assert len({line["colour"] for line in found["drawn"]}) == 3
+    for line in found["drawn"]:
+        assert line["colour"] == line["row"] == line["square"] != ""
+        assert line["band"] == 1  # two seeds
+        optimizer, activation, rate = settings[int(line["setting"])]["key"]
+        assert line["name"].split(", ")[-1] == f"lr {rate}"
+        assert set(line["name"].split(", ")) <= {optimizer, activation, f"lr {rate}"}
+    assert len({line["name"] for line in found["drawn"]}) == 3
+    places = sorted(line["y"] for line in found["drawn"])
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 14
+    assert "draw=0.3.9" in found["hash"]
+
+
+@pytest.mark.browser
+def test_the_verdict_stands_beside_the_accuracy_in_sight(page: Path, browse: Browse) -> None:
+    found = browse(
+        page,
+        "const box = document.querySelector('#settings').parentNode.getBoundingClientRect();"
+        "const second = document.querySelector('tr[data-setting=\"1\"]');"
+        "const cell = second.querySelector('.verdict');"
+        "return {text: cell.textContent, before: cell.previousElementSibling.textContent,"
+        "right: cell.getBoundingClientRect().right - box.right}",
+        width=1400,
+    )
+    second = data_of(page)["settings"][1]
+    assert found["text"].startswith(
+        ("not significantly different from the best", "significantly worse")
+    )
+    assert found["before"].startswith(second["scores"]["best_val_accuracy"]["text"])
+    assert found["right"] <= 0
 
 
 @pytest.mark.browser
@@ -256,7 +359,7 @@ def test_nothing_sticks_out_and_nothing_runs(page: Path, browse: Browse, width: 
         "images: document.querySelectorAll('img').length,"
         "requests: performance.getEntriesByType('resource').map(e => e.name)"
         ".filter(n => !n.startsWith('data:')),"
-        "shown: [...document.querySelectorAll('#cells td')].some(t => t.textContent.startsWith("
+        "shown: [...document.querySelectorAll('#settings td')].some(t => t.textContent.startsWith("
         "'</' + 'script>'))}",
         width=width,
     )
@@ -270,10 +373,10 @@ def test_the_address_brings_back_what_was_seen(page: Path, browse: Browse) -> No
     found = browse(
         page,
         f"return [{RANKS}, document.querySelector('#detail h3').textContent]",
-        address="#sort=rank&down=1&filter=adam&axis%3Aactivation=Tanh&cell=2",
+        address="#sort=rank&down=1&filter=adam&axis%3Aactivation=Tanh&setting=2",
     )
-    cells = data_of(page)["cells"]
-    expected = [str(c["rank"]) for c in cells if c["key"][:2] == ["adam", "Tanh"]]
+    settings = data_of(page)["settings"]
+    expected = [str(c["rank"]) for c in settings if c["key"][:2] == ["adam", "Tanh"]]
     assert found[0] == expected[::-1]
     assert found[1].startswith("3. ")
 
@@ -286,7 +389,7 @@ def test_a_page_without_a_finished_run_and_one_without_axes(tmp_path: Path, brow
         assert summarize.main([str(folder)]) == 0
         shown = browse(
             folder / "report.html",
-            "return [document.querySelectorAll('#cells tbody tr').length,"
+            "return [document.querySelectorAll('#settings tbody tr').length,"
             "document.getElementById('heat-section').hidden, document.querySelector('#detail h3')"
             ".textContent]",
         )

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tiny_runs import make
 
-from cifar_lab.execute import execute
-from cifar_lab.run_dir import RunDir
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.run import run_experiment
 
 pytestmark = [
     pytest.mark.slow,
@@ -54,9 +54,9 @@ def train_a_thousand(folder: Path) -> tuple[Path, dict[int, tuple[int, int]]]:
         "training.epochs=1000",
     )
     # the score of a few images is enough: validation is most of an epoch here
-    patch.setattr("cifar_lab.execute.load_splits", fewer_images)
-    patch.setattr("cifar_lab.guards.after", lambda *arguments: [])
-    execute(run)
+    patch.setattr("cifar_lab.training.run.load_splits", fewer_images)
+    patch.setattr("cifar_lab.training.sanity_checks.after", lambda *arguments: [])
+    run_experiment(run)
     return run.path, seen
 
 
@@ -79,7 +79,7 @@ def test_a_thousand_epochs(tmp_path: Path) -> None:
 def fewer_images(settings: Any, where: str) -> Any:
     import dataclasses
 
-    from cifar_lab.building import load_splits
+    from cifar_lab.training.build import load_splits
 
     splits = load_splits(settings, where)
     assert splits.validation is not None

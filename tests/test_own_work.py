@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_lab import components, config, describe, door, evaluate, predict, train
-from cifar_lab.run_dir import RunDir, find_runs
+from cifar_lab import describe, evaluate, predict, train
+from cifar_lab.config import targets
+from cifar_lab.config.run_config import to_plain
+from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.training import preflight
+from cifar_lab.training.preflight import compose_checked
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "your_own.md").read_text(encoding="utf-8")
@@ -39,8 +43,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Lay the page's files, pictures and arrays into a folder, and work there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(components, "_TRUSTED", set())
-    monkeypatch.setattr(components, "_TRIED", {})  # another test's my_models is another module
+    monkeypatch.setattr(targets, "_TRUSTED", set())
+    monkeypatch.setattr(preflight, "_TRIED", {})  # another test's my_models is another module
     for name, text in files_of_the_page().items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,12 +111,12 @@ def test_own_code_runs_only_if_it_is_trusted(own: Path, capsys: pytest.CaptureFi
 def test_a_run_folder_trusts_nothing(
     own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = door.compose(
+    request = compose_checked(
         ["--config-dir", "mine", "trust=[my_models]", "dataset=digits", "model=my_net", *TINY]
     )
-    run = RunDir.create(request.cells[0].config)
-    assert "trust" not in config.to_plain(run.config)
-    monkeypatch.setattr(components, "_TRUSTED", set())
+    run = RunDir.create(request.runs[0].config)
+    assert "trust" not in to_plain(run.config)
+    monkeypatch.setattr(targets, "_TRUSTED", set())
     for command in (train.main, evaluate.main):
         assert command([str(run.path)]) == 2
         assert "trust" in capsys.readouterr().err

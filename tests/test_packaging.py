@@ -1,18 +1,22 @@
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import cifar_lab
+from cifar_lab.errors import missing_extra
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -71,6 +75,58 @@ def test_constraints_pin_each_direct_dependency_in_its_range(requirement: Requir
     assert requirement.specifier.contains(pinned)
 
 
+def test_documents_that_the_project_refers_to_are_part_of_it(tracked: list[Path]) -> None:
+    written_by_commands = {"summary.md"}
+    known = {path.name for path in tracked} | written_by_commands
+    missing = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in tracked
+        if path.suffix in (".py", ".md", ".yaml", ".html") and "tests" not in path.parts
+        for name in re.findall(r"[\w-]+\.md\b", path.read_text(encoding="utf-8"))
+        if name not in known
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize("extra", ["tensorboard", "search", "slurm"])
+def test_a_missing_extra_is_named_with_a_command_that_every_shell_understands(extra: str) -> None:
+    assert extra in PROJECT["optional-dependencies"]
+    message = str(missing_extra("x=y", "Package", extra))
+    (name, editable) = re.findall(r"pip install ((?:-e )?'[^']+')", message)
+    assert shlex.split(name) == [f"cifar-lab[{extra}]"]
+    assert shlex.split(editable) == ["-e", f".[{extra}]"]
+    assert "\n" not in message
+
+
+def test_brackets_are_quoted_in_commands_because_zsh_takes_them_for_patterns(
+    tracked: list[Path],
+) -> None:
+    unquoted = {
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in tracked
+        if path.suffix in (".md", ".yaml", ".py") and "tests" not in path.parts
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"pip install (-e )?[\w.-]+\[", line)
+        or re.search(r"-m cifar_lab.*\s[\w.]+=[\w.,]*\[", line)
+    }
+    assert unquoted == set()
+
+
+def test_ci_covers_the_oldest_and_the_newest_python_and_pins_its_actions() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    used = re.findall(r"uses: (\S+)", workflow)
+    assert used
+    assert all(re.fullmatch(r"actions/[a-z-]+@v\d+", action) for action in used)
+    assert "secrets" not in workflow
+    everything = yaml.safe_load(workflow)["jobs"]["everything"]
+    assert everything["steps"][-1] == {"run": ".ci/run"}
+    supported = [
+        text.rpartition(" ")[2] for text in PROJECT["classifiers"] if ":: Python :: 3." in text
+    ]
+    assert everything["strategy"]["matrix"]["python"] == [supported[0], supported[-1]]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permission")
 @pytest.mark.parametrize("name", ["scripts/train", "scripts/test", "scripts/venv", ".ci/run"])
 def test_scripts_are_executable(name: str) -> None:
     assert (ROOT / name).stat().st_mode & stat.S_IXUSR
@@ -86,16 +142,30 @@ def test_version_is_the_same_everywhere() -> None:
 
 
 def test_each_command_of_the_package_has_a_console_script() -> None:
-    scripts = PROJECT["scripts"]
+    scripts = dict(PROJECT["scripts"])
     commands = {
         path.stem
         for path in (ROOT / "src" / "cifar_lab").glob("*.py")
         if re.search(r"^if __name__ == ", path.read_text(), re.MULTILINE)
     }
     assert {f"cifar_lab.{command}:main" for command in commands} <= set(scripts.values())
+    assert scripts.pop("cifar-lab") == "cifar_lab.__main__:main"
     assert all(
         name == f"cifar-lab-{target[10:-5]}".replace("_", "-") for name, target in scripts.items()
     )
+
+
+def test_a_test_run_ends_with_counts_per_tier_and_lists_no_skips() -> None:
+    # One of the chosen tests has a parameter "slurm", which is also the name of a tier.
+    chosen = ["tests/test_long_runs.py", "tests/test_packaging.py", "-k", "long_runs or extra"]
+    line = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
+    ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    _, closing = re.split(r"=+ tiers =+\n", ran.stdout)
+    lines = closing.splitlines()
+    assert "fast: 3 passed" in lines
+    assert re.search(r"^slow: \d+ skipped \(run with --slow\)$", closing, re.MULTILINE)
+    assert "slurm: no tests" in lines
+    assert "SKIPPED" not in ran.stdout
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
@@ -106,19 +176,47 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert loaded.stdout.strip() == ""
 
 
-@pytest.mark.slow
-def test_wheel_holds_every_module_and_every_yaml(wheel: Path) -> None:
+def package_files() -> set[str]:
+    """Return what an installed package must hold, by its path below site-packages."""
     source = ROOT / "src"
-    modules = {
-        str(path.relative_to(source))
-        for package in ("cifar_lab", "hydra_plugins")
-        for path in (source / package).rglob("*.py")
-    }
-    yamls = {f"cifar_lab/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
+    code = (path for path in (source / "cifar_lab").rglob("*") if "__pycache__" not in path.parts)
+    files = {path.relative_to(source).as_posix() for path in code if path.is_file()}
+    configs = [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "conf" / "schema").glob("*.json")]
+    conf = {f"cifar_lab/{path.relative_to(ROOT).as_posix()}" for path in configs}
+    return files | conf | {"cifar_lab/conf/__init__.py"}
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert held >= modules | yamls | {"cifar_lab/py.typed"}
-    assert all(name.startswith(("cifar_lab/", "hydra_plugins/")) for name in held)
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == package_files()
+
+
+@pytest.mark.slow
+def test_sdist_holds_what_the_wheel_is_built_from(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True)
+    (built,) = tmp_path.iterdir()
+    with tarfile.open(built) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    packaged = (name.replace("cifar_lab/conf/", "conf/", 1) for name in package_files())
+    sources = {name if name.startswith("conf/") else f"src/{name}" for name in packaged}
+    assert held >= sources | {"pyproject.toml", "README.md", "LICENSE"}
+    assert {name.split("/")[0] for name in held} <= {
+        "src", "conf", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff",
+        ".gitignore", "PKG-INFO",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_editable_install_adds_the_source_folder_and_no_copies(tmp_path: Path) -> None:
+    kind = "wheel:editable"
+    build = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True)
+    (built,) = tmp_path.iterdir()
+    with zipfile.ZipFile(built) as archive:
+        (added,) = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert Path(archive.read(added).decode().strip()) == ROOT / "src"
 
 
 @pytest.mark.slow
@@ -130,7 +228,7 @@ def test_wheel_trains_in_an_empty_folder(installed_wheel: Path, tmp_path: Path) 
     )
     assert Path(where.stdout.strip()).is_relative_to(installed_wheel.parents[1])
 
-    command = [str(installed_wheel.parent / "cifar-lab-train"), "dataset=digits"]
+    command = [str(installed_wheel.parent / "cifar-lab"), "train", "dataset=digits"]
     trained = subprocess.run(
         [*command, "training.epochs=1"],
         cwd=tmp_path,

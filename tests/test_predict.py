@@ -2,20 +2,24 @@
 
 import re
 import struct
-import subprocess
-import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cifar_lab import door, predict
-from cifar_lab.building import load_splits
-from cifar_lab.execute import execute
-from cifar_lab.run_dir import RunDir
+from cifar_lab import predict
+from cifar_lab.datasets.pictures import Fit
+from cifar_lab.errors import UsageError
+from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.build import load_splits
+from cifar_lab.training.classify import probabilities
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
 
 SMALL = ["dataset=digits", "model.widths=[4,8]", "model.hidden=16", "figures=none", "device=cpu"]
 
@@ -24,8 +28,8 @@ SMALL = ["dataset=digits", "model.widths=[4,8]", "model.hidden=16", "figures=non
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     folder = tmp_path_factory.mktemp("outputs")
     overrides = [*SMALL, "model=convnet", "training.epochs=2", f"output_dir={folder}"]
-    made = RunDir.create(door.compose(overrides).cells[0].config)
-    execute(made)
+    made = RunDir.create(compose_checked(overrides).runs[0].config)
+    run_experiment(made)
     return made
 
 
@@ -41,7 +45,7 @@ def test_a_test_image_is_answered_as_in_evaluation(run: RunDir, tmp_path: Path) 
         save(tmp_path / f"{i}.png", splits.test.images[splits.test.indices[i], 0].numpy())
         for i in range(12)
     ]
-    rows = predict.probabilities(run, paths)
+    rows = probabilities(run, paths)
     assert rows == pytest.approx(scored.probabilities[:12], abs=1e-4)
     assert rows.sum(axis=1) == pytest.approx(1)
 
@@ -56,8 +60,8 @@ def test_table_names_the_most_probable_classes(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["picture", "class", "probability"]
     assert len(lines) == 5
-    rows = predict.probabilities(run, [photo, tiny])
-    best = [predict.class_names(run)[int(row.argmax())] for row in rows]
+    rows = probabilities(run, [photo, tiny])
+    best = [run.class_names()[int(row.argmax())] for row in rows]
     assert [line.split()[1] for line in (lines[1], lines[3])] == best
     shares = [float(value) for value in re.findall(r"([\d.]+) %", "\n".join(lines))]
     assert shares[0] >= shares[1]
@@ -71,13 +75,70 @@ def test_a_camera_that_was_turned_makes_no_difference(run: RunDir, tmp_path: Pat
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera says: turn by a quarter to see it upright
     turned = save(tmp_path / "turned.png", np.rot90(upright).copy(), exif=exif)
-    rows = predict.probabilities(run, [plain, turned])
+    rows = probabilities(run, [plain, turned])
     assert rows[0] == pytest.approx(rows[1])
-    assert not np.allclose(rows[0], predict.probabilities(run, [_without_exif(turned)])[0])
+    assert not np.allclose(rows[0], probabilities(run, [_without_exif(turned)])[0])
 
 
 def _without_exif(path: Path) -> Path:
     return save(path.with_name("bare.png"), np.asarray(Image.open(path)))
+
+
+def test_arrays_open_pictures_and_files_are_answered_alike(run: RunDir, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    gray = random.integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    rows = probabilities(run, gray)
+    assert rows.shape == (3, 10)
+    assert rows.dtype == np.float64
+    assert np.array_equal(rows, probabilities(run, gray[..., None]))
+    paths = [save(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(gray)]
+    mixed = [gray[0], Image.fromarray(gray[1]), str(paths[2])]
+    for same in (paths, [Image.open(path) for path in paths], mixed):
+        assert np.array_equal(rows, probabilities(run, same))
+    assert probabilities(run, paths[0])[0] == pytest.approx(rows[0], abs=1e-6)
+    photos = random.integers(0, 256, (2, 48, 40, 3), dtype=np.uint8)
+    files = [save(tmp_path / f"photo{i}.png", photo) for i, photo in enumerate(photos)]
+    assert np.array_equal(probabilities(run, photos), probabilities(run, files))
+    assert probabilities(run, []).shape == (0, 10)
+
+
+def test_a_batch_is_answered_as_its_pictures_are(run: RunDir) -> None:
+    size = run.config.evaluation.batch_size
+    many = np.random.default_rng(0).integers(0, 256, (size + 3, 32, 32), dtype=np.uint8)
+    rows = probabilities(run, many)
+    assert rows.sum(axis=1) == pytest.approx(1)
+    assert rows[size + 1] == pytest.approx(probabilities(run, many[[size + 1]])[0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "words"),
+    [
+        (np.zeros((32, 32, 3), np.uint8), "put one picture into a list"),
+        (np.zeros((32, 32), np.uint8), "put one picture into a list"),
+        (np.zeros((2, 3, 32, 32), np.uint8), "picture 0 is an array of shape [3, 32, 32]"),
+        (np.zeros((2, 32, 32)), "picture 0 is an array of float64; it must be uint8"),
+        ([np.zeros((32, 32), np.uint8), 7], "picture 1 is of type int; it must be a path"),
+        (["nowhere.png"], "nowhere.png: there is no such picture"),
+    ],
+)
+def test_what_is_no_picture_is_refused(pictures: Any, words: str, run: RunDir) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        probabilities(run, pictures)
+
+
+def test_a_picture_is_fitted_as_the_run_or_the_user_says(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.zeros((32, 96), dtype=np.uint8)
+    pixels[:, :32] = 255
+    picture = save(tmp_path / "wide.png", pixels)
+    fits: tuple[Fit, ...] = ("crop", "resize", "pad")
+    rows = {fit: probabilities(run, [picture], fit=fit)[0] for fit in fits}
+    assert np.array_equal(probabilities(run, [picture])[0], rows["crop"])
+    assert not np.allclose(rows["crop"], rows["resize"])
+    assert not np.allclose(rows["resize"], rows["pad"])
+    assert predict.main([str(run.path), str(picture), "--fit", "pad", "--top", "1"]) == 0
+    assert f"{100 * rows['pad'].max():.2f} %" in capsys.readouterr().out
 
 
 def test_outputs_that_are_probabilities_stay_as_they_are(tmp_path: Path) -> None:
@@ -87,9 +148,9 @@ def test_outputs_that_are_probabilities_stay_as_they_are(tmp_path: Path) -> None
     picture = save(tmp_path / "picture.png", np.full((32, 32), 200, dtype=np.uint8))
     for softmax in ("false", "true"):
         overrides = [*base, *small, f"model.softmax_output={softmax}"]
-        made = RunDir.create(door.compose(overrides).cells[0].config)
-        execute(made)
-        rows.append(predict.probabilities(made, [picture])[0])
+        made = RunDir.create(compose_checked(overrides).runs[0].config)
+        run_experiment(made)
+        rows.append(probabilities(made, [picture])[0])
     assert rows[0] == pytest.approx(rows[1], abs=1e-6)
 
 
@@ -138,7 +199,7 @@ def test_a_bad_picture_is_one_line_and_exit_2(
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["nowhere", "x.png"], 2, "no run folder"),
+        (["nowhere", "x.png"], 2, "not a run folder"),
         (["RUN", "x.png", "--top", "0"], 2, "--top=0"),
         (["RUN"], 2, "image"),
         (["RUN", "x.png", "--weights", "first"], 2, "first"),
@@ -157,7 +218,7 @@ def test_a_wrong_request_is_one_line(
 def test_a_run_that_has_no_weights_yet_says_how_to_train_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    queued = RunDir.create(door.compose([*SMALL, f"output_dir={tmp_path}"]).cells[0].config)
+    queued = RunDir.create(compose_checked([*SMALL, f"output_dir={tmp_path}"]).runs[0].config)
     picture = save(tmp_path / "picture.png", np.zeros((9, 9), dtype=np.uint8))
     assert predict.main([str(queued.path), str(picture)]) == 2
     assert "python -m cifar_lab.train" in capsys.readouterr().err
@@ -165,26 +226,25 @@ def test_a_run_that_has_no_weights_yet_says_how_to_train_it(
 
 def test_last_weights_can_be_asked(run: RunDir, tmp_path: Path) -> None:
     picture = save(tmp_path / "picture.png", np.full((32, 32), 90, dtype=np.uint8))
-    state = run.read_checkpoint(run.last)
+    state = load_checkpoint(run.last)
     changed = {k: torch.zeros_like(v) for k, v in state["model"].items()}
     kept = run.last.read_bytes()
     run.write_last({**state, "model": changed})
     try:
-        rows = predict.probabilities(run, [picture], weights="last")
+        rows = probabilities(run, [picture], weights="last")
     finally:
         run.last.write_bytes(kept)
     assert rows[0] == pytest.approx(np.full(10, 0.1))
 
 
-def test_help_needs_no_torch() -> None:
-    for command in ("predict", "describe"):
-        code = (
-            f"import sys; from cifar_lab.{command} import main\n"
-            "try: main(['--help'])\n"
-            "except SystemExit: pass\n"
-            "print('torch' in sys.modules)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        )
-        assert done.stdout.strip().endswith("False")
+def test_a_folder_is_its_pictures_by_name(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("b.png", 200), ("a.JPG", 20)):
+        save(tmp_path / name, np.full((32, 32), value, dtype=np.uint8))
+    (tmp_path / "notes.txt").write_text("x")
+    assert predict.main([str(run.path), str(tmp_path), "--top", "1"]) == 0
+    of_folder = capsys.readouterr().out
+    files = [str(tmp_path / "a.JPG"), str(tmp_path / "b.png")]
+    assert predict.main([str(run.path), *files, "--top", "1"]) == 0
+    assert capsys.readouterr().out == of_folder

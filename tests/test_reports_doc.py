@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_lab import compare, describe, door, evaluate, reproduce, summarize, train
-from cifar_lab.run_dir import find_runs
+from cifar_lab import compare, describe, evaluate, reproduce, summarize, train
+from cifar_lab.runs.run_dir import find_runs
+from cifar_lab.training.preflight import compose_checked
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
@@ -64,8 +65,10 @@ def test_file_is_there(file: str) -> None:
 @pytest.mark.slow
 def test_settings_are_known() -> None:
     for setting in SETTINGS:
-        request = door.compose([setting, *COMPANY.get(setting, []), "device=cpu", "--cfg", "job"])
-        assert len(request.cells) == 1, setting
+        request = compose_checked(
+            [setting, *COMPANY.get(setting, []), "device=cpu", "--cfg", "job"]
+        )
+        assert len(request.runs) == 1, setting
 
 
 @pytest.mark.slow
@@ -78,8 +81,8 @@ def test_command_composes(command: str) -> None:
         at = words.index("--images")
         assert describe.choose_images(words[at + 1], 50000, 0)
         del words[at : at + 2]
-    request = door.compose([*words, "device=cpu"])
-    assert request.cells, name
+    request = compose_checked([*words, "device=cpu"])
+    assert request.runs, name
 
 
 @pytest.mark.slow

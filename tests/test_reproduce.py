@@ -2,16 +2,23 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cifar_lab import door, planning, reproduce, reproduction
-from cifar_lab.config import RunConfig
-from cifar_lab.metrics import EpochMetrics
-from cifar_lab.run_dir import RunDir, queued
+from cifar_lab import reproduce
+from cifar_lab.analysis import reproduction, reproduction_document
+from cifar_lab.config.compose import compose
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.runs.metrics import EpochMetrics
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.summary import queued
+from cifar_lab.sweeps import timing
+from cifar_lab.training.preflight import compose_checked
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,7 +28,7 @@ def finished_run(
 ) -> RunDir:
     """A finished run of an experiment's first cell, with the results that are given."""
     line = [*overrides, f"protocol={protocol}", f"seed={seed}", f"output_dir={folder}"]
-    (cell,) = door.compose([*line, "device=cpu"]).cells
+    (cell,) = compose_checked([*line, "device=cpu"]).runs
     run = RunDir.create(cell.config)
     validated = bool(cell.config.split.validation)
     row = EpochMetrics(
@@ -107,22 +114,28 @@ def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
     s3(tmp_path, 0.0001, [0.50], protocol="sound")
     line = ["experiment=s3_learning_rate", f"output_dir={tmp_path}", "device=cpu", "-m"]
     judged, sound = (
-        tuple(cell.config for cell in door.compose([*line, f"protocol={protocol}"]).cells)
+        tuple(cell.config for cell in compose_checked([*line, f"protocol={protocol}"]).runs)
         for protocol in ("report", "sound")
     )
-    studies = [reproduction.Study("s3_learning_rate", judged, sound)]
-    found = reproduction.rows(studies, reproduction.find(studies), "S3-best-over-worst")
-    figures = dict(reproduction.draw(found))
+    experiments = [reproduction.ReportExperiment("s3_learning_rate", judged, sound)]
+    found = reproduction.rows(
+        experiments, reproduction.read_finished(experiments), "S3-best-over-worst"
+    )
+    figures = dict(reproduction_document.draw(found))
     (legend,) = figures["s3_learning_rate"].legends
     shown = [text.get_text() for text in legend.get_texts()]
     assert shown == ["lr 0.005 (n = 2)", "lr 0.0001 (n = 1)"]
 
-    studies.append(reproduction.Study("s3_learning_rate", sound, sound))
-    found = reproduction.rows(studies, reproduction.find(studies), "S3-0.0001-test")
-    assert [row.values for row in found if row.claim.id == "S3-0.0001-test"] == [(0.30,), (0.51,)]
+    experiments.append(reproduction.ReportExperiment("s3_learning_rate", sound, sound))
+    found = reproduction.rows(
+        experiments, reproduction.read_finished(experiments), "S3-0.0001-test"
+    )
+    assert [
+        tuple(row.judged.values.values()) for row in found if row.claim.id == "S3-0.0001-test"
+    ] == [(0.30,), (0.51,)]
     assert found[0].sound is not None
     assert found[0].sound.mean == 0.51, "the weights that validation chose, in either place"
-    (legend,) = dict(reproduction.draw(found))["s3_learning_rate"].legends
+    (legend,) = dict(reproduction_document.draw(found))["s3_learning_rate"].legends
     shown = [text.get_text() for text in legend.get_texts()]
     assert shown == [
         "lr 0.0001, report protocol (n = 1)",
@@ -187,17 +200,39 @@ def test_what_is_kept_gives_the_same_table_and_the_document(
     assert all((file.parent / picture).stat().st_size > 1000 for picture in pictures)
 
 
-def test_the_list_tells_the_time_of_the_runs_as_they_will_run(
+def test_the_costs_tell_the_time_of_the_runs_as_they_will_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def an_hour(settings: RunConfig) -> tuple[float, float]:
         return 3600.0 * (settings.threads or 1000) / settings.training.epochs, 0.0
 
-    monkeypatch.setattr(planning, "probe", an_hour)
-    words = ["S3", "--list", "--output-dir", str(tmp_path), "--device", "cpu", "--jobs"]
+    monkeypatch.setattr(timing, "probe", an_hour)
+    words = ["S3", "--time", "--output-dir", str(tmp_path), "--device", "cpu", "--jobs"]
     for jobs, time in (("1", "4:00:00"), ("2", "2:00:00"), ("3", "2:00:00"), ("4", "1:00:00")):
         assert reproduce.main([*words, jobs]) == 0
         assert f" {time} " in capsys.readouterr().out
+
+
+def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is composed, so that neither torch nor Hydra is imported, and no data are loaded."""
+    s3(tmp_path, 0.005, [0.50, 0.52])
+    program = (
+        "import sys; from cifar_lab import reproduce\n"
+        f"code = reproduce.main(['--list', '--output-dir', {str(tmp_path)!r}])\n"
+        "print(code, sorted({'torch', 'hydra'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == "0 []\n"
+    lines = {line.split()[1]: line.split()[:5] for line in done.stdout.splitlines()[1:]}
+    # two runs of 20 seconds each: the four of the grid take 80
+    assert lines["s3_learning_rate"] == ["S3", "s3_learning_rate", "4", "2", "1:20"]
+    assert lines["s1_dropout"] == ["S1", "s1_dropout", "4", "0", "–"]
+    composed = {"s0_optimizer_activation", "s4_small", "s2_plateau"}
+    for name in composed:
+        line = [f"experiment={name}", "protocol=report", "device=cpu", "-m"]
+        assert lines[name][2] == str(len(compose(line).runs))
 
 
 @pytest.mark.parametrize(
@@ -210,6 +245,13 @@ def test_the_list_tells_the_time_of_the_runs_as_they_will_run(
         (["S3", "--jobs", "many"], "--jobs many is wrong: it must be auto or a number"),
         (["S3", "--jobs", "0"], "--jobs 0 is wrong: it must be auto or a number from 1"),
         ([], "name a report (S0 to S4), an experiment, or all"),
+        (
+            ["S3", "--dry-run", "--markdown", ""],
+            "--markdown: the name of a file or folder is empty",
+        ),
+        (["S3", "--dry-run", "--markdown", "."], "--markdown needs the name of a file"),
+        (["S3", "--dry-run", "--keep", ""], "--keep: the name of a file or folder is empty"),
+        (["S3", "--dry-run", "--keep", __file__], "is wrong: it is a file"),
     ],
 )
 def test_a_wrong_request_is_one_line(

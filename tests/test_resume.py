@@ -13,22 +13,28 @@ import torch
 from tiny_runs import TINY, StopAt, at_yield, every_step, make, train
 
 from cifar_lab import prove_resume
-from cifar_lab.components import check
-from cifar_lab.config import load
-from cifar_lab.door import compose
-from cifar_lab.errors import NotNow, RequestError, RunFailed, Stopped
-from cifar_lab.execute import execute
-from cifar_lab.metrics import EpochMetrics
+from cifar_lab.config.run_config import load
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.prove_resume import differences
-from cifar_lab.run_dir import RunDir
+from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.metrics import EpochMetrics
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.preflight import check, compose_checked
+from cifar_lab.training.run import run_experiment
 
 KINDS = {
     "adam": [],
     "sgd": ["optimizer=sgd", "optimizer.momentum=0.9"],
     "plateau": ["scheduler=reduce_on_plateau", "scheduler.patience=0"],
+    "ema": ["training.ema=0.99"],
     "patience": ["training.patience=1", "training.min_delta=0.5", "training.epochs=6"],
 }
 MORE_KINDS = {
+    "augmented": [
+        *("augmentation.policy=trivial_augment", "augmentation.cutout=8"),
+        *("augmentation.mixup=0.2", "augmentation.cutmix=1", "training.class_weights=balanced"),
+    ],
+    "weighted_classes_clipped": ["training.class_weights=balanced", "training.clip_grad_norm=0.5"],
     "one_cycle": ["scheduler=one_cycle"],
     "cosine": ["scheduler=cosine"],
     "subset": ["split.sampler=subset"],
@@ -49,7 +55,7 @@ MORE_KINDS = {
 def test_a_run_stopped_at_random_steps_is_the_run_that_never_stopped(
     overrides: list[str], tmp_path: Path
 ) -> None:
-    config = compose([*TINY, *overrides]).cells[0].config
+    config = compose_checked([*TINY, *overrides]).runs[0].config
     lines = prove_resume.prove(config, tmp_path, stops=3, seed=len(overrides))
     assert "3 stops" in lines[-1]
     assert "bit for bit" in lines[-1]
@@ -57,7 +63,7 @@ def test_a_run_stopped_at_random_steps_is_the_run_that_never_stopped(
 
 @pytest.mark.slow
 def test_twenty_stops(tmp_path: Path) -> None:
-    config = compose([*TINY, "training.epochs=4"]).cells[0].config
+    config = compose_checked([*TINY, "training.epochs=4"]).runs[0].config
     lines = prove_resume.prove(config, tmp_path, stops=20)
     assert len(lines) == 21
 
@@ -79,11 +85,11 @@ def test_the_proof_fails_when_something_is_not_in_the_checkpoint(
         whole(self, state)
         self.generator.manual_seed(7)
 
-    from cifar_lab.training import TrainState
+    from cifar_lab.training.state import TrainState
 
     whole = TrainState.load_state_dict
     monkeypatch.setattr(TrainState, "load_state_dict", forgetful)
-    config = compose([*TINY, "training.epochs=1"]).cells[0].config
+    config = compose_checked([*TINY, "training.epochs=1"]).runs[0].config
     with pytest.raises(RunFailed, match=r"another one: last\.pt"):
         prove_resume.prove(config, tmp_path, stops=3)
 
@@ -113,12 +119,12 @@ def test_a_kill_between_best_and_last_changes_nothing(
 
     monkeypatch.setattr(RunDir, "write_last", killed)
     with pytest.raises(KeyboardInterrupt):
-        execute(run)
+        run_experiment(run)
     monkeypatch.undo()
     assert calls == [1, 2]
     assert not run.last.exists()  # nothing of epoch 2 but best.pt and a row
     assert len(run.read_metrics()) == 2
-    execute(run)
+    run_experiment(run)
     assert differences(reference, run) == []
 
 
@@ -129,30 +135,30 @@ def test_a_stop_within_validation_goes_on_there(
     run = make(tmp_path)
     steps = len(range(0, 537, 64))
     with pytest.raises(Stopped):
-        execute(run, stop=StopAt(steps + 3))
-    saved = run.read_checkpoint(run.last)
+        run_experiment(run, stop=StopAt(steps + 3))
+    saved = load_checkpoint(run.last)
     assert (saved["epoch"], saved["step"]) == (0, steps)
     assert run.status == "interrupted"
-    execute(run)
+    run_experiment(run)
     assert differences(reference, run) == []
 
 
 def test_a_row_torn_by_a_crash_is_written_again(tmp_path: Path, reference: RunDir) -> None:
     run = make(tmp_path)
     with pytest.raises(Stopped):
-        execute(run, stop=StopAt(6))
+        run_experiment(run, stop=StopAt(6))
     with run.metrics_file.open("a") as handle:
         handle.write("2,0.001,2.1")
     assert all(isinstance(row, EpochMetrics) for row in run.read_metrics())
-    execute(run)
+    run_experiment(run)
     assert [row.epoch for row in run.read_metrics()] == [1, 2]
     assert differences(reference, run) == []
 
 
 def test_runs_before_and_beside_change_nothing(tmp_path: Path, reference: RunDir) -> None:
     """Two runs interleaved step by step in one process, after others, with other seeds."""
-    from cifar_lab.building import build_state, load_splits
-    from cifar_lab.training import fit
+    from cifar_lab.training.build import build_state, load_splits
+    from cifar_lab.training.loop import fit
 
     def start(config: Any) -> Any:
         splits = load_splits(config, "cpu")
@@ -160,14 +166,14 @@ def test_runs_before_and_beside_change_nothing(tmp_path: Path, reference: RunDir
         return state, fit(state, batches, splits.validation, config.training)
 
     config = reference.config
-    other = compose([*TINY, "seed=5", "optimizer=sgd"]).cells[0].config
+    other = compose_checked([*TINY, "seed=5", "optimizer=sgd"]).runs[0].config
     with pytest.MonkeyPatch.context() as patch:
         every_step(patch)
         (state, mine), (_, theirs) = start(config), start(other)
         for _ in mine:
             torch.rand(3)  # somebody else's draws
             next(theirs, None)
-    expected = reference.read_checkpoint(reference.last)
+    expected = load_checkpoint(reference.last)
     for name, tensor in state.model.state_dict().items():
         assert torch.equal(tensor, expected["model"][name]), name
     rows = [(r.train_loss, r.val_loss, r.val_accuracy) for r in state.history]
@@ -186,12 +192,12 @@ def test_a_failed_run_is_tried_again_from_its_last_checkpoint(
     with monkeypatch.context() as patch:
         at_yield(patch, 16 + 12, crash)
         with pytest.raises(RunFailed, match="cosmic ray"):
-            execute(run)
+            run_experiment(run)
     assert run.status == "failed"
     assert run.read_summary().error == "ValueError: cosmic ray"
     assert "Traceback" in run.log_file.read_text()
-    assert run.read_checkpoint(run.last)["epoch"] == 1
-    assert execute(run).status == "finished"
+    assert load_checkpoint(run.last)["epoch"] == 1
+    assert run_experiment(run).status == "finished"
     assert run.read_summary().error is None
     assert differences(reference, run) == []
 
@@ -251,8 +257,8 @@ def test_a_run_that_is_trained_on_resumes_too(
     run = make(tmp_path / "c", *overrides)
     for _ in range(3):
         with pytest.raises(Stopped):
-            execute(run, stop=StopAt(7))
-    execute(run)
+            run_experiment(run, stop=StopAt(7))
+    run_experiment(run)
     assert differences(through, run) == []
     assert run.read_summary().continued_from == str(first.path)
 
@@ -264,14 +270,14 @@ def test_a_run_that_is_trained_on_resumes_too(
         ("split.validation=800", "another split"),
         ("model.hidden=8", "another model"),
         ("optimizer=sgd", r"another optimizer\._target_"),
-        ("training.epochs=1", "ask for more"),
+        ("training.epochs=1", "set a larger number"),
     ],
 )
 def test_what_is_no_beginning_of_a_run_is_not_trained_on(
     override: str, words: str, tmp_path: Path
 ) -> None:
     first = make(tmp_path, "training.epochs=1")
-    with pytest.raises(RequestError, match=words):
+    with pytest.raises(UsageError, match=words):
         make(tmp_path / "on", f"continue_from={first.path}", override)
     assert not (tmp_path / "on").exists()
 
@@ -279,8 +285,8 @@ def test_what_is_no_beginning_of_a_run_is_not_trained_on(
 def test_an_unfinished_run_is_not_trained_on(tmp_path: Path) -> None:
     first = make(tmp_path, "training.epochs=1")
     run = make(tmp_path, f"continue_from={first.path}")
-    with pytest.raises(NotNow, match="is queued; finish it first"):
-        execute(run)
+    with pytest.raises(Unavailable, match="is queued; finish it first"):
+        run_experiment(run)
     assert run.status == "queued"
 
 
@@ -290,8 +296,8 @@ def test_an_unfinished_run_is_not_trained_on(tmp_path: Path) -> None:
 def test_threads_are_kept_and_others_refused(tmp_path: Path) -> None:
     run = make(tmp_path)
     with pytest.raises(Stopped):
-        execute(run, stop=StopAt(1))
-    with pytest.raises(RequestError, match=r"threads=2 is wrong: .* was trained with 1"):
+        run_experiment(run, stop=StopAt(1))
+    with pytest.raises(UsageError, match=r"threads=2 is wrong: .* was trained with 1"):
         make(tmp_path, "threads=2")
     assert load(run.config_file).threads == 1
     assert make(tmp_path, "threads=null").config.threads == 1
@@ -312,27 +318,27 @@ def test_other_code_is_asked_about_before_it_goes_on(
 ) -> None:
     run = make(tmp_path)
     with pytest.raises(Stopped):
-        execute(run, stop=StopAt(1))
+        run_experiment(run, stop=StopAt(1))
     saved = run.last.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("cifar_lab.components.code_hash", lambda config: "0" * 12)
-        with pytest.raises(NotNow, match="made by other code"):
-            execute(run)
+        patch.setattr("cifar_lab.runs.provenance.code_hash", lambda config: "0" * 12)
+        with pytest.raises(Unavailable, match="made by other code"):
+            run_experiment(run)
         assert run.status == "interrupted"
         assert run.last.read_bytes() == saved
-        execute(run, accept_code=True)
+        run_experiment(run, accept_code=True)
         assert run.read_summary().code_hash == "0" * 12
-    with pytest.raises(NotNow, match="rerun=true"):
-        execute(run)
+    with pytest.raises(Unavailable, match="rerun=true"):
+        run_experiment(run)
     assert differences(reference, run) == []
 
 
 def test_a_finished_run_is_left_alone_and_rerun_runs_it(reference: RunDir, tmp_path: Path) -> None:
     run = train(tmp_path, "training.epochs=1")
     before = run.last.stat().st_mtime_ns
-    execute(run)
+    run_experiment(run)
     assert run.last.stat().st_mtime_ns == before
-    again = execute(run, rerun=True)
+    again = run_experiment(run, rerun=True)
     assert again.status == "finished"
     assert run.last.stat().st_mtime_ns > before
 
@@ -371,10 +377,10 @@ def test_a_signal_saves_says_how_to_go_on_and_leaves(
     assert time.monotonic() - sent < 5
     lines = [line for line in errors.splitlines() if line.startswith("cifar_lab:")]
     assert len(lines) == 1
-    assert "all is saved, the same line goes on from there" in lines[0]
+    assert "everything is saved, the same command resumes from there" in lines[0]
     assert "Traceback" not in errors
     assert run.status == "interrupted"
-    saved = run.read_checkpoint(run.last)
+    saved = load_checkpoint(run.last)
     assert saved["epoch"] >= 2
 
 
@@ -382,7 +388,7 @@ def test_a_signal_saves_says_how_to_go_on_and_leaves(
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
     """A step that never ends: the first Ctrl-C waits for it, the second does not."""
     code = (
-        "import time, cifar_lab.execute as e, cifar_lab.train as t\n"
+        "import time, cifar_lab.training.run as e, cifar_lab.train as t\n"
         "def stuck(*a, **k):\n"
         "    print('stuck', flush=True)\n"
         "    while True: time.sleep(0.1)\n"

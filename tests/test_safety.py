@@ -16,9 +16,12 @@ import yaml
 from tiny_runs import make
 from tiny_runs import train as trained
 
-from cifar_lab import components, config, evaluate, train
-from cifar_lab.errors import RequestError
-from cifar_lab.run_dir import Damaged, RunDir
+from cifar_lab import evaluate, train
+from cifar_lab.config import targets
+from cifar_lab.config.identity import address
+from cifar_lab.config.run_config import load
+from cifar_lab.errors import Damaged, UsageError
+from cifar_lab.runs.run_dir import RunDir
 
 
 class Evil:
@@ -42,6 +45,9 @@ def stranger(original: RunDir, tmp_path: Path) -> RunDir:
     for path in original.path.iterdir():
         if path.is_file():
             (folder / path.name).write_bytes(path.read_bytes())
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["identity"]
+    (folder / "summary.json").write_text(json.dumps(summary))
     return RunDir(folder)
 
 
@@ -78,12 +84,12 @@ TARGETS = [
     "torch.nn.Module.load_state_dict",
     "torch.Tensor",
     "torch.optim.Optimizer.zero_grad",
-    "cifar_lab.files.write_text",
-    "cifar_lab.run_dir.RunDir",
-    "cifar_lab.execute.execute",
+    "cifar_lab.runs.atomic_io.write_text",
+    "cifar_lab.runs.run_dir.RunDir",
+    "cifar_lab.training.run.run_experiment",
     "cifar_lab.datasets.download.download",
-    "cifar_lab.execute.subprocess.run",
-    "cifar_lab.components.importlib.import_module",
+    "cifar_lab.runs.provenance.subprocess.run",
+    "cifar_lab.config.targets.importlib.import_module",
     "cifar_lab.figures.curves.os.system",
     "cifar_lab.train.main",
     "cifar_lab..train",
@@ -108,24 +114,24 @@ ROLES = [
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_role_takes_what_is_none_of_its_kind(target: str) -> None:
     for role in ROLES:
-        with pytest.raises(RequestError):
-            components.resolve(target, role)
+        with pytest.raises(UsageError):
+            targets.resolve(target, role)
 
 
 def test_a_target_of_another_role_is_refused() -> None:
-    with pytest.raises(RequestError, match="it is no torch Optimizer"):
-        components.resolve("torch.nn.Linear", "optimizer")
-    with pytest.raises(RequestError, match=r"it is no nn\.Module"):
-        components.resolve("torch.optim.SGD", "model")
-    with pytest.raises(RequestError, match="no `load` function"):
-        components.resolve("cifar_lab.figures.curves.draw", "dataset.source")
+    with pytest.raises(UsageError, match="it is not a torch Optimizer"):
+        targets.resolve("torch.nn.Linear", "optimizer")
+    with pytest.raises(UsageError, match=r"it is not an nn\.Module"):
+        targets.resolve("torch.optim.SGD", "model")
+    with pytest.raises(UsageError, match="not a `load` function"):
+        targets.resolve("cifar_lab.figures.curves.draw", "dataset.source")
 
 
 def test_a_refused_target_is_not_even_imported(tmp_path: Path) -> None:
     module = tmp_path / "evil_module.py"
     module.write_text("raise SystemExit(1)")
-    with pytest.raises(RequestError, match="is not allowed"):
-        components.resolve("evil_module.Thing", "model")
+    with pytest.raises(UsageError, match="is not allowed"):
+        targets.resolve("evil_module.Thing", "model")
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -151,10 +157,10 @@ def test_commands_on_a_folder_with_a_hostile_target(
 
 
 def test_a_hostile_figure_is_not_drawn(stranger: RunDir) -> None:
-    from cifar_lab.execute import draw_figures
+    from cifar_lab.training.scoring import draw_figures
 
     edit(stranger, put("figures.curves", "os.system", command=f"touch {stranger.path}/evil"))
-    (warning,) = draw_figures(stranger)
+    _, (warning,) = draw_figures(stranger)
     assert "is not allowed" in warning
     assert not (stranger.path / "evil").exists()
 
@@ -183,22 +189,22 @@ def test_a_hostile_figure_is_not_drawn(stranger: RunDir) -> None:
 )
 def test_a_second_name_of_best_that_leads_elsewhere(name: str, stranger: RunDir) -> None:
     edit(stranger, lambda data: data["training"].update(best_file_name=name))
-    with pytest.raises(RequestError, match=r"training\.best_file_name="):
-        config.load(stranger.config_file)
+    with pytest.raises(UsageError, match=r"training\.best_file_name="):
+        load(stranger.config_file)
 
 
 @pytest.mark.parametrize("folder", ["a\x00b", "x" * 300, "", "  ", "a\nb"])
 def test_an_output_folder_that_no_file_system_takes(folder: str, stranger: RunDir) -> None:
     edit(stranger, lambda data: data.update(output_dir=folder))
-    with pytest.raises(RequestError, match="output_dir="):
-        config.load(stranger.config_file)
+    with pytest.raises(UsageError, match="output_dir="):
+        load(stranger.config_file)
 
 
 @pytest.mark.parametrize("name", ["../up", "/abs", "a/../../b", "..", ".", "a//b", "~"])
 def test_a_name_that_leads_out_of_the_output_folder(name: str, stranger: RunDir) -> None:
     edit(stranger, lambda data: data.update(name=name))
-    with pytest.raises(RequestError, match="name="):
-        config.load(stranger.config_file)
+    with pytest.raises(UsageError, match="name="):
+        load(stranger.config_file)
 
 
 def test_choices_and_dataset_names_stay_one_folder_name(stranger: RunDir) -> None:
@@ -207,10 +213,10 @@ def test_choices_and_dataset_names_stay_one_folder_name(stranger: RunDir) -> Non
         data["choices"] = {"model": "/../../x", "optimizer": "\x00", "activation": "é" * 300}
 
     edit(stranger, change)
-    address = config.address(config.load(stranger.config_file))
-    assert address.parent.name == "runs"
-    assert "/" not in address.name
-    assert len(address.name.encode()) < 255
+    found = address(load(stranger.config_file))
+    assert found.parent.name == "runs"
+    assert "/" not in found.name
+    assert len(found.name.encode()) < 255
 
 
 @pytest.mark.parametrize("source", ["/etc", "/etc/passwd", "nowhere", "../..", "a\x00b"])
@@ -296,7 +302,7 @@ def test_files_that_grow_are_not_followed_out_of_the_folder(
     (run.path / name).symlink_to(treasure)
     assert train.main([str(run.path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{name} is a link" in line
+    assert f"{name} is a symbolic link" in line
     if name == "figures":
         assert list(treasure.iterdir()) == []
     else:
@@ -325,8 +331,8 @@ def test_a_run_folder_that_is_no_config(tmp_path: Path, capsys: pytest.CaptureFi
 def test_yaml_that_explodes(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(RequestError):
-        config.load(path)
+    with pytest.raises(UsageError):
+        load(path)
 
 
 def test_a_summary_with_a_script_is_text(stranger: RunDir) -> None:

@@ -1,5 +1,10 @@
+import contextlib
 import os
+import random
 import signal
+import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -7,17 +12,23 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
+from synthetic_runs import make_run
+from tiny_runs import assert_same_result, descendants
 
-from cifar_lab.door import Dimension, compose
-from cifar_lab.errors import RequestError
-from cifar_lab.execute import Stop
-from cifar_lab.planning import SweepCell, sweep_cells
-from cifar_lab.run_dir import RunDir
-from cifar_lab.search import _study, closing_lines, run_search
-from cifar_lab.sweep import Outcome
+from cifar_lab.config.launch import Dimension
+from cifar_lab.errors import Damaged, UsageError
+from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.sweeps.cell import Cell, sweep_cells
+from cifar_lab.sweeps.optuna_search import run_search
+from cifar_lab.sweeps.outcome import Outcome
+from cifar_lab.sweeps.search_report import closing_lines
+from cifar_lab.sweeps.study import distributions, open_study, suggest
+from cifar_lab.sweeps.trial import Trial
 from cifar_lab.train import main
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.signals import Stop
 
 TINY = ("dataset=digits", "figures=none", "model.widths=[2,4]", "model.hidden=8")
 SPACE = ("optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer=sgd,adam")
@@ -30,21 +41,27 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The journals of these tests need not survive a power cut."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 def search(folder: Path, *overrides: str, space: Sequence[str] = SPACE) -> list[Outcome]:
-    request = compose(
+    request = compose_checked(
         [*TINY, "-m", "search=optuna", f"output_dir={folder}", *space, *overrides, "jobs=1"]
     )
 
-    def cell_of(lines: Sequence[str]) -> SweepCell:
-        return sweep_cells([compose([*request.fixed, *lines]).cells[0].config])[0]
+    def cell_of(lines: Sequence[str]) -> Cell:
+        return sweep_cells([compose_checked([*request.fixed, *lines]).runs[0].config])[0]
 
     with Stop().installed() as stop:
-        return run_search(request.space, cell_of, request.options.search, folder, stop=stop, jobs=1)
+        return run_search(request.space, cell_of, request.options, folder, stop=stop)
 
 
 def study_of(folder: Path) -> optuna.Study:
-    study: optuna.Study = _study(
-        compose([*TINY, "-m", "search=optuna", *SPACE]).options.search, folder
+    study: optuna.Study = open_study(
+        compose_checked([*TINY, "-m", "search=optuna", *SPACE]).options.search, folder
     )
     return study
 
@@ -67,7 +84,9 @@ def test_a_trial_is_a_run_folder_and_a_larger_number_goes_on(tmp_path: Path) -> 
         assert run.config.choices["optimizer"] == trial.params["optimizer"]
         assert "search" not in run.config.choices
     best = max(trials, key=lambda t: t.value or 0.0)
-    lines = closing_lines(compose([*TINY, "-m", "search=optuna", *SPACE]).options.search, tmp_path)
+    lines = closing_lines(
+        compose_checked([*TINY, "-m", "search=optuna", *SPACE]).options.search, tmp_path
+    )
     assert best.user_attrs["folder"] in lines
 
 
@@ -123,9 +142,176 @@ def test_a_trial_that_fails_is_told_so(tmp_path: Path) -> None:
     assert study_of(tmp_path).trials[0].state == TrialState.FAIL
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_search_over_seeds_killed_at_any_moment_goes_on_exactly(tmp_path: Path) -> None:
+    options = ("search.seeds=3", "search.trials=3", "search.confirm=2", "training.epochs=1")
+    line = [sys.executable, "-m", "cifar_lab.train", *TINY, "-m", "search=optuna", *SPACE]
+    line += [*options, "jobs=1"]
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    printed = subprocess.run(
+        [*line, f"output_dir={calm}"], check=True, capture_output=True, text=True
+    ).stdout
+    chance = random.Random()
+    for finished in sorted(chance.randrange(11) for _ in range(2)):
+        process = subprocess.Popen([*line, f"output_dir={killed}"])
+        while process.poll() is None and finished_runs(killed) < finished:
+            time.sleep(0.1)
+        time.sleep(chance.uniform(0, 1))
+        cells = descendants(process.pid) if chance.random() < 0.5 else []
+        for pid in [process.pid, *cells]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        print("killed after", finished, "runs")
+    again = subprocess.run(
+        [*line, f"output_dir={killed}"], check=True, capture_output=True, text=True
+    ).stdout
+    tables = [text[text.index("\ntrial ") :] for text in (printed, again)]
+    assert tables[0] == tables[1].replace(str(killed), str(calm))
+    studies = [study_of(folder / "runs" / ".search") for folder in (calm, killed)]
+    told = [
+        [(t.number, t.params, t.state, t.value, t.intermediate_values) for t in study.trials]
+        for study in studies
+    ]
+    assert told[0] == told[1]
+    names = sorted(run.path.name for run in find_runs(calm))
+    assert names == sorted(run.path.name for run in find_runs(killed))
+    for name in names:
+        assert_same_result(RunDir(calm / "runs" / name), RunDir(killed / "runs" / name))
+    for trial in studies[0].trials:
+        runs = [RunDir(name) for name in trial.user_attrs["runs"].values()]
+        assert [run.config.seed for run in runs if run.summary_file.exists()] == [0, 1, 2][
+            : len(trial.intermediate_values)
+        ]
+        values = [run.read_summary().best_val_accuracy for run in runs if run.summary_file.exists()]
+        assert trial.value == pytest.approx(statistics.fmean(v for v in values if v is not None))
+    fresh = studies[0].user_attrs["confirmed"]
+    assert fresh["trial"] == studies[0].best_trial.number
+    assert list(fresh["runs"]) == ["3", "4"]
+    assert "with fresh seeds (3, 4), 2 of 2 runs" in printed
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "state", "means"),
+    [
+        ((0.90, 0.50, 0.60), TrialState.PRUNED, [0.90, 0.70]),
+        ((0.90, 0.80, 0.40), TrialState.COMPLETE, [0.90, 0.85, 0.70]),
+        ((0.50, 0.90, 0.90), TrialState.PRUNED, [0.50]),
+    ],
+)
+def test_a_trial_is_pruned_by_the_running_mean_of_its_seeds(
+    tmp_path: Path, accuracies: Sequence[float], state: TrialState, means: list[float]
+) -> None:
+    study = study_of(tmp_path)
+    for _ in range(5):
+        study.add_trial(
+            optuna.trial.create_trial(value=0.75, intermediate_values=dict.fromkeys((1, 2), 0.75))
+        )
+    summaries = [{"best_val_accuracy": accuracy} for accuracy in accuracies]
+    runs = [make_run(tmp_path, seed=seed, summary=one) for seed, one in enumerate(summaries)]
+    cells = [Cell(run, run.config, {}, "") for run in runs]
+    trial = Trial(study, study.ask(), cells, ())
+    seen = 0
+    while trial.goes_on:
+        assert trial.cell == cells[seen]
+        trial.ended(Outcome(trial.cell, "new", "finished"))
+        seen += 1
+    told = study.trials[-1]
+    assert told.state == state
+    assert list(told.intermediate_values.values()) == pytest.approx(means)
+    assert told.value == pytest.approx(means[-1])
+    assert told.user_attrs["runs"] == {str(i): str(run.path) for i, run in enumerate(runs)}
+
+
+def test_a_trial_fails_with_one_of_its_seeds(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1, status="failed")]
+    trial = Trial(study, study.ask(), [Cell(run, run.config, {}, "") for run in runs], ())
+    goes_on = []
+    for after, code in (("finished", 0), ("failed", 1)):
+        trial.ended(Outcome(trial.cell, "new", after, code=code))
+        goes_on.append(trial.goes_on)
+    assert goes_on == [True, False]
+    assert study.trials[0].state == TrialState.FAIL
+
+
+def test_values_do_not_depend_on_when_a_search_was_continued(tmp_path: Path) -> None:
+    request = compose_checked([*TINY, "-m", "search=optuna", *SPACE])
+    space, options = distributions(request.space), request.options.search
+    tried: dict[Path, list[dict[str, str]]] = {}
+    for folder, is_reopened in ((tmp_path / "calm", False), (tmp_path / "killed", True)):
+        study = study_of(folder)
+        for number in range(14):  # of which the first ten are random
+            trial = study.ask()
+            if is_reopened:  # killed before the second value was drawn
+                suggest(study, trial, dict([*space.items()][:1]), options)
+                study = study_of(folder)
+                trial = optuna.trial.Trial(study, study.trials[-1]._trial_id)
+            tried.setdefault(folder, []).append(suggest(study, trial, space, options))
+            study.tell(trial, number / 20)
+    one, other = tried.values()
+    assert one == other
+    assert len({values["optimizer.lr"] for values in one}) == 14
+
+
+def test_means_of_other_numbers_of_seeds_need_another_study(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    study.tell(study.ask({"optimizer": CategoricalDistribution(["sgd", "adam"])}), 0.5)
+    message = r"begun with search.seeds=1, and means of 3 cannot .* choose another search.study"
+    with pytest.raises(UsageError, match=message):
+        search(tmp_path, "search.seeds=3")
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def finished_runs(folder: Path) -> int:
+    return sum(run.status == "finished" for run in find_runs(folder)) if folder.is_dir() else 0
+
+
 def test_a_search_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*TINY, "search=optuna"]) == 2
-    assert "search=optuna has nothing to choose: add -m" in capsys.readouterr().err
+    assert "search=optuna has no values to choose from: add -m" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["search.seeds=3", "search.confirm=3"])
+@pytest.mark.parametrize("axis", ["seed=0,1", "split.seed=range(0,3)", "split.fold=0,1"])
+def test_a_search_among_seeds_has_no_seeds_of_its_own(
+    capsys: pytest.CaptureFixture[str], key: str, axis: str
+) -> None:
+    fixed = [*TINY, "-m", "search=optuna", "split.folds=3", "split.fold=0", key]
+    assert main([word for word in fixed if word.partition("=")[0] not in axis] + [axis]) == 2
+    line = capsys.readouterr().err
+    assert f"{key} repeats every setting with other seeds, and {axis.partition('=')[0]} is" in line
+    assert line.count("\n") == 1
+
+
+def test_a_journal_that_was_cut_short_is_repaired(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    space: dict[str, BaseDistribution] = {"optimizer": CategoricalDistribution(["sgd", "adam"])}
+    for _ in range(3):
+        study.tell(study.ask(space), 0.5)
+    (journal,) = tmp_path.glob("*.journal")
+    journal.write_bytes(journal.read_bytes()[:-9])
+    again = study_of(tmp_path)
+    assert [t.state.name for t in again.trials] == ["COMPLETE", "COMPLETE", "RUNNING"]
+    again.tell(again.ask(space), 0.5)
+    assert len(study_of(tmp_path).trials) == 4
+
+
+@pytest.mark.parametrize("content", [b"{}\n", b"[1]\n", b"\x00\xff\xfe\n", b"no json\n" * 3])
+def test_a_damaged_journal_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "search.journal").write_bytes(content)
+    with pytest.raises(Damaged, match=r"search.journal is damaged: .* choose another") as damaged:
+        study_of(tmp_path)
+    assert "\n" not in str(damaged.value)
+
+
+def test_other_choices_need_another_study(tmp_path: Path) -> None:
+    study = study_of(tmp_path)
+    study.tell(study.ask({"optimizer": CategoricalDistribution(["sgd", "adam"])}), 0.5)
+    with pytest.raises(UsageError, match="begun with optimizer from sgd,adam, which cannot become"):
+        search(tmp_path, space=("optimizer=sgd,adam,adamw",))
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_hydras_grammar_becomes_a_space() -> None:
@@ -136,7 +322,7 @@ def test_hydras_grammar_becomes_a_space() -> None:
         "model.hidden=int(interval(8,64))",
         "dropout.dense=interval(0,0.5)",
     )
-    request = compose([*TINY, "-m", "search=optuna", *space])
+    request = compose_checked([*TINY, "-m", "search=optuna", *space])
     assert list(request.space) == [
         Dimension("optimizer.lr", low=1e-5, high=1e-1, log=True),
         Dimension("optimizer", choices=("sgd", "adam")),
@@ -152,13 +338,22 @@ def test_hydras_grammar_becomes_a_space() -> None:
     [
         (["-m", "optimizer.lr=interval(0,1)"], "add search=optuna"),
         (["-m", "search=optuna", "model.hidden=interval(8,64)"], "must be a whole number"),
-        (["-m", "search=optuna", "optimizer.lr=interval(2,1)"], "goes upwards"),
+        (["-m", "search=optuna", "optimizer.lr=interval(2,1)"], "must be below its end"),
         (["-m", "search=optuna", "optimizer=sgd,adamm"], "did you mean adam"),
-        (["-m", "search=optuna", "optimizer.lr=glob(*)"], "a search takes lists"),
+        (["-m", "search=optuna", "optimizer.lr=glob(*)"], "it matches no option of a group"),
         (["search=optunaa"], "did you mean optuna"),
+        (["-m", "search=optuna", "search.study=../x"], r"search.study=\.\./x is wrong"),
+        (["-m", "search=optuna", "search.study=.."], "search.study=.. is wrong"),
+        (["-m", "search=optuna", "search.seeds=1,3", "seed=0,1"], "search.seeds takes one value"),
+        (["-m", "search=optuna", "search.seeds=0"], "search.seeds=0 is wrong: it must be at least"),
+        (["-m", "search.seeds=3", "seed=0,1"], "search.seeds is for search=optuna; a grid lists"),
+        (
+            ["-m", "search=optuna", "search.seeds=3", "search.pruner=hyperband"],
+            "search.pruner=hyperband is wrong: it must be median or none where search.seeds=3",
+        ),
     ],
 )
 def test_a_wrong_search_is_refused_in_one_line(overrides: list[str], message: str) -> None:
-    with pytest.raises(RequestError, match=message) as refused:
-        compose([*TINY, *overrides])
+    with pytest.raises(UsageError, match=message) as refused:
+        compose_checked([*TINY, *overrides])
     assert "\n" not in str(refused.value)

@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from cifar_lab import cluster
-from cifar_lab.door import compose
-from cifar_lab.errors import RequestError
-from cifar_lab.execute import Stop, execute
-from cifar_lab.planning import sweep_cells
-from cifar_lab.run_dir import RunDir, find_runs
+from cifar_lab.config.launch import LaunchOptions
+from cifar_lab.errors import UsageError
+from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.sweeps.cell import sweep_cells
+from cifar_lab.sweeps.pool import run_all
+from cifar_lab.sweeps.slurm import slurm_parameters
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
+from cifar_lab.training.signals import Stop
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm"
 TINY = (
@@ -63,7 +67,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -
 
 
 def weights(run: RunDir) -> dict[str, torch.Tensor]:
-    return dict(run.read_checkpoint(run.last)["model"])
+    return dict(load_checkpoint(run.last)["model"])
 
 
 def squeue() -> list[str]:
@@ -102,10 +106,10 @@ def test_a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_one(tmp_path
     again = train(tmp_path / "slurm", *quick, *small, "seed=0,1")
     assert again.communicate(timeout=120)[0].count("finished") >= 2
     assert again.returncode == 0
-    request = compose([*TINY, f"output_dir={tmp_path / 'calm'}", "training.epochs=20"])
-    undisturbed = RunDir.create(sweep_cells([request.cells[0].config])[0].config)
+    request = compose_checked([*TINY, f"output_dir={tmp_path / 'calm'}", "training.epochs=20"])
+    undisturbed = RunDir.create(sweep_cells([request.runs[0].config])[0].config)
     threads = torch.get_num_threads()
-    execute(undisturbed)
+    run_experiment(undisturbed)
     torch.set_num_threads(threads)
     assert undisturbed.path.name == first.path.name
     assert undisturbed.read_summary().threads == first.read_summary().threads
@@ -145,29 +149,29 @@ def test_a_cancelled_job_is_saved_and_a_line_waits_for_jobs_already_sent(tmp_pat
 @pytest.mark.slow
 def test_submitit_local_runs_a_sweep(tmp_path: Path) -> None:
     sizes = ("training.epochs=1", "optimizer=sgd", "optimizer.lr=0.1,1e30")
-    request = compose(
+    request = compose_checked(
         [*TINY, "-m", f"output_dir={tmp_path}", *sizes, "hydra/launcher=submitit_local"]
     )
-    cells = sweep_cells([c.config for c in request.cells], [c.overrides for c in request.cells])
+    cells = sweep_cells([c.config for c in request.runs], [c.overrides for c in request.runs])
     with Stop().installed() as stop:
-        outcomes = cluster.run_all(cells, request.launcher, stop=stop, jobs=2)
+        outcomes = run_all(cells, LaunchOptions(jobs=2), stop=stop, launcher=request.launcher)
     assert [o.after for o in outcomes] == ["finished", "failed"]
     assert "loss" in (outcomes[1].error or "")
 
 
 def test_what_the_launchers_are_asked(tmp_path: Path) -> None:
     options = ("hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=7", "threads=3")
-    request = compose(
+    request = compose_checked(
         [*TINY, "-m", f"output_dir={tmp_path}", "hydra/launcher=submitit_slurm", *options]
     )
-    cells = sweep_cells([c.config for c in request.cells])
-    parameters = cluster._parameters(request.launcher, cells)
+    cells = sweep_cells([c.config for c in request.runs])
+    parameters = slurm_parameters(request.launcher, cells)
     assert parameters["partition"] == "gpu"
     assert parameters["time"] == 7
     assert parameters["cpus_per_task"] == 3
     assert "gpus_per_node" not in parameters
-    for option in ("joblib", "ray"):
-        with pytest.raises(RequestError, match=f"hydra/launcher={option} is not supported"):
-            compose([*TINY, f"hydra/launcher={option}"])
-    with pytest.raises(RequestError, match="hydra/sweeper=optuna is not supported"):
-        compose([*TINY, "hydra/sweeper=optuna"])
+    for option in ("joblib", "rq"):
+        with pytest.raises(UsageError, match=f"hydra/launcher={option} is not supported"):
+            compose_checked([*TINY, f"hydra/launcher={option}"])
+    with pytest.raises(UsageError, match="hydra/sweeper=optuna is not supported"):
+        compose_checked([*TINY, "hydra/sweeper=optuna"])

@@ -8,22 +8,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_runs import OPTIMIZERS, make_grid, make_run
+from synthetic_runs import OPTIMIZERS, history, make_grid, make_run
 
-from cifar_lab import cells, summarize
-from cifar_lab.cells import Cell, Study
-from cifar_lab.run_dir import RunDir
+from cifar_lab import summarize
+from cifar_lab.analysis import ranking, seed_groups, summary_tables
+from cifar_lab.analysis.load_runs import FoundRun
+from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
+from cifar_lab.runs.run_dir import RunDir
 
 
-def study_of(folder: Path, metric: str | None = None) -> Study:
-    study = cells.read_study(folder)
-    cells.rank(study, metric)
-    return study
+def collection_of(folder: Path, metric: str | None = None) -> RunCollection:
+    collection = seed_groups.read_collection(folder)
+    ranking.rank(collection, metric)
+    return collection
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -34,11 +37,11 @@ def run_it(*arguments: str | Path) -> int:
     return summarize.main([str(argument) for argument in arguments])
 
 
-def the_cell(study: Study, **values: str) -> Cell:
+def the_setting(collection: RunCollection, **values: str) -> SeedGroup:
     found = [
-        cell
-        for cell in study.cells
-        if all(cell.key[study.axes.index(axis)] == value for axis, value in values.items())
+        setting
+        for setting in collection.settings
+        if all(setting.key[collection.axes.index(axis)] == value for axis, value in values.items())
     ]
     assert len(found) == 1
     return found[0]
@@ -53,20 +56,20 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- axes and cells -------------------------------------------------------------------------------
+# --- axes and settings ---------------------------------------------------------------------------
 
 
 def test_axes_are_what_differs_within_an_option_and_never_the_seed(grid: Path) -> None:
-    study = study_of(grid)
-    assert study.axes == ["optimizer", "activation", "optimizer.lr"]
-    assert len(study.cells) == 12
-    assert all(len(cell.finished) == 3 for cell in study.cells)
+    collection = collection_of(grid)
+    assert collection.axes == ["optimizer", "activation", "optimizer.lr"]
+    assert len(collection.settings) == 12
+    assert all(len(setting.finished) == 3 for setting in collection.settings)
 
 
 def test_a_default_that_comes_with_an_option_is_no_axis(tmp_path: Path) -> None:
     for optimizer in ("sgd", "adam"):
         make_run(tmp_path, optimizer=optimizer)
-    assert study_of(tmp_path).axes == ["optimizer"]
+    assert collection_of(tmp_path).axes == ["optimizer"]
 
 
 def test_a_setting_that_one_run_of_an_option_lacks_is_an_axis(tmp_path: Path) -> None:
@@ -78,44 +81,50 @@ def test_a_setting_that_one_run_of_an_option_lacks_is_an_axis(tmp_path: Path) ->
         make_run(tmp_path, optimizer="decayed", choices=choices)
     finally:
         del OPTIMIZERS["decayed"]
-    study = study_of(tmp_path)
-    assert study.axes == ["optimizer.weight_decay"]
-    assert {cell.key for cell in study.cells} == {("–",), ("0.01",)}
+    collection = collection_of(tmp_path)
+    assert collection.axes == ["optimizer.weight_decay"]
+    assert {setting.key for setting in collection.settings} == {("–",), ("0.01",)}
 
 
 def test_mean_deviation_and_interval_are_students(grid: Path) -> None:
-    study = study_of(grid)
-    cell = the_cell(study, optimizer="adam", activation="ReLU", **{"optimizer.lr": "0.01"})
-    scores = [run.summary.best_val_accuracy for run in cell.finished]
-    found = cell.interval("best_val_accuracy")
+    collection = collection_of(grid)
+    setting = the_setting(
+        collection, optimizer="adam", activation="ReLU", **{"optimizer.lr": "0.01"}
+    )
+    scores = [run.summary.best_val_accuracy for run in setting.finished]
+    found = setting.interval("best_val_accuracy")
     assert found is not None
-    assert found.half_width is not None
+    assert found.low is not None
     values = np.array(scores, dtype=float)
     assert found.mean == pytest.approx(values.mean())
     assert found.std == pytest.approx(values.std(ddof=1))
-    assert found.half_width == pytest.approx(4.302653 * values.std(ddof=1) / 3**0.5, rel=1e-6)
+    half = 4.302653 * values.std(ddof=1) / 3**0.5
+    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half))
 
 
 def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     shutil.copytree(run.path, tmp_path / "copied" / run.path.name)
-    study = study_of(tmp_path)
-    assert [len(cell.runs) for cell in study.cells] == [1]
-    assert any("the same run" in note for note in study.notes)
+    collection = collection_of(tmp_path)
+    assert [len(setting.runs) for setting in collection.settings] == [1]
+    assert any("the same run" in note for note in collection.notes)
 
 
 def test_what_makes_no_other_run_is_no_axis(tmp_path: Path) -> None:
     make_run(tmp_path, seed=0)
     make_run(tmp_path, seed=1, training={"epochs": 5, "print_every": 7}, name="other", threads=2)
-    study = study_of(tmp_path)
-    assert (study.axes, [len(cell.finished) for cell in study.cells]) == ([], [2])
+    collection = collection_of(tmp_path)
+    assert (collection.axes, [len(setting.finished) for setting in collection.settings]) == (
+        [],
+        [2],
+    )
 
 
 def test_protocols_are_one_axis_not_all_that_they_change(tmp_path: Path) -> None:
     make_run(tmp_path)
     report: dict[str, Any] = {"split": {"validation": 0}, "evaluation": {"scored_weights": "last"}}
     make_run(tmp_path, protocol="report", validated=False, **report)
-    assert study_of(tmp_path).axes == ["protocol"]
+    assert collection_of(tmp_path).axes == ["protocol"]
 
 
 # --- ranking and the test score -------------------------------------------------------------------
@@ -177,8 +186,8 @@ def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
         }
         for lr in (0.1, 0.01):
             make_run(tmp_path, dataset=dataset, lr=lr, accuracy=0.5 + lr)
-    study = study_of(tmp_path)
-    assert sorted((cell.dataset, cell.rank) for cell in study.cells) == [
+    collection = collection_of(tmp_path)
+    assert sorted((setting.dataset, setting.rank) for setting in collection.settings) == [
         ("cifar10", 1),
         ("cifar10", 2),
         ("mnist", 1),
@@ -227,14 +236,15 @@ def test_claims_stand_beside_what_was_measured(tmp_path: Path) -> None:
     assert run_it(tmp_path) == 0
     text = (tmp_path / "summary.md").read_text().split("## Reported and measured")[1]
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    verdicts = [line.split("|")[8].split("(")[0].strip() for line in lines]
-    assert verdicts[:4] == [
+    verdicts = [line.split("|")[8].strip() for line in lines]
+    assert [verdict.split(" (")[0] for verdict in verdicts] == [
         "consistent",
         "differs so far",
         "cannot be judged",
         "not measured yet",
+        "cannot be judged",
     ]
-    assert "there is no measure no_such" in verdicts[4]
+    assert "there is no metric no_such" in verdicts[4]
 
 
 def test_unfinished_and_failed_runs_are_listed_with_their_error(grid: Path) -> None:
@@ -311,7 +321,7 @@ def test_damaged_predictions_cost_their_test_not_the_run(tmp_path: Path) -> None
     text = (tmp_path / "summary.md").read_text()
     assert text.count("is damaged") == 2
     assert [row["n"] for row in rows_of(tmp_path)] == ["1", "1", "1"]
-    assert text.count("no validation predictions of it") == 2
+    assert text.count("it has no validation predictions") == 2
 
 
 def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
@@ -377,6 +387,39 @@ def test_help_and_the_reading_need_no_torch(grid: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "False False\n")
 
 
+def test_the_timing_table_has_a_row_for_each_device(tmp_path: Path) -> None:
+    cpu = [
+        make_run(tmp_path, seed=seed, summary={"threads": 2, "device_name": "a|b"})
+        for seed in range(3)
+    ]
+    gpu = make_run(tmp_path, seed=9, summary={"device": "cuda", "precision": "bf16"})
+    for run, epochs in zip([*cpu, gpu], (4, 4, 0, 270), strict=True):
+        rows = history(epochs, 0.5, 0, validated=True)
+        rows = [replace(row, seconds=20.0, images_per_second=2250.0) for row in rows]
+        run.rewrite_metrics(rows)
+    text = summary_tables.timing_table([FoundRun(run) for run in [*cpu, gpu]])
+    lines = [
+        [cell.strip() for cell in line.replace(r"\|", "/").strip("|").split("|")]
+        for line in text.splitlines()
+    ]
+    assert len(lines) == 4
+    assert dict(zip(lines[0], lines[2], strict=True)) == {
+        "device": "cpu",
+        "device name": "a/b",
+        "precision": "fp32",
+        "threads": "2",
+        "model": "convnet",
+        "dataset": "cifar10",
+        "batch size": "128",
+        "runs": "2",
+        "epochs": "8",
+        "seconds per epoch": "20.0",
+        "images per second": "2,250",
+        "total": "2:40",
+    }
+    assert lines[3][-4:] == ["270", "20.0", "2,250", "1:30:00"]
+
+
 @pytest.mark.slow
 def test_500_runs_take_less_than_ten_seconds(tmp_path: Path) -> None:
     """In processor time, which other programs on the machine change little."""
@@ -390,6 +433,6 @@ def test_500_runs_take_less_than_ten_seconds(tmp_path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     assert done.returncode == 0, done.stderr
-    assert "504 runs in 12 cells" in done.stdout
+    assert "504 runs of 12 settings" in done.stdout
     print(f"summarize of 504 runs: {seconds:.1f} s of processor time, {wall:.1f} s by the clock")
     assert seconds < 10

@@ -16,14 +16,22 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import assert_same_result, descendants
 
-from cifar_lab import device, planning, sweep
-from cifar_lab.door import compose
-from cifar_lab.errors import NotNow, RequestError, RunFailed, Stopped
-from cifar_lab.execute import Stop, execute
-from cifar_lab.planning import SweepCell, sweep_cells
-from cifar_lab.run_dir import RunDir
-from cifar_lab.sweep import Outcome, run_all
+from cifar_lab.config.launch import LaunchOptions
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
+from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.runs.summary import queued
+from cifar_lab.sweeps import launcher, pool, workers
+from cifar_lab.sweeps.cell import THREADS, Cell, run_cell, sweep_cells
+from cifar_lab.sweeps.outcome import Outcome, closing_table, raise_for
+from cifar_lab.sweeps.plan import plan
+from cifar_lab.sweeps.pool import run_all
+from cifar_lab.sweeps.timing import Pace
+from cifar_lab.training import device
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
+from cifar_lab.training.signals import Stop
 
 TINY = (
     "-m",
@@ -48,31 +56,14 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["CIFAR_LAB_DATA"] = before
 
 
-def cells_of(folder: Path, *overrides: str) -> list[SweepCell]:
-    request = compose([*TINY, f"output_dir={folder}", *overrides])
-    return sweep_cells([c.config for c in request.cells], [c.overrides for c in request.cells])
+def cells_of(folder: Path, *overrides: str) -> list[Cell]:
+    request = compose_checked([*TINY, f"output_dir={folder}", *overrides])
+    return sweep_cells([c.config for c in request.runs], [c.overrides for c in request.runs])
 
 
-def run(cells: Sequence[SweepCell], **options: Any) -> list[Outcome]:
+def run(cells: Sequence[Cell], command: Sequence[str] = (), **options: Any) -> list[Outcome]:
     with Stop().installed() as stop:
-        return run_all(cells, stop=stop, **options)
-
-
-def weights(run: RunDir) -> dict[str, torch.Tensor]:
-    return dict(run.read_checkpoint(run.last)["model"])
-
-
-def assert_same_result(first: RunDir, second: RunDir) -> None:
-    a, b = weights(first), weights(second)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    rows = [
-        [dataclasses.replace(r, seconds=0.0, images_per_second=0.0) for r in run.read_metrics()]
-        for run in (first, second)
-    ]
-    assert rows[0] == rows[1]
-    summaries = [run.read_summary() for run in (first, second)]
-    assert summaries[0].test_accuracy == summaries[1].test_accuracy is not None
+        return run_all(cells, LaunchOptions(**options), stop=stop, command=command)
 
 
 def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Thread:
@@ -89,7 +80,7 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Th
     return thread
 
 
-def has_rows(cell: SweepCell) -> bool:
+def has_rows(cell: Cell) -> bool:
     return cell.run.metrics_file.exists() and cell.epochs_done() > 0
 
 
@@ -108,22 +99,41 @@ def test_the_same_line_skips_what_is_finished_and_a_new_value_runs_alone(tmp_pat
     assert [o.before for o in again] == ["finished", "finished", "new"]
     assert [o.after for o in again] == ["finished"] * 3
     assert all(path.stat().st_mtime_ns == at for path, at in written.items())
-    table = sweep.closing_table(again)
+    table = closing_table(again)
     assert table.splitlines()[0].split()[:3] == ["seed", "before", "after"]
-    best = max(again, key=lambda o: o.cell.run.read_summary().best_val_accuracy or 0)
-    assert f"best by validation: {best.cell.run.path}" in table
-    assert sum(line.count("test accuracy") for line in table.splitlines()) == 1
+    assert table.splitlines()[-1].endswith(f"python -m cifar_lab.summarize {tmp_path / 'runs'}")
+
+
+def test_the_last_lines_name_the_best_setting_over_its_seeds(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "optimizer=sgd,adam", "seed=0,1,2")
+    accuracies = [0.95, 0.5, 0.5, 0.8, 0.8, 0.8]  # the best single run is one of SGD's
+    for cell, accuracy in zip(cells, accuracies, strict=True):
+        summary = dataclasses.replace(
+            queued(cell.config),
+            status="finished",
+            best_val_accuracy=accuracy,
+            test_accuracy=accuracy - 0.1,
+            test_size=360,
+        )
+        RunDir.create(cell.config).write_summary(summary)
+    table = closing_table([Outcome(cell, "finished", "finished") for cell in cells])
+    *_, best, command = table.splitlines()
+    assert "optimizer=adam" in best
+    assert "mean of 3 runs" in best
+    assert "test accuracy 70.00" in best
+    assert table.count("test accuracy") == 1
+    assert command == f"to compare them: python -m cifar_lab.summarize {tmp_path / 'runs'}"
 
 
 @pytest.mark.slow
 def test_results_do_not_depend_on_jobs_nor_on_the_process(tmp_path: Path) -> None:
     one = run(cells_of(tmp_path / "one"), jobs=1)
     two = run(cells_of(tmp_path / "two", "seed=0,1"), jobs=2)
-    assert one[0].cell.config.threads == two[0].cell.config.threads == planning.THREADS
+    assert one[0].cell.config.threads == two[0].cell.config.threads == THREADS
     assert_same_result(one[0].cell.run, two[0].cell.run)
     here = RunDir.create(cells_of(tmp_path / "here")[0].config)
     before = torch.get_num_threads()
-    execute(here)
+    run_experiment(here)
     torch.set_num_threads(before)
     assert_same_result(here, one[0].cell.run)
 
@@ -135,9 +145,9 @@ def test_a_cell_that_fails_is_one_failed_cell(tmp_path: Path) -> None:
     assert outcomes[0].code == 1
     assert outcomes[0].error is not None
     assert outcomes[0].error.partition(";")[0] in (cells[0].run.read_summary().error or "")
-    assert outcomes[0].error[:100] in sweep.closing_table(outcomes)
+    assert outcomes[0].error[:100] in closing_table(outcomes)
     with pytest.raises(RunFailed, match="1 of 2 cells failed"):
-        sweep.raise_for(outcomes, Stop())
+        raise_for(outcomes, Stop())
     again = run(cells, jobs=1)
     assert [o.before for o in again] == ["failed", "finished"]
 
@@ -164,14 +174,15 @@ def test_a_killed_cell_is_one_failed_cell_and_the_next_call_goes_on(tmp_path: Pa
     assert_same_result(cells[0].run, undisturbed.cell.run)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process on Windows")
 def test_ctrl_c_saves_what_runs_and_leaves_the_rest_queued(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "seed=0,1", "training.epochs=500")
     when(lambda: has_rows(cells[0]), lambda: os.kill(os.getpid(), signal.SIGINT))
     with Stop().installed() as stop:
-        outcomes = run_all(cells, stop=stop, jobs=1)
+        outcomes = run_all(cells, LaunchOptions(jobs=1), stop=stop)
         assert [o.after for o in outcomes] == ["interrupted", "queued"]
         with pytest.raises(Stopped, match="2 of 2 cells left") as stopped:
-            sweep.raise_for(outcomes, stop)
+            raise_for(outcomes, stop)
     assert stopped.value.signal == signal.SIGINT
     checkpoint = cells[0].run.read_last()
     assert checkpoint is not None
@@ -205,6 +216,7 @@ def test_images_are_pages_of_the_decoded_file_that_no_cell_copies(tmp_path: Path
         assert int(facts["Private_Dirty:"]) == int(facts["Shared_Dirty:"]) == 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process on Windows")
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     (cell,) = cells_of(tmp_path, "training.epochs=500")
 
@@ -214,32 +226,81 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
 
     when(lambda: has_rows(cell), twice)
     with Stop().installed() as stop, pytest.raises(Stopped):
-        run_all([cell], stop=stop, jobs=1)
+        run_all([cell], LaunchOptions(jobs=1), stop=stop)
     assert not multiprocessing.active_children()
     assert cell.run.status == "interrupted"
+
+
+class SignalledWhileStarting(launcher.Launcher):
+    """Cells whose start a signal falls into, and which end when they are waited for."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(LaunchOptions(jobs=2))
+        self.stop, self.jobs, self.asked_before_the_wait = stop, list[launcher.Job](), False
+
+    def start(self, cells: Sequence[Cell], folder: Path) -> Sequence[launcher.Job]:
+        class Started(launcher.Job):
+            def stop(self) -> None: ...
+
+            def has_ended(self) -> bool:
+                return True
+
+            def result(self) -> tuple[int, str | None]:
+                return 130, "stopped"
+
+        self.stop.signal = signal.SIGINT
+        self.jobs = [Started(cell) for cell in cells]
+        return self.jobs
+
+    def wait(self, jobs: Sequence[launcher.Job], stop: Stop) -> None:
+        self.asked_before_the_wait = all(job.was_asked for job in jobs)
+
+    def abandon(self, jobs: Sequence[launcher.Job]) -> None: ...
+
+
+def test_cells_that_a_signal_finds_starting_are_asked_to_stop_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = Stop()
+    where = SignalledWhileStarting(stop)
+    monkeypatch.setattr(pool, "make_launcher", lambda settings, options: where)
+    outcomes = run_all(cells_of(tmp_path, "seed=0,1,2"), LaunchOptions(jobs=2), stop=stop)
+    assert len(where.jobs) == 2
+    assert where.asked_before_the_wait
+    assert [outcome.after for outcome in outcomes] == ["queued"] * 3
 
 
 def test_what_another_process_holds_or_other_code_made_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cells = cells_of(tmp_path, "seed=0,1")
-    monkeypatch.setattr(sweep, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(pool, "PATIENCE_SECONDS", 0.2)
     RunDir.create(cells[0].config)
     with cells[0].run.lock():
         held, done = run(cells, jobs=1)
     assert (held.after, held.code, done.after) == ("in use", 3, "finished")
-    with pytest.raises(NotNow, match="in use by another process"):
-        sweep.raise_for([held, done], Stop())
+    with pytest.raises(Unavailable, match="in use by another process"):
+        raise_for([held, done], Stop())
 
     other = [dataclasses.replace(cell, code="another") for cell in cells]
     outcomes = run(other, jobs=1)
     assert outcomes[1].before == "other code"
     assert outcomes[1].error is not None
     assert "accept_code=true" in outcomes[1].error
-    with pytest.raises(NotNow):
-        sweep.raise_for(outcomes[1:], Stop())
+    with pytest.raises(Unavailable):
+        raise_for(outcomes[1:], Stop())
     taken = run(other[1:], jobs=1, accept_code=True)
     assert (taken[0].after, taken[0].code) == ("finished", 0)
+
+
+def test_a_cell_does_not_run_other_code_than_the_sweep_began_with(tmp_path: Path) -> None:
+    (cell,) = cells_of(tmp_path)
+    queued_run = RunDir.create(cell.config)
+    code, message = run_cell(queued_run, "another", Stop(), LaunchOptions())
+    assert code == 3
+    assert message is not None
+    assert "the code was changed while the sweep ran" in message
+    assert queued_run.status == "queued"
 
 
 def test_two_configs_of_one_address_are_one_cell(tmp_path: Path) -> None:
@@ -255,7 +316,24 @@ def test_a_damaged_folder_is_one_failed_cell(tmp_path: Path) -> None:
     assert (damaged.after, damaged.code, fine.after) == ("damaged", 1, "finished")
     assert damaged.error is not None
     assert "summary.json is damaged" in damaged.error
-    sweep.closing_table([damaged, fine])
+    closing_table([damaged, fine])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_in_place_of_a_log_is_one_failed_cell_and_not_waited_for(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, "seed=0,1")
+    os.mkfifo(RunDir.create(cells[0].config).log_file)
+    piped, fine = run(cells, jobs=1)
+    assert (piped.after, piped.code, fine.after) == ("queued", 2, "finished")
+    assert piped.error is not None
+    assert "train.log cannot be written: not a regular file" in piped.error
+
+
+def test_a_cell_whose_sweep_was_killed_ends_without_a_traceback() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    receiver.close()
+    workers._report(sender, (143, "stopped by SIGTERM; all is saved"))
+    assert sender.closed
 
 
 def test_a_plan_writes_nothing_and_is_timed_by_a_probe_then_by_finished_runs(
@@ -263,22 +341,22 @@ def test_a_plan_writes_nothing_and_is_timed_by_a_probe_then_by_finished_runs(
 ) -> None:
     threads = torch.get_num_threads()
     cells = cells_of(tmp_path, "seed=0,1")
-    before = planning.plan(cells, jobs=1)
-    assert "2 of 2 cells to run, 1 at a time: at most" in before
+    before = plan(cells, jobs=1)
+    assert "2 of 2 cells to run, 1 at a time: about" in before
     assert "as timed by a probe; nothing was run" in before
     assert not list(tmp_path.iterdir())
     run(cells[:1], jobs=1)
-    after = planning.plan(cells, jobs=1)
+    after = plan(cells, jobs=1)
     states = [line.split()[1] for line in after.splitlines()[1:3]]
     assert states == ["finished", "new"]
-    assert "1 of 2 cells to run, 1 at a time: at most" in after
+    assert "1 of 2 cells to run, 1 at a time: about" in after
     assert "as timed by finished runs; nothing was run" in after
     torch.set_num_threads(threads)
 
 
 def test_time_left_fills_the_slots() -> None:
     (cell,) = cells_of(Path("nowhere"), "training.epochs=10")
-    pace = planning.Pace()
+    pace = Pace()
     assert pace.time_left([cell], jobs=1) is None
     pace.note(cell.config, epoch_seconds=2.0, overhead_seconds=5.0)
     assert pace.seconds(cell.config) == 25.0
@@ -293,37 +371,112 @@ def test_jobs_fit_the_gpus_the_cores_and_the_memory(
     on_cpu = [dataclasses.replace(cell.config, device="cpu")] * 9
     on_gpu = [dataclasses.replace(cell.config, device="cuda")] * 9
     monkeypatch.setattr(device, "visible_gpus", lambda: ["2", "5"])
-    monkeypatch.setattr(sweep, "_cores", lambda: 8)
-    monkeypatch.setattr(sweep, "_free_memory", lambda: 7_500_000_000)
-    assert sweep.fitting_jobs(on_gpu, "auto") == (2, ["2", "5"])
-    assert sweep.fitting_jobs(on_gpu, "auto", jobs_per_gpu=2) == (4, ["2", "5", "2", "5"])
-    assert sweep.fitting_jobs(on_gpu, 8) == (2, ["2", "5"])
-    assert sweep.fitting_jobs(on_gpu, 1) == (1, ["2"])
-    assert sweep.fitting_jobs(on_cpu, "auto") == (5, [""] * 5)
-    assert sweep.fitting_jobs(on_cpu, 3)[0] == 3
+    monkeypatch.setattr(launcher, "_cores", lambda: 8)
+    monkeypatch.setattr(launcher, "_free_memory", lambda: 7_500_000_000)
+    assert launcher.fitting_jobs(on_gpu, "auto") == (2, ["2", "5"])
+    assert launcher.fitting_jobs(on_gpu, "auto", jobs_per_gpu=2) == (4, ["2", "5", "2", "5"])
+    assert launcher.fitting_jobs(on_gpu, 8) == (2, ["2", "5"])
+    assert launcher.fitting_jobs(on_gpu, 1) == (1, ["2"])
+    assert launcher.fitting_jobs(on_cpu, "auto") == (5, [""] * 5)
+    assert launcher.fitting_jobs(on_cpu, 3)[0] == 3
     four_threads = [dataclasses.replace(config, threads=4) for config in on_cpu]
-    assert sweep.fitting_jobs(four_threads, "auto")[0] == 2
+    assert launcher.fitting_jobs(four_threads, "auto")[0] == 2
 
 
 def test_jobs_is_auto_or_a_number() -> None:
-    assert compose(["dataset=digits"]).options.jobs == "auto"
-    assert compose(["dataset=digits", "jobs=3"]).options.jobs == 3
-    with pytest.raises(RequestError, match="jobs=many"):
-        compose(["dataset=digits", "jobs=many"])
+    assert compose_checked(["dataset=digits"]).options.jobs == "auto"
+    assert compose_checked(["dataset=digits", "jobs=3"]).options.jobs == 3
+    with pytest.raises(UsageError, match="jobs=many"):
+        compose_checked(["dataset=digits", "jobs=many"])
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes below one, read from /proc."""
-    parents = {}
-    for status in Path("/proc").glob("[0-9]*/stat"):
+def start_sweep(folder: Path, *overrides: str, **environment: str) -> "subprocess.Popen[str]":
+    """A sweep in a process group of its own, as a terminal starts it."""
+    line = [sys.executable, "-m", "cifar_lab.train", *TINY, "seed=0,1,2", "jobs=2"]
+    return subprocess.Popen(
+        [*line, f"output_dir={folder}", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+
+
+def statuses(folder: Path) -> list[str]:
+    return [run.status for run in find_runs(folder)] if folder.is_dir() else []
+
+
+def server_of(sweep: "subprocess.Popen[str]") -> int | None:
+    """The process that forks the cells of a sweep."""
+    for pid in descendants(sweep.pid):
         with contextlib.suppress(OSError):
-            fields = status.read_text().rpartition(")")[2].split()
-            parents[int(status.parent.name)] = int(fields[1])
-    found, new = [], [pid]
-    while new:
-        new = [child for child, parent in parents.items() if parent in new]
-        found += new
-    return found
+            command = Path(f"/proc/{pid}/cmdline").read_text()
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+            if "forkserver" in command and int(parent) == sweep.pid:
+                return pid
+    return None
+
+
+def wait_for(condition: Callable[[], object], sweep: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert sweep.poll() is None, sweep.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("search", [False, True])
+def test_an_early_ctrl_c_leaves_what_never_started_queued(tmp_path: Path, search: bool) -> None:
+    overrides = ("search=optuna", "search.trials=2", "optimizer.lr=interval(0.1,1)") * search
+    sweep = start_sweep(tmp_path, *overrides)
+    wait_for(lambda: server_of(sweep), sweep)  # and it is still importing torch
+    os.killpg(sweep.pid, signal.SIGINT)
+    out, err = sweep.communicate(timeout=120)
+    assert sweep.returncode == 130, err
+    assert set(statuses(tmp_path)) == {"queued"}
+    assert not any(run.last.exists() for run in find_runs(tmp_path))
+    logs = [run.log_file.read_text() for run in find_runs(tmp_path) if run.log_file.exists()]
+    assert "Traceback" not in "".join([out, err, *logs])
+    if search:
+        assert "2 running" in out  # in the words of Optuna: not failed, and taken up again
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_sigterm_to_the_process_group_saves_what_runs(tmp_path: Path) -> None:
+    sweep = start_sweep(tmp_path, "training.epochs=500", "training.patience=null")
+    wait_for(lambda: len(list(tmp_path.glob("runs/*/last.pt"))) == 2, sweep)
+    os.killpg(sweep.pid, signal.SIGTERM)
+    _, err = sweep.communicate(timeout=120)
+    assert sweep.returncode == 143, err
+    assert statuses(tmp_path) == ["interrupted", "interrupted", "queued"]
+    assert all("Traceback" not in run.log_file.read_text() for run in find_runs(tmp_path)[:2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_sweep_outlives_the_server_that_forks_its_cells(tmp_path: Path) -> None:
+    long_name = tmp_path / ("long" * 20)  # too long for a socket
+    long_name.mkdir()
+    sweep = start_sweep(
+        tmp_path, "training.epochs=20", "training.patience=null", TMPDIR=str(long_name)
+    )
+    wait_for(lambda: len(list(tmp_path.glob("runs/*/last.pt"))) == 2, sweep)
+    server = server_of(sweep)
+    assert server is not None
+    os.kill(server, signal.SIGKILL)
+    most = 0
+    while sweep.poll() is None:
+        most = max(most, statuses(tmp_path).count("running"))
+        time.sleep(0.02)
+    _, err = sweep.communicate()
+    assert sweep.returncode == 0, err
+    assert statuses(tmp_path) == ["finished"] * 3
+    assert most <= 2
+    assert all("resumed" not in run.log_file.read_text() for run in find_runs(tmp_path))
 
 
 def summary_table(folder: Path) -> list[dict[str, str]]:

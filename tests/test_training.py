@@ -17,31 +17,24 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cifar_lab import training
-from cifar_lab.building import build_state, load_splits
-from cifar_lab.components import build, build_model
-from cifar_lab.config import AugmentationConfig, RunConfig
-from cifar_lab.data import Batches, Normalisation, Splits
-from cifar_lab.device import derive_seed
-from cifar_lab.door import compose
-from cifar_lab.errors import RequestError
-from cifar_lab.metrics import EpochMetrics
-from cifar_lab.training import (
-    Diverged,
-    KeyedDropout,
-    Progress,
-    Schedule,
-    TrainState,
-    dropout_mask,
-    fit,
-    history_rows,
-    history_tensor,
-    key_dropout,
-)
+from cifar_lab.config.data_config import AugmentationConfig
+from cifar_lab.config.run_config import EvaluationConfig, RunConfig
+from cifar_lab.config.targets import build
+from cifar_lab.errors import UsageError
+from cifar_lab.runs.metrics import EpochMetrics
+from cifar_lab.training import loop
+from cifar_lab.training.batches import Batches, Normalisation
+from cifar_lab.training.build import build_model, build_state, load_splits, normalisation
+from cifar_lab.training.device import derive_seed
+from cifar_lab.training.dropout import KeyedDropout, dropout_mask, key_dropout
+from cifar_lab.training.loop import Diverged, Progress, fit
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.splits import Splits
+from cifar_lab.training.state import Schedule, TrainState, history_rows, history_tensor
 
 
 def config_of(*overrides: str) -> RunConfig:
-    return compose([*TINY, *overrides]).cells[0].config
+    return compose_checked([*TINY, *overrides]).runs[0].config
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +103,7 @@ def test_a_plain_slow_loop_gives_the_same_losses(overrides: list[str]) -> None:
     optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     if overrides:
         optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9)
-    mean, std = settings.dataset.mean, settings.dataset.std
+    mean, std = normalisation(settings).mean, normalisation(settings).std
     assert mean is not None
     assert std is not None
     assert splits.validation is not None
@@ -276,7 +269,7 @@ def test_patience(
     state, _ = build_state(config, splits, "cpu")
     chosen = dataclasses.replace(config.training, **settings)
     for epoch, accuracy in enumerate(scores, start=1):
-        improved = training._close_epoch(state, row(epoch, accuracy), chosen)
+        improved = loop._close_epoch(state, row(epoch, accuracy), chosen)
         assert improved == (accuracy > max([0.0, *scores[: epoch - 1]]))
         if state.stopped_early:
             break
@@ -305,6 +298,9 @@ def test_a_history_survives_its_tensor() -> None:
     rows = [row(1, 0.1), dataclasses.replace(row(2, 0.3), val_loss=None, val_accuracy=None)]
     assert history_rows(history_tensor(rows)) == rows
     assert history_rows(history_tensor([])) == []
+    by_class = [rows[0], dataclasses.replace(rows[1], val_balanced_accuracy=0.5, val_macro_f1=0.4)]
+    assert history_rows(history_tensor(by_class)) == by_class
+    assert history_tensor(rows).shape[1] == 10, "the table of a run that monitors no such score"
 
 
 def test_the_device_is_read_at_most_twice_a_second(
@@ -313,7 +309,7 @@ def test_the_device_is_read_at_most_twice_a_second(
     """With a clock that moves 10 ms each time it is looked at, and counted readings."""
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: next(ticks) * 0.01)
-    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(loop, "time", clock)
     state, batches = build_state(config, splits, "cpu")
     readings: list[int] = []
     tolist = Tensor.tolist
@@ -327,7 +323,7 @@ def test_the_device_is_read_at_most_twice_a_second(
     started = next(ticks)
     list(fit(state, batches, splits.validation, chosen))
     seconds = (next(ticks) - started) * 0.01
-    # beside two a second, the ends of the two phases of each epoch
+    # beside two per second, the ends of the two phases of each epoch
     assert len(readings) <= 2 * seconds + 4 * 4
 
 
@@ -354,7 +350,7 @@ def test_no_step_moves_anything_between_host_and_device(
 ) -> None:
     """On `meta`, which stands for a GPU: each copy would make the host wait for the device."""
     monkeypatch.setattr(Tensor, "tolist", lambda self: [1.0, 1, 1])
-    monkeypatch.setattr(training, "_YIELD_SECONDS", math.inf)
+    monkeypatch.setattr(loop, "_YIELD_SECONDS", math.inf)
     assert splits.validation is not None
     train, validation = (
         dataclasses.replace(
@@ -378,9 +374,10 @@ def test_no_step_moves_anything_between_host_and_device(
             seed=0,
             normalisation=Normalisation([0.5], [0.5]),
             augmentation=AugmentationConfig(crop_padding=1, horizontal_flip=True),
+            num_classes=10,
         )
         with Moves() as counted:
-            list(fit(state, batches, validation, settings, evaluation_batch_size=size))
+            list(fit(state, batches, validation, settings, EvaluationConfig(batch_size=size)))
         moves.append(counted.count)
     assert 0 < moves[0] <= 10, "the order and the draws of an epoch"
     assert moves[0] - moves[1] in (0, 2), "the normalisation's two constants, once"
@@ -389,14 +386,14 @@ def test_no_step_moves_anything_between_host_and_device(
 COMPILED = """
 import sys
 from torch._dynamo.utils import counters
-from cifar_lab.building import build_state, load_splits
-from cifar_lab.door import compose
-from cifar_lab.training import fit
+from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.loop import fit
 
 losses = []
 for chosen in ("false", "true"):
     words = [*sys.argv[1:], "dropout=none", f"training.compile={chosen}"]
-    config = compose(words).cells[0].config
+    config = compose_checked(words).runs[0].config
     splits = load_splits(config, "cpu")
     state, batches = build_state(config, splits, "cpu")
     names = list(state.model.state_dict())
@@ -428,5 +425,5 @@ def test_a_compiled_network_trains_as_the_plain_one() -> None:
 def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(RequestError, match=r"no C\+\+ compiler on the PATH"):
+    with pytest.raises(UsageError, match=r"no C\+\+ compiler on the PATH"):
         config_of("training.compile=true")

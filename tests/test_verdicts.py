@@ -5,13 +5,14 @@ import math
 from typing import Any
 
 import pytest
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
-from cifar_lab import measures
-from cifar_lab.config import ClaimConfig, RunConfig, parse, to_plain
-from cifar_lab.errors import RequestError
-from cifar_lab.significance import difference_of_means
-from cifar_lab.verdicts import judge, prediction_half_width
+from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.claims import judge, prediction_half_width
+from cifar_lab.analysis.statistics import difference_of_means
+from cifar_lab.config.run_config import RunConfig, parse, to_plain
+from cifar_lab.config.study_config import ClaimConfig
+from cifar_lab.errors import UsageError
 
 CLAIM = ClaimConfig("test_accuracy", "made up", 0.75, tolerance=0.02)
 
@@ -136,12 +137,12 @@ def test_a_claim_says_one_thing(config: RunConfig, claim: dict[str, Any]) -> Non
     plain["study"]["claims"] = [
         {"metric": "test_accuracy", "source": "made up", "id": "X-1"} | claim
     ]
-    with pytest.raises(RequestError, match="X-1 needs one of value, at_least, at_most and above"):
+    with pytest.raises(UsageError, match="X-1 needs one of value, at_least, at_most and above"):
         parse(plain)
 
 
 @pytest.mark.parametrize(
-    ("measure", "value", "shown"),
+    ("metric", "value", "shown"),
     [
         ("test_accuracy", -0.0184, "-1.84 points"),
         ("best_val_loss", 0.01234, "+0.0123"),
@@ -151,11 +152,11 @@ def test_a_claim_says_one_thing(config: RunConfig, claim: dict[str, Any]) -> Non
         ("test_accuracy", None, "–"),
     ],
 )
-def test_differences_are_told_in_the_measures_unit(
-    measure: str, value: float | None, shown: str
+def test_differences_are_told_in_the_metrics_unit(
+    metric: str, value: float | None, shown: str
 ) -> None:
-    assert measures.show_difference(measure, value) == shown
+    assert run_metrics.show_difference(metric, value) == shown
 
 
 def test_a_width_has_the_unit_and_no_sign() -> None:
-    assert measures.show_width("test_accuracy", 0.04) == "4.00 points"
+    assert run_metrics.show_width("test_accuracy", 0.04) == "4.00 points"

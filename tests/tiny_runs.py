@@ -1,17 +1,23 @@
 """Runs of the digits with a model so small that an epoch takes a fraction of a second."""
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from cifar_lab import execute as execute_module
-from cifar_lab import training
-from cifar_lab.door import compose
-from cifar_lab.execute import Stop, execute
-from cifar_lab.run_dir import RunDir, RunSummary
-from cifar_lab.training import Progress
+from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.summary import RunSummary
+from cifar_lab.training import loop
+from cifar_lab.training import run as execute_module
+from cifar_lab.training.loop import Progress
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
+from cifar_lab.training.signals import Stop
 
 TINY = (
     "dataset=digits",
@@ -28,14 +34,14 @@ TINY = (
 
 def make(folder: Path, *overrides: str) -> RunDir:
     """Return a queued run below `folder`."""
-    request = compose([*TINY, f"output_dir={folder}", *overrides])
-    return RunDir.create(request.cells[0].config)
+    request = compose_checked([*TINY, f"output_dir={folder}", *overrides])
+    return RunDir.create(request.runs[0].config)
 
 
 def train(folder: Path, *overrides: str, **options: Any) -> RunDir:
     """Return a run below `folder`, executed."""
     run = make(folder, *overrides)
-    execute(run, **options)
+    run_experiment(run, **options)
     return run
 
 
@@ -53,12 +59,12 @@ class StopAt(Stop):
 
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `fit` yield after each step, so that a run can be stopped after any of them."""
-    monkeypatch.setattr("cifar_lab.training._YIELD_SECONDS", 0.0)
+    monkeypatch.setattr("cifar_lab.training.loop._YIELD_SECONDS", 0.0)
 
 
 def at_yield(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
     """Let `action` happen as training reaches a yield."""
-    fit = training.fit
+    fit = loop.fit
 
     def watched(*args: Any, **kwargs: Any) -> Iterator[Progress]:
         for count, progress in enumerate(fit(*args, **kwargs), start=1):
@@ -71,3 +77,36 @@ def at_yield(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], 
 
 def status(run: RunDir) -> RunSummary:
     return run.read_summary()
+
+
+def weights(run: RunDir) -> dict[str, torch.Tensor]:
+    """The weights in last.pt, by name."""
+    return dict(load_checkpoint(run.last)["model"])
+
+
+def assert_same_result(first: RunDir, second: RunDir) -> None:
+    """Fail unless weights, metrics (without times) and the test accuracy are the same."""
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    rows = [
+        [dataclasses.replace(r, seconds=0.0, images_per_second=0.0) for r in run.read_metrics()]
+        for run in (first, second)
+    ]
+    assert rows[0] == rows[1]
+    summaries = [run.read_summary() for run in (first, second)]
+    assert summaries[0].test_accuracy == summaries[1].test_accuracy is not None
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below one, read from /proc."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = status.read_text().rpartition(")")[2].split()
+            parents[int(status.parent.name)] = int(fields[1])
+    found, new = [], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found

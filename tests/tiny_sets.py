@@ -7,13 +7,16 @@ import json
 import pickle
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.cifar_tree import Tree
-from cifar_lab.datasets.idx import FILES, IdxSet
+from cifar_lab.datasets.archive import Published
+from cifar_lab.datasets.cifar10 import publish_pickles
+from cifar_lab.datasets.mnist import FILES
 
 CLASSES = ("cat", "dog", "frog")
 
@@ -48,8 +51,8 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
     return gzip.compress(packed.getvalue(), mtime=0)
 
 
-def cifar(data: ImageArrays, address: str) -> tuple[Tree, bytes, dict[str, bytes]]:
-    """Return a tree, its tar.gz, and the files in it: two training batches, a test one, a meta."""
+def cifar(data: ImageArrays, address: str) -> tuple[Published, bytes, dict[str, bytes]]:
+    """Return a published set, its tar.gz, and the files in it: three batches and a meta."""
 
     def batch(images: np.ndarray, labels: np.ndarray) -> bytes:
         content = {"data": images.reshape(len(images), -1), "labels": labels.tolist()}
@@ -67,30 +70,31 @@ def cifar(data: ImageArrays, address: str) -> tuple[Tree, bytes, dict[str, bytes
     }
     known = [(name, md5(content)) for name, content in files.items()]
     archive = tar_gz({f"tiny-batches-py/{name}": content for name, content in files.items()})
-    tree = Tree(
-        folder="tiny-batches-py",
-        archive="tiny-python.tar.gz",
-        archive_md5=md5(archive),
-        address=address,
-        train=known[:2],
-        test=known[2:3],
-        meta=known[3],
-        labels_key="labels",
-        names_key="label_names",
+    dataset = SimpleNamespace(  # as torchvision describes such a set
+        base_folder="tiny-batches-py",
+        filename="tiny-python.tar.gz",
+        tgz_md5=md5(archive),
+        url=address,
+        train_list=known[:2],
+        test_list=known[2:3],
+        meta={"filename": known[3][0], "md5": known[3][1], "key": "label_names"},
     )
-    return tree, archive, files
+    return publish_pickles(dataset, "labels"), archive, files
 
 
-def idx(data: ImageArrays, addresses: list[str]) -> tuple[IdxSet, dict[str, bytes]]:
-    """Return a set of idx files as torchvision knows it, and the plain files by name."""
+def idx(data: ImageArrays, addresses: list[str]) -> tuple[Any, dict[str, bytes]]:
+    """Return a set of idx files as torchvision describes it, and the plain files by name."""
     files = {}
     for name, file in FILES.items():
         array = getattr(data, name)
         shape = array.shape if array.ndim == 1 else (len(array), *array.shape[2:])
         header = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes()
         files[file] = header + array.tobytes()
-    packed = {name: md5(gzip.compress(content, mtime=0)) for name, content in files.items()}
-    return IdxSet("TINY/raw", packed, addresses, data.class_names), files
+    packed = [(f"{name}.gz", md5(gzip.compress(c, mtime=0))) for name, c in files.items()]
+    dataset = SimpleNamespace(
+        __name__="TINY", resources=packed, mirrors=addresses, classes=list(data.class_names)
+    )
+    return dataset, files
 
 
 def sheets(data: ImageArrays) -> bytes:

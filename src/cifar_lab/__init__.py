@@ -1,3 +1,39 @@
 """Image classification experiments: from a typed config to a folder of results."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifar_lab.api import Ensemble, Run, compose, load_run, load_runs, run, sweep
+    from cifar_lab.errors import RunFailed, Unavailable, UsageError
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Ensemble",
+    "Run",
+    "RunFailed",
+    "Unavailable",
+    "UsageError",
+    "compose",
+    "load_run",
+    "load_runs",
+    "run",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API when it is first used: a command that does not use it stays fast."""
+    if name in ("RunFailed", "Unavailable", "UsageError"):
+        from cifar_lab import errors
+
+        return getattr(errors, name)
+    if name in __all__:
+        from cifar_lab import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,45 +1,271 @@
 """One main for all commands: an exception becomes one line on standard error and an exit code."""
 
 import argparse
+import contextlib
 import errno
+import io
 import logging
 import os
+import stat
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, cast
 
-from cifar_lab.errors import NotNow, RequestError, RunFailed, Stopped
+import cifar_lab
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten
 
-EXIT_CODES = {RunFailed: 1, RequestError: 2, NotNow: 3}
+_MOST_FOLDERS = 200  # pathlib creates each within a call of its own
+
+LONGEST_MESSAGE = 300
+"""Characters of the line that says why a command ended."""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose refusals are RequestErrors."""
+    """The argument parser of every command but `train`; what it refuses is a UsageError.
+
+    `takes_overrides`: the command takes GROUP=OPTION and KEY=VALUE too, before, between and after
+    its own options. `parse_with_overrides` returns them for `compose`.
+    """
+
+    def __init__(self, command: str, description: str, *, takes_overrides: bool = False) -> None:
+        usage = "%(prog)s [GROUP=OPTION ...] [KEY=VALUE ...] [options]"
+        epilog = (
+            "GROUP=OPTION and KEY=VALUE are those of python -m cifar_lab.train: see its --help.\n"
+            "--cfg job prints the config that they make, and nothing runs."
+        )
+        super().__init__(
+            prog=f"python -m cifar_lab.{command}",
+            usage=usage if takes_overrides else None,
+            description=description,
+            epilog=epilog if takes_overrides else None,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
+        # `run` answers it, for all commands.
+        self.add_argument("--version", action="store_true", help="print the versions and exit")
+
+    def add_trust(self) -> None:
+        """Add --trust, for a command that reads the config of a past run."""
+        self.add_argument(
+            "--trust",
+            default=[],
+            action="append",
+            metavar="MODULE",
+            help="a module of your own that the run's config names",
+        )
+
+    def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Return the command's own options, and the rest for `compose`, which checks it."""
+        return self.parse_known_args(list(argv))
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does, but refuse --option=-- (it would lose its value)."""
+        words = list(sys.argv[1:] if args is None else args)
+        for word in words:
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"{word} is wrong: {word[:-3]} needs a value")
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
-        raise RequestError(f"{message}; see --help")
+        raise UsageError(f"{message}; see --help")
 
 
-def run(command: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command; return its exit code (contract: 0, 1, 2, 3, 130 or 143)."""
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of descriptions, and the same width on every terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+def run(
+    command: Callable[[list[str]], int], argv: Sequence[str] | None = None, *, trains: bool = False
+) -> int:
+    """Run a command; return its exit code: 0, 1, 2, 3, or 128 and the number of a signal.
+
+    If it `trains`, output that cannot be written (a closed pipe or terminal, a full disk) is
+    dropped: the runs are worth more than the lines about them. Otherwise it ends the command.
+    """
     show_log()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with _standard_streams(drop_output=trains):
+        return _run(command, arguments)
+
+
+def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
-        return command(list(sys.argv[1:] if argv is None else argv))
+        if "--version" in arguments:
+            print(versions(), flush=True)
+            return 0
+        code = command(arguments)
+        sys.stdout.flush()
+        return code
+    except SystemExit as finished:  # argparse has printed a help page
+        return int(finished.code or 0)
     except Stopped as stopped:
         return _say(stopped, 128 + stopped.signal)
     except KeyboardInterrupt as error:
         return _say(error, 130, "stopped")
-    except (RequestError, NotNow, RunFailed) as error:
-        return _say(
-            error, next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
-        )
+    except (UsageError, Unavailable, RunFailed) as error:
+        return _say(error, error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         return _say(error, *_explain(error))
+
+
+@contextlib.contextmanager
+def _standard_streams(*, drop_output: bool) -> Iterator[None]:
+    """Replace standard streams that could end a command by themselves.
+
+    A closed stream writes to nowhere, and a character that the terminal's encoding lacks is shown
+    as a question mark. What standard error cannot take is dropped, and with `drop_output` what
+    standard output cannot take too.
+    """
+    before = sys.stdout, sys.stderr
+    streams = [stream or open(os.devnull, "w") for stream in before]  # noqa: SIM115, PTH123
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+    sys.stdout = cast("TextIO", _Output(streams[0], "standard output", drop=drop_output))
+    sys.stderr = cast("TextIO", _Output(streams[1], "standard error", drop=True))
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # a failure ended the command already
+                stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+class _Output:
+    """A text stream that, once it fails, discards the rest; the failure is dropped or raised."""
+
+    def __init__(self, stream: TextIO, name: str, *, drop: bool) -> None:
+        self._stream = stream
+        self._name = name
+        self._drop = drop
+
+    def write(self, text: str) -> int:
+        """Write a text; return its length."""
+        with self._watched():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._watched():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            _discard(self._stream)
+            if not self._drop:
+                if isinstance(error, OSError):
+                    error.filename = self._name
+                raise
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what a stream has buffered, and what is still to come, to nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, stream.fileno())
+        os.close(descriptor)
+
+
+def path(text: str) -> Path:
+    """Return an argument as a path, for argparse; an empty one, of a variable not set, is wrong."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the name of a file or folder is empty")
+    return Path(text)
+
+
+def check_output_file(
+    option: str, path: Path, suffixes: Sequence[str] = (), *, creates_folder: bool = False
+) -> None:
+    """UsageError if a file cannot be written at `path`, the value of `option`; nothing is written.
+
+    `creates_folder`: its folder is created when the file is written.
+    """
+    if path == Path():
+        raise UsageError(f"{option} needs the name of a file")
+    if suffixes and path.suffix.lower() not in suffixes:
+        text = f"{option} {shorten(str(path))}"
+        raise UsageError(f"{text} is wrong: the name must end with {' or '.join(suffixes)}")
+    _check_output(option, path, "file", path.parent, creates=creates_folder)
+
+
+def check_output_folder(option: str, path: Path) -> None:
+    """UsageError if `path`, the value of `option`, cannot be created as a folder or written to."""
+    _check_output(option, path, "folder", path, creates=True)
+
+
+def _check_output(option: str, path: Path, kind: str, folder: Path, *, creates: bool) -> None:
+    """Refuse a path that is not what `kind` says; `folder` is where files would be created."""
+    text = f"{option} {shorten(str(path))}"
+    if len(path.parts) > _MOST_FOLDERS:
+        raise UsageError(f"{text} is wrong: it names {len(path.parts):,} folders in one another")
+    try:
+        found = _kind_of(path)
+        if found not in (None, kind):
+            article = "not a" if found == "special file" and kind == "file" else "a"
+            raise UsageError(
+                f"{text} is wrong: it is {article} {kind if article == 'not a' else found}"
+            )
+        while creates and _kind_of(folder) is None:
+            folder = folder.parent
+        where = shorten(str(folder))
+        if _kind_of(folder) != "folder":
+            raise UsageError(f"{text} cannot be written: there is no folder {where}")
+    except (OSError, ValueError) as error:  # too long, links in a circle, a null character
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"{text} is wrong: {why}") from None
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{text} cannot be written: {where} is read-only")
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # /proc, for one, only says that it is writable
+            pass
+    except OSError as error:
+        raise UsageError(f"{text} cannot be written: {where}: {error.strerror}") from None
+
+
+def _kind_of(path: Path) -> str | None:
+    """Return file, folder, link or special file; None if there is nothing, OSError if not known."""
+    try:
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "link" if path.is_symlink() else None
+    except NotADirectoryError:
+        return None
+    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "special file"
+
+
+def versions() -> str:
+    """Return the versions of cifar_lab, torch and Hydra as one line, without importing them."""
+    import importlib.metadata
+
+    found = [f"cifar_lab {cifar_lab.__version__}"]
+    for name, package in (("torch", "torch"), ("Hydra", "hydra-core")):
+        try:
+            found.append(f"{name} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{name} not installed")
+    return ", ".join(found)
 
 
 def show_log() -> None:
@@ -75,6 +301,9 @@ def _explain(error: OSError) -> tuple[int, str]:
 def _say(error: BaseException, code: int, message: str | None = None) -> int:
     if os.environ.get("CIFAR_LAB_DEBUG") == "1":
         traceback.print_exception(error)
-    text = " ".join((message or str(error) or type(error).__name__).split("\n"))
+    text = message or str(error) or type(error).__name__
+    if len(text) > LONGEST_MESSAGE:  # what to do stands at the end
+        text = f"{text[: LONGEST_MESSAGE - 165]} ... {text[-160:]}"
+    text = shorten(text, LONGEST_MESSAGE)
     print(f"cifar_lab: {text}", file=sys.stderr, flush=True)
     return code

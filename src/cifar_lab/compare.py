@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from cifar_lab import cli
 
 if TYPE_CHECKING:
-    from cifar_lab.cells import FoundRun
+    from cifar_lab.analysis.load_runs import FoundRun
 
 SCORES = (
-    *("best_val_accuracy", "best_val_loss", "best_epoch", "epochs", "final_train_accuracy"),
+    *("best_val_accuracy", "best_val_loss", "best_val_balanced_accuracy", "best_val_macro_f1"),
+    *("best_epoch", "epochs", "final_train_accuracy"),
     *("test_accuracy", "test_accuracy_last", "test_loss", "parameters", "seconds_per_epoch"),
 )
 
@@ -22,41 +23,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(argv: list[str]) -> int:
-    parser = cli.Parser(prog="python -m cifar_lab.compare", description=__doc__)
-    parser.add_argument("a", type=Path, metavar="RUN_DIR", help="the first run, called A")
-    parser.add_argument("b", type=Path, metavar="RUN_DIR", help="the second run, called B")
+    parser = cli.Parser("compare", __doc__)
+    parser.add_argument("a", type=cli.path, metavar="RUN_DIR", help="the first run, called A")
+    parser.add_argument("b", type=cli.path, metavar="RUN_DIR", help="the second run, called B")
     parser.add_argument(
         "--embed", choices=("pca", "tsne"), help="draw the features of both runs side by side"
     )
     parser.add_argument(
-        "--to", type=Path, default=Path("embedding.png"), help="where --embed draws (embedding.png)"
+        "--to",
+        type=cli.path,
+        default=Path("embedding.png"),
+        help="where --embed draws (embedding.png)",
     )
     arguments = parser.parse_args(argv)
 
-    from cifar_lab import tables
-    from cifar_lab.cells import FoundRun
-    from cifar_lab.run_dir import RunDir
+    from cifar_lab.analysis import summary_tables
+    from cifar_lab.analysis.load_runs import FoundRun
+    from cifar_lab.runs.run_dir import RunDir
 
+    if arguments.embed:
+        cli.check_output_file("--to", arguments.to, (".png",))
     a, b = FoundRun(RunDir(arguments.a)), FoundRun(RunDir(arguments.b))
+    if arguments.embed:
+        _check_features([a, b])
     said = [_paired(a, b, split) for split in ("test", "validation")]
     print(f"A: {arguments.a} ({a.summary.status})\nB: {arguments.b} ({b.summary.status})\n")
-    different = _different_settings(a, b)
-    print(tables.table(["setting", "A", "B"], different) if different else "The configs are equal.")
+    different = _differences(a, b)
+    print(
+        summary_tables.table(["key", "A", "B"], different)
+        if different
+        else "The configs are equal."
+    )
     print()
-    print(tables.table(["measure", "A", "B", "B - A"], _scores(a, b)))
+    print(summary_tables.table(["metric", "A", "B", "B - A"], _scores(a, b)))
     print()
     print("\n".join(line for line in said if line))
-    if different and {name for name, *_ in different} == {"seed"}:
+    names = {name for name, *_ in different}
+    if names == {"seed"}:
         print("They differ in their seed alone: what differs between them is chance.")
+    elif names == {"split.fold"}:
+        print("They are folds of one setting: what differs between them is chance.")
     if arguments.embed:
         print(_embed([a, b], arguments.embed, arguments.to))
     return 0
 
 
 def _paired(a: "FoundRun", b: "FoundRun", split: str) -> str:
-    """Return the paired test in words; RequestError if the two were tested on other images."""
-    from cifar_lab import significance, tables
-    from cifar_lab.errors import RequestError, RunFailed
+    """Return the paired test in words; UsageError if the two were tested on other images."""
+    from cifar_lab.analysis import statistics, texts
+    from cifar_lab.errors import RunFailed, UsageError
 
     found = []
     for name, run in (("A", a), ("B", b)):
@@ -68,26 +83,31 @@ def _paired(a: "FoundRun", b: "FoundRun", split: str) -> str:
             return f"No paired test: {name} has no test predictions{hint}." * (split == "test")
         found.append(predictions)
     try:
-        test = significance.compare(found[:1], found[1:])
-    except RequestError as error:
+        test = statistics.compare(found[:1], found[1:])
+    except UsageError as error:
         if split == "test":
-            raise RequestError(
+            raise UsageError(
                 f"{a.run.path} and {b.run.path} cannot be compared: {error}; take two runs of the "
                 "same dataset and test split"
             ) from None
         return "Their validation images differ, so only the test images compare them."
-    words = f"{split.capitalize()} images: {tables.test_text(test, 'A', 'B')}"
+    words = f"{split.capitalize()} images: {texts.test_text(test, 'A', 'B')}"
     if test.low <= 0 <= test.high:
         points, width = 100 * abs(test.difference), 50 * (test.high - test.low)
         words += f" {points:.2f} points are less than the interval's {width:.2f} to either side."
     return words
 
 
-def _different_settings(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
-    from cifar_lab.cells import MISSING, show_value
+def _differences(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
+    from cifar_lab.analysis.load_runs import MISSING, REPLICATES, show_value
 
     of_a, of_b = (
-        {**run.choices, **run.settings, "seed": run.config.seed, "threads": run.summary.threads}
+        {
+            **run.choices,
+            **run.identity,
+            **dict(zip(REPLICATES, run.replicate, strict=True)),
+            "threads": run.summary.threads,
+        }
         for run in (a, b)
     )
     rows = []
@@ -99,36 +119,43 @@ def _different_settings(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
 
 
 def _scores(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
-    """Return the scores side by side; an accuracy with half its 95 % binomial interval's width."""
-    from cifar_lab import measures
-    from cifar_lab.metrics import binomial_half_width
+    """Return the scores side by side; a test accuracy with its 95 % binomial interval."""
+    from cifar_lab.analysis import run_metrics
+    from cifar_lab.runs.metrics import wilson_interval
 
     rows = []
     for name in SCORES:
-        values = [run.measure(name) for run in (a, b)]
+        values = [run.metric(name) for run in (a, b)]
         cells = []
         for run, value in zip((a, b), values, strict=True):
-            images = run.summary.test_size if measures.is_test(name) else None
-            known = value is not None and "accuracy" in name and images
-            spread = binomial_half_width(value or 0.0, images or 0) if known else None
-            cells.append(measures.show(name, value, spread))
+            images = run.summary.test_size if run_metrics.is_test(name) else None
+            if value is not None and "accuracy" in name and images:
+                limits = wilson_interval(value, images)
+                cells.append(run_metrics.show_within(name, value, limits))
+            else:
+                cells.append(run_metrics.show(name, value))
         first, second = values
         off = None if first is None or second is None else second - first
-        rows.append([name, *cells, measures.show_difference(name, off)])
+        rows.append([name, *cells, run_metrics.show_difference(name, off)])
     return rows
 
 
-def _embed(runs: "list[FoundRun]", method: str, path: Path) -> str:
-    """Draw the features of the runs side by side; return where, or why not."""
-    from cifar_lab.errors import RequestError
-    from cifar_lab.figures import pca, tsne
-    from cifar_lab.files import replacing
+def _check_features(runs: "list[FoundRun]") -> None:
+    from cifar_lab.errors import UsageError
 
     for run in runs:
         if not run.run.features_file.exists():
-            raise RequestError(
+            raise UsageError(
                 f"{run.run.path} has no features.npz; train or evaluate with figures=embeddings"
             )
+        run.run.read_features()
+
+
+def _embed(runs: "list[FoundRun]", method: str, path: Path) -> str:
+    """Draw the features of the runs side by side; return where."""
+    from cifar_lab.figures import pca, tsne
+    from cifar_lab.runs.atomic_io import replacing
+
     side_by_side = pca.side_by_side if method == "pca" else tsne.side_by_side
     figure = side_by_side([run.run for run in runs], ["A", "B"])
     with replacing(path) as handle:

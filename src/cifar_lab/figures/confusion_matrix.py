@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cifar_lab.figures import style
-from cifar_lab.run_dir import RunDir
+from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

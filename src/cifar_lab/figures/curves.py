@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cifar_lab.config import RunConfig
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.figures import style
-from cifar_lab.metrics import EpochMetrics, StepMetrics
-from cifar_lab.run_dir import RunDir
+from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, StepMetrics, best_row
+from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,8 @@ def draw(
     )
     best = _best_epoch(run, config, rows)
     for axes, quantity in zip(panels[:2], ("loss", "accuracy"), strict=True):
-        _panel(axes, quantity, rows, step_rows, best, test=test)
+        monitor = config.training.monitor
+        _panel(axes, quantity, rows, step_rows, best, test=test, monitor=monitor)
         if quantity == "accuracy" and config.study.target_accuracy is not None:
             _target(axes, config.study.target_accuracy)
         axes.set_xlim(*_span(last))
@@ -63,20 +64,6 @@ def draw(
         axes.set_xlim(*_span(last))
         style.epoch_axis(axes.xaxis)
     style.caption(figure, style.run_title(config))
-    return figure
-
-
-def overlay(runs: Sequence[RunDir], labels: Sequence[str]) -> "Figure":
-    """Return the curves of many runs, a colour and dash for each, named in a legend outside."""
-    histories = [run.read_metrics() for run in runs]
-    longest = max((len(rows) for rows in histories), default=1)
-    figure, panels = _grid_of_panels(len(runs), longest, histories)
-    for index, (label, rows) in enumerate(zip(labels, histories, strict=True)):
-        shown = label if rows else f"{label} (no epoch yet)"
-        look = {"linewidth": 1.5, "label": style.plain(shown, 60), **style.line_style(index)}
-        for name, axes in panels.items():
-            axes.plot(_epochs(rows), _column(rows, name), **_dots(rows), **look)
-    _outside_legend(figure, panels["train_loss"], len(runs))
     return figure
 
 
@@ -113,7 +100,7 @@ def bands(
             axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
     _outside_legend(figure, panels["train_loss"], len(groups))
     band = "lowest to highest run" if spread == "range" else "one standard deviation"
-    style.caption(figure, f"lines: mean over the seeds · bands: {band}")
+    style.caption(figure, f"lines: mean over the runs · bands: {band}")
     return figure
 
 
@@ -125,6 +112,7 @@ def _panel(
     best: int | None,
     *,
     test: bool,
+    monitor: str,
 ) -> None:
     loss = quantity == "loss"
     style.dress(axes, quantity.capitalize(), "epoch", LOSS if loss else ACCURACY)
@@ -136,11 +124,17 @@ def _panel(
         axes.plot(
             positions, values, color=style.BLUE, alpha=0.35, linewidth=0.8, label="training steps"
         )
-    lines = [("train", "training", style.BLUE, "-"), ("val", "validation", style.VERMILLION, "-")]
+    lines = [
+        (f"train_{quantity}", "training", style.BLUE, "-"),
+        (f"val_{quantity}", "validation", style.VERMILLION, "-"),
+    ]
+    if monitor in BY_CLASS and not loss:
+        label = f"validation, {monitor.removeprefix('val_').replace('_', ' ')}"
+        lines.append((monitor, label, style.VERMILLION, ":"))
     if test:
-        lines.append(("test", "test (watched)", style.INK, "--"))
-    for prefix, label, colour, dashes in lines:
-        values = _column(rows, f"{prefix}_{quantity}")
+        lines.append((f"test_{quantity}", "test (watched)", style.INK, "--"))
+    for column, label, colour, dashes in lines:
+        values = _column(rows, column)
         if np.isfinite(values).any():
             look = {"color": colour, "linestyle": dashes, "linewidth": 1.8, **_dots(rows)}
             axes.plot(_epochs(rows), values, label=label, **look)
@@ -166,11 +160,8 @@ def _panel(
 def _best_epoch(run: RunDir, config: RunConfig, rows: Sequence[EpochMetrics]) -> int | None:
     """Return the epoch of best.pt; while a run goes on, the best so far."""
     said = run.read_summary().best_epoch if run.summary_file.exists() else None
-    values = _column(rows, config.training.monitor)
-    if said is not None or not np.isfinite(values).any():
-        return said
-    lower_is_better = config.training.monitor == "val_loss"
-    return rows[int(np.nanargmin(values) if lower_is_better else np.nanargmax(values))].epoch
+    best = best_row(rows, config.training.monitor)
+    return best.epoch if said is None and best is not None else said
 
 
 def _target(axes: "Axes", accuracy: float) -> None:

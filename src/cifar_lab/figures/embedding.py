@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_lab.errors import RequestError, RunFailed
+from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.figures import style
-from cifar_lab.metrics import separation
-from cifar_lab.run_dir import RunDir
+from cifar_lab.runs.metrics import separation
+from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,16 +33,15 @@ class Projection:
 def read_sample(run: RunDir, sample_size: int, seed: int) -> tuple[Array, Array]:
     """Return features (n, D) and labels (n,) of at most `sample_size` images, drawn by `seed`.
 
-    RunFailed if a feature is not finite, RequestError with fewer than three images.
+    RunFailed if a feature is not finite, UsageError with fewer than three images.
     """
-    arrays = run.read_arrays(run.features_file)
-    features, labels = arrays["features"], arrays["labels"]
+    features, labels = run.read_features()
     if len(features) > sample_size:
         chosen = np.random.default_rng(seed).choice(len(features), sample_size, replace=False)
         chosen.sort()
         features, labels = features[chosen], labels[chosen]
     if len(features) < 3:
-        raise RequestError(
+        raise UsageError(
             f"{run.features_file}: {len(features)} images are too few for a plane; take 3 or more"
         )
     if not np.isfinite(features).all():
@@ -65,9 +64,9 @@ def panels(
     sample_size: int,
     seed: int,
 ) -> "Figure":
-    """Return one panel a run, side by side, with one legend of the classes."""
+    """Return one panel per run, side by side, with one legend of the classes."""
     if not runs:
-        raise RequestError("there is no run to draw; name at least one")
+        raise UsageError("there is no run to draw; name at least one")
     configs = [run.config for run in runs]
     samples = [read_sample(run, sample_size, seed) for run in runs]
     num_classes = max(

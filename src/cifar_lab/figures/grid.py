@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import matplotlib
 import matplotlib.cm
@@ -27,14 +26,14 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Square:
-    """One cell: its value on each axis, its mean score (None: not finished), and how sure that is.
+    """One setting: its value on each axis, its mean score (None: no run is finished), its spread.
 
-    `half_width`: half of an interval's width; `runs`: finished runs.
+    `ends`: those of the 95 % interval, or both values of two runs; `runs`: finished runs.
     """
 
     key: Key
     score: float | None
-    half_width: float | None = None
+    ends: tuple[float, float] | None = None
     runs: int = 0
     best: bool = False
 
@@ -59,11 +58,10 @@ def draw(
         return _points(axes, order, squares, what, unit)
     x, y = plane(order)
     others = [i for i in range(len(axes)) if i not in (x, y)]
-    panels = [
-        values
-        for values in product(*(order[i] for i in others))
-        if any(_matches(square.key, others, values) for square in squares)
-    ]
+    panels = sorted(
+        {tuple(square.key[i] for i in others) for square in squares},
+        key=lambda values: [order[i].index(v) for i, v in zip(others, values, strict=True)],
+    )
     shown = panels[:MOST_PANELS]
     columns = max(1, min(len(shown), math.ceil(math.sqrt(len(shown)))))
     rows = math.ceil(len(shown) / columns)
@@ -96,7 +94,7 @@ def draw(
     bar.set_label(style.plain(what, 60), fontsize=style.NORMAL, color=style.INK)
     hidden = f" · {len(panels) - len(shown)} panels more are not shown" * (shown != panels)
     style.caption(
-        figure, f"mean over the seeds · framed: the best · grey: not run or not finished{hidden}"
+        figure, f"mean over the runs · framed: the best · grey: not run or not finished{hidden}"
     )
     return figure
 
@@ -148,8 +146,7 @@ def _panel(
         if square.score is not None:
             values[row, column] = unit * square.score
             text = f"{unit * square.score:.4g}"
-            if square.runs > 1 and square.half_width is not None:
-                text += f"\n±{unit * square.half_width:.2g}"
+            text += _spread_text(square, unit)
             colour = style.text_colour(colours(norm(unit * square.score)))
         else:
             text, colour = "–", style.MUTED
@@ -183,11 +180,10 @@ def _points(
         if square.score is None:
             continue
         place = names.index(square.key[0]) if axes else 0
-        error = None if square.half_width is None else unit * square.half_width
         panel.errorbar(
             [place],
             [unit * square.score],
-            yerr=None if error is None else [error],
+            yerr=_error_bar(square, unit),
             marker="o",
             markersize=7 if square.best else 5,
             capsize=4,
@@ -199,5 +195,25 @@ def _points(
         panel.tick_params(axis="x", rotation=45)
     if all(square.score is None for square in squares):
         style.note(panel, "no run has finished yet")
-    style.caption(figure, "mean over the seeds and its 95 % interval · orange: the best")
+    style.caption(
+        figure,
+        "mean over the runs and its 95 % interval, or both values of two runs · orange: the best",
+    )
     return figure
+
+
+def _spread_text(square: Square, unit: float) -> str:
+    """Return what stands below a score: half the width of its interval, or its ends."""
+    if square.runs < 2 or square.ends is None or square.score is None:
+        return ""
+    low, high = square.ends
+    below, above = square.score - low, high - square.score
+    if square.runs > 2 and math.isclose(below, above, rel_tol=1e-6, abs_tol=1e-12):
+        return f"\n±{unit * below:.2g}"
+    return f"\n{unit * low:.4g} to {unit * high:.4g}"
+
+
+def _error_bar(square: Square, unit: float) -> list[list[float]] | None:
+    if square.ends is None or square.score is None or square.runs < 2:
+        return None
+    return [[max(unit * abs(square.score - end), 0.0)] for end in square.ends]

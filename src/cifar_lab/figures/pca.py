@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cifar_lab.figures import embedding
-from cifar_lab.run_dir import RunDir
+from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ def draw(run: RunDir, sample_size: int = 2000, seed: int = 0) -> "Figure":
 def side_by_side(
     runs: Sequence[RunDir], titles: Sequence[str], sample_size: int = 2000, seed: int = 0
 ) -> "Figure":
-    """Return one such panel a run, each on its own components."""
+    """Return one such panel per run, each on its own components."""
     method = functools.partial(project, seed=seed)
     return embedding.panels(runs, titles, "PCA", method, sample_size, seed)
 

@@ -1,12 +1,12 @@
 """How well each class is recognised, and which classes are taken for which."""
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cifar_lab.figures import style
-from cifar_lab.run_dir import RunDir
+from cifar_lab.runs.metrics import wilson_interval
+from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,15 +66,3 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
         style.note(right, "no mistakes")
     style.caption(figure, style.run_title(config))
     return figure
-
-
-def wilson_interval(share: float, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share found on `images` (Wilson 1927).
-
-    Unlike the normal one it keeps its width at shares of 0 and 1.
-    """
-    z = 1.959963984540054
-    centre = share + z * z / (2 * images)
-    half = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
-    scale = 1 + z * z / images
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)

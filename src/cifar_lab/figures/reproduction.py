@@ -21,12 +21,12 @@ LOOKS = {
 
 @dataclass(frozen=True)
 class Mark:
-    """A reported accuracy, the measured mean, half of its interval's width, the verdict's word."""
+    """A reported accuracy, the measured mean, the ends of its interval, the verdict's word."""
 
     name: str
     reported: float
     measured: float
-    half_width: float | None
+    ends: tuple[float, float]
     verdict: str
 
 
@@ -53,7 +53,7 @@ def draw_marks(marks: Sequence[Mark]) -> "Figure":
         axes.errorbar(
             [mark.measured for mark, _ in chosen],
             [place for _, place in chosen],
-            xerr=[mark.half_width or 0.0 for mark, _ in chosen],
+            xerr=[[max(abs(m.measured - m.ends[i]), 0.0) for m, _ in chosen] for i in (0, 1)],
             fmt=marker,
             color=colour,
             markersize=6.5,
@@ -67,5 +67,8 @@ def draw_marks(marks: Sequence[Mark]) -> "Figure":
     figure.legend(
         loc="outside lower left", ncols=3, fontsize=style.NORMAL, frameon=False, markerscale=0.8
     )
-    style.caption(figure, "reported and measured accuracies · bars: 95 % interval of the mean")
+    style.caption(
+        figure,
+        "reported and measured accuracies · bars: 95 % interval of the mean, or both of two values",
+    )
     return figure

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cifar_lab.figures import style
-from cifar_lab.metrics import Predictions
-from cifar_lab.run_dir import RunDir
+from cifar_lab.runs.metrics import Predictions
+from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ def probability_text(run: RunDir, count: int = 4) -> str:
     In label order, scientific notation with five significant digits, the largest in **bold**.
     """
     samples = _read(run)
-    names = style.class_names(run, _num_classes(samples))
+    names = run.class_names(_num_classes(samples))
     lines = ["labels: (" + ", ".join(repr(name) for name in names) + ")"]
     for sample in samples["random"][:count]:
         cells = [f"{p:.4e}" for p in sample.probabilities]

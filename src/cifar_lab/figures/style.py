@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cifar_lab.config import RunConfig
-from cifar_lab.run_dir import RunDir
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,15 +127,6 @@ def text_colour(background: Sequence[float]) -> str:
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.066 else INK
 
 
-def class_names(run: RunDir, num_classes: int) -> list[str]:
-    """Return the names for display, else the config's, those found with the images, or numbers."""
-    dataset = run.config.dataset
-    names = dataset.display_names or dataset.classes
-    if not names and run.summary_file.exists():
-        names = list(run.read_summary().per_class_accuracy)
-    return [names[i] if names and i < len(names) else str(i) for i in range(num_classes)]
-
-
 def run_title(config: RunConfig) -> str:
     """Return what a run is in one line: model, dataset, optimizer, learning rate, seed."""
     choices = config.choices
@@ -143,13 +134,14 @@ def run_title(config: RunConfig) -> str:
     optimizer = choices.get("optimizer", "")
     rate = f"lr {config.optimizer['lr']:g}" if "lr" in config.optimizer else ""
     parts += [", ".join(p for p in (optimizer, rate) if p), choices.get("activation", "")]
-    parts += [f"seed {config.seed}", f"{config.protocol} protocol"]
+    fold = f"fold {config.split.fold} of {config.split.folds}" if config.split.folds else ""
+    parts += [f"seed {config.seed}", fold, f"{config.protocol} protocol"]
     return " · ".join(part for part in parts if part)
 
 
 def plain_names(run: RunDir, num_classes: int) -> list[str]:
     """Return the classes' names, short enough to stand in a figure."""
-    return [plain(name) for name in class_names(run, num_classes)]
+    return [plain(name) for name in run.class_names(num_classes)]
 
 
 def plain(text: str, longest: int = LONGEST_NAME) -> str:

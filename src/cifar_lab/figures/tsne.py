@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cifar_lab.figures import embedding
-from cifar_lab.run_dir import RunDir
+from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def side_by_side(
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> "Figure":
-    """Return one such panel a run."""
+    """Return one such panel per run."""
     method = functools.partial(project, perplexity=perplexity, seed=seed)
     return embedding.panels(runs, titles, "t-SNE", method, sample_size, seed)
 

@@ -1,1 +1,1 @@
-"""One architecture a file; each is ``classifier(features(images))`` and imports torch only."""
+"""One architecture per file: each is `classifier(features(images))`."""

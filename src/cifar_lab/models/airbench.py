@@ -37,6 +37,25 @@ class BiasNorm(nn.BatchNorm2d):
         )
 
 
+class Whitening(nn.Conv2d):
+    """A fixed 2x2 convolution to each patch's channels and their negatives: (B, 8 C, H-1, W-1).
+
+    `bias_scale`: it has a bias, zero at first, which is so many times its parameter.
+    """
+
+    def __init__(self, channels: int, bias_scale: float | None) -> None:
+        super().__init__(channels, 8 * channels, 2, bias=False)
+        self.weight.requires_grad_(False)
+        self._bias_scale = bias_scale or 1.0
+        if bias_scale is not None:
+            self.bias = nn.Parameter(torch.zeros(8 * channels))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the whitened patches of images (B, C, H, W)."""
+        bias = None if self.bias is None else self._bias_scale * self.bias
+        return functional.conv2d(input, self.weight, bias)
+
+
 class Airbench(nn.Module):
     """The network of airbench94 (Jordan 2024, arXiv:2404.00498).
 
@@ -44,9 +63,10 @@ class Airbench(nn.Module):
     images, with each filter's negative; then three groups of convolution, 2x2 max pooling, norm,
     activation, convolution, norm, activation; then the maximum of each channel. Convolutions begin
     as the identity on as many channels as they can. ``images`` are (B, *image_shape), ``features``
-    (B, widths[2]), the result (B, num_classes) logits. Left out: the bias of the first convolution,
-    which the paper trains for three epochs. There is no place for dropout. Raises ValueError for
-    other than three widths, widths below 1, and images smaller than 16x16.
+    (B, widths[2]), the result (B, num_classes) logits. `first_bias_epochs`: the first convolution
+    has a bias, zero at first, which trains for so many epochs and then stays (three in the paper);
+    it is `first_bias_scale` times its parameter. There is no place for dropout. Raises ValueError
+    for other than three widths, widths below 1, and images smaller than 16x16.
     """
 
     def __init__(
@@ -56,17 +76,23 @@ class Airbench(nn.Module):
         activation: Callable[[], nn.Module],
         *,
         widths: list[int],
+        first_bias_epochs: int | None = None,
+        first_bias_scale: float | None = None,
     ) -> None:
         super().__init__()
         if len(widths) != 3 or min(widths) < 1:
             raise ValueError("widths must be three numbers, each at least 1")
+        if first_bias_epochs is not None and first_bias_epochs < 1:
+            raise ValueError("first_bias_epochs must be at least 1, or null for no bias")
+        if first_bias_scale is not None and first_bias_epochs is None:
+            raise ValueError("first_bias_scale needs first_bias_epochs")
         if min(image_shape[1:]) < 16:
             raise ValueError("three poolings need an image of at least 16x16")
-        patch = image_shape[0] * 4
-        self.whiten = nn.Conv2d(image_shape[0], 2 * patch, 2, bias=False)
-        self.whiten.weight.requires_grad_(False)
+        self._bias_epochs = first_bias_epochs
+        scale = None if first_bias_epochs is None else first_bias_scale or 1.0
+        self.whiten = Whitening(image_shape[0], scale)
         self.groups = nn.Sequential(activation())
-        channels = 2 * patch
+        channels = self.whiten.out_channels
         for number, width in enumerate(widths, start=1):
             group = nn.Sequential(
                 nn.Conv2d(channels, width, 3, padding=1, bias=False),
@@ -99,6 +125,12 @@ class Airbench(nn.Module):
         both = torch.cat([filters, -filters]).view_as(self.whiten.weight)
         with torch.no_grad():
             self.whiten.weight.copy_(both)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Train the first convolution's bias in the first epochs only; the first epoch is 1."""
+        bias, epochs = self.whiten.bias, self._bias_epochs
+        if bias is not None and epochs is not None and epoch > epochs:
+            bias.requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the largest value of each channel of the last group, over 9: (B, widths[2])."""

@@ -12,7 +12,7 @@ class ConvNet(nn.Module):
     Each convolution is followed by batch norm (an option) and the activation, each pooling by
     dropout; the hidden dense layer by batch norm, the activation and dropout.
 
-    Sources: reports.md 2a (S0, S2) and 2b (S1). ``images`` are (B, *image_shape), ``features``
+    It is the network of the reports S0, S1 and S2. ``images`` are (B, *image_shape), ``features``
     (B, last width * height * width of the last pooling), the result (B, num_classes) logits.
     Raises ValueError for sizes below 1 and where a kernel or a pooling is larger than the image
     that reaches it.

@@ -64,15 +64,15 @@ class MixedKernelBlock(nn.Module):
 
 
 class MixedKernel(nn.Module):
-    """Blocks of gated convolutions of several kernel sizes, then two dense layers (S4).
+    """Blocks of gated convolutions of several kernel sizes, then two dense layers (report S4).
 
     A 2x2 max pooling and dropout follow the blocks that ``pool_after`` counts (from 1); the
     hidden dense layer is followed by the activation, batch norm and dropout. What the report
-    leaves open is an option (reports.md 2d). ``images`` are (B, *image_shape), ``features``
-    (B, last width), or (B, last width * height * width) without ``global_pool``, the result
-    (B, num_classes) logits, or probabilities with ``softmax_output``. Raises ValueError for an
-    unknown gate, an even kernel, sizes below 1, a block to pool after that is not there, and a
-    kernel or a pooling larger than the image.
+    leaves open is an option. ``images`` are (B, *image_shape), ``features`` (B, last width), or
+    (B, last width * height * width) without ``global_pool``, the result (B, num_classes) logits,
+    or probabilities with ``softmax_output``. Raises ValueError for an unknown gate, an even
+    kernel, sizes below 1, a block to pool after that is not there, and a kernel or a pooling
+    larger than the image.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ GATES: dict[str, Callable[[], nn.Module]] = {
 
 
 class TwoBranch(nn.Module):
-    """One block of two gated convolutions and a linear head (S3, reports.md 2c).
+    """One block of two gated convolutions and a linear head (report S3).
 
     The report's text fits five networks, which ``reading`` names:
 

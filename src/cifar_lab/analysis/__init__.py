@@ -1,0 +1,1 @@
+"""Many runs compared, from their folders alone: tables, statistics, the report, the claims."""

@@ -1,0 +1,85 @@
+"""Several runs as one classifier: the mean of their probabilities."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cifar_lab.config.identity import TRANSPORT_ARGUMENTS
+from cifar_lab.config.run_config import to_plain
+from cifar_lab.errors import UsageError, shorten
+from cifar_lab.runs.calibration import class_probabilities
+from cifar_lab.runs.metrics import Predictions
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.classify import Pictures, probabilities
+
+Probabilities = npt.NDArray[np.float64]
+
+
+def check_members(runs: Sequence[RunDir], *, same_test_set: bool = False) -> None:
+    """Refuse runs that cannot be averaged: of other classes, or given twice; nothing is written.
+
+    `same_test_set`: those that are tested on other images, too.
+    """
+    first = runs[0]
+    if len(runs) < 2:
+        raise UsageError("an ensemble needs two runs or more")
+    for place, run in enumerate(runs):
+        if run.path.resolve() in [other.path.resolve() for other in runs[:place]]:
+            raise UsageError(f"{shorten(str(run.path))} is given twice")
+        if run.class_names() != first.class_names():
+            raise UsageError(
+                f"{shorten(str(run.path), 100)} has other classes than "
+                f"{shorten(str(first.path), 100)}; an ensemble needs runs of the same classes"
+            )
+        if same_test_set and _test_set(run) != _test_set(first):
+            raise _other_images(run, first)
+
+
+def mean_predictions(runs: Sequence[RunDir]) -> Predictions:
+    """Return the ensemble's predictions of the test images, from those that the runs stored.
+
+    The logits are the logarithms of the mean probabilities, (N, C).
+    """
+    found = [run.read_predictions() for run in runs]
+    orders = [np.argsort(one.indices, kind="stable") for one in found]
+    labels, indices = found[0].labels[orders[0]], found[0].indices[orders[0]]
+    total = np.zeros(found[0].logits.shape)
+    for run, one, order in zip(runs, found, orders, strict=True):
+        same = np.array_equal(one.indices[order], indices)
+        if not same or not np.array_equal(one.labels[order], labels):
+            raise _other_images(run, runs[0])
+        total += class_probabilities(one)[order]
+    with np.errstate(divide="ignore"):
+        logits = np.log(total / len(found))
+    smallest = np.finfo(np.float32).min / 2  # where all members say 0
+    return Predictions(np.maximum(logits, smallest).astype(np.float32), labels, indices)
+
+
+def mean_probabilities(
+    runs: Sequence[RunDir], pictures: Pictures, **options: Any
+) -> tuple[Probabilities, list[Probabilities]]:
+    """Return the probability of each class for each picture, (N, C): the mean, and each run's.
+
+    `options` are those of `classify.probabilities`.
+    """
+    check_members(runs)
+    each = [probabilities(run, pictures, **options) for run in runs]
+    return np.mean(each, axis=0), each
+
+
+def _test_set(run: RunDir) -> list[Any]:
+    """Return what decides which images test a run."""
+    config, record = run.config, run.read_summary().dataset
+    source = {k: v for k, v in config.dataset.source.items() if k not in TRANSPORT_ARGUMENTS}
+    divided = config.split.source == "test" and config.evaluation.test == "split"
+    split = to_plain(config.split) if divided else None
+    return [config.dataset.name, source, split, record.get("test_labels")]
+
+
+def _other_images(run: RunDir, first: RunDir) -> UsageError:
+    return UsageError(
+        f"{shorten(str(run.path), 100)} is tested on other images than "
+        f"{shorten(str(first.path), 100)}; an ensemble needs runs of the same test set"
+    )

@@ -1,0 +1,68 @@
+"""The experiments at a glance, from their YAML and their finished runs: nothing is composed."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cifar_lab.config.groups import find_options
+from cifar_lab.errors import RunFailed, UsageError
+from cifar_lab.runs.run_dir import find_runs
+from cifar_lab.runs.text import align, duration
+
+_UNKNOWN = "–"
+
+
+def listing(names: Sequence[str], output_dir: Path) -> str:
+    """Return a line per experiment: its report, runs, finished runs, their time and its title.
+
+    The time is that of all runs of one seed, one after the other, as the finished ones below
+    `output_dir` took in the mean.
+    """
+    files = find_options()["experiment"]
+    lines = [("report", "experiment", "runs", "finished", "time of all", "what")]
+    for name in names:
+        content = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+        study = content.get("study") or {}
+        runs = _runs_of(content)
+        seconds = _finished_seconds(output_dir / name)
+        total = sum(seconds) / len(seconds) * runs if seconds and runs else None
+        lines.append(
+            (
+                study.get("report") or "-",
+                name,
+                _UNKNOWN if runs is None else str(runs),
+                str(len(seconds)),
+                _UNKNOWN if total is None else duration(total),
+                study.get("title") or "",
+            )
+        )
+    return "\n".join(align(lines))
+
+
+def _runs_of(content: dict[str, Any]) -> int | None:
+    """Return the runs of an experiment's grid; None if it is not a product of plain lists."""
+    runs = 1
+    params = ((content.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    for values in params.values():
+        # Commas within brackets and quotes belong to a value.
+        text = re.sub(r"\[[^][]*\]|\{[^{}]*\}|'[^']*'|\"[^\"]*\"", "", str(values))
+        if "(" in text:
+            return None
+        runs *= text.count(",") + 1
+    return runs
+
+
+def _finished_seconds(folder: Path) -> list[float]:
+    """Return the training times of the finished runs of a folder; damaged runs are passed over."""
+    found = []
+    for run in find_runs(folder) if folder.is_dir() else ():
+        try:
+            summary = run.read_summary()
+        except (UsageError, RunFailed):
+            continue
+        if summary.status == "finished":
+            found.append(summary.seconds)
+    return found

@@ -1,0 +1,122 @@
+"""The learning-rate range test: the loss while the rate grows, and the rate that it suggests."""
+
+import contextlib
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.errors import UsageError
+from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.device import configure, select_device
+from cifar_lab.training.loop import Diverged, fit
+from cifar_lab.training.state import Schedule
+
+LOWEST, HIGHEST = 1e-7, 10.0
+"""The rates of the first and the last step, as in fastai's `lr_find`."""
+
+_SMOOTHING = 0.98
+_TOO_HIGH = 4.0  # times the lowest smoothed loss: the test ends there
+_SKIPPED_AT_END = 5
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Learning rates (n,), loss of each step (n,), the same smoothed (n,), the rate suggested.
+
+    `suggestion` is None where the loss never falls.
+    """
+
+    rates: Floats
+    losses: Floats
+    smoothed: Floats
+    suggestion: float | None
+
+
+def check_settings(settings: RunConfig) -> float:
+    """Return the learning rate that the test scales; UsageError if there is none."""
+    rate = settings.optimizer.get("lr")
+    if not isinstance(rate, int | float) or rate <= 0:
+        raise UsageError(
+            f"--lr-range needs an optimizer.lr above 0 to scale, and it is {rate}; choose "
+            "optimizer=sgd, or set optimizer.lr"
+        )
+    return float(rate)
+
+
+def range_test(settings: RunConfig, steps: int) -> RangeTest:
+    """Train for `steps` steps whose rate grows exponentially from LOWEST to HIGHEST (Smith 2017).
+
+    Everything else is as the run has it, but for its scheduler; the rates of several groups of
+    parameters grow together. The test ends early where the loss diverges.
+    """
+    base = check_settings(settings)
+    device, _ = select_device(settings.device)
+    configure(device, settings.threads, settings.deterministic)
+    splits = load_splits(settings, device)
+    constant = dataclasses.replace(settings, scheduler=None)
+    state, batches = build_state(constant, splits, device, initial_weights=True)
+    rates = np.geomspace(LOWEST, HIGHEST, steps)
+    state.schedule = _growing(state.optimizer, rates / base)
+    training = dataclasses.replace(
+        settings.training,
+        epochs=math.ceil(steps / len(batches)),
+        patience=None,
+        step_history=True,
+        print_every=1,
+    )
+    losses: list[float] = []
+    with contextlib.suppress(Diverged):  # a loss that is not finite has no place in a figure
+        for progress in fit(state, batches, None, training):
+            losses += [row.loss for row in progress.step_rows]
+            if len(losses) >= steps or _has_diverged(losses):
+                break
+    found = np.array(losses[:steps])
+    smoothed = smooth(found)
+    return RangeTest(rates[: len(found)], found, smoothed, suggest(rates[: len(found)], smoothed))
+
+
+def smooth(losses: npt.ArrayLike) -> Floats:
+    """Return the exponentially weighted mean of the losses so far, without the bias of its start.
+
+    A loss counts 0.98 times as much as the one after it, as in fastai.
+    """
+    smoothed, total, weight = [], 0.0, 0.0
+    for loss in np.asarray(losses, dtype=np.float64):
+        total = _SMOOTHING * total + (1 - _SMOOTHING) * loss
+        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+        smoothed.append(total / weight)
+    return np.array(smoothed)
+
+
+def suggest(rates: Floats, smoothed: Floats) -> float | None:
+    """Return the rate at which the smoothed loss falls most steeply, None if it never falls.
+
+    Steepness is the change per factor in the rate. As in fastai, the first tenth of the steps and
+    the last five do not count.
+    """
+    chosen = slice(len(rates) // 10, -_SKIPPED_AT_END)
+    slopes = np.diff(smoothed[chosen]) / np.diff(np.log(rates[chosen]))
+    if not len(slopes) or slopes.min() >= 0:
+        return None
+    return float(rates[chosen][slopes.argmin()])
+
+
+def _growing(optimizer: torch.optim.Optimizer, factors: Floats) -> Schedule:
+    """Return the schedule that multiplies the rate of each group by one factor after another."""
+    last = len(factors) - 1
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: float(factors[min(step, last)])
+    )
+    return Schedule(scheduler, "batch")
+
+
+def _has_diverged(losses: list[float]) -> bool:
+    smoothed = smooth(losses)
+    return len(losses) > 0 and bool(smoothed[-1] > _TOO_HIGH * smoothed.min())

@@ -1,0 +1,169 @@
+"""What report.html shows of one setting: differences, confusion matrix, calibration, mistakes."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.load_runs import MISSING, FoundRun, show_value
+from cifar_lab.analysis.seed_groups import SeedGroup
+from cifar_lab.analysis.statistics import interval
+from cifar_lab.errors import RunFailed, UsageError, shorten
+from cifar_lab.runs.calibration import calibration, pooled
+from cifar_lab.runs.metrics import Predictions
+
+MOST_CLASSES = 25
+"""A confusion matrix of more classes is shown by its largest errors alone."""
+
+MOST_MISTAKES = 8
+LARGEST_THUMBNAIL = 64
+"""Pixels of a thumbnail's longer side at most."""
+
+
+def rounded(value: float | None) -> float | None:
+    """Return a number with six digits: enough to draw, and short."""
+    return None if value is None else float(f"{value:.6g}")
+
+
+def difference(setting: SeedGroup, best: SeedGroup) -> list[list[str]]:
+    """Return what differs between a setting and the best one: key, its value, the best one's.
+
+    The target of a config group follows from the option, and is left out where that differs.
+    """
+    here, there = setting.runs[0], best.runs[0]
+    rows = []
+    for mine, other in ((here.choices, there.choices), (here.identity, there.identity)):
+        for key in dict.fromkeys([*mine, *other]):
+            group = key.removesuffix("._target_")
+            if group != key and here.choices.get(group) != there.choices.get(group):
+                continue
+            a = show_value(mine[key]) if key in mine else MISSING
+            b = show_value(other[key]) if key in other else MISSING
+            if a != b:
+                rows.append([shorten(key, 80), a, b])
+    return rows
+
+
+def confusion(setting: SeedGroup, *, test: bool) -> dict[str, Any] | None:
+    """Return the counts of a setting's runs, of test images if `test`, else of validation images.
+
+    A matrix of test images tells the test score.
+    """
+    split = "test" if test else "validation"
+    read = (run.confusion(split) for run in setting.finished)
+    found = [counts for counts in read if counts is not None]
+    if not found or len({len(counts) for counts in found}) != 1:
+        return None
+    counts = np.sum(found, axis=0)
+    names = _class_names(setting.finished[0], len(counts))
+    return {
+        "split": split,
+        "images": int(counts.sum()),
+        "classes": names if len(names) <= MOST_CLASSES else None,
+        "counts": counts.tolist() if len(names) <= MOST_CLASSES else None,
+        "most": _most_confused(counts, names),
+    }
+
+
+def reliability(setting: SeedGroup, *, test: bool) -> dict[str, Any] | None:
+    """Return how the predictions of a setting's runs are calibrated, of the images of `confusion`.
+
+    The error is that of each run, as a mean with its interval; the bins are those of all runs.
+    """
+    split = "test" if test else "validation"
+    predictions = (run.predictions(split) for run in setting.finished)
+    found = [c for p in predictions if p is not None and (c := calibration(p)) is not None]
+    if not found:
+        return None
+    whole = pooled(found)
+    error = interval([one.error for one in found], (0.0, 1.0))
+    bins = zip(whole.counts, whole.confidence, whole.right, strict=True)
+    return {
+        "split": split,
+        "error": run_metrics.show_interval("expected_calibration_error", error),
+        "over": rounded(whole.overconfidence),
+        "bins": [
+            [int(count), rounded(float(sure / count)), rounded(float(right / count))]
+            if count
+            else [0, None, None]
+            for count, sure, right in bins
+        ],
+    }
+
+
+def _most_confused(counts: np.ndarray[Any, Any], names: Sequence[str]) -> list[list[Any]]:
+    errors = counts.copy()
+    np.fill_diagonal(errors, 0)
+    order = np.argsort(-errors, axis=None, kind="stable")[:5]
+    pairs = [divmod(int(i), len(counts)) for i in order]
+    return [[names[a], names[b], int(errors[a, b])] for a, b in pairs if errors[a, b]]
+
+
+def _class_names(run: FoundRun, count: int) -> list[str]:
+    return [shorten(name, 40) for name in run.run.class_names(count)]
+
+
+def mistakes(setting: SeedGroup, *, lossless: bool) -> dict[str, Any] | None:
+    """Return the most confident mistakes of the first run that kept them, as one strip of images.
+
+    Damaged samples become a problem of their run.
+    """
+    for run in setting.finished:
+        path = run.run.samples_file
+        if not path.exists():
+            continue
+        try:
+            images, items = _worst(run)
+        except (UsageError, RunFailed) as error:
+            run.note(str(error))
+            continue
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            run.note(f"{path} is damaged: {type(error).__name__}: {error}")
+            continue
+        if items:
+            return {"items": items, "run": run.replicate_text, **strip(images, lossless=lossless)}
+    return None
+
+
+def _worst(run: FoundRun) -> tuple[np.ndarray[Any, Any], list[dict[str, Any]]]:
+    """Return the images (n, C, H, W) of the worst mistakes, and what each was taken for."""
+    path = run.run.samples_file
+    arrays = run.run.read_arrays(path)
+    chosen = np.flatnonzero(arrays["kind"] == "worst")[:MOST_MISTAKES]
+    images, labels, logits = (arrays[name][chosen] for name in ("images", "labels", "logits"))
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise RunFailed(f"{path} is damaged: its images are {images.dtype}{images.shape}")
+    guessed = Predictions(logits.astype(np.float32), labels, labels)
+    names = _class_names(run, logits.shape[1])
+    found = zip(labels, guessed.predicted, guessed.probabilities.max(axis=1), strict=True)
+    return images, [
+        {"label": names[int(label)], "guess": names[int(guess)], "p": rounded(float(probability))}
+        for label, guess, probability in found
+    ]
+
+
+def strip(images: np.ndarray[Any, Any], *, lossless: bool) -> dict[str, Any]:
+    """Return images (n, C, H, W) uint8 side by side as one picture in a data address."""
+    from PIL import Image
+
+    pictures = []
+    for image in images:
+        plane = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+        picture = Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")
+        picture.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))
+        pictures.append(picture)
+    width, height = pictures[0].size
+    whole = Image.new("RGB", (width * len(pictures), height))
+    for place, picture in enumerate(pictures):
+        whole.paste(picture, (place * width, 0))
+    buffer = io.BytesIO()
+    if lossless:
+        whole.save(buffer, "PNG", optimize=True)
+    else:
+        whole.save(buffer, "JPEG", quality=88, subsampling=0)
+    kind = "png" if lossless else "jpeg"
+    text = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return {"strip": f"data:image/{kind};base64,{text}", "width": width, "height": height}

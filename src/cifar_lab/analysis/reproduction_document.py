@@ -1,0 +1,228 @@
+"""Reported and measured figures as text: the table, the document with its pictures."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from cifar_lab.analysis import claims, run_metrics
+from cifar_lab.analysis.reproduction import Row, quoted, recipe
+from cifar_lab.analysis.summary_tables import markdown, table
+from cifar_lab.runs.provenance import code_hash
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.text import duration
+
+REPORTS = {
+    "S0": "A course exercise (Advanced Deep Learning, exercise 1): one convolutional network on "
+    "CIFAR-10, trained with SGD and with Adam, each with LeakyReLU and with Tanh activations.",
+    "S1": "A course assignment (Deep Learning Lab, assignment 2): a plain convolutional network on "
+    "CIFAR-10 with four dropout rates, and a deeper network that is to pass 80 % test accuracy.",
+    "S2": "A course exercise (Advanced Deep Learning, exercise 3, by the group of S0): the network "
+    "of S0 on MNIST with fixed and reduced learning rates, its features drawn with PCA and t-SNE.",
+    "S3": "A course assignment (Neural Networks and Deep Learning): two 5x5 convolutions on "
+    "CIFAR-10, weighted by a small network that sees the mean of each image, at three learning "
+    "rates.",
+    "S4": "The same assignment by another student: six blocks of three such weighted convolutions, "
+    "trained for 150 epochs at three learning rates.",
+}
+"""What the reports are, in words that need no other document."""
+
+_ABOUT = (
+    "Five students' reports describe how image classifiers were trained in a course on deep "
+    "learning, and what accuracy they reached. The reports leave details open and repeat common "
+    "mistakes, such as choosing a model by its test score. cifar_lab trains the same networks "
+    "again; this page sets each figure and each finding of the reports beside what was measured:"
+)
+
+_RULE = """\
+How to read the tables:
+
+- **reported** is what the report prints. **measured** is the mean over runs that differ only in \
+their seed, with the 95 % confidence interval of the mean; **n** is the number of runs.
+- **protocol** is how the data were split and which weights were tested. `report` does what the \
+report did, mistakes included. **sound** gives the figure under the sound protocol: validation \
+images are taken from the training set, and the weights that are best on them are tested once.
+- With three runs or more, a reported figure is *reproduced* if it lies in the 95 % prediction \
+interval for one more run (Student's t; where the validation images were drawn at random, their \
+binomial variance is added), and otherwise it *differs*. With one or two runs it is *consistent* \
+if the measured mean is within the tolerance that the experiment's file states, and otherwise it \
+*differs so far*.
+- A finding in words ("at least", "more than with") is judged by the 95 % interval of the mean, or \
+of the difference of two means.
+- A figure *cannot be judged* where the report leaves out a setting that decides it.
+
+The rule is the function `judge` in `src/cifar_lab/analysis/claims.py`."""
+
+
+def full_table(found: Sequence[Row]) -> str:
+    """Return a Markdown table with a line for each row."""
+    header = ("figure", "reported", "measured", "n", "protocol", "sound", "verdict", "source")
+    return table(header, [_line(row) for row in found])
+
+
+def short_table(found: Sequence[Row]) -> str:
+    """Return the first figure of each setting: what the README shows."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in found:
+        where = json.dumps(row.claim.where, sort_keys=True)
+        if row.claim.value is not None:
+            first.setdefault((row.experiment.name, where), row)
+    header = ("figure", "what", "reported", "measured", "n", "verdict")
+    lines = [
+        (
+            row.claim.id or row.claim.metric,
+            _what(row),
+            claims.reported(row.claim),
+            run_metrics.show_interval(row.claim.metric, row.judged.interval),
+            str(len(row.judged.values)),
+            row.judged.verdict.word,
+        )
+        for row in first.values()
+    ]
+    return table(header, lines)
+
+
+def guesses(found: Sequence[Row]) -> str:
+    """Return what had to be guessed, a paragraph for each experiment."""
+    lines = {row.experiment.name: row.config.study.guessed for row in found}
+    return "\n\n".join(
+        f"Guessed in {name}: {markdown('; '.join(guessed))}."
+        for name, guessed in lines.items()
+        if guessed
+    )
+
+
+def sources(found: Sequence[Row]) -> str:
+    """Return the runs behind the rows: folder, device, time, commit."""
+    runs = sorted(quoted(found), key=lambda run: run.run.path)
+    lines = [
+        (
+            f"{run.run.path}",
+            run.summary.device_name or "–",
+            duration(run.summary.seconds),
+            run.summary.commit or "–",
+        )
+        for run in runs
+    ]
+    return table(("run", "device", "training", "commit"), lines) if lines else ""
+
+
+def other_code(found: Sequence[Row]) -> str:
+    """Return how many of the runs behind the rows were made by other code; "" if none were."""
+    runs = quoted(found)
+    others = sum(run.summary.code_hash not in (None, code_hash(run.config)) for run in runs)
+    if not others:
+        return ""
+    return f"Made by other code than today's: {others} of these {len(runs)} runs."
+
+
+def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> str:
+    """Return the whole as Markdown: what the reports are, in short, then each report.
+
+    `pictures`: {experiment or "overview": path relative to the document}.
+    """
+    counts = Counter(row.judged.verdict.word for row in found)
+    runs = quoted(found)
+    tags = list(dict.fromkeys(row.config.study.report or "" for row in found))
+    seconds = sum(run.summary.seconds for run in runs)
+    parts = [
+        "# Reported and measured",
+        _ABOUT,
+        "\n".join(f"- **{tag}**: {REPORTS[tag]}" for tag in tags if tag in REPORTS),
+        f"Written by `{command}` from the runs that are kept in `docs/results`: "
+        f"{len(runs)} runs, {duration(seconds)} of training (hours:minutes:seconds). Of "
+        f"{len(found)} figures and findings: "
+        + ", ".join(f"{n} {word}" for word, n in sorted(counts.items()))
+        + ".",
+        _RULE,
+        "## In short",
+        short_table(found),
+    ]
+    if "overview" in pictures:
+        parts.append(f"![Reported and measured accuracies]({pictures['overview']})")
+    for tag in tags:
+        parts += _report(tag, [r for r in found if (r.config.study.report or "") == tag], pictures)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, figure): the overview of accuracies, then the curves of each experiment."""
+    from cifar_lab.figures import curves
+    from cifar_lab.figures.reproduction import Mark, draw_marks
+
+    marks = []
+    for row in found:
+        claim, measured = row.claim, row.judged.interval
+        if measured and claim.value is not None and "accuracy" in claim.metric:
+            word = row.judged.verdict.word
+            name = claim.id or claim.metric
+            marks.append(Mark(name, claim.value, measured.mean, measured.ends, word))
+    if marks:
+        yield "overview", draw_marks(marks)
+    for name, lines in _curves(found).items():
+        yield name, curves.bands(lines)
+
+
+def _curves(found: Sequence[Row]) -> dict[str, dict[str, list[RunDir]]]:
+    """Return the runs of each experiment's rows by setting; those of other experiments left out."""
+    lines: dict[str, dict[str, list[RunDir]]] = {}
+    protocols: dict[str, set[str]] = {}
+    for row in found:
+        protocols.setdefault(row.experiment.name, set()).add(row.config.protocol)
+    for experiment, rows in groupby(found, key=lambda row: row.experiment):
+        labels = {recipe(config): experiment.label(config) for config in experiment.configs}
+        for run in quoted(rows):
+            label = labels.get(recipe(run.config))
+            if label is None:
+                continue
+            if len(protocols[experiment.name]) > 1:
+                label += f", {run.config.protocol} protocol"
+            lines.setdefault(experiment.name, {}).setdefault(label, []).append(run.run)
+    return lines
+
+
+def _report(tag: str, rows: Sequence[Row], pictures: dict[str, str]) -> list[str]:
+    """Return the part of the document about one report."""
+    parts = [f"## {tag}", REPORTS.get(tag, "")]
+    for name in dict.fromkeys(row.experiment.name for row in rows):
+        chosen = [row for row in rows if row.experiment.name == name]
+        parts.append(f"### {name}: {chosen[0].config.study.title or ''}")
+        if not any(row.judged.values for row in chosen):
+            figures = f"{len(chosen)} figure{'s' * (len(chosen) > 1)}"
+            command = f"`python -m cifar_lab.reproduce {name}` runs it"
+            parts.append(f"Not measured yet ({figures}); {command}.")
+            continue
+        parts.append(full_table(chosen))
+        if name in pictures:
+            parts.append(f"![Curves of {name}]({pictures[name]})")
+        parts += [guesses(chosen), sources(chosen)]
+    return parts
+
+
+def _line(row: Row) -> tuple[str, ...]:
+    claim, verdict = row.claim, str(row.judged.verdict)
+    if row.judged.verdict.word.startswith("differs") and claim.suspected:
+        verdict += f"; suspected: {claim.suspected}"
+    if row.config.protocol == "sound":
+        sound = "this one"
+    elif row.same_as_sound:
+        sound = "the same"
+    else:
+        sound = run_metrics.show_interval(claim.metric, row.sound)
+    return (
+        claim.id or claim.metric,
+        claims.reported(claim),
+        run_metrics.show_interval(claim.metric, row.judged.interval),
+        str(len(row.judged.values)),
+        row.config.protocol,
+        sound,
+        verdict,
+        row.judged.source,
+    )
+
+
+def _what(row: Row) -> str:
+    title = row.config.study.title or row.experiment.name
+    parts = [title, claims.show_where(row.claim.where)]
+    return ": ".join(filter(None, parts)) + f", {row.claim.metric.replace('_', ' ')}"

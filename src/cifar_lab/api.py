@@ -1,0 +1,231 @@
+"""The Python API: what the commands do, as functions that return runs and raise errors."""
+
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifar_lab.config import targets
+from cifar_lab.config.request import Request
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.errors import Damaged, Stopped, UsageError
+from cifar_lab.runs.metrics import columns_of
+from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.runs.summary import RunSummary, Status
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import nn
+
+    from cifar_lab.training.classify import Pictures
+    from cifar_lab.training.signals import Stop
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. What it returns is read from the files anew each time, finished or not."""
+
+    path: Path
+
+    def __repr__(self) -> str:
+        return f"<Run {self.path.name}: {self._state()}>"
+
+    def _state(self) -> str:
+        try:
+            summary = self.summary
+        except (Damaged, UsageError):
+            return "its summary.json cannot be read"
+        parts: list[str] = [summary.status]
+        if summary.epochs:
+            parts.append(f"{summary.epochs} epochs")
+        if summary.best_val_accuracy is not None:
+            parts.append(f"best validation accuracy {summary.best_val_accuracy:.2%}")
+        if summary.test_accuracy is not None:
+            parts.append(f"test accuracy {summary.test_accuracy:.2%}")
+        return ", ".join(parts)
+
+    @property
+    def status(self) -> Status:
+        """queued, running, interrupted, failed or finished."""
+        return self.summary.status
+
+    @property
+    def config(self) -> RunConfig:
+        """All settings: config.yaml."""
+        return RunDir(self.path).config
+
+    @property
+    def summary(self) -> RunSummary:
+        """The result: summary.json. Accuracies are fractions, losses means per image."""
+        return RunDir(self.path).read_summary()
+
+    @property
+    def metrics(self) -> dict[str, list[float | None]]:
+        """The columns of metrics.csv, one value per epoch, None where there is none."""
+        return columns_of(RunDir(self.path).read_metrics())
+
+    def load_model(self, *, device: str = "cpu") -> "nn.Module":
+        """Return the model in evaluation mode, with the weights that the run was scored with.
+
+        It takes images that are normalised with the dataset's mean and std; `predict` does that
+        itself. UsageError if there are no weights yet.
+        """
+        from cifar_lab.training import classify
+        from cifar_lab.training.device import select_device
+
+        return classify.load_model(RunDir(self.path), device=select_device(device)[0])
+
+    def predict(self, images: "Pictures", *, device: str = "auto") -> "npt.NDArray[np.float64]":
+        """Return the probability of each class for each image, (N, classes).
+
+        `images` are paths, PIL images and uint8 arrays of any size, or one array of them all: (N,
+        H, W) or (N, H, W, C). They are fitted to the model's image size as in dataset=image_folder.
+        UsageError for the first image that cannot be used.
+        """
+        from cifar_lab.training.classify import probabilities
+
+        return probabilities(RunDir(self.path), images, device=device)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several runs as one classifier: the mean of their probabilities.
+
+    The runs have the same classes, and are the seeds or the folds of a setting, for example.
+    """
+
+    runs: Sequence[Run]
+
+    @property
+    def test_accuracy(self) -> float:
+        """The ensemble's accuracy on the test images, from the predictions that its runs stored.
+
+        UsageError for runs that were tested on different images.
+        """
+        from cifar_lab.analysis import ensembles
+
+        members = [RunDir(run.path) for run in self.runs]
+        ensembles.check_members(members, same_test_set=True)
+        return ensembles.mean_predictions(members).accuracy
+
+    def predict(self, images: "Pictures", *, device: str = "auto") -> "npt.NDArray[np.float64]":
+        """Return the mean probability of each class for each image, (N, classes): `Run.predict`."""
+        from cifar_lab.analysis.ensembles import mean_probabilities
+
+        members = [RunDir(run.path) for run in self.runs]
+        return mean_probabilities(members, images, device=device)[0]
+
+
+def run(*overrides: str) -> Run:
+    """Train and evaluate one run, resume it, or find it finished; return it.
+
+    `overrides` are the words of `python -m cifar_lab.train`. A kernel interrupt (Ctrl-C) saves the
+    run and raises KeyboardInterrupt; the same call resumes it. Raises UsageError, Unavailable or
+    RunFailed where the command ends with exit code 2, 3 or 1.
+    """
+    request = _compose(overrides, "run")
+    from cifar_lab.sweeps.outcome import raise_for
+    from cifar_lab.sweeps.start import start_many, start_run
+
+    with _stopping() as stop, _torch_settings_kept():
+        if not request.runs_elsewhere:
+            return Run(start_run(request, stop).path)
+        outcomes = start_many(request, overrides, stop)  # one job of a cluster
+        raise_for(outcomes, stop)
+        return Run(outcomes[0].cell.run.path)
+
+
+def sweep(*overrides: str) -> list[Run]:
+    """Run all combinations of the listed values, each in its own process; return their runs.
+
+    It is `python -m cifar_lab.train -m` with these words. All runs are tried before an error is
+    raised; those that succeeded are in their folders, and the same call runs the others.
+    """
+    words = overrides if {"-m", "--multirun"} & set(overrides) else (*overrides, "-m")
+    request = _compose(words, "sweep")
+    from cifar_lab.sweeps.outcome import raise_for
+    from cifar_lab.sweeps.start import start_many
+
+    with _stopping() as stop:
+        outcomes = start_many(request, words, stop)
+        raise_for(outcomes, stop)
+    return [Run(outcome.cell.run.path) for outcome in outcomes]
+
+
+def compose(*overrides: str) -> RunConfig:
+    """Return the complete, checked config of one run, and run nothing."""
+    return _compose(overrides, "compose").runs[0].config
+
+
+def load_run(path: Path | str, *, trust: Sequence[str] = ()) -> Run:
+    """Return the run in a folder; `trust` names modules of your own that its config uses.
+
+    UsageError if the folder is not a run's.
+    """
+    targets.trust(list(trust))
+    found = RunDir(path)
+    found.read_summary()
+    return Run(found.path)
+
+
+def load_runs(folder: Path | str, *, trust: Sequence[str] = ()) -> list[Run]:
+    """Return the runs at and below a folder, sorted by path; UsageError if it is not a folder."""
+    targets.trust(list(trust))
+    return [Run(found.path) for found in find_runs(Path(folder))]
+
+
+def _compose(words: Sequence[str], function: str) -> Request:
+    """Return the checked request of a call; refuse what is for the command line only."""
+    asked = {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & set(words)
+    if asked:
+        raise UsageError(f"{asked.pop()} is for the command line: python -m cifar_lab.train")
+    from cifar_lab.sweeps.start import check_search
+    from cifar_lab.training.preflight import compose_checked
+
+    request = compose_checked(words)
+    if request.options.plan:
+        raise UsageError("plan=true is for the command line; cifar_lab.compose runs nothing either")
+    if function != "sweep" and (request.is_sweep or request.space):
+        raise UsageError(
+            f"cifar_lab.{function} is for one run, and these are {len(request.runs)}; "
+            "use cifar_lab.sweep"
+        )
+    check_search(request)
+    return request
+
+
+@contextlib.contextmanager
+def _stopping() -> "Iterator[Stop]":
+    """Save what runs on a signal; then do with the signal what Python would have done."""
+    from cifar_lab.training.signals import Stop
+
+    try:
+        with Stop().installed() as stop:
+            yield stop
+    except Stopped as stopped:
+        if stopped.signal == signal.SIGINT:
+            raise KeyboardInterrupt(str(stopped)) from None
+        signal.raise_signal(stopped.signal)  # to the handler that was there before
+        raise
+
+
+@contextlib.contextmanager
+def _torch_settings_kept() -> Iterator[None]:
+    """Restore what a run sets for the whole process, on which the next run would depend."""
+    import torch
+
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark

@@ -1,0 +1,255 @@
+"""From a command line to a Request. Only this module, `composition` and `overrides` import Hydra.
+
+Hydra composes; what it lets pass (added keys, deleted groups, lists of options, values of the
+wrong type) is refused here, in one line, before anything slow is imported, or anything is
+downloaded or written.
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra import main as hydra_main
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from cifar_lab.config.command_line import CommandLine, parse_command_line
+from cifar_lab.config.composition import Compositions, apply_value, lines_of, resolve
+from cifar_lab.config.groups import config_folder, find_options, find_root, setting_keys
+from cifar_lab.config.launch import Dimension, LaunchOptions
+from cifar_lab.config.overrides import (
+    INSTEAD_OF_PLUGINS,
+    ZIP,
+    Alternatives,
+    check_overrides,
+    expand_grid,
+    expand_points,
+    listed_values,
+    parse_overrides,
+    parse_zip,
+    search_dimension,
+    search_examples,
+    value_text,
+    zipped,
+)
+from cifar_lab.config.request import PlannedRun, Request, planned_run, take_launch_options
+from cifar_lab.config.run_config import load, to_plain
+from cifar_lab.config.suggestions import check_words, is_run_folder
+from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
+
+_MISSING = object()
+
+
+def compose(argv: Sequence[str]) -> Request:
+    """Turn a command line of overrides and flags into a Request, whose configs are complete.
+
+    UsageError for what is not a run. Whether a run can start here, and whether its targets take
+    their arguments, is for `cifar_lab.training.preflight` to say: that needs torch.
+    """
+    line = parse_command_line(argv)
+    words = list(line.overrides)
+    folder = Path(words.pop(0)) if words and is_run_folder(words[0]) else None
+    check_words(words, setting_keys(), after_folder=folder is not None)
+    zips = [parse_zip(word) for word in words if word.startswith(ZIP)]
+    parsed = parse_overrides([word for word in words if not word.startswith(ZIP)])
+    for overrides in (parsed, *zips):
+        check_overrides(overrides)
+    if folder is not None:
+        return _compose_folder(folder, parsed, zips, line)
+    with _Composer(line.config_dir, line.config_name) as composer:
+        return composer.request(parsed, zips, line)
+
+
+def complete_shell(argv: Sequence[str]) -> None:
+    """Let Hydra answer `-sc install=SHELL`, `-sc uninstall=SHELL` or a query of the shell."""
+    words = [word for word in argv if word not in ("-sc", "--shell-completion")]
+    action, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
+    known = action in ("install", "uninstall", "query") and shell in ("bash", "zsh", "fish")
+    if not known or (action == "query" and "COMP_LINE" not in os.environ):
+        raise UsageError(
+            "shell completion is wrong: write -sc install=bash, or uninstall= or zsh or fish"
+        )
+    sys.argv[1:] = ["--shell-completion", *words]
+    hydra_main(config_path=str(config_folder()), config_name="config", version_base="1.3")(
+        lambda _: None
+    )()
+
+
+def _paired_axes(
+    node: DictConfig,
+    parsed: list[Override],
+    zips: list[list[Override]],
+    options: dict[str, dict[str, Path]],
+) -> list[Alternatives]:
+    """Return the axes that set several keys at once: those of zip: words, and `points`."""
+    asked = {o.key_or_group for overrides in (parsed, *zips) for o in overrides}
+    axes = [zipped(overrides, options) for overrides in zips]
+    points = OmegaConf.select(node, "points")
+    plain = OmegaConf.to_container(points) if OmegaConf.is_config(points) else points or []
+    places = expand_points(plain, asked, options)
+    return [*axes, *([places] if places else [])]
+
+
+def _compose_folder(
+    folder: Path, parsed: list[Override], zips: list[list[Override]], line: CommandLine
+) -> Request:
+    base = to_plain(load(folder / "config.yaml"))
+    if any(override.key_or_group.startswith("split") for override in parsed):
+        for name in base["dataset"]["computed"]:  # on the images that train now
+            base["dataset"][name] = "auto"
+    runs = []
+    options = LaunchOptions()
+    points = OmegaConf.create({"points": []})
+    for override in parsed:
+        if override.key_or_group == "points":
+            apply_value(points, override)
+    paired = _paired_axes(points, parsed, zips, {})
+    _need_multirun(paired, multirun=line.multirun)
+    for overrides in expand_grid(parsed, {}, multirun=line.multirun, paired=paired):
+        node = OmegaConf.create({**dataclasses.asdict(LaunchOptions()), **base})
+        OmegaConf.set_struct(node, True)
+        for override in overrides:
+            apply_value(node, override)
+        plain = resolve(node)
+        options = take_launch_options(plain)
+        runs.append(planned_run(plain, lines_of(overrides)))
+    shown = None
+    if line.cfg is not None:
+        shown = _show(OmegaConf.create(to_plain(runs[0].config)), line)
+    return Request(runs, options, len(runs) > 1, {}, shown=shown, folder=folder)
+
+
+class _Composer:
+    """A context in which Hydra composes."""
+
+    def __init__(self, config_dir: str | None, config_name: str | None) -> None:
+        self._config_dir = config_dir
+        self._options = find_options(config_dir)
+        self._compositions = Compositions(
+            find_root(config_name or "config", config_dir), self._options
+        )
+
+    def __enter__(self) -> "_Composer":
+        self._hydra_before = GlobalHydra.instance().hydra  # of a program that uses Hydra itself
+        GlobalHydra.instance().clear()
+        self._context: Any = initialize_config_dir(str(config_folder()), version_base="1.3")
+        self._context.__enter__()
+        if self._config_dir is not None:
+            # what --config-dir does in Hydra's own main
+            loader: Any = GlobalHydra.instance().config_loader()
+            path = f"file://{Path(self._config_dir).resolve()}"
+            schema = SearchPathQuery(provider="schema")  # Hydra wants it to stay the last
+            search_path = loader.get_search_path()
+            search_path.prepend(provider="command-line", path=path, anchor=schema)
+            loader.repository.initialize_sources(search_path)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._context.__exit__(*exception)
+        GlobalHydra.instance().hydra = self._hydra_before
+
+    def request(
+        self, parsed: list[Override], zips: list[list[Override]], line: CommandLine
+    ) -> Request:
+        """Compose every run of a command line."""
+        for override in [*parsed, *(override for word in zips for override in word)]:
+            self._check_choice(override)
+        fixed = [o for o in parsed if not o.is_sweep_override()]
+        node, hydra = self._compositions.node(fixed), self._compositions.hydra(fixed)
+        grid = OmegaConf.select(hydra, "sweeper.params") or {}
+        multirun = line.multirun or str(OmegaConf.select(hydra, "mode")) == "RunMode.MULTIRUN"
+        if multirun and grid:
+            asked = {o.key_or_group for overrides in (parsed, *zips) for o in overrides}
+            extra = [f"{k}={v}" for k, v in grid.items() if k not in asked]
+            parsed = parse_overrides(extra) + parsed
+            fixed = [o for o in parsed if not o.is_sweep_override()]
+        paired = _paired_axes(node, parsed, zips, self._options)
+        for override in [one for axis in paired for place in axis for one in place]:
+            self._check_choice(override)
+        _need_multirun(paired, multirun=multirun)
+        space: list[Dimension] = []
+        if multirun and OmegaConf.select(node, "search.method") != "none":
+            if paired:
+                raise UsageError(
+                    "points and zip: are for a grid; search=optuna chooses each value by itself"
+                )
+            space = [search_dimension(o, self._options) for o in parsed if o.is_sweep_override()]
+            lists = search_examples(space, fixed)
+        else:
+            lists = expand_grid(parsed, self._options, multirun=multirun, paired=paired)
+        runs: list[PlannedRun] = []
+        options = LaunchOptions()
+        for overrides in lists:
+            plain = self._compositions.cell(overrides)
+            options = take_launch_options(plain)
+            runs.append(planned_run(plain, lines_of(overrides)))
+        return Request(
+            runs,
+            options,
+            multirun,
+            _launcher(self._compositions.hydra(lists[-1])),
+            None if line.cfg is None else _show(self._compositions.node(lists[-1]), line),
+            tuple(space),
+            lines_of([o for o in fixed if o.key_or_group.split(".")[0] != "search"]),
+        )
+
+    def _check_choice(self, override: Override) -> None:
+        """Refuse what is not an option of its group."""
+        group = override.key_or_group
+        if group not in self._options and group not in INSTEAD_OF_PLUGINS:
+            return
+        options = list(self._options.get(group, ()))
+        chosen = [override.value()]
+        if override.is_sweep_override():
+            chosen = list(listed_values(override, self._options))
+        for option in chosen:
+            if group in INSTEAD_OF_PLUGINS:
+                if override.is_sweep_override() or option not in ("basic", *options):
+                    raise _not_supported(group, value_text(override))
+            elif not isinstance(option, str) or option not in options:
+                guess = did_you_mean(option, options) if isinstance(option, str) else ""
+                raise UsageError(
+                    f"{group}={shorten(value_text(override))} is wrong: it must be one of "
+                    f"{listing(options)}{guess}"
+                )
+
+
+def _need_multirun(paired: list[Alternatives], *, multirun: bool) -> None:
+    if paired and not multirun:
+        raise UsageError("points and zip: name several runs; add -m to run all of them")
+
+
+def _launcher(hydra: DictConfig) -> dict[str, Any]:
+    """Return the settings of hydra/launcher; refuse Hydra's other launchers and sweepers."""
+    choices = OmegaConf.select(hydra, "runtime.choices")
+    settings = OmegaConf.to_container(OmegaConf.select(hydra, "launcher"), resolve=True)
+    assert isinstance(settings, dict)
+    if choices["hydra/launcher"] != "basic" and "cluster" not in settings:
+        raise _not_supported("hydra/launcher", choices["hydra/launcher"])
+    if choices["hydra/sweeper"] != "basic":
+        raise _not_supported("hydra/sweeper", choices["hydra/sweeper"])
+    return {str(key): value for key, value in settings.items()}
+
+
+def _not_supported(group: str, option: Any) -> UsageError:
+    return UsageError(
+        f"{group}={shorten(str(option))} is not supported: {INSTEAD_OF_PLUGINS[group]}"
+    )
+
+
+def _show(node: DictConfig, line: CommandLine) -> str:
+    """Return what `--cfg job` prints."""
+    shown: Any = node
+    if line.package is not None:
+        shown = OmegaConf.select(node, line.package, default=_MISSING)
+        if shown is _MISSING:
+            raise UsageError(f"--package {shorten(line.package)}: there is no such part")
+    if not OmegaConf.is_config(shown):
+        return str(shown)
+    return OmegaConf.to_yaml(shown, resolve=line.resolve).rstrip()

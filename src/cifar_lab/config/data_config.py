@@ -1,0 +1,155 @@
+"""Settings of a run's images: the dataset, how it is split, and how training images are changed."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from cifar_lab.config.schema import Component, setting, wrong
+from cifar_lab.errors import UsageError
+
+_MOST_VALUES = 2**22
+"""Values of an image; a larger one fills the memory as soon as a model takes a batch of them."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where the images come from, and what is known about them before anything is loaded.
+
+    A `mean` or `std` of `auto` is replaced by the values of the training split before the run has
+    an address: a run folder holds numbers, and `computed` names those that came so. `fit` says how
+    a picture of another size is brought to `image_shape`: scaled and cropped at the center, scaled
+    to it whatever its aspect ratio, or scaled to fit inside and padded with black. `storage` says
+    where the decoded pictures are: in memory, or in a file that is mapped; `auto` decides by size.
+    """
+
+    name: str
+    source: Component
+    image_shape: list[int]
+    fit: Literal["crop", "resize", "pad"] = "crop"
+    storage: Literal["auto", "memory", "mapped"] = setting("auto", identity=False)
+    classes: list[str] | None = None
+    train_size: int | None = setting(None, ge=1)
+    test_size: int | None = setting(None, ge=1)
+    mean: list[float] | Literal["auto"] | None = None
+    std: list[float] | Literal["auto"] | None = None
+    computed: list[Literal["mean", "std"]] = setting(factory=list, identity=False)
+    checksums: dict[str, str] = setting(factory=dict)
+    display_names: list[str] | None = setting(None, identity=False)
+    licence: str | None = setting(None, identity=False)
+
+    def check(self, path: str) -> None:
+        """Refuse an impossible shape, and statistics and names whose number does not match."""
+        shape = self.image_shape
+        if len(shape) != 3 or shape[0] not in (1, 3) or not all(1 <= n <= 4096 for n in shape):
+            raise wrong(f"{path}.image_shape", shape, "[channels (1 or 3), height, width]")
+        if math.prod(shape) > _MOST_VALUES:
+            right = f"of {_MOST_VALUES:,} values at most, such as [3,1024,1024]"
+            raise wrong(f"{path}.image_shape", shape, right)
+        for name in ("mean", "std"):
+            numbers = getattr(self, name)
+            if isinstance(numbers, list) and len(numbers) != shape[0]:
+                raise wrong(
+                    f"{path}.{name}", numbers, f"auto or {shape[0]} numbers, one per channel"
+                )
+        if isinstance(self.std, list) and not all(s > 0 for s in self.std):
+            raise wrong(f"{path}.std", self.std, "above 0")
+        names = self.display_names
+        if names and self.classes and len(names) != len(self.classes):
+            raise wrong(f"{path}.display_names", names, f"{len(self.classes)} names, one per class")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which images validate: a fraction (below 1) or a number, from which official set, and how.
+
+    With `folds` the training set is divided into so many parts of equal size, of which `fold` (0
+    to folds - 1) validates: over all folds each image validates once. `validation` is then 1 /
+    folds. `method`: `stratified` and `random` draw with `seed`; `tail` takes the last images (S1's
+    published code); `numpy` permutes with numpy's RandomState(seed) (S0).
+    `sampler`: how an epoch's order is drawn from the training indices; `weighted` and `subset`
+    are torch's WeightedRandomSampler and SubsetRandomSampler (S1-06, S1-07).
+    """
+
+    validation: float = setting(0.1, ge=0)
+    source: Literal["train", "test"] = "train"
+    method: Literal["stratified", "random", "tail", "numpy"] = "stratified"
+    seed: int = setting(0, ge=0, le=2**32 - 1)
+    folds: int | None = setting(None, ge=2, le=1000)
+    fold: int | None = setting(None, ge=0)
+    sampler: Literal["permutation", "weighted", "subset"] = "permutation"
+
+    def held_out(self, size: int) -> int:
+        """Return how many of the `size` images of the official set validate."""
+        if self.folds is not None and self.fold is not None:
+            return len(range(self.fold, size, self.folds))
+        return round(self.validation * size) if self.validation < 1 else int(self.validation)
+
+    def check(self, path: str) -> None:
+        """Refuse half an image, and folds that do not exist or contradict other settings."""
+        if self.validation >= 1 and self.validation != int(self.validation):
+            right = "a fraction below 1 or a whole number"
+            raise wrong(f"{path}.validation", self.validation, right)
+        folds, fold = self.folds, self.fold
+        if folds is None:
+            if fold is not None:
+                raise UsageError(f"{path}.fold={fold} needs {path}.folds: the number of folds")
+            return
+        if fold is None:
+            every = ",".join(map(str, range(folds))) if folds <= 10 else f"range({folds})"
+            raise UsageError(
+                f"{path}.folds={folds} needs the fold that validates: "
+                f"'{path}.fold={every}' -m trains all of them"
+            )
+        if fold >= folds:
+            raise wrong(f"{path}.fold", fold, f"from 0 to {folds - 1}: {path}.folds is {folds}")
+        if self.source != "train":
+            raise UsageError(
+                f"{path}.folds={folds} is wrong with {path}.source={self.source}: folds divide the "
+                "training set, and the test set stays whole"
+            )
+        if self.method not in ("stratified", "random"):
+            right = f"stratified or random with {path}.folds={folds}"
+            raise wrong(f"{path}.method", self.method, right)
+        if self.validation != 1 / folds:
+            raise UsageError(
+                f"{path}.validation={self.validation:g} is wrong with {path}.folds={folds}: one of "
+                f"{folds} equal parts validates; leave {path}.validation out"
+            )
+
+    def count(self, size: int, images: str) -> int:
+        """Return how many of `size` images validate; UsageError if too few are left.
+
+        `images` says of which set they are.
+        """
+        count = self.held_out(size)
+        if count >= size:
+            right = f"less than the {size} images of {images}"
+            raise wrong("split.validation", f"{self.validation:g}", right)
+        if self.source == "train" and size - count < 2:
+            raise UsageError(
+                f"split.validation={self.validation:g} is wrong: it leaves 1 training image; batch "
+                "norm needs at least 2"
+            )
+        return count
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of the training images: padding before a random crop, a flip, and others.
+
+    `padding_mode`: the padding is black, or reflects the image. `flips`: each image is mirrored at
+    random, or in every second epoch (Jordan 2024, arXiv:2404.00498).
+    `policy`: a random change of each image by torchvision. `cutout`: the side of a square that is
+    erased; `erasing`: how often a random box is. `mixup` and `cutmix`: the parameter of the Beta
+    distribution of the share that an image has of the mixture.
+    """
+
+    crop_padding: int = setting(0, ge=0, le=64)
+    padding_mode: Literal["zeros", "reflect"] = "zeros"
+    horizontal_flip: bool = False
+    flips: Literal["random", "alternating"] = "random"
+    policy: Literal["trivial_augment", "rand_augment"] | None = None
+    cutout: int = setting(0, ge=0, le=4096)
+    erasing: float = setting(0.0, ge=0, le=1)
+    mixup: float = setting(0.0, ge=0, le=100)
+    cutmix: float = setting(0.0, ge=0, le=100)

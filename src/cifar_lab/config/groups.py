@@ -1,0 +1,98 @@
+"""The config groups and their options, read from the folders that hold them, without Hydra."""
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cifar_lab.config.run_config import flatten
+from cifar_lab.errors import UsageError, shorten
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def config_folder() -> Path:
+    """Return where conf/ is: in the checkout, or inside the installed package."""
+    checkout = _PACKAGE.parents[1] / "conf"
+    return checkout if checkout.is_dir() else _PACKAGE / "conf"
+
+
+def find_options(config_dir: str | None = None) -> dict[str, dict[str, Path]]:
+    """Return the file of each option of each group; those in `config_dir` win over the shipped."""
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UsageError(f"--config-dir {shorten(config_dir)} is not a folder")
+    found: dict[str, dict[str, Path]] = {}
+    for folder in (config_folder(), *([Path(config_dir)] if config_dir is not None else [])):
+        for path in sorted(folder.rglob("*.yaml")):
+            group = path.parent.relative_to(folder).as_posix()
+            if group != ".":
+                found.setdefault(group, {})[path.stem] = path
+    return found
+
+
+def find_root(name: str, config_dir: str | None = None) -> Path:
+    """Return the file of a root config, the one in `config_dir` if there is one."""
+    own = Path(config_dir or config_folder()) / f"{name}.yaml"
+    return own if own.is_file() else config_folder() / own.name
+
+
+def any_depends_on_others(files: Iterable[Path]) -> bool:
+    """Whether the defaults list of any file may name an option by an interpolation.
+
+    Such an option may be chosen by a combination of others, as in `${model}_${dataset}`.
+    """
+    for path in files:
+        try:
+            content = _read(path)
+        except (yaml.YAMLError, OSError, ValueError):  # Hydra says so, where it is chosen
+            return True
+        if isinstance(content, dict) and "${" in str(content.get("defaults")):
+            return True
+    return False
+
+
+def experiments() -> dict[str, str | None]:
+    """Return each shipped experiment and the tag of the report that it reproduces, if any."""
+    tags: dict[str, str | None] = {}
+    for name, path in find_options()["experiment"].items():
+        study = (_read(path) or {}).get("study") or {}
+        tags[name] = study.get("report")
+    return tags
+
+
+@functools.cache
+def default_options() -> dict[str, str]:
+    """Return the default option of each group, in the order of conf/config.yaml."""
+    chosen: dict[str, str] = {}
+    for line in _read(config_folder() / "config.yaml")["defaults"]:
+        chosen |= line if isinstance(line, dict) else {}
+    return chosen
+
+
+def default_value(key: str) -> Any:
+    """Return the value that a setting has when a command line says nothing about it."""
+    config = _read(config_folder() / "config.yaml")
+    group, _, name = key.partition(".")
+    if name and group not in config:
+        return _read(find_options()[group][default_options()[group]])[name]
+    return config[group][name] if name else config[group]
+
+
+@functools.cache
+def setting_keys() -> tuple[str, ...]:
+    """Return every dotted key of a run with the default options, and the names of the groups."""
+    hidden = ("defaults", "hydra", "protocols", "study", "choices")
+    config = {k: v for k, v in _read(config_folder() / "config.yaml").items() if k not in hidden}
+    files = find_options()
+    for group, option in default_options().items():
+        if group != "experiment":
+            config[group] = _read(files[group][option])
+    return tuple(dict.fromkeys([*flatten(config), *config, *files]))
+
+
+@functools.cache
+def _read(path: Path) -> Any:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)

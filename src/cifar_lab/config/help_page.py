@@ -1,0 +1,86 @@
+"""The help page of `train`: read from conf/, without Hydra and without composing anything."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_lab.config.command_line import flag_lines
+from cifar_lab.config.groups import default_options, default_value, find_options
+
+_WIDTH = 100
+
+_INTRODUCTION = """\
+usage: python -m cifar_lab.train [RUN_DIR] [GROUP=OPTION ...] [KEY=VALUE ...] [-m]
+
+Trains and evaluates one run, or with -m (or an experiment that is a grid) many. A run is one option
+of each group and single values that are changed. RUN_DIR is the folder of a past run: it continues,
+or with changes it is the start of another run."""
+
+_MOST_USED = {
+    "optimizer.lr": "learning rate",
+    "training.epochs": "passes over the training images",
+    "training.batch_size": "images per step",
+    "training.patience": "epochs without improvement before training stops; null: never",
+    "seed": "of the initial weights, the order of the images, augmentation, dropout",
+    "device": "auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu",
+    "output_dir": "runs are written to OUTPUT_DIR/NAME/CHOICES-HASH",
+    "name": "the folder inside output_dir",
+    "plan": "true: show what would run, and run nothing",
+    "rerun": "true: run again what is finished",
+}
+
+_EXAMPLES = """
+Examples:
+  one small run, without a download
+    python -m cifar_lab.train dataset=digits
+  choices of your own
+    python -m cifar_lab.train model=convnet_deep optimizer=sgd optimizer.lr=0.01 training.epochs=30
+  a grid of six runs
+    python -m cifar_lab.train optimizer=adam,sgd seed=0,1,2 -m"""
+
+
+def help_page(config_dir: str | None = None) -> str:
+    """Return the page: groups with their options, the settings used most, flags and examples."""
+    options = find_options(config_dir)
+    groups = dict.fromkeys(["dataset", *default_options(), *sorted(options)])
+    settings = [
+        (f"{key}={_as_yaml(default_value(key))}", purpose) for key, purpose in _MOST_USED.items()
+    ]
+    flags = [
+        *flag_lines(),
+        ("-sc install=bash", "print shell completion, to be evaluated (also zsh, fish)"),
+        ("--version", "print the versions and exit"),
+        ("-h, --help", "print this page and exit"),
+    ]
+    parts = [
+        _INTRODUCTION,
+        "\nGroups and their options (* is the default):",
+        *(_options(group, options[group]) for group in groups if group in options),
+        "\nThe settings used most, with their defaults (--cfg job prints all settings):",
+        *_table(settings),
+        "\nFlags:",
+        *_table(flags),
+        _EXAMPLES,
+    ]
+    return "\n".join(parts)
+
+
+def _options(group: str, options: dict[str, Path]) -> str:
+    # Each dataset names the augmentation that suits it.
+    default = None if group == "augmentation" else default_options().get(group)
+    words = ", ".join(f"{option}*" if option == default else option for option in options)
+    if group == "augmentation":
+        words += " (the default depends on the dataset)"
+    start = f"  {group:14} "
+    return textwrap.fill(words, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(left) for left, _ in rows)
+    return [f"  {left:{width}}  {right}" for left, right in rows]
+
+
+def _as_yaml(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

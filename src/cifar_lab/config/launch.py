@@ -1,0 +1,113 @@
+"""How runs are launched: options of the command line that are not part of any run."""
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from cifar_lab.config.schema import setting, wrong
+from cifar_lab.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How a sweep chooses among the values it lists: all combinations, or a search with Optuna.
+
+    A trial is the mean of `seeds` runs; `confirm` runs with fresh seeds repeat the best setting.
+    """
+
+    method: Literal["none", "optuna"] = "none"
+    trials: int = setting(20, ge=1, le=1_000_000)
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["median", "hyperband", "none"] = "median"
+    warmup_epochs: int = setting(2, ge=0)
+    study: str = "search"
+    seed: int = setting(0, ge=0, le=2**32 - 1)
+    seeds: int = setting(1, ge=1, le=1000)
+    confirm: int = setting(0, ge=0, le=1000)
+
+    def check(self, path: str) -> None:
+        """Refuse a study that does not name a file, and a pruner that goes by epochs only."""
+        if self.seeds > 1 and self.pruner == "hyperband":
+            right = f"median or none where {path}.seeds={self.seeds}: hyperband goes by epochs"
+            raise wrong(f"{path}.pruner", self.pruner, right)
+        if not re.fullmatch(r"\w[\w.\-]{0,99}", self.study):
+            right = "a name of letters, digits, '.', '_' and '-', such as search"
+            raise wrong(f"{path}.study", self.study, right)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One axis of a search: choices, or a range of numbers (`step` None: continuous)."""
+
+    key: str
+    choices: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+    whole: bool = False
+    log: bool = False
+
+    @property
+    def samples(self) -> tuple[str, str, str]:
+        """Three values as text, with which a request is checked before it starts."""
+        if self.choices:
+            return self.choices[0], self.choices[len(self.choices) // 2], self.choices[-1]
+        inside = self.low + (self.high - self.low) * 0.618
+        if self.whole or self.step is not None:
+            inside = self.low
+        return tuple(str(int(n)) if self.whole else repr(n) for n in (self.low, inside, self.high))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """What a command line says about launching: none of it is part of a run.
+
+    `points` are the runs of a sweep that is no full grid: each gives values to some keys, in the
+    grammar of a command line, and is a small grid where it lists several. `jobs` runs at a time
+    ("auto": as many as fit cores or GPUs), `jobs_per_gpu` of them on one GPU.
+    """
+
+    points: list[dict[str, Any]] = field(default_factory=list)
+    plan: bool = False
+    rerun: bool = False
+    accept_code: bool = False
+    jobs: int | Literal["auto"] = setting("auto", ge=1, le=1024)
+    jobs_per_gpu: int = setting(1, ge=1, le=64)
+    trust: list[str] = field(default_factory=list)
+    search: SearchOptions = field(default_factory=SearchOptions)
+
+
+T = TypeVar("T")
+
+MAX_RUNS = 10_000
+"""Runs that one command line may ask for."""
+
+
+def combinations(axes: Sequence[Sequence[T]]) -> list[tuple[T, ...]]:
+    """Return every combination of one value of each axis; UsageError if there are too many."""
+    count = math.prod(map(len, axes))
+    if count > MAX_RUNS:
+        raise UsageError(
+            f"this is a grid of {count:,} runs; the most is {MAX_RUNS:,}: list fewer values, or "
+            "let search=optuna choose"
+        )
+    return list(itertools.product(*axes))
+
+
+def range_size(start: float, stop: float, step: float) -> int:
+    """Return how many numbers a range has; UsageError if it is none, too long or without end."""
+    if step == 0 or not all(map(math.isfinite, (start, stop, step))):
+        raise UsageError("a range needs finite numbers and a step that is not 0")
+    size = math.ceil((stop - start) / step)
+    if size < 1:
+        raise UsageError("the range is empty")
+    if size > MAX_RUNS:
+        raise UsageError(f"a range has {MAX_RUNS:,} values at most, and this one {size:,}")
+    return size
+
+
+LAUNCH_KEYS = frozenset(spec.name for spec in fields(LaunchOptions))
+"""The names of the launch options among the keys of a command line."""

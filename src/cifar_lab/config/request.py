@@ -1,0 +1,128 @@
+"""A command line, understood: which runs it asks for and how they are launched."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifar_lab.config import targets
+from cifar_lab.config.launch import LAUNCH_KEYS, Dimension, LaunchOptions
+from cifar_lab.config.run_config import RunConfig, flatten, parse
+from cifar_lab.config.schema import convert, parse_as
+from cifar_lab.errors import UsageError, shorten
+
+_TARGET_GROUPS = {
+    *("model", "optimizer", "activation", "dropout", "scheduler"),
+    *("dataset", "figures", "tracker"),
+}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a request, with the overrides that made it."""
+
+    config: RunConfig
+    overrides: tuple[str, ...]
+
+    @property
+    def asked_keys(self) -> frozenset[str]:
+        """The keys that the overrides set: what the user asked for, not what is a default."""
+        return asked_keys(self.overrides)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The runs of a command line, how to launch them, or a config to show.
+
+    `space` has the axes of a search, whose `runs` are only examples, and `fixed` the overrides that
+    all its trials share. `folder` is the past run that the command line starts from.
+    """
+
+    runs: list[PlannedRun]
+    options: LaunchOptions
+    is_sweep: bool
+    launcher: dict[str, Any]
+    shown: str | None = None
+    space: tuple[Dimension, ...] = ()
+    fixed: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    @property
+    def touches_targets(self) -> bool:
+        """Whether an override may have changed what a target takes."""
+        if self.folder is not None:
+            return True
+        heads = {key.split(".")[0] for run in self.runs for key in run.asked_keys}
+        return bool(heads & {*_TARGET_GROUPS, "experiment", "training", "trust"})
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Whether the runs get processes of their own, on this machine or a cluster."""
+        return self.is_sweep or bool(self.space) or "cluster" in self.launcher
+
+
+def asked_keys(overrides: Collection[str]) -> frozenset[str]:
+    """Return the keys that overrides set, such as optimizer and optimizer.lr."""
+    return frozenset(line.partition("=")[0].lstrip("+") for line in overrides)
+
+
+def take_launch_options(plain: dict[str, Any]) -> LaunchOptions:
+    """Remove the launch options from a composed config and return them; trust what they name."""
+    taken = {key: plain.pop(key) for key in list(plain) if key in LAUNCH_KEYS}
+    options = parse_as(LaunchOptions, taken, "")
+    if options.trust:
+        targets.trust(options.trust)
+    return options
+
+
+# Arguments that came later: null is the same as none, so that earlier runs keep their addresses.
+_ABSENT_WHERE_NULL = {
+    "optimizer": ("backbone_lr",),
+    "model": ("first_bias_epochs", "first_bias_scale"),
+}
+
+
+def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun:
+    """Turn a composed config into a run: lay the protocol over it, then parse it strictly."""
+    protocols = plain.pop("protocols", None)
+    asked = asked_keys(overrides)
+    _merge_protocol(plain, protocols, asked)
+    _let_a_fold_validate(plain, asked)
+    dataset = plain.get("dataset")
+    if isinstance(dataset, dict) and isinstance(dataset.get("computed"), list):
+        dataset["computed"] = [n for n in dataset["computed"] if f"dataset.{n}" not in asked]
+    for optional in ("scheduler", "activation", "tracker"):
+        component = plain.get(optional)
+        alone = optional != "tracker" or component == {"_target_": None}
+        if isinstance(component, Mapping) and component.get("_target_") is None and alone:
+            plain[optional] = None
+    for group, names in _ABSENT_WHERE_NULL.items():
+        component = plain.get(group)
+        for name in names:
+            if isinstance(component, dict) and component.get(name, ...) is None:
+                del component[name]
+    return PlannedRun(parse(plain), overrides)
+
+
+def _let_a_fold_validate(plain: dict[str, Any], asked: Collection[str]) -> None:
+    """Set split.validation to the share of a fold, unless the user asked for another value."""
+    split = plain.get("split")
+    folds = split.get("folds") if isinstance(split, dict) else None
+    if isinstance(folds, int) and folds > 0 and not {"split", "split.validation"} & set(asked):
+        plain["split"]["validation"] = 1 / folds
+
+
+def _merge_protocol(plain: dict[str, Any], protocols: Any, asked: Collection[str]) -> None:
+    """Lay the chosen protocol's settings over the config, except those that the user asked for."""
+    known = convert(dict[str, dict[str, Any]], protocols or {}, "protocols")
+    changes = known.get(str(plain.get("protocol", "sound")))
+    for key, value in flatten(changes or {}).items():
+        if any(key == a or key.startswith(f"{a}.") for a in asked):
+            continue
+        *parents, name = key.split(".")
+        target = plain
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise UsageError(f"protocols: there is no setting {shorten(key)}")
+        target[name] = value

@@ -1,0 +1,242 @@
+"""What a run is: its settings, their types and ranges, and how they are read and written as YAML.
+
+Nothing here knows Hydra or torch. A config comes either from a command line (`compose`) or from a
+run folder (`load`); both end in `parse`, which accepts nothing that it does not know.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cifar_lab.config.data_config import AugmentationConfig, DatasetConfig, SplitConfig
+from cifar_lab.config.names import check_figure_name, check_file_name, check_folder, check_name
+from cifar_lab.config.schema import Component, parse_as, setting, wrong
+from cifar_lab.config.study_config import StudyConfig
+from cifar_lab.errors import UsageError, first_line, shorten_path
+
+
+@dataclass(frozen=True)
+class DropoutConfig:
+    """Dropout after convolution blocks and after dense layers; null where the model has none."""
+
+    conv: float | None = setting(None, ge=0, lt=1)
+    dense: float | None = setting(None, ge=0, lt=1)
+
+
+@dataclass(frozen=True)
+class LookaheadConfig:
+    """Slow weights that training returns to after `every` steps of the optimizer; null: none.
+
+    They keep the share decay * (steps done / all steps)**ramp of themselves. The defaults are those
+    of airbench94 (Jordan 2024, arXiv:2404.00498); ramp 0 is the Lookahead of Zhang et al. 2019
+    (arXiv:1907.08610), whose alpha is 1 - decay.
+    """
+
+    every: int | None = setting(None, ge=1)
+    decay: float = setting(0.774, ge=0, lt=1)
+    ramp: float = setting(3.0, ge=0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long and how the loop trains, and what it records on the way."""
+
+    epochs: int = setting(10, ge=0, le=1_000_000)
+    frozen_epochs: int = setting(0, ge=0, le=1_000_000)
+    batch_size: int = setting(128, ge=1, le=1_000_000)
+    label_smoothing: float = setting(0.0, ge=0, lt=1)
+    class_weights: list[float] | Literal["balanced"] | None = None
+    ema: float | None = setting(None, gt=0, lt=1)
+    clip_grad_norm: float | None = setting(None, gt=0)
+    lookahead: LookaheadConfig = setting(factory=LookaheadConfig)
+    compile: bool = False
+    patience: int | None = setting(None, ge=1)
+    min_delta: float = setting(0.0, ge=0)
+    monitor: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = (
+        "val_accuracy"
+    )
+    print_every: int | None = setting(None, ge=1, identity=False)
+    step_history: bool = setting(False, identity=False)
+    checkpoint_minutes: float = setting(5.0, gt=0, identity=False)
+    keep_last: bool = setting(True, identity=False)
+    best_file_name: str | None = setting(None, identity=False)
+    tensorboard: bool = setting(False, identity=False)
+
+    def check(self, path: str) -> None:
+        """Refuse weights of classes that are not above 0."""
+        weights = self.class_weights
+        if isinstance(weights, list) and not (weights and all(w > 0 for w in weights)):
+            raise wrong(f"{path}.class_weights", weights, "balanced or numbers above 0")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Which weights are scored on which images, and whether they are cropped at random (S0-06).
+
+    `views`: what is scored at the end, the image alone, or the mean of its logits over itself and
+    its mirror image, or over both of these, unmoved and moved one pixel along either diagonal.
+    `unsure` takes these six views only of images whose two largest probabilities in one view differ
+    by less than `views_margin` (the idea of github.com/hiverge/cifar10-speedrun).
+    """
+
+    scored_weights: Literal["best", "last", "averaged"] = "best"
+    test: Literal["split", "official"] = "split"
+    crop_padding: int = setting(0, ge=0, le=64)
+    watch_test: bool = False
+    views: Literal["one", "mirrored", "moved", "unsure"] = "one"
+    views_margin: float = setting(0.5, gt=0, le=1)
+    batch_size: int = setting(128, ge=1, le=1_000_000)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of one run, as in the `config.yaml` of its folder."""
+
+    dataset: DatasetConfig
+    model: Component
+    optimizer: Component
+    activation: Component | None = None
+    dropout: DropoutConfig = setting(factory=DropoutConfig)
+    scheduler: Component | None = None
+    augmentation: AugmentationConfig = setting(factory=AugmentationConfig)
+    split: SplitConfig = setting(factory=SplitConfig)
+    training: TrainingConfig = setting(factory=TrainingConfig)
+    evaluation: EvaluationConfig = setting(factory=EvaluationConfig)
+    figures: dict[str, Component | None] = setting(factory=dict, identity=False)
+    tracker: Component | None = setting(None, identity=False)
+    study: StudyConfig = setting(factory=StudyConfig, identity=False)
+    seed: int = setting(0, ge=0, le=2**32 - 1)
+    device: str = "cpu"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    deterministic: bool = False
+    threads: int | None = setting(None, ge=1, le=1024, identity=False)
+    protocol: Literal["sound", "report"] = "sound"
+    continue_from: str | None = None
+    output_dir: str = setting("outputs", identity=False)
+    name: str = setting("runs", identity=False)
+    choices: dict[str, str] = setting(factory=dict, identity=False)
+
+    def check(self, path: str) -> None:
+        """Refuse settings that contradict each other."""
+        for key in ("model", "optimizer"):
+            if not isinstance(getattr(self, key).get("_target_"), str):
+                raise UsageError(f"{key} has no _target_; choose an option with {key}=OPTION")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
+            raise wrong("device", self.device, "auto, cuda, cuda:N, mps or cpu")
+        check_name(self.name)
+        self._check_tracker()
+        for figure in self.figures:
+            check_figure_name(figure)
+        check_folder("output_dir", self.output_dir)
+        if self.training.best_file_name is not None:
+            check_file_name(self.training.best_file_name)
+        split, dataset = self.split, self.dataset
+        size = dataset.train_size if split.source == "train" else dataset.test_size
+        if size is not None and split.folds is not None and split.folds > size:
+            right = f"at most {size}: {dataset.name} has so many training images"
+            raise wrong("split.folds", split.folds, right)
+        if size is not None:
+            split.count(size, f"the {split.source} set of {dataset.name}")
+        padding, smallest = self.augmentation.crop_padding, min(dataset.image_shape[1:])
+        if self.augmentation.padding_mode == "reflect" and padding >= smallest:
+            right = f"less than the image's {smallest} pixels, as padding_mode=reflect needs"
+            raise wrong("augmentation.crop_padding", padding, right)
+        if self.augmentation.cutout > smallest:
+            right = f"at most the image's {smallest} pixels"
+            raise wrong("augmentation.cutout", self.augmentation.cutout, right)
+        if self.evaluation.scored_weights == "averaged" and self.training.ema is None:
+            right = "best or last without training.ema, which averages the weights"
+            raise wrong("evaluation.scored_weights", "averaged", right)
+        if self.training.ema is not None and self.training.compile:
+            raise wrong("training.compile", True, "false with training.ema")
+        if split.validation == 0 and self.training.patience is not None:
+            raise UsageError(
+                "training.patience stops on validation, but split.validation is 0; "
+                "set split.validation=0.1 or training.patience=null"
+            )
+
+    def _check_tracker(self) -> None:
+        """Refuse two trackers: `training.tensorboard=true` means tracker=tensorboard."""
+        chosen = (self.tracker or {}).get("_target_")
+        if self.tracker is not None and not isinstance(chosen, str):
+            raise UsageError("tracker has no _target_; choose an option with tracker=OPTION")
+        if self.training.tensorboard and chosen and not chosen.endswith(".TensorBoard"):
+            raise UsageError(
+                "training.tensorboard=true means tracker=tensorboard, but another tracker was "
+                "chosen, too; leave one of them out"
+            )
+
+
+_MAX_BYTES = 2**18
+
+
+def parse(data: Any) -> RunConfig:
+    """Turn plain containers into a RunConfig; UsageError names the first thing that is wrong."""
+    return parse_as(RunConfig, data, "")
+
+
+def load(path: Path) -> RunConfig:
+    """Read a run folder's config.yaml, checked as strictly as a command line."""
+    try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise UsageError(f"{path} is not a regular file")
+        if path.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"{path} has more than {_MAX_BYTES:,} bytes, unlike that of any run")
+        data = _read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path.parent} is not a run folder: it has no {path.name}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not valid YAML: {first_line(error)}") from None
+    try:
+        return parse(data)
+    except UsageError as error:
+        raise UsageError(f"{shorten_path(path)}: {error}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: a list or a group of settings contains itself") from None
+
+
+def _read_yaml(text: str) -> Any:
+    # libyaml is six times as fast, which hundreds of runs need, but overflows the stack on deep
+    # nesting; and a few aliases of aliases are billions of values.
+    if len(re.findall(r"(?:^|[\s,:\[{-])\*\w", text)) > 10:
+        raise ValueError("too many aliases")
+    lines = text.splitlines()
+    shallow = max(map(len, lines), default=0) < 1000 and sum(map(text.count, "[{")) < 1000
+    if not shallow and len(text) > _MAX_BYTES // 8:
+        raise ValueError("too many nested lists for the config of a run")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if shallow else yaml.SafeLoader
+    return yaml.load(text, Loader=loader)
+
+
+def dump(config: RunConfig) -> str:
+    """Return the config as YAML; `load` reads it back to an equal RunConfig."""
+    text: str = yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def to_plain(value: Any) -> Any:
+    """Return dataclasses as dicts, all the way down."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested dicts as one dict with dotted keys."""
+    if not isinstance(value, Mapping) or not value:
+        return {prefix: value} if prefix else {}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
+    return flat

@@ -1,0 +1,219 @@
+"""From `_target_` to object: which targets are allowed, and their arguments, checked and bound.
+
+A run folder's config decides what is called, so a target is judged by what it resolves to, not by
+its name alone: a subclass of nn.Module, Optimizer or LRScheduler, a `load` of our datasets, or a
+`draw` of our figures, one of our
+trackers. `torch.load` and `torch.hub.load` are none of these.
+"""
+
+import functools
+import importlib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cifar_lab.config.schema import Component, convert
+from cifar_lab.errors import (
+    RunFailed,
+    Stopped,
+    Unavailable,
+    UsageError,
+    did_you_mean,
+    first_line,
+    listing,
+    shorten,
+)
+
+_TRUSTED: set[str] = set()
+_SETTINGS_OF_SCHEDULERS = ("step", "monitor")
+
+
+def trust(modules: list[str]) -> None:
+    """Allow targets of these top-level modules too; only the user's own command line may do so."""
+    _TRUSTED.update(modules)
+    # A console script, unlike `python -m`, does not look for modules where it was started.
+    if modules and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def trusted() -> list[str]:
+    """Return the modules that `trust` has allowed in this process."""
+    return sorted(_TRUSTED)
+
+
+def resolve(target: Any, role: str) -> Callable[..., Any]:
+    """Return the class or function that `target` names; UsageError if it is not allowed as `role`.
+
+    `role` is model, activation, optimizer, scheduler, tracker, dataset.source or figures.<name>.
+    """
+    if not isinstance(target, str):
+        raise UsageError(f"{role}._target_ must be the dotted name of a class or function")
+    module_name, _, attribute = target.rpartition(".")
+    package = target.split(".")[0]
+    if package not in {"cifar_lab", "torch", *_TRUSTED} or not module_name:
+        raise UsageError(
+            f"{role}._target_={shorten(target)} is not allowed: only classes of torch and "
+            f"cifar_lab are; for code of your own add 'trust=[{shorten(package, 40)}]' "
+            f"(evaluate and predict: --trust {shorten(package, 40)})"
+        )
+    try:
+        resolved = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(
+            f"{role}._target_={shorten(target)} cannot be found: {first_line(error)}"
+        ) from None
+    if package not in _TRUSTED and not _is_allowed(resolved, role):
+        raise UsageError(
+            f"{role}._target_={shorten(target)} is not allowed: it is not {_allowed_kind(role)}"
+        )
+    return resolved  # type: ignore[no-any-return]
+
+
+def bind(component: Component, role: str, injected: Mapping[str, Any]) -> Callable[[], Any]:
+    """Check a component's arguments against its target's signature and bind them, without calling.
+
+    `injected` are the arguments that the program supplies; those the target does not take are left
+    out. UsageError names the argument that is wrong.
+    """
+    target = resolve(component.get("_target_"), role)
+    parameters = _parameters(target)
+    arguments = {k: v for k, v in component.items() if k != "_target_"}
+    if role == "scheduler":
+        arguments = {k: v for k, v in arguments.items() if k not in _SETTINGS_OF_SCHEDULERS}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = [n for n in parameters if n not in injected]
+    for name, value in arguments.items():
+        full = f"{role}.{name}"
+        if name in injected:
+            raise UsageError(f"{full} is set by the program; it cannot be set in the config")
+        if name not in parameters and not open_ended:
+            takes = f"; {shorten(component['_target_'])} takes {listing(known)}"
+            guess = did_you_mean(name, known) or takes
+            raise UsageError(f"there is no setting {shorten(full)}{guess}")
+        if name in parameters:
+            arguments[name] = _convert_argument(parameters[name], value, full)
+    supplied = {k: v for k, v in injected.items() if k in parameters or open_ended}
+    missing = [
+        n
+        for n, p in parameters.items()
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and n not in {*arguments, *supplied}
+    ]
+    if missing:
+        raise UsageError(f"{role}.{missing[0]} is missing; {component['_target_']} needs it")
+    return functools.partial(target, **arguments, **supplied)
+
+
+def build(component: Component, role: str, **injected: Any) -> Any:
+    """Build the object that a config describes; UsageError names the role if that fails."""
+    call = bind(component, role, injected)
+    try:
+        return call()
+    except (UsageError, Unavailable, RunFailed, Stopped):
+        raise
+    except Exception as error:  # a constructor may refuse its arguments in any way
+        settings = ", ".join(f"{k}={v}" for k, v in component.items() if k != "_target_")
+        raise UsageError(
+            f"{role} ({component['_target_']}, {shorten(settings, 120)}) cannot be built: "
+            f"{first_line(error)}"
+        ) from None
+
+
+def takes(component: Component, role: str, argument: str) -> bool:
+    """Whether a target takes an injected argument."""
+    parameters = _parameters(resolve(component.get("_target_"), role))
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def argument_kinds(target: str, role: str) -> dict[str, Any]:
+    """Return the type of each argument of a target, `Any` where it has none of plain values."""
+    parameters = _parameters(resolve(target, role))
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {name: _kind_of(p) for name, p in parameters.items() if p.kind in named}
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return a target's parameters, their annotations evaluated where that is possible."""
+    try:
+        return inspect.signature(target, eval_str=True).parameters
+    except Exception:  # an annotation may name what only a type checker imports
+        return inspect.signature(target).parameters
+
+
+def _is_allowed(resolved: Any, role: str) -> bool:
+    if role == "dataset.source":
+        return _is_ours(resolved, "cifar_lab.datasets.", "load")
+    if role.startswith("figures."):
+        return _is_ours(resolved, "cifar_lab.figures.", "draw")
+    if not inspect.isclass(resolved):
+        return False
+    if role == "tracker":
+        return resolved.__module__.startswith("cifar_lab.trackers.") and hasattr(resolved, "open")
+    import torch
+
+    bases: dict[str, type] = {
+        "model": torch.nn.Module,
+        "activation": torch.nn.Module,
+        "optimizer": torch.optim.Optimizer,
+        "scheduler": torch.optim.lr_scheduler.LRScheduler,
+    }
+    return issubclass(resolved, bases[role])
+
+
+def _is_ours(resolved: Any, package: str, name: str) -> bool:
+    module = getattr(resolved, "__module__", "") or ""
+    return inspect.isfunction(resolved) and module.startswith(package) and resolved.__name__ == name
+
+
+def _allowed_kind(role: str) -> str:
+    if role == "dataset.source":
+        return "a `load` function of cifar_lab.datasets"
+    if role.startswith("figures."):
+        return "a `draw` function of cifar_lab.figures"
+    kinds = {"optimizer": "a torch Optimizer", "scheduler": "a torch LRScheduler"}
+    kinds["tracker"] = "a tracker of cifar_lab.trackers"
+    return kinds.get(role, "an nn.Module")
+
+
+def _convert_argument(parameter: inspect.Parameter, value: Any, path: str) -> Any:
+    """Convert a value to the annotated type, if the annotation is one of plain values."""
+    return convert(_kind_of(parameter), value, path)
+
+
+def _kind_of(parameter: inspect.Parameter) -> Any:
+    """Return the type of an argument that a config can set.
+
+    Of `float | Tensor` the float counts; without an annotation, the kind of the default does, and
+    null is accepted too.
+    """
+    kind = _known_part(parameter.annotation)
+    if kind is not None:
+        return kind
+    default = parameter.default
+    if not isinstance(default, bool | int | float | str):
+        return Any
+    # torch writes weight_decay=0 where it means a float
+    number = isinstance(default, int | float) and not isinstance(default, bool)
+    return int | float | None if number else type(default) | None
+
+
+def _known_part(kind: Any) -> Any:
+    """Return the part of a type hint that a config value can be, or None."""
+    if kind in (int, float, bool, str, type(None), list, tuple, dict):
+        return kind
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return kind
+    if origin in (typing.Union, types.UnionType):
+        known = [part for part in map(_known_part, arguments) if part is not None]
+        return typing.Union[tuple(known)] if known else None  # noqa: UP007
+    if origin in (list, tuple, Sequence):
+        inner = _known_part(arguments[0])
+        return list[inner] if inner is not None else list  # type: ignore[valid-type]
+    return dict if origin in (dict, Mapping) else None

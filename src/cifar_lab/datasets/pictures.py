@@ -1,0 +1,118 @@
+"""One picture file as an array of a given shape."""
+
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_lab.errors import UsageError, first_line, shorten
+from cifar_lab.runs.atomic_io import open_for_reading
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Fit = Literal["crop", "resize", "pad"]
+
+# Formats that Pillow decodes by itself: EPS, for one, would start a program.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = frozenset(
+    ".bmp .gif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
+)
+
+
+class Unreadable(Exception):
+    """A file is not a picture that can be decoded; the message is the reason, in one line."""
+
+
+def find_pictures(path: Path) -> list[Path]:
+    """Return the pictures in a folder by name, or the path itself if it is no folder."""
+    try:
+        if not path.is_dir():
+            return [path]
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    except (OSError, ValueError):  # a path that no file system takes is refused when it is read
+        return [path]
+    if not found:
+        kinds = " ".join(sorted(SUFFIXES))
+        raise UsageError(f"{shorten(str(path))} holds no pictures ({kinds})")
+    return found
+
+
+def read_picture(path: Path, image_shape: Sequence[int], fit: Fit = "crop") -> NDArray[np.uint8]:
+    """Return a picture file as `fit_picture` does; UsageError if it cannot be read."""
+    try:
+        return decode(read_content(path), image_shape, fit)
+    except Unreadable as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise UsageError(f"{shorten(str(path), 200)}: there is no such picture") from None
+        raise UsageError(cannot_be_read(path, str(error))) from error
+
+
+def cannot_be_read(path: Path, reason: str) -> str:
+    """Return the message for one picture that cannot be read."""
+    return f"{shorten(str(path), 200)} cannot be read as a picture ({', '.join(FORMATS)}): {reason}"
+
+
+def read_content(path: Path) -> bytes:
+    """Return the bytes of a picture file; Unreadable if there are none."""
+    try:
+        with open_for_reading(path) as file:
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from error
+
+
+def decode(content: bytes, image_shape: Sequence[int], fit: Fit = "crop") -> NDArray[np.uint8]:
+    """Return the picture in the bytes of a file as `fit_picture` does; Unreadable if there is none.
+
+    Its size is limited as by Pillow, since a small file can contain an enormous picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns about a picture that is small on disk and enormous in memory.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+                return fit_picture(file, image_shape, fit)
+    except UnidentifiedImageError:  # its message names an object in memory
+        raise Unreadable("its content is of none of these formats") from None
+    except Exception as error:
+        # Pillow's decoders raise errors of a dozen kinds for a damaged picture.
+        raise Unreadable(first_line(error)) from error
+
+
+def fit_picture(
+    picture: "Image.Image", image_shape: Sequence[int], fit: Fit = "crop"
+) -> NDArray[np.uint8]:
+    """Return a picture of any size as uint8 (C, H, W).
+
+    It is rotated as its EXIF orientation says, put on a white background where it is transparent,
+    and converted to RGB or grayscale. Then it is brought to height and width: `crop` scales it
+    until it covers them and cuts off what is outside the center, `resize` ignores its aspect ratio,
+    `pad` scales it until it fits inside and makes the rest black.
+    """
+    from PIL import Image, ImageOps
+
+    channels, height, width = image_shape
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    picture = picture.convert("L" if channels == 1 else "RGB")
+    size, method = (width, height), Image.Resampling.BICUBIC
+    if fit == "resize":
+        picture = picture.resize(size, method)
+    elif fit == "pad":
+        picture = ImageOps.pad(picture, size, method)
+    else:
+        picture = ImageOps.fit(picture, size, method)
+    pixels = np.asarray(picture, dtype=np.uint8).reshape(height, width, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

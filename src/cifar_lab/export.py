@@ -1,0 +1,100 @@
+"""Export the weights that a run was scored with: ONNX, torch.export or safetensors."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifar_lab import cli
+from cifar_lab.errors import UsageError, missing_extra
+
+if TYPE_CHECKING:
+    from cifar_lab.exports.write import Exported
+
+# The packages that a format needs besides torch; all of them come with the extra `export`.
+PACKAGES = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "pt2": (),
+    "safetensors": ("safetensors",),
+}
+CARD = "README.md"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m cifar_lab.export RUN_DIR --format FORMAT`."""
+    return cli.run(_export, argv)
+
+
+def _export(argv: list[str]) -> int:
+    parser = cli.Parser("export", __doc__)
+    parser.add_argument("run_dir", type=cli.path, help="a finished run's folder")
+    parser.add_argument("--format", required=True, choices=PACKAGES, dest="kind")
+    parser.add_argument(
+        "--output",
+        type=cli.path,
+        metavar="FILE",
+        help="the file to write (RUN_DIR/model.onnx or model.pt2); for safetensors the folder "
+        "(RUN_DIR/safetensors)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_trust()
+    arguments = parser.parse_args(argv)
+    _check_packages(arguments.kind)
+
+    from cifar_lab.config import targets
+    from cifar_lab.exports.model_card import model_card
+    from cifar_lab.exports.write import export
+    from cifar_lab.runs.atomic_io import write_text
+    from cifar_lab.runs.run_dir import RunDir
+
+    targets.trust(arguments.trust)
+    run = RunDir(arguments.run_dir)
+    if run.status != "finished":
+        raise UsageError(
+            f"{run.path.name} is {run.status}; finish it first: "
+            f"python -m cifar_lab.train {run.path}"
+        )
+    files = _files(run.path, arguments.kind, arguments.output)
+    for path in files:
+        cli.check_output_file("--output", path, creates_folder=True)
+        if path.exists() and not arguments.overwrite:
+            raise UsageError(f"{path} is in the way; --overwrite replaces it, --output renames")
+    exported = export(run, arguments.kind, files[0])
+    for card in files[1:]:
+        write_text(card, model_card(run, exported.output))
+    print(_report(files, exported))
+    return 0
+
+
+def _check_packages(kind: str) -> None:
+    """Refuse a format whose packages are not installed, without importing them."""
+    *others, last = PACKAGES[kind] or ("torch",)
+    if any(importlib.util.find_spec(name) is None for name in (*others, last)):
+        names = f"packages {', '.join(others)} and {last}" if others else f"package {last}"
+        raise missing_extra(f"export --format {kind}", f"the {names}", "export")
+
+
+def _files(run: Path, kind: str, output: Path | None) -> list[Path]:
+    """Return the file of the network, and for safetensors its model card."""
+    if kind == "safetensors":
+        folder = output or run / "safetensors"
+        return [folder / "model.safetensors", folder / CARD]
+    return [output or run / f"model.{kind}"]
+
+
+def _report(files: Sequence[Path], exported: "Exported") -> str:
+    expected = exported.expected
+    lines = [
+        f"exported: {files[0]} ({files[0].stat().st_size / 1e6:.1f} MB); input: images in [0, 1], "
+        f"output: {exported.output}",
+        f"checked on {len(expected.images):,} test images: the largest difference from "
+        f"{expected.source} is {exported.deviation:.2g}",
+    ]
+    if expected.note is not None:
+        lines.append(f"note: {expected.note}")
+    return "\n".join(lines + [f"model card: {card}" for card in files[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `export` writes: a run's network for use elsewhere, one file per format."""

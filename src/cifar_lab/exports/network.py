@@ -1,0 +1,128 @@
+"""The network that is exported: a run's model with the normalisation in front of it."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cifar_lab.config import run_config
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.build import normalisation
+from cifar_lab.training.classify import load_model
+
+Answers = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""From images in [0, 1], float32 (N, C, H, W), to outputs (N, classes)."""
+
+
+class Format(Protocol):
+    """What the module of a format has."""
+
+    def write(
+        self,
+        network: nn.Module,
+        image_shape: Sequence[int],
+        facts: Mapping[str, str],
+        handle: IO[bytes],
+    ) -> None:
+        """Write the network, for any number of images, and the facts as metadata."""
+
+    def load(self, path: Path) -> Answers:
+        """Return a written file as a function of arrays."""
+
+
+class NormalisedNetwork(nn.Module):
+    """A model that takes images (N, C, H, W) in [0, 1] and normalises them itself."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, settings: RunConfig) -> None:
+        super().__init__()
+        self.model = model
+        channels, numbers = settings.dataset.image_shape[0], normalisation(settings)
+        mean = torch.tensor(numbers.mean or [0.0] * channels, dtype=torch.float64)
+        std = torch.tensor(numbers.std or [1.0] * channels, dtype=torch.float64)
+        self.register_buffer("scale", (1 / std).float().view(-1, 1, 1))
+        self.register_buffer("shift", (-mean / std).float().view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the model's outputs (N, classes)."""
+        outputs: Tensor = self.model(images * self.scale + self.shift)
+        return outputs
+
+
+def load_network(run: RunDir) -> NormalisedNetwork:
+    """Return the network with the weights that the run was scored with, on the CPU."""
+    network = NormalisedNetwork(load_model(run), run.config)
+    network.to(memory_format=torch.contiguous_format)
+    return network.eval().requires_grad_(False)
+
+
+def trace(network: nn.Module, image_shape: Sequence[int]) -> torch.export.ExportedProgram:
+    """Return the network as a graph that takes any number of images.
+
+    Raises whatever torch.export raises for a model that it cannot trace.
+    """
+    example = torch.zeros(2, *image_shape)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # has the paths of this installation
+    return program
+
+
+def answers_of(network: nn.Module) -> Answers:
+    """Return the network as a function of arrays."""
+
+    def answer(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            outputs: npt.NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+        return outputs
+
+    return answer
+
+
+def metadata(run: RunDir, output: str) -> dict[str, str]:
+    """Return what an exported file says about itself: texts, with lists as JSON.
+
+    `output` is "logits", or "probabilities" for a model that ends with a softmax.
+    """
+    settings, summary = run.config, run.read_summary()
+    channels, height, width = settings.dataset.image_shape
+    names = run.class_names()
+    epoch = summary.best_epoch if summary.scored_weights == "best" else summary.epochs
+    facts: dict[str, Any] = {
+        "model": settings.choices.get("model") or settings.model["_target_"],
+        "dataset": settings.dataset.name,
+        "class_names": json.dumps(names, ensure_ascii=False),
+        "input": f"images: float32 (N, {channels}, {height}, {width}), "
+        f"{'RGB' if channels == 3 else 'gray'} pixels in [0, 1]; the network normalises them",
+        "output": f"{output}: float32 (N, {len(names)})",
+        "weights": f"{summary.scored_weights}, epoch {epoch}",
+        "test_accuracy": summary.test_accuracy,
+        "run": run.path.resolve().name,
+        "cifar_lab": summary.versions.get("cifar-lab"),
+        "config": run_config.dump(portable(settings)),
+    }
+    return {key: str(value) for key, value in facts.items() if value is not None}
+
+
+def portable(settings: RunConfig) -> RunConfig:
+    """Return a config without the paths of the machine that it ran on."""
+    source = dict(settings.dataset.source)
+    if isinstance(source.get("path"), str):
+        source["path"] = Path(source["path"]).name
+    continued = settings.continue_from
+    return dataclasses.replace(
+        settings,
+        dataset=dataclasses.replace(settings.dataset, source=source),
+        continue_from=Path(continued).name if continued is not None else None,
+        output_dir="outputs",
+    )

@@ -1,0 +1,58 @@
+"""How often predictions of each confidence are right: the reliability diagram."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cifar_lab.figures import style
+from cifar_lab.runs.calibration import BINS, Calibration, calibration
+from cifar_lab.runs.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "scored") -> "Figure":
+    """Return accuracy against confidence in `bins` bins, above the number of images in each.
+
+    `split` and `weights` name the predictions file.
+    """
+    found = calibration(run.read_predictions(split, weights), bins)
+    figure = style.new_figure(5.2, 5.6)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    style.dress(upper, "Reliability", "", "share correct")
+    style.dress(lower, "", "probability of the predicted class", "images")
+    upper.plot([0, 1], [0, 1], color=style.MUTED, linestyle="--", linewidth=1)
+    upper.set(xlim=(0, 1), ylim=(0, 1))
+    for axis in (upper.yaxis, lower.xaxis):
+        style.percent_axis(axis)
+    if found is None:
+        style.note(upper, "no images with finite scores")
+    else:
+        width = 1 / bins
+        middle = (np.arange(bins) + 0.5) * width
+        filled = found.counts > 0
+        share, confidence = (
+            total[filled] / found.counts[filled] for total in (found.right, found.confidence)
+        )
+        upper.bar(middle[filled], share, 0.94 * width, color="#8FB9D9", label="share correct")
+        upper.plot(
+            confidence,
+            share,
+            "o",
+            color=style.VERMILLION,
+            markersize=4,
+            label="at the mean probability of the bin",
+        )
+        lower.bar(middle, found.counts, 0.94 * width, color="#C9C9C9")
+        upper.legend(fontsize=style.SMALL, frameon=False, loc="upper left")
+    title = f"{style.run_title(run.config)} · {split} images"
+    style.caption(figure, title if found is None else f"{title} · {_in_words(found)}")
+    return figure
+
+
+def _in_words(found: Calibration) -> str:
+    return (
+        f"expected calibration error {100 * found.error:.2f} %, mean probability minus accuracy "
+        f"{100 * found.overconfidence:+.2f} points"
+    )

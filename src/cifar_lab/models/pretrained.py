@@ -1,0 +1,262 @@
+"""What the models of torchvision and timm share: the head, the first layers, the given weights."""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cifar_lab.errors import UsageError, first_line, missing_extra, shorten
+
+# Where the networks of the ResNet kind have their first convolution and first pooling.
+_STEMS = (("conv1", "maxpool"), ("features.conv0", "features.pool0"))
+
+
+class PretrainedModel(nn.Module):
+    """A network of another package, whose last linear layer is this model's ``classifier``.
+
+    ``network`` is a network for images of three channels and ``num_classes`` classes, and ``head``
+    the dotted name of its last layer. ``features`` are (B, inputs of that layer), the result
+    (B, num_classes) logits. Raises UsageError where a part cannot be changed as asked.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        head: str,
+        *,
+        architecture: str,
+        channels: int,
+        small_images: bool,
+        weights: str | None,
+        weights_sha256: str | None,
+    ) -> None:
+        super().__init__()
+        classifier = network.get_submodule(head)
+        if not isinstance(classifier, nn.Linear):
+            raise UsageError(
+                f"model.architecture={architecture} cannot be used: its last layer is no linear "
+                "layer, so its head cannot be separated from its features"
+            )
+        self.architecture = architecture
+        self.weights = weights
+        self.weights_sha256 = weights_sha256
+        self._head = head
+        # Parameters of the published network that have no place here.
+        self._not_loaded: tuple[str, ...] = ()
+        network.set_submodule(head, nn.Identity())
+        if small_images:
+            self._use_small_stem(network)
+        self._first = _first_convolution(network, architecture)
+        if channels != 3:
+            _sum_over_channels(network.get_submodule(self._first))
+        self.network = network
+        self.classifier = classifier
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the last linear layer sees (B, its inputs)."""
+        output: Tensor = self.network(images)
+        return output
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (B, num_classes)."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+    def load_initial_weights(self, *, download: bool) -> None:
+        """Load the weights that training starts from, if any; the head keeps its own.
+
+        Without `download` only a file is loaded. Raises UsageError for a file that is none, is not
+        the one that the run was made with, or belongs to another architecture, and Unavailable
+        where published weights cannot be fetched.
+        """
+        if self.has_published_weights():
+            if download:
+                self._load(self.fetch_published_weights())
+        elif self.weights is not None:
+            # A run that has its own weights does not need the file any more.
+            if not download and self.weights_sha256 and not Path(self.weights).exists():
+                return
+            _check_digest(self.weights, self.weights_sha256)
+            self._load(_read_state_dict(Path(self.weights)))
+
+    def has_published_weights(self) -> bool:
+        """Whether the weights are the package's own, which may have to be downloaded."""
+        raise NotImplementedError
+
+    def fetch_published_weights(self) -> Mapping[str, Tensor]:
+        """Return the package's own weights; Unavailable if they cannot be fetched now."""
+        raise NotImplementedError
+
+    def _load(self, published: Mapping[str, Tensor]) -> None:
+        own = self.network.state_dict()
+        skipped = (f"{self._head}.", *self._not_loaded)
+        found = {k: v for k, v in published.items() if not k.startswith(skipped)}
+        first = f"{self._first}.weight"
+        kernels = found.get(first)
+        if kernels is not None and first in own and kernels.ndim == 4 and len(own[first][0]) == 1:
+            found[first] = kernels.sum(1, keepdim=True)
+        # Files of torch 0.4 and before have no count of batches, which nothing here uses.
+        needed = {
+            k for k in own if not k.endswith("num_batches_tracked") and not k.startswith(skipped)
+        }
+        problems = [f"it has no {k}" for k in sorted(needed - found.keys())]
+        problems += [f"it has {k} too" for k in sorted(found.keys() - own.keys())]
+        problems += [
+            f"{k} is {list(found[k].shape)} and not {list(own[k].shape)}"
+            for k in sorted(found.keys() & own.keys())
+            if found[k].shape != own[k].shape
+        ]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise UsageError(
+                f"model.weights={shorten(str(self.weights))} is wrong: these are not the weights "
+                f"of {self.architecture}: {problems[0]}{more}"
+            )
+        self.network.load_state_dict(found, strict=False)
+
+    def _use_small_stem(self, network: nn.Module) -> None:
+        """Let the first convolution be 3x3 with stride 1, and leave out the first pooling."""
+        modules = dict(network.named_modules())
+        for stem, pool in _STEMS:
+            if not isinstance(modules.get(pool), nn.MaxPool2d) or stem not in modules:
+                continue
+            convolutions = [
+                name
+                for name, module in modules.items()
+                if (name == stem or name.startswith(f"{stem}.")) and isinstance(module, nn.Conv2d)
+            ]
+            old = modules[convolutions[0]] if convolutions else None
+            if not isinstance(old, nn.Conv2d) or old.stride != (2, 2) or old.groups != 1:
+                continue
+            new = nn.Conv2d(
+                old.in_channels, old.out_channels, 3, padding=1, bias=old.bias is not None
+            )
+            nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+            network.set_submodule(convolutions[0], new)
+            network.set_submodule(pool, nn.Identity())
+            if old.kernel_size != (3, 3):
+                self._not_loaded += (f"{convolutions[0]}.",)
+            return
+        raise UsageError(
+            f"model.small_images=true is wrong: {self.architecture} has no first convolution of "
+            "stride 2 with a pooling after it, as the ResNets have; set model.small_images=false"
+        )
+
+
+def unknown_architecture(name: str, package: str, known: list[str]) -> UsageError:
+    """Return the error for an architecture that a package does not have, with the nearest names."""
+    near = get_close_matches(name, known, n=3, cutoff=0.4)
+    guess = f"; the nearest are {', '.join(near)}" if near else ""
+    return UsageError(
+        f"model.architecture={shorten(name)} is wrong: {package} has no such classification "
+        f"model{guess}"
+    )
+
+
+def complete_file_settings(settings: dict[str, Any], right: str) -> dict[str, Any]:
+    """Return a model's settings with the digest of its weights file; `right` says what else fits.
+
+    A file that is gone is accepted if its digest is known: the run then has weights of its own.
+    """
+    weights, digest = settings.get("weights"), settings.get("weights_sha256")
+    if weights is None:
+        return {**settings, "weights_sha256": None}
+    if not Path(weights).is_file():
+        if digest:
+            return settings
+        raise UsageError(f"model.weights={shorten(weights)} is wrong: it must be {right}")
+    return {**settings, "weights_sha256": _check_digest(weights, digest)}
+
+
+def _check_digest(weights: str, expected: str | None) -> str:
+    path = Path(weights)
+    try:
+        state = path.stat()
+        found = _sha256(path, state.st_mtime_ns, state.st_size)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"model.weights={shorten(weights)} cannot be read: {first_line(error)}"
+        ) from None
+    if expected is not None and expected != found:
+        raise UsageError(
+            f"model.weights={shorten(weights)} has the SHA-256 {found[:12]}, and not the "
+            f"{shorten(expected[:12])} of model.weights_sha256; restore the file, or set "
+            "model.weights_sha256=null for another run"
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=16)
+def _sha256(path: Path, changed: int, size: int) -> str:
+    """Return a file's SHA-256; `changed` and `size` tell it from what it was before."""
+    with path.open("rb") as handle:
+        digest: str = hashlib.file_digest(handle, "sha256").hexdigest()
+        return digest
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file of torch.save or of safetensors; nothing in it is executed.
+
+    Files that hold the state dict as `state_dict` or `model` are read too, such as a run's best.pt,
+    of whose model only the network is taken.
+    """
+    where = f"model.weights={shorten(str(path))}"
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = _read_safetensors(path, where)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
+    except Exception as error:  # torch's unpickler fails on other files in any way
+        raise UsageError(f"{where} cannot be read: {first_line(error, 120)}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    ):
+        raise UsageError(f"{where} is wrong: it must be a state dict, names with their tensors")
+    if all(key.startswith(("network.", "classifier.")) for key in content):
+        own = {k.removeprefix("network."): v for k, v in content.items() if k.startswith("network")}
+        return own or dict(content)
+    return dict(content)
+
+
+def _read_safetensors(path: Path, where: str) -> Any:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise missing_extra(where, "safetensors", "timm") from None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def _first_convolution(network: nn.Module, architecture: str) -> str:
+    """Return the name of the convolution that sees the image."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            if module.in_channels == 3 and module.groups == 1:
+                return str(name)
+            break
+    raise UsageError(
+        f"model.architecture={architecture} cannot be used: its first layer is no convolution of "
+        "an image of three channels"
+    )
+
+
+def _sum_over_channels(first: nn.Module) -> None:
+    """Let a convolution of RGB images take images of one channel, as if repeated three times."""
+    assert isinstance(first, nn.Conv2d)
+    first.in_channels = 1
+    first.weight = nn.Parameter(first.weight.detach().sum(1, keepdim=True))

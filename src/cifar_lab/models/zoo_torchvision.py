@@ -1,0 +1,125 @@
+"""Any classification model of torchvision, with or without its published weights."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from cifar_lab.errors import Unavailable, UsageError, first_line
+from cifar_lab.models.pretrained import (
+    PretrainedModel,
+    complete_file_settings,
+    unknown_architecture,
+)
+
+# Their auxiliary classifiers would be a second result in training.
+_BUILDER_SETTINGS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+_AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+
+
+class TorchvisionModel(PretrainedModel):
+    """A classification model of torchvision with a head for the dataset's classes.
+
+    ``weights`` is None, the name of weights that torchvision publishes (DEFAULT, IMAGENET1K_V1,
+    ...) or a file with a state dict, whose digest is ``weights_sha256``. ``small_images`` makes the
+    first convolution of a ResNet 3x3 with stride 1 and leaves out the first pooling.
+    ``normalisation`` says whose mean and standard deviation the images get, if there are weights.
+    ``images`` are (B, *image_shape), ``features`` the inputs of the last layer, the result
+    (B, num_classes) logits. Raises UsageError for an unknown architecture and where a part cannot
+    be changed as asked.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int,
+        *,
+        architecture: str,
+        weights: str | None = None,
+        weights_sha256: str | None = None,
+        small_images: bool = False,
+        normalisation: Literal["weights", "dataset"] = "weights",
+    ) -> None:
+        from torchvision.models import get_model
+
+        _check_architecture(architecture)
+        settings = _BUILDER_SETTINGS.get(architecture, {})
+        network = get_model(architecture, weights=None, num_classes=num_classes, **settings)
+        linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
+        if not linear:
+            raise UsageError(
+                f"model.architecture={architecture} cannot be used: it has no linear layer, so its "
+                "head cannot be separated from its features"
+            )
+        size = getattr(network, "image_size", None)  # of the vision transformers
+        if isinstance(size, int) and tuple(image_shape[1:]) != (size, size):
+            raise UsageError(
+                f"model.architecture={architecture} takes images of {size}x{size} pixels only, and "
+                f"dataset.image_shape is {list(image_shape)}"
+            )
+        super().__init__(
+            network,
+            linear[-1],
+            architecture=architecture,
+            channels=image_shape[0],
+            small_images=small_images,
+            weights=weights,
+            weights_sha256=weights_sha256,
+        )
+        self._not_loaded += _AUXILIARY.get(architecture, ())
+
+    @staticmethod
+    def complete_settings(
+        settings: dict[str, Any],
+    ) -> tuple[dict[str, Any], tuple[list[float], list[float]] | None]:
+        """Return the settings with what they leave open, and the mean and std to normalise with.
+
+        DEFAULT becomes the name of the weights it stands for, and a file gets its digest. The mean
+        and std are three numbers each, or None if the dataset's are to be used.
+        """
+        from torchvision.models import get_model_weights
+
+        _check_architecture(settings["architecture"])
+        published = get_model_weights(settings["architecture"])
+        weights = settings.get("weights")
+        if weights in published.__members__:
+            settings = {**settings, "weights": published[weights].name, "weights_sha256": None}
+        else:
+            names = ", ".join(published.__members__)
+            settings = complete_file_settings(settings, f"null, {names} or a file")
+        if weights is None or settings.get("normalisation") == "dataset":
+            return settings, None
+        entry = published[weights] if weights in published.__members__ else published.DEFAULT
+        preparation = entry.transforms()
+        return settings, (list(preparation.mean), list(preparation.std))
+
+    def has_published_weights(self) -> bool:
+        """Whether the weights are torchvision's own."""
+        from torchvision.models import get_model_weights
+
+        return self.weights in get_model_weights(self.architecture).__members__
+
+    def fetch_published_weights(self) -> Mapping[str, Tensor]:
+        """Return torchvision's own weights, downloaded unless they are in torch.hub's folder."""
+        from torchvision.models import get_model_weights
+
+        entry = get_model_weights(self.architecture)[self.weights]
+        try:
+            state: Mapping[str, Tensor] = entry.get_state_dict(progress=False, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise Unavailable(
+                f"model.weights={self.weights} of {self.architecture} cannot be fetched from "
+                f"{entry.url}: {first_line(error)}; model.weights=FILE loads a file"
+            ) from None
+        return state
+
+
+def _check_architecture(name: str) -> None:
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise unknown_architecture(name, "torchvision", known)

@@ -1,0 +1,307 @@
+"""The numbers of a run: a row per epoch, predictions, and the scores computed from them."""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cifar_lab.errors import Damaged, shorten
+from cifar_lab.runs.reading import read_bytes
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch: losses are means per image, accuracies fractions, seconds wall clock.
+
+    The training figures are running ones, taken in training mode with augmentation and dropout.
+    `learning_rate` is the one that the epoch's last step used. Of the columns with a default, a run
+    has those of test scores if it watches the test set, and the last two if it monitors one.
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    seconds: float
+    images_per_second: float
+    test_loss: float | None = None
+    test_accuracy: float | None = None
+    val_balanced_accuracy: float | None = None
+    val_macro_f1: float | None = None
+
+
+BY_CLASS = ("val_balanced_accuracy", "val_macro_f1")
+"""The scores by class: columns of EpochMetrics of the runs that monitor one of them."""
+
+TIMES = ("seconds", "images_per_second")
+"""The columns of EpochMetrics that differ between two otherwise identical runs."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One training step, kept on request (S4-15): loss and accuracy of its batch."""
+
+    epoch: int
+    step: int
+    loss: float
+    accuracy: float
+
+
+Row = TypeVar("Row", EpochMetrics, StepMetrics)
+
+
+def to_csv(
+    kind: type[Row], rows: Iterable[Row], *, header: bool, names: Sequence[str] | None = None
+) -> str:
+    """Return rows as lines of CSV, with the columns `names`; all columns if it is None."""
+    names = columns(kind) if names is None else names
+    lines = [",".join(names)] if header else []
+    for row in rows:
+        cells = (getattr(row, name) for name in names)
+        lines.append(",".join("" if cell is None else _cell_text(cell) for cell in cells))
+    return "".join(line + "\n" for line in lines)
+
+
+def read_csv(path: Path, kind: type[Row]) -> list[Row]:
+    """Return the rows of a file that `to_csv` wrote; none if there is no file.
+
+    A last line without its newline, torn by a crash, is left out. Raises Damaged if another line
+    cannot be read.
+    """
+    try:
+        text = read_bytes(path).decode()
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise Damaged(f"{path} is damaged: {error}") from None
+    whole = text[: text.rfind("\n") + 1]
+    rows: list[Row] = []
+    try:
+        for cells in csv.DictReader(whole.splitlines()):
+            rows.append(kind(**{name: _value(name, cell) for name, cell in cells.items()}))
+    except (TypeError, ValueError, csv.Error):
+        raise Damaged(f"{path} is damaged: line {len(rows) + 2} cannot be read") from None
+    return rows
+
+
+def _value(name: str, cell: str) -> Any:
+    """Return the number in a cell; ValueError for what no run writes."""
+    if cell == "":
+        return None
+    if name not in ("epoch", "step"):
+        return float(cell)
+    number = int(cell)
+    if not 0 < number < 2**53:
+        raise ValueError(f"{name} {shorten(cell)}")
+    return number
+
+
+def columns(kind: type) -> list[str]:
+    """Return the field names of a row type, in the order of its file's columns."""
+    return [spec.name for spec in dataclasses.fields(kind)]
+
+
+def epoch_columns(
+    rows: Sequence[EpochMetrics], *, watched: bool = False, by_class: bool = False
+) -> list[str]:
+    """Return the names of the columns that rows need in metrics.csv.
+
+    Those of test scores and of scores by class are left out unless a row has one, or later rows
+    will: where the test set is `watched`, and where scores `by_class` are computed.
+    """
+    watched |= any(row.test_loss is not None for row in rows)
+    by_class |= has_scores_by_class(rows)
+    return [
+        name
+        for name in columns(EpochMetrics)
+        if (watched or not name.startswith("test_")) and (by_class or name not in BY_CLASS)
+    ]
+
+
+def has_scores_by_class(rows: Iterable[EpochMetrics]) -> bool:
+    """Whether a row has a score by class."""
+    return any(getattr(row, name) is not None for row in rows for name in BY_CLASS)
+
+
+def columns_of(rows: Sequence[EpochMetrics]) -> dict[str, list[float | None]]:
+    """Return rows as columns by name, as metrics.csv has them."""
+    return {name: [getattr(row, name) for row in rows] for name in epoch_columns(rows)}
+
+
+def gain(row: EpochMetrics, monitor: str) -> float | None:
+    """Return the column that a run monitors, negative if it is a loss: more of it is better.
+
+    None where the row has no such value.
+    """
+    value: float | None = getattr(row, monitor)
+    return value if value is None or monitor != "val_loss" else -value
+
+
+def best_row(rows: Iterable[EpochMetrics], monitor: str) -> EpochMetrics | None:
+    """Return the first of the best rows; None if none has a value of the monitored column."""
+    return max(
+        (row for row in rows if gain(row, monitor) is not None),
+        key=lambda row: gain(row, monitor) or 0.0,
+        default=None,
+    )
+
+
+def scores_by_class(labels: Integers, predicted: Integers) -> tuple[float, float]:
+    """Return balanced accuracy and macro F1 of predicted classes (N,), as scikit-learn does.
+
+    The balanced accuracy is the mean recall of the classes among the labels, and the macro F1 the
+    mean over those among labels or predictions.
+    """
+    from sklearn.metrics import f1_score, recall_score
+
+    # Unlike balanced_accuracy_score, this does not warn of a predicted class without a label.
+    balanced = recall_score(labels, predicted, labels=np.unique(labels), average="macro")
+    return float(balanced), float(f1_score(labels, predicted, average="macro", zero_division=0.0))
+
+
+def _cell_text(cell: float) -> str:
+    """Return a number with all its digits, a numpy scalar like Python's own."""
+    return str(int(cell)) if isinstance(cell, int | np.integer) else repr(float(cell))
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Logits (N, C) float32 of images in a split, their labels (N,) and dataset indices (N,)."""
+
+    logits: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.labels)
+
+    @cached_property
+    def log_probabilities(self) -> npt.NDArray[np.float64]:
+        """Log of the softmax of the logits, (N, C)."""
+        logits = self.logits.astype(np.float64)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        normaliser = np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return np.asarray(shifted - normaliser)
+
+    @cached_property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """Softmax of the logits, (N, C): S1's p_i = exp(a_i) / sum_j exp(a_j)."""
+        return np.exp(self.log_probabilities)
+
+    @cached_property
+    def predicted(self) -> npt.NDArray[np.int64]:
+        """Most probable class of each image, (N,)."""
+        return np.asarray(self.logits.argmax(axis=1), dtype=np.int64)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose most probable class is their label."""
+        return float((self.predicted == self.labels).mean()) if len(self) else math.nan
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per image, in nats."""
+        if not len(self):
+            return math.nan
+        return float(-self.log_probabilities[np.arange(len(self)), self.labels].mean())
+
+    @cached_property
+    def confusion_matrix(self) -> npt.NDArray[np.int64]:
+        """Counts (C, C): row is the label, column the prediction."""
+        classes = self.logits.shape[1]
+        flat = np.bincount(self.labels * classes + self.predicted, minlength=classes * classes)
+        return flat.reshape(classes, classes)
+
+    @property
+    def per_class_accuracy(self) -> npt.NDArray[np.float64]:
+        """Share of each class's images that are recognised (recall), (C,); nan without images."""
+        support = self.confusion_matrix.sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.diag(self.confusion_matrix) / support, dtype=np.float64)
+
+    def most_confused(self, count: int = 5) -> list[tuple[int, int, int]]:
+        """Return the `count` largest (label, prediction, images) off the diagonal."""
+        errors = self.confusion_matrix.copy()
+        np.fill_diagonal(errors, 0)
+        order = np.argsort(errors, axis=None, kind="stable")[::-1][:count]
+        pairs = [divmod(int(i), errors.shape[1]) for i in order]
+        return [
+            (label, guess, int(errors[label, guess]))
+            for label, guess in pairs
+            if errors[label, guess]
+        ]
+
+
+def binomial_half_width(accuracy: float, images: int) -> float:
+    """Return the half width of the 95 % normal interval of an accuracy measured on `images`."""
+    return 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 0.0) / images) if images else math.nan
+
+
+def wilson_interval(share: float, images: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share found on `images` (Wilson 1927).
+
+    Unlike the normal one it keeps its width at shares of 0 and 1.
+    """
+    z = 1.959963984540054
+    centre = share + z * z / (2 * images)
+    half = z * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
+    scale = 1 + z * z / images
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+
+
+def diagnosis(history: Sequence[EpochMetrics]) -> dict[str, float | int]:
+    """Return what S1 and S4 say in words about overfitting, as numbers; empty without validation.
+
+    `gap`: train minus validation accuracy in the last epoch; `best_val_loss_epoch` and
+    `best_val_accuracy_epoch`: the epochs from which validation no longer improves.
+    """
+    rows = [r for r in history if r.val_accuracy is not None and r.val_loss is not None]
+    if not rows:
+        return {}
+    best_loss = min(rows, key=lambda r: (r.val_loss, r.epoch))
+    best_accuracy = max(rows, key=lambda r: (r.val_accuracy or 0.0, -r.epoch))
+    return {
+        "gap": rows[-1].train_accuracy - (rows[-1].val_accuracy or 0.0),
+        "best_val_loss_epoch": best_loss.epoch,
+        "best_val_accuracy_epoch": best_accuracy.epoch,
+    }
+
+
+_NEIGHBOURS = 5
+
+
+def separation(points: Floats, labels: Integers) -> dict[str, float]:
+    """Return how well classes keep apart among points (n, D): two numbers.
+
+    `knn_accuracy`: share of points whose class is the most frequent one among their five nearest
+    neighbours, themselves left out (a tie goes to the nearer); `silhouette`: mean over the points,
+    from -1 to 1 (Rousseeuw 1987), nan with one class.
+    """
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+
+    classes, codes = np.unique(labels, return_inverse=True)
+    k = min(_NEIGHBOURS, len(points) - 1)
+    nearest = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
+    votes = np.zeros((len(points), len(classes)))
+    for rank in range(k):
+        # A hundredth more for each place nearer: it breaks a tie and overturns no majority.
+        votes[np.arange(len(points)), codes[nearest[:, rank]]] += 1 + 0.01 * (k - rank)
+    apart = 1 < len(classes) < len(points)
+    return {
+        "knn_accuracy": float((votes.argmax(axis=1) == codes).mean()),
+        "silhouette": float(silhouette_score(points, codes)) if apart else math.nan,
+    }

@@ -1,0 +1,269 @@
+"""A run's folder: created from a config, locked by one process, emptied when asked to."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cifar_lab.config.identity import address, identity, identity_hash
+from cifar_lab.config.run_config import RunConfig, dump, load
+from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten
+from cifar_lab.runs import summary as summary_module
+from cifar_lab.runs.atomic_io import (
+    move_aside,
+    move_back,
+    open_for_reading,
+    open_lock,
+    remove_leftovers,
+    try_lock,
+    write_text,
+)
+from cifar_lab.runs.reading import read_bytes
+from cifar_lab.runs.run_files import RunFiles
+from cifar_lab.runs.second_name import second_name_pattern
+from cifar_lab.runs.summary import RunSummary, Status, queued
+
+
+class RunDir(RunFiles):
+    """The folder of one run: its config, files, status and lock; nothing about training."""
+
+    @classmethod
+    def create(cls, config: RunConfig, folder: Path | None = None) -> "RunDir":
+        """Create a run's folder, with status queued; None: at the address of its config.
+
+        An existing folder keeps its results; settings that are not part of the address (figures,
+        checkpoint_minutes, ...) are updated in its config.yaml.
+        """
+        run = cls(address(config) if folder is None else folder)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(
+                f"output_dir={config.output_dir} is wrong: a file is in the way of the "
+                f"folder {run.path}"
+            ) from None
+        if run.config_file.exists() and run.summary_file.exists():
+            run._update_config(config)
+            return run
+        with run.lock(patience=10):  # another process may be creating the same folder
+            if not run.config_file.exists():
+                write_text(run.config_file, dump(config))
+            if not run.summary_file.exists():
+                run.write_summary(queued(config))
+        return run
+
+    @property
+    def config(self) -> RunConfig:
+        """The config in config.yaml, checked as strictly as a command line."""
+        return load(self.config_file)
+
+    def own_config(self) -> RunConfig:
+        """Return the config; UsageError if it was edited into that of another run."""
+        settings = self.config
+        if self.holds_other_config(settings):
+            raise UsageError(
+                f"{self.config_file} was edited: its settings are those of another run; restore "
+                "them, or train the edited ones in a new folder: "
+                f"python -m cifar_lab.train {self.path}"
+            )
+        return settings
+
+    def holds_other_config(self, settings: RunConfig) -> bool:
+        """Return whether a config.yaml is not the one that the folder was created for.
+
+        summary.json has the hash of that one. Where old code wrote it, the folder's name tells; a
+        folder without a hash in its name, such as a renamed one, belongs to the config in it.
+        """
+        summary = self._summary_if_whole()
+        if summary is not None and summary.identity is not None:
+            return summary.identity != identity_hash(settings)
+        digest = re.search(r"-[0-9a-f]{8}$", self.path.resolve().name)
+        return digest is not None and digest[0] != f"-{identity_hash(settings)}"
+
+    def resumed_threads(self, config: RunConfig) -> int | None:
+        """Return the number of threads to resume with; UsageError if the config asks otherwise."""
+        before = self.read_summary().threads
+        if before is None or config.threads in (None, before):
+            return before or config.threads
+        raise UsageError(
+            f"threads={config.threads} is wrong: {self.path} was trained with {before}, another "
+            f"number gives different weights; threads={before} resumes, rerun=true starts again"
+        )
+
+    def _update_config(self, config: RunConfig) -> None:
+        stored = self.config
+        if config.threads is None:
+            config = dataclasses.replace(config, threads=stored.threads)
+        same_run = identity(stored) == identity(config)
+        if not same_run or stored == config:  # an edited config is refused when the run starts
+            return
+        # A process that is running keeps the settings that it has read.
+        with contextlib.suppress(Unavailable), self.lock():
+            if config.threads != stored.threads and self.last.exists():
+                self.resumed_threads(config)
+            write_text(self.config_file, dump(config))
+
+    # --- the summary and the status -------------------------------------------------------------
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Replace summary.json."""
+        write_text(self.summary_file, summary_module.to_json(summary))
+
+    def read_summary(self) -> RunSummary:
+        """Return summary.json; `running` reads as `interrupted` if no process holds the lock."""
+        try:
+            text = read_bytes(self.summary_file)
+        except (OSError, ValueError) as error:  # a path that no file system takes is a ValueError
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(
+                f"{shorten(str(self.path))} is not a run folder: its summary.json "
+                f"cannot be read ({why})"
+            ) from None
+        try:
+            summary = summary_module.from_json(text)
+        except (ValueError, UsageError, RecursionError) as error:
+            raise Damaged(
+                f"{self.summary_file} is damaged ({first_line(error)}); rerun=true runs it again"
+            ) from None
+        if summary.status == "running" and not self.is_locked():
+            return dataclasses.replace(summary, status="interrupted")
+        return summary
+
+    @property
+    def status(self) -> Status:
+        """queued, running, interrupted, failed or finished."""
+        return self.read_summary().status
+
+    def class_names(self, count: int | None = None) -> list[str]:
+        """Return the names of the classes in the order of the logits.
+
+        These are the names for display, else the dataset's own, else those that the evaluation
+        found with the images, else none. With a `count`, a class without a name gets its number.
+        """
+        dataset = self.config.dataset
+        names = dataset.display_names or dataset.classes or []
+        if not names and self.summary_file.exists():
+            names = list(self.read_summary().per_class_accuracy)
+        if count is None:
+            return names
+        return [names[i] if i < len(names) else str(i) for i in range(count)]
+
+    # --- the lock -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lock(self, patience: float = 0.5) -> Iterator[None]:
+        """Hold the folder for this process, and tidy up what a killed process left in it.
+
+        Raises Unavailable if another process still holds it after `patience` seconds, UsageError
+        if a file or folder in it that is written in place is a symbolic link, or a file is a pipe,
+        a folder or a device.
+        """
+        written = [self.lock_file, self.log_file, self.metrics_file, self.steps_file]
+        written += [self.trackers_log, self.trackers_lock]
+        for path in (*written, self.figures, self.tensorboard, self.trash):
+            if path.is_symlink():
+                raise UsageError(
+                    f"{path} is a symbolic link; a run writes into its own folder only"
+                )
+        for path in written:
+            if path.exists() and not path.is_file():
+                raise UsageError(f"{path} is not a regular file; remove it")
+        with open_lock(self.lock_file) as handle:
+            deadline = time.monotonic() + patience
+            while not try_lock(handle):
+                if time.monotonic() > deadline:
+                    owner = handle.read(100).strip() or "another process"
+                    raise Unavailable(f"{self.path} is in use by {owner}; wait for it or stop it")
+                time.sleep(0.05)
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()}")
+            handle.flush()
+            for folder in (self.path, self.figures):
+                remove_leftovers(folder)
+            if self.trash.exists():
+                self._settle_discarded()
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the lock now."""
+        try:
+            with open_for_reading(self.lock_file) as handle:
+                return not try_lock(handle, exclusive=False)
+        except OSError:
+            return False
+
+    # --- discarding -----------------------------------------------------------------------------
+
+    def discard_results(self) -> None:
+        """Remove what the run has written but for config, log and lock, and set it to queued.
+
+        Other files in the folder stay. The results are moved aside first, so that a failure on the
+        way leaves them as they were.
+        """
+        config = self.config
+        try:
+            move_aside(self._result_files(), self.path, self.trash)
+            self.write_summary(queued(config))
+        finally:
+            self._settle_discarded()
+
+    def _settle_discarded(self) -> None:
+        """Remove the files that were moved aside if the run is queued, else move them back."""
+        summary = self._summary_if_whole()
+        if summary is None or summary.status != "queued":
+            move_back(self.trash, self.path)
+        shutil.rmtree(self.trash, ignore_errors=True)
+
+    def _result_files(self) -> list[Path]:
+        """Return the files that hold the run's results, and no others."""
+        summary = self._summary_if_whole()
+        config = self.config
+        figures = {*config.figures, *(summary.figures if summary is not None else ())}
+        return [
+            self.metrics_file,
+            self.steps_file,
+            self.samples_file,
+            self.features_file,
+            self.report_text,
+            self.report_json,
+            self.errors_page,
+            *_named(self.path, r"predictions(_[a-z]+_[a-z]+)?\.npz"),
+            self.trackers_file,
+            self.trackers_log,
+            *_named(self.tensorboard, r"events\.out\.tfevents\..+"),
+            *(self.figures / f"{name}.png" for name in sorted(figures)),
+            *_named(self.path, second_name_pattern(config)),
+            self.best,
+            self.previous,
+            self.last,
+        ]
+
+    def _summary_if_whole(self) -> RunSummary | None:
+        try:
+            return self.read_summary()
+        except (UsageError, Damaged):
+            return None
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """Return the entries of a folder whose whole name matches a regular expression."""
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if re.fullmatch(pattern, path.name)]
+
+
+def find_runs(folder: Path) -> list[RunDir]:
+    """Return the run folders at and below `folder`, sorted by path; links are not followed."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        if "config.yaml" in files and "summary.json" in files:
+            found.append(RunDir(parent))
+            folders.clear()
+    return found

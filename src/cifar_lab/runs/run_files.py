@@ -1,0 +1,219 @@
+"""The files of a run's folder, each written and read back here.
+
+Files appear whole or not at all (temporary file, fsync, rename, fsync of the folder). Only
+`metrics.csv`, `steps.csv` and `train.log` grow by appending; the reader drops a line torn by a
+crash, and the resumed run writes it again.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_lab.errors import Damaged, UsageError, first_line
+from cifar_lab.runs.atomic_io import (
+    append_text,
+    check_inside,
+    copy_at_once,
+    replacing,
+    sync_file,
+    write_text,
+)
+from cifar_lab.runs.checkpoints import load_checkpoint, save_checkpoint
+from cifar_lab.runs.metrics import (
+    EpochMetrics,
+    Predictions,
+    StepMetrics,
+    epoch_columns,
+    read_csv,
+    to_csv,
+)
+from cifar_lab.runs.reading import read_arrays, read_bytes
+
+
+class RunFiles:
+    """The names of a run's files, and the readers and writers of its results."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.metrics_file = self.path / "metrics.csv"
+        self.steps_file = self.path / "steps.csv"
+        self.summary_file = self.path / "summary.json"
+        self.log_file = self.path / "train.log"
+        self.last = self.path / "last.pt"
+        self.previous = self.path / "last.previous.pt"
+        self.best = self.path / "best.pt"
+        self.samples_file = self.path / "samples.npz"
+        self.features_file = self.path / "features.npz"
+        self.report_text = self.path / "classification_report.txt"
+        self.report_json = self.path / "classification_report.json"
+        self.errors_page = self.path / "errors.html"
+        self.figures = self.path / "figures"
+        self.tensorboard = self.path / "tensorboard"
+        self.trackers_file = self.path / "trackers.json"
+        self.trackers_log = self.path / "trackers.log"
+        self.trackers_lock = self.path / ".trackers.lock"
+        self.lock_file = self.path / ".lock"
+        self.trash = self.path / ".discarded"
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def rewrite_metrics(
+        self, rows: Sequence[EpochMetrics], *, watched: bool = False, by_class: bool = False
+    ) -> None:
+        """Replace metrics.csv.
+
+        Rows with test scores will follow if the test set is `watched`, and rows with scores by
+        class if there are such `by_class`.
+        """
+        names = epoch_columns(rows, watched=watched, by_class=by_class)
+        write_text(self.metrics_file, to_csv(EpochMetrics, rows, header=True, names=names))
+
+    def append_metrics(self, row: EpochMetrics) -> None:
+        """Append a row to metrics.csv, in the file's columns, and wait until it is on the disk."""
+        with self.metrics_file.open(encoding="utf-8") as file:
+            names = file.readline().rstrip("\n").split(",")
+        append_text(self.metrics_file, to_csv(EpochMetrics, [row], header=False, names=names))
+
+    def read_metrics(self) -> list[EpochMetrics]:
+        """Return the rows of metrics.csv, without a torn last line; none if there is no file."""
+        return read_csv(self.metrics_file, EpochMetrics)
+
+    def rewrite_steps(self, rows: Sequence[StepMetrics]) -> None:
+        """Replace steps.csv."""
+        write_text(self.steps_file, to_csv(StepMetrics, rows, header=True))
+
+    def append_steps(self, rows: Sequence[StepMetrics]) -> None:
+        """Append rows to steps.csv."""
+        append_text(self.steps_file, to_csv(StepMetrics, rows, header=False))
+
+    def read_steps(self) -> list[StepMetrics]:
+        """Return the rows of steps.csv; none without `training.step_history`."""
+        return read_csv(self.steps_file, StepMetrics)
+
+    def append_log(self, text: str) -> None:
+        """Append lines to train.log."""
+        append_text(self.log_file, text + "\n", safely=False)
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def write_last(self, state: Mapping[str, Any]) -> None:
+        """Replace last.pt, keeping the one before it as last.previous.pt."""
+        with replacing(self.last) as handle:
+            save_checkpoint(state, handle)
+            sync_file(handle)
+            if self.last.exists():
+                copy_at_once(self.last, self.previous)  # at no moment is there no last.pt
+
+    def write_best(self, state: Mapping[str, Any], extra_name: str | None = None) -> None:
+        """Replace best.pt; `extra_name` is a second name for the same file (S2-10, S2-11)."""
+        with replacing(self.best) as handle:
+            save_checkpoint(state, handle)
+        if extra_name is not None:
+            copy_at_once(self.best, check_inside(self.path / extra_name, self.path))
+
+    def read_last(self, report: Callable[[str], object] = print) -> dict[str, Any] | None:
+        """Return last.pt, or the checkpoint before it if last.pt is damaged; None without either.
+
+        Raises Damaged if neither can be read, so that training never starts anew unasked.
+        """
+        problem: Damaged | None = None
+        for path in (self.last, self.previous):
+            if not path.exists():
+                continue
+            try:
+                state = load_checkpoint(path)
+            except Damaged as error:
+                problem = problem or error
+                continue
+            if problem is not None:
+                report(f"{problem}; continuing from the checkpoint before it, {path.name}")
+            return state
+        if problem is not None:
+            raise Damaged(f"{problem}, and there is no older one; rerun=true starts again")
+        return None
+
+    def drop_checkpoints(self, *, last: bool) -> None:
+        """Remove last.previous.pt, and last.pt too if `last`."""
+        for path in (self.previous, self.last) if last else (self.previous,):
+            path.unlink(missing_ok=True)
+
+    # --- predictions, samples, features ---------------------------------------------------------
+
+    def predictions_file(self, split: str, weights: str) -> Path:
+        """Return predictions.npz for ("test", "scored"), else a file named by both."""
+        plain = (split, weights) == ("test", "scored")
+        return self.path / ("predictions.npz" if plain else f"predictions_{split}_{weights}.npz")
+
+    def write_predictions(self, predictions: Predictions, split: str, weights: str) -> None:
+        """Write logits, labels and indices of one split with one set of weights."""
+        self.write_arrays(
+            self.predictions_file(split, weights),
+            logits=predictions.logits.astype(np.float32),
+            labels=predictions.labels,
+            indices=predictions.indices,
+        )
+
+    def read_predictions(self, split: str = "test", weights: str = "scored") -> Predictions:
+        """Return the predictions of a split; UsageError if there are none."""
+        path = self.predictions_file(split, weights)
+        kinds = {"logits": "f2", "labels": "i1", "indices": "i1"}
+        read = Predictions(**self.read_arrays(path, kinds))
+        classes = read.logits.shape[1]
+        if len(read) and not 0 <= read.labels.min() <= read.labels.max() < classes:
+            raise Damaged(f"{path} is damaged: its labels are not those of {classes} classes")
+        return read
+
+    def read_features(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return the features (n, D) and labels (n,) of some test images."""
+        arrays = self.read_arrays(self.features_file, {"features": "f2", "labels": "i1"})
+        return arrays["features"], arrays["labels"]
+
+    def read_report(self) -> dict[str, dict[str, float]]:
+        """Return the rows of classification_report.json; {} if there is no file."""
+        try:
+            data = json.loads(read_bytes(self.report_json))
+            rows = {name: row for name, row in data.items() if isinstance(row, dict)}
+            columns = ("precision", "recall", "f1-score", "support")
+            return {name: {c: float(row[c]) for c in columns} for name, row in rows.items()}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise Damaged(f"{self.report_json} is damaged: {first_line(error)}") from None
+
+    def write_arrays(self, path: Path, **arrays: np.ndarray[Any, Any]) -> None:
+        """Write named arrays as one .npz file."""
+        with replacing(check_inside(path, self.path)) as handle:
+            np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
+
+    def read_arrays(
+        self, path: Path, kinds: Mapping[str, str] | None = None
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Return the arrays of an .npz file; with `kinds` those that it names, checked.
+
+        `kinds` gives the kind (numpy's letter) and the number of dimensions of each, such as "f2";
+        all must have the same length. Raises UsageError if there is no file, Damaged if it is not
+        whole.
+        """
+        try:
+            return read_arrays(path, kinds)
+        except FileNotFoundError:
+            raise UsageError(
+                f"{path} is missing; `python -m cifar_lab.evaluate {self.path}` creates it"
+            ) from None
+
+    # --- figures --------------------------------------------------------------------------------
+
+    def write_figure(self, name: str, figure: Any) -> Path:
+        """Save a matplotlib figure as figures/<name>.png (150 dots per inch)."""
+        path = check_inside(self.figures / f"{name}.png", self.path)
+        self.figures.mkdir(exist_ok=True)
+        with replacing(path) as handle:
+            figure.savefig(handle, dpi=150, format="png")
+        return path

@@ -1,0 +1,103 @@
+"""The summary of a run: the fields of `summary.json` and their types."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cifar_lab.config.identity import identity_hash
+from cifar_lab.config.names import check_figure_name
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.schema import parse_as
+from cifar_lab.runs.metrics import columns
+
+Status = Literal["queued", "running", "interrupted", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """The result of a run: accuracies are fractions, losses means per image, seconds wall clock.
+
+    `best_epoch` is the one that `training.monitor` chose, and the `best_val_*` are its scores.
+    """
+
+    status: Status
+    seed: int
+    choices: dict[str, str]
+    protocol: str
+    device: str
+    precision: str
+    threads: int | None = None
+    device_name: str | None = None
+    epochs: int = 0
+    best_epoch: int | None = None
+    best_val_accuracy: float | None = None
+    best_val_loss: float | None = None
+    best_val_balanced_accuracy: float | None = None
+    best_val_macro_f1: float | None = None
+    scored_weights: str | None = None
+    test_accuracy: float | None = None
+    test_loss: float | None = None
+    test_accuracy_last: float | None = None
+    test_accuracy_averaged: float | None = None
+    test_size: int | None = None
+    expected_calibration_error: float | None = None
+    per_class_accuracy: dict[str, float] = field(default_factory=dict)
+    most_confused: list[dict[str, Any]] = field(default_factory=list)
+    diagnosis: dict[str, float | int] = field(default_factory=dict)
+    separation: dict[str, float | None] = field(default_factory=dict)
+    initial_learning_rate: float | None = None
+    effective_learning_rate: float | None = None
+    parameters: int | None = None
+    seconds: float = 0.0
+    images_per_second: float | None = None
+    epoch_seconds: float | None = None
+    overhead_seconds: float | None = None
+    stopped_early: bool = False
+    figures: list[str] = field(default_factory=list)
+    continued_from: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    code_hash: str | None = None
+    dataset: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    error: str | None = None
+    identity: str | None = None
+
+    def check(self, path: str) -> None:
+        """Refuse figures that lead out of the run's folder."""
+        for figure in self.figures:
+            check_figure_name(figure)
+
+
+def queued(config: RunConfig) -> RunSummary:
+    """Return the summary of a run that has not started."""
+    return RunSummary(
+        status="queued",
+        seed=config.seed,
+        choices=config.choices,
+        protocol=config.protocol,
+        device=config.device,
+        precision=config.precision,
+        threads=config.threads,
+        initial_learning_rate=config.optimizer.get("lr"),
+        identity=identity_hash(config),
+    )
+
+
+def to_json(summary: RunSummary) -> str:
+    """Return the text of summary.json."""
+    return json.dumps(dataclasses.asdict(summary), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(text: bytes) -> RunSummary:
+    """Return the summary that `to_json` wrote; fields that this version does not know are left out.
+
+    Raises ValueError, UsageError or RecursionError if the text is anything else. A run that
+    diverged has losses that are not finite.
+    """
+    data = json.loads(text)
+    known = columns(RunSummary)
+    if isinstance(data, dict):
+        data = {name: value for name, value in data.items() if name in known}
+    return parse_as(RunSummary, data, "", finite=False)

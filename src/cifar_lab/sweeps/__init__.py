@@ -1,0 +1,1 @@
+"""Many runs: on this machine, on a cluster, or chosen by a search."""

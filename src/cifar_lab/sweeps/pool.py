@@ -1,0 +1,241 @@
+"""Many runs at once: the loop that fills slots with cells, wherever they run.
+
+A cell that fails, diverges or is killed is one failed cell; the others go on. Where cells run is a
+launcher (processes of this machine, SLURM), which cell comes next a source (a grid, a search).
+"""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cifar_lab.config.launch import LaunchOptions
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.sweeps import workers
+from cifar_lab.sweeps.cell import Cell
+from cifar_lab.sweeps.console import LiveLine
+from cifar_lab.sweeps.launcher import Job, Launcher
+from cifar_lab.sweeps.outcome import Outcome
+from cifar_lab.sweeps.record import Record
+from cifar_lab.sweeps.timing import Pace
+from cifar_lab.training.signals import Stop
+
+log = logging.getLogger("cifar_lab")
+
+PATIENCE_SECONDS = 15.0
+"""How long a sweep waits for a folder whose process is just ending."""
+
+
+class Source(ABC):
+    """Which cells run, in which order. `total` counts them, those that are done included."""
+
+    total: int
+
+    @abstractmethod
+    def waiting(self) -> Sequence[Cell]:
+        """Return cells that are still to come, for the time left."""
+
+    @abstractmethod
+    def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> tuple[Cell, str] | None:
+        """Return the next cell and its state, or None if there is none now.
+
+        A folder that is not free comes when nothing else is left and `idle` has lasted a while.
+        """
+
+    def is_behind(self, job: Job) -> bool:
+        """Return whether a run that is going on is to stop early."""
+        return False
+
+    def ended(self, outcome: Outcome) -> Outcome:
+        """Note how a run ended; return the outcome as the tables show it."""
+        return outcome
+
+
+def make_launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launcher:
+    """Return the launcher that `hydra/launcher` names; UsageError where it cannot work."""
+    if settings.get("cluster") == "ray":
+        from cifar_lab.sweeps import ray
+
+        return ray.launcher(settings, options)
+    if "cluster" in settings:
+        from cifar_lab.sweeps import slurm
+
+        return slurm.launcher(settings, options)
+    return workers.launcher(options)
+
+
+def run_all(
+    cells: Sequence[Cell],
+    options: LaunchOptions,
+    *,
+    stop: Stop,
+    launcher: Mapping[str, Any] | None = None,
+    command: Sequence[str] = (),
+) -> list[Outcome]:
+    """Run the cells that are not finished, each in its own process; return all outcomes in order.
+
+    All folders are made first, queued, so that nothing that is edited later changes a cell.
+    `launcher` holds the settings of `hydra/launcher`, `command` is for the record.
+
+    The first signal that `stop` receives lets the running cells save and leaves the rest queued
+    (the caller looks at `stop.signal`); a second one kills them and raises Stopped.
+    """
+    where = make_launcher(launcher or {}, options)
+    grid = _Grid(cells, options)
+    settled = grid.settle()
+    outcomes = {outcome.cell.run.path: outcome for outcome in settled}
+    if waiting := grid.waiting():
+        record = Record(cells[0].run.path.parent, command)
+        record.add(cells)
+        slots = where.prepare([cell.config for cell in waiting])
+        if not where.is_detached:
+            log.info(
+                "%d cell%s: %d to run, %d at a time, %d finished before",
+                len(cells),
+                "s" * (len(cells) != 1),
+                len(waiting),
+                slots,
+                sum(outcome.after == "finished" for outcome in settled),
+            )
+        pace = Pace()
+        for cell in cells:
+            pace.learn(cell)
+        for outcome in fill_slots(grid, where, slots, record, stop=stop, pace=pace):
+            outcomes[outcome.cell.run.path] = outcome
+        for cell in grid.waiting():
+            outcomes[cell.run.path] = Outcome(cell, grid.before(cell), cell.state())
+        record.close([outcomes[cell.run.path] for cell in cells])
+    return [outcomes[cell.run.path] for cell in cells]
+
+
+def fill_slots(
+    source: Source, launcher: Launcher, slots: int, record: Record, *, stop: Stop, pace: Pace
+) -> list[Outcome]:
+    """Keep `slots` cells running until the source has no more; return outcomes as they came.
+
+    After a signal no cell is started, and running ones are asked to save and end; the jobs of a
+    detached launcher go on, and their cells keep the state that they have.
+    """
+    running: list[Job] = []
+    outcomes: list[Outcome] = []
+
+    def close(outcome: Outcome) -> None:
+        outcomes.append(source.ended(outcome))
+        line.ended(outcomes[-1])
+
+    with stop.graceful(), LiveLine(source.total, pace) as line:
+        try:
+            while running or (source.waiting() and stop.signal is None):
+                if stop.signal is None:
+                    running += _start(source, launcher, record, slots, running, close)
+                if stop.signal is not None:  # it may have come while cells were starting
+                    if launcher.is_detached:
+                        break
+                    for job in running:
+                        job.ask_to_stop()
+                launcher.wait(running, stop)
+                for job in running:
+                    if source.is_behind(job):
+                        job.ask_to_stop()
+                for job in [job for job in running if job.has_ended()]:
+                    running.remove(job)
+                    close(job.outcome())
+                line.show([job.cell for job in running], source.waiting(), slots)
+        finally:  # nothing is running here but after a signal or an error of ours
+            launcher.abandon(running)
+    return outcomes + [Outcome(job.cell, job.before, job.cell.state()) for job in running]
+
+
+def _start(
+    source: Source,
+    launcher: Launcher,
+    record: Record,
+    slots: int,
+    running: Sequence[Job],
+    close: Callable[[Outcome], None],
+) -> Sequence[Job]:
+    """Start cells until the slots are full; close those whose folder is in use."""
+    taken: list[tuple[Cell, str]] = []
+    while len(running) + len(taken) < slots:
+        found = source.take(launcher.is_free, idle=not running and not taken)
+        if found is None:
+            break
+        cell, before = found
+        record.add([cell])
+        if launcher.is_free(cell):
+            taken.append(found)
+        else:
+            error = f"{cell.run.path} is in use by another process; wait for it or stop it"
+            close(Outcome(cell, before, "in use", 0.0, 3, error))
+    if not taken:
+        return []
+    cells = [cell for cell, _ in taken]
+    jobs = launcher.start(cells, record.folder)
+    record.note_jobs([(cell, job.id) for cell, job in zip(cells, jobs, strict=True)])
+    for job, (_, before) in zip(jobs, taken, strict=True):
+        job.before = before
+    return jobs
+
+
+class _Grid(Source):
+    """The cells of a sweep, in their order; one whose folder is in use comes after the others."""
+
+    def __init__(self, cells: Sequence[Cell], options: LaunchOptions) -> None:
+        self.total = len(cells)
+        self._options = options
+        self._before = {cell.run.path: cell.state() for cell in cells}
+        self._waiting = list(cells)
+        self._idle_since: float | None = None
+
+    def settle(self) -> list[Outcome]:
+        """Make the folders that are not there, queued; take out the cells that need no process."""
+        settled = []
+        for cell in list(self._waiting):
+            if self.before(cell) in ("new", "queued"):
+                RunDir.create(cell.config)
+            outcome = self._without_running(cell)
+            if outcome is not None:
+                settled.append(outcome)
+                self._waiting.remove(cell)
+        return settled
+
+    def before(self, cell: Cell) -> str:
+        """Return the state in which the sweep found a cell."""
+        return self._before[cell.run.path]
+
+    def waiting(self) -> Sequence[Cell]:
+        return self._waiting
+
+    def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> tuple[Cell, str] | None:
+        for cell in self._waiting:
+            if is_free(cell):
+                self._waiting.remove(cell)
+                return cell, self.before(cell)
+        if not idle or not self._waiting:
+            self._idle_since = None
+            return None
+        self._idle_since = self._idle_since or time.monotonic()
+        if time.monotonic() - self._idle_since < PATIENCE_SECONDS:
+            return None
+        cell = self._waiting.pop(0)
+        return cell, self.before(cell)
+
+    def _without_running(self, cell: Cell) -> Outcome | None:
+        """Return the outcome of a cell that needs no process, or None."""
+        state = self.before(cell)
+        if self._options.rerun:
+            return None
+        if state == "damaged":
+            return Outcome(cell, state, state, 0.0, 1, cell.problem())
+        if state == "other code" and not self._options.accept_code:
+            error = (
+                "made by other code: rerun=true runs it again, accept_code=true takes it as it is"
+            )
+            return Outcome(cell, state, state, 0.0, 3, error)
+        if state not in ("finished", "other code") or not cell.is_finished():
+            return None
+        problem = cell.data_problem()
+        if problem is not None:
+            return Outcome(cell, state, "other data", 0.0, 3, problem)
+        return Outcome(cell, state, "finished")

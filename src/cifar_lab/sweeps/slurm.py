@@ -1,0 +1,286 @@
+"""Cells as jobs of submitit: SLURM's, or processes of this machine.
+
+A job runs the cell in a folder, as every launcher does. When SLURM takes its place away (a
+preemption or the end of its time, announced by SIGUSR2) the cell saves, the job is queued again,
+and goes on from there, in another process and perhaps on another machine.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cifar_lab.config.launch import LaunchOptions
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.errors import RunFailed, Stopped, UsageError, missing_extra
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.sweeps.cell import Cell, run_cell
+from cifar_lab.sweeps.launcher import Job, Launcher
+from cifar_lab.training.signals import Stop
+
+log = logging.getLogger("cifar_lab")
+
+_OURS = ("cluster", "poll_seconds", "max_num_timeout")  # settings that submitit does not know
+
+
+class CellJob:
+    """What submitit pickles and calls: one folder to run. Returns (exit code, message)."""
+
+    def __init__(self, path: Path, code: str, options: LaunchOptions) -> None:
+        self.path, self.code, self.options = path, code, options
+
+    def __call__(self) -> tuple[int, str | None]:
+        """Run the folder; a job that SLURM has started before goes on from its checkpoint."""
+        log.setLevel(logging.INFO)
+        log.addHandler(logging.StreamHandler(sys.stdout))
+        queue_again = signal.getsignal(signal.SIGUSR2)  # submitit's own handler
+        again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+        options = dataclasses.replace(self.options, rerun=self.options.rerun and not again)
+        with _Notice().installed() as notice:
+            code, error = run_cell(RunDir(self.path), self.code, notice, options)
+            if code >= 128 and notice.signal == signal.SIGTERM:
+                time.sleep(1)  # SLURM may send SIGTERM just before SIGUSR2
+            if code >= 128 and notice.signal == signal.SIGUSR2 and callable(queue_again):
+                queue_again(signal.SIGUSR2, None)  # does not come back
+        return code, error
+
+    def checkpoint(self) -> Any:
+        """Return what submitit queues again: the same folder."""
+        from submitit.helpers import DelayedSubmission
+
+        options = dataclasses.replace(self.options, rerun=False)
+        return DelayedSubmission(CellJob(self.path, self.code, options))
+
+
+class _Notice(Stop):
+    """The signals of a cluster: never impatient, and SIGUSR2 (queue again) outranks SIGTERM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._raised = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator["_Notice"]:
+        """Handle SIGUSR2 too."""
+        with super().installed():
+            before = signal.signal(signal.SIGUSR2, self._receive)
+            try:
+                yield self
+            finally:
+                signal.signal(signal.SIGUSR2, before)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal != signal.SIGUSR2:
+            self.signal = number
+        if not self._graceful and not self._raised:
+            self._raised = True
+            raise Stopped(number)
+
+
+def launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launcher:
+    """Return the launcher of these settings; UsageError where submitit or SLURM is missing."""
+    try:
+        import submitit
+    except ImportError:
+        setting = f"hydra/launcher=submitit_{settings['cluster']}"
+        raise missing_extra(setting, "submitit", "slurm") from None
+    if settings["cluster"] == "local":
+        return _SubmititProcesses(settings, options)
+    if submitit.SlurmExecutor.affinity() <= 0:
+        raise UsageError("hydra/launcher=submitit_slurm: there is no SLURM here (no srun)")
+    return _Slurm(settings, options)
+
+
+class _Slurm(Launcher):
+    """The launcher whose jobs SLURM runs, as arrays."""
+
+    is_detached = True
+
+    def __init__(self, settings: Mapping[str, Any], options: LaunchOptions) -> None:
+        super().__init__(options)
+        self._settings = settings
+        self._queue = _in_queue()
+        self._missing: set[str] = set()
+
+    def prepare(self, configs: Sequence[RunConfig]) -> int:
+        return len(configs)  # SLURM has a queue of its own
+
+    def is_free(self, cell: Cell) -> bool:
+        return True  # a job that an earlier command sent may hold the folder; it is waited for
+
+    def start(self, cells: Sequence[Cell], folder: Path) -> list["_SlurmJob"]:
+        """Send the cells as one array, but for those that an earlier command sent."""
+        import submitit
+
+        jobs = self._sent_before(cells)
+        to_send = [cell for cell in cells if cell.run.path not in jobs]
+        if to_send:
+            executor = submitit.SlurmExecutor(
+                folder=folder.absolute() / "jobs",
+                max_num_timeout=self._settings["max_num_timeout"],
+            )
+            executor.update_parameters(**slurm_parameters(self._settings, to_send))
+            with executor.batch():
+                sent = [executor.submit(_cell_job(cell, self.options)) for cell in to_send]
+            for cell, job in zip(to_send, sent, strict=True):
+                jobs[cell.run.path] = job
+        started = [_SlurmJob(cell, jobs[cell.run.path], self) for cell in cells]
+        log.info("%d jobs in SLURM's queue: %s", len(started), _ids(started))
+        return started
+
+    def wait(self, jobs: Sequence["_SlurmJob"], stop: Stop) -> None:
+        deadline = time.monotonic() + self._settings["poll_seconds"]
+        while (left := deadline - time.monotonic()) > 0 and stop.signal is None:
+            time.sleep(min(0.25, left))
+        self._queue = _in_queue()
+
+    def abandon(self, jobs: Sequence["_SlurmJob"]) -> None:
+        if jobs:
+            log.info("the jobs go on; scancel %s ends them", _ids(jobs))
+
+    def is_gone(self, job: str) -> bool:
+        """Return whether a job was missing in the queue twice."""
+        if job in self._queue:
+            self._missing.discard(job)
+            return False
+        gone = job in self._missing
+        self._missing.add(job)
+        return gone
+
+    def _sent_before(self, cells: Sequence[Cell]) -> dict[Path, Any]:
+        """Return the jobs of these cells that an earlier line sent and that are not over."""
+        from submitit import SlurmJob
+
+        sent: dict[str, tuple[Path, str]] = {}
+        for folder in {cell.run.path.parent for cell in cells}:
+            for record in sorted(folder.glob(".sweeps/*/sweep.json")):
+                content = json.loads(record.read_text(encoding="utf-8"))
+                for cell in content["cells"]:
+                    if cell.get("job") in self._queue:
+                        path = os.path.normpath(folder / cell["folder"])
+                        sent[path] = (record.parent.absolute() / "jobs", cell["job"])
+        paths = {cell.run.path: os.path.normpath(cell.run.path) for cell in cells}
+        return {path: SlurmJob(*sent[normal]) for path, normal in paths.items() if normal in sent}
+
+
+class _SlurmJob(Job):
+    """A job of SLURM, seen from the command that waits for it."""
+
+    def __init__(self, cell: Cell, job: Any, launcher: _Slurm) -> None:
+        super().__init__(cell)
+        self.id = job.job_id
+        self._job, self._launcher = job, launcher
+
+    def stop(self) -> None:
+        subprocess.run(["scancel", self.id], check=False, timeout=60)
+
+    def has_ended(self) -> bool:
+        return self._job.paths.result_pickle.exists() or self._launcher.is_gone(self.id)
+
+    def result(self) -> tuple[int, str | None]:
+        return _result(self.cell, self._job)
+
+
+class _SubmititProcesses(Launcher):
+    """The launcher that does with processes of this machine what `_Slurm` does with its jobs."""
+
+    def __init__(self, settings: Mapping[str, Any], options: LaunchOptions) -> None:
+        super().__init__(options)
+        self._settings = settings
+
+    def start(self, cells: Sequence[Cell], folder: Path) -> list["_SubmititProcess"]:
+        import submitit
+
+        jobs = []
+        for cell in cells:
+            gpu = self.free_gpus.pop()
+            executor = submitit.LocalExecutor(folder=folder.absolute() / "jobs")
+            visible = {"gpus_per_node": 1, "visible_gpus": [int(gpu)]} if gpu else {}
+            executor.update_parameters(timeout_min=self._settings["timeout_min"], **visible)
+            job = executor.submit(_cell_job(cell, self.options))
+            jobs.append(_SubmititProcess(cell, job, gpu, self))
+        return jobs
+
+    def wait(self, jobs: Sequence["_SubmititProcess"], stop: Stop) -> None:
+        time.sleep(self._settings["poll_seconds"])
+
+    def abandon(self, jobs: Sequence["_SubmititProcess"]) -> None:
+        for job in jobs:
+            job.process.terminate()  # submitit's own process, which ends the run with it
+            job.process.wait()
+
+
+class _SubmititProcess(Job):
+    """A process that submitit started, seen from the sweep."""
+
+    def __init__(self, cell: Cell, job: Any, gpu: str, launcher: Launcher) -> None:
+        super().__init__(cell)
+        self.process: subprocess.Popen[bytes] = job._process
+        self._job, self._gpu, self._launcher = job, gpu, launcher
+
+    def stop(self) -> None:
+        self.process.terminate()
+
+    def has_ended(self) -> bool:
+        return self._job.paths.result_pickle.exists() or bool(self._job.done())
+
+    def result(self) -> tuple[int, str | None]:
+        self.process.wait()  # its result is there; it is about to end
+        self._launcher.free_gpus.append(self._gpu)
+        return _result(self.cell, self._job)
+
+
+def slurm_parameters(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return submitit's parameters for these cells."""
+    from submitit import SlurmExecutor
+
+    given = {k: v for k, v in settings.items() if k not in _OURS and v not in (None, {})}
+    threads = max((cell.config.threads or 1 for cell in cells), default=1)
+    on_cuda = any(cell.config.device.startswith("cuda") for cell in cells)
+    defaults: dict[str, Any] = {"cpus_per_task": threads}
+    if on_cuda and "gres" not in given:
+        defaults["gpus_per_node"] = 1
+    names: dict[str, str] = dict(SlurmExecutor._equivalence_dict())  # type: ignore[arg-type]
+    return {names.get(str(k), str(k)): v for k, v in {**defaults, **given}.items()}
+
+
+def _cell_job(cell: Cell, options: LaunchOptions) -> CellJob:
+    return CellJob(cell.run.path.absolute(), cell.code, options)
+
+
+def _ids(jobs: Sequence[Job]) -> str:
+    return " ".join(sorted(job.id for job in jobs))
+
+
+def _in_queue() -> set[str]:
+    """Return the ids of the user's jobs that SLURM has in its queue, each of an array by itself."""
+    command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        raise UsageError(f"SLURM does not answer: {detail.strip().splitlines()[-1]}") from None
+    return set(answer.stdout.split())
+
+
+def _result(cell: Cell, job: Any) -> tuple[int, str | None]:
+    """Return the exit code and message that a job left, or what its folder tells without one."""
+    if job.paths.result_pickle.exists():
+        status, value = job._get_outcome_and_result()
+        if status == "success":
+            code, error = value
+            return code, error
+        return 1, f"job {job.job_id}: {str(value).strip().splitlines()[-1]}"
+    with contextlib.suppress(UsageError, RunFailed):
+        if cell.is_finished():
+            return 0, None
+    return 1, f"job {job.job_id} ended without a result; {job.paths.stderr} may say why"

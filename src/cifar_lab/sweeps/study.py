@@ -1,0 +1,175 @@
+"""A study of Optuna in its journal file: opened, repaired, checked against a search, asked."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cifar_lab.config.launch import Dimension, SearchOptions
+from cifar_lab.errors import Damaged, UsageError, first_line, missing_extra, shorten
+
+log = logging.getLogger("cifar_lab")
+
+CONFIRMED = "confirmed"
+"""What a study notes of the runs with fresh seeds: the trial's number, their folders by seed."""
+
+_SEEDS = "seeds"
+_MONITOR = "monitor"  # noted where it is not val_accuracy
+
+
+def open_study(options: SearchOptions, folder: Path, monitor: str = "val_accuracy") -> Any:
+    """Return the study of a journal file, made where there is none; Damaged if it is not whole.
+
+    A new one minimizes the score that the runs `monitor` if it is a loss, and maximizes it if not.
+    """
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError:
+        raise missing_extra("search=optuna", "Optuna", "search") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    pruners: dict[str, Any] = {
+        "median": optuna.pruners.MedianPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+        "none": optuna.pruners.NopPruner,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{options.study}.journal"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise Damaged(f"{path} is not a file of its own; choose another search.study")
+    _repair(path)
+    try:
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path))),
+            study_name=options.study,
+            direction="minimize" if monitor == "val_loss" else "maximize",
+            pruner=pruners[options.pruner](),
+            load_if_exists=True,
+        )
+        study.get_trials(deepcopy=False)
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise Damaged(
+            f"{path} is damaged: {first_line(error)}; move it away or choose another search.study "
+            "(the runs of its trials stay as they are)"
+        ) from None
+    return study
+
+
+def distributions(space: Sequence[Dimension]) -> dict[str, Any]:
+    """Return Optuna's distribution of each axis of a search."""
+    return {dimension.key: _distribution(dimension) for dimension in space}
+
+
+def monitored(study: Any) -> str:
+    """Return the score by which the trials of a study are compared."""
+    monitor: str = study.user_attrs.get(_MONITOR, "val_accuracy")
+    return monitor
+
+
+def check_study(
+    study: Any, space: dict[str, Any], options: SearchOptions, monitor: str = "val_accuracy"
+) -> None:
+    """Refuse what cannot go on in the same study: other choices, seeds or another score."""
+    from optuna.distributions import check_distribution_compatibility
+
+    trials = study.get_trials(deepcopy=False)
+    if monitored(study) != monitor:
+        minimizes = study.direction.name == "MINIMIZE"
+        if trials or minimizes != (monitor == "val_loss"):
+            raise UsageError(
+                f"search.study={options.study} was begun with training.monitor={monitored(study)}, "
+                f"which cannot become {monitor}: choose another search.study"
+            )
+        study.set_user_attr(_MONITOR, monitor)
+    seeds = study.user_attrs.get(_SEEDS, 1 if trials else None)
+    if seeds not in (None, options.seeds):
+        raise UsageError(
+            f"search.study={options.study} was begun with search.seeds={seeds}, and means of "
+            f"{options.seeds} cannot be compared with its trials: choose another search.study"
+        )
+    for trial in trials:
+        for key, distribution in space.items():
+            before = trial.distributions.get(key, distribution)
+            try:
+                check_distribution_compatibility(before, distribution)
+            except ValueError:
+                raise UsageError(
+                    f"search.study={options.study} was begun with {key} from "
+                    f"{shorten(_shown(before))}, which cannot become "
+                    f"{shorten(_shown(distribution))}: choose another search.study"
+                ) from None
+    if seeds is None:
+        study.set_user_attr(_SEEDS, options.seeds)
+
+
+def suggest(
+    study: Any, trial: Any, space: Mapping[str, Any], options: SearchOptions
+) -> dict[str, str]:
+    """Return the values of a trial as one types them; those that it does not have yet are drawn.
+
+    Each is drawn by a sampler of its own, seeded by search.seed, the trial's number and the axis,
+    so that a search that was killed at any moment tries what an undisturbed one would have tried.
+    """
+    import optuna
+
+    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    values = {}
+    for axis, (key, distribution) in enumerate(space.items()):
+        sequence = np.random.SeedSequence([options.seed, trial.number, axis])
+        study.sampler = samplers[options.sampler](seed=int(sequence.generate_state(1)[0]))
+        value = trial._suggest(key, distribution)
+        values[key] = repr(value) if isinstance(value, float) else str(value)
+    return values
+
+
+def _distribution(dimension: Dimension) -> Any:
+    from optuna.distributions import (
+        CategoricalDistribution,
+        FloatDistribution,
+        IntDistribution,
+    )
+
+    low, high, log_scale = dimension.low, dimension.high, dimension.log
+    if dimension.choices:
+        return CategoricalDistribution(list(dimension.choices))
+    if dimension.whole:
+        step = 1 if log_scale else int(dimension.step or 1)
+        return IntDistribution(int(low), int(high), log=log_scale, step=step)
+    return FloatDistribution(low, high, log=log_scale, step=None if log_scale else dimension.step)
+
+
+def _shown(distribution: Any) -> str:
+    choices = getattr(distribution, "choices", None)
+    if choices is not None:
+        return ",".join(map(str, choices))
+    scale = ", log" * distribution.log
+    return f"({distribution.low:g} to {distribution.high:g}{scale})"
+
+
+def _repair(path: Path) -> None:
+    """Remove a last line that was cut short, to which Optuna would append the next one."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if not _is_cut(path):
+        return
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        if _is_cut(path):
+            with path.open("r+b") as file:
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+            log.warning("warning: the last line of %s was cut short and was removed", path)
+    finally:
+        lock.release()
+
+
+def _is_cut(path: Path) -> bool:
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() != b"\n"

@@ -1,0 +1,1 @@
+"""What `benchmark` measures: variants of the training step, and the baseline loop."""

@@ -1,0 +1,207 @@
+"""Augmentations beyond crop and flip: policies of torchvision, erased boxes, mixed images.
+
+As those of `batches`, all draws come from CPU generators keyed by (seed, epoch), each kind from one
+of its own: an augmentation changes no draw of another one, and a resumed run continues exactly.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cifar_lab.config.data_config import AugmentationConfig
+from cifar_lab.training.device import derive_seed, seeded
+
+# Zhong et al. 2017 (arXiv:1708.04896), as torchvision.transforms.RandomErasing has it.
+_ERASED_AREA = (0.02, 0.33)
+_ERASED_RATIO = (0.3, 3.3)
+_ERASING_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """How a batch is mixed with itself moved on by one image.
+
+    `share` is that of the image itself; `box`, (top, bottom, left, right), is cut from the other
+    image (CutMix), None where the images are added up (mixup).
+    """
+
+    share: float
+    box: tuple[int, int, int, int] | None
+
+
+class EpochAugmentation:
+    """The augmentations of one epoch's batches, drawn at once; `bounds` are those of the batches.
+
+    Applied in the order of torchvision's reference recipes: the policy to uint8 images, erasing to
+    normalised ones, mixing to a finished batch.
+    """
+
+    def __init__(
+        self,
+        config: AugmentationConfig,
+        bounds: Sequence[tuple[int, int]],
+        shape: tuple[int, int],
+        num_classes: int,
+        *,
+        seed: int,
+        epoch: int,
+        device: torch.device,
+    ) -> None:
+        self._policy, self._bounds, self._classes = config.policy, bounds, num_classes
+        self._seed, self._epoch = seed, epoch
+        self._mixings = sample_mixings(
+            config, len(bounds), shape, derive_seed(seed, "mixing", epoch)
+        )
+        self._boxes: list[Tensor] = []
+        count = bounds[-1][1] if bounds else 0
+        if config.cutout:
+            generator = torch.Generator().manual_seed(derive_seed(seed, "cutout", epoch))
+            self._boxes.append(sample_cutout(count, config.cutout, shape, generator).to(device))
+        if config.erasing:
+            generator = torch.Generator().manual_seed(derive_seed(seed, "erasing", epoch))
+            self._boxes.append(sample_erasing(count, config.erasing, shape, generator).to(device))
+
+    def change(self, images: Tensor, batch: int) -> Tensor:
+        """Return the uint8 images (B, C, H, W) of a batch, each changed by the policy."""
+        if self._policy is None:
+            return images
+        return apply_policy(
+            images, self._policy, derive_seed(self._seed, "policy", self._epoch, batch)
+        )
+
+    def finish(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Return normalised images (B, C, H, W), erased and mixed, and their labels.
+
+        The labels are (B,) as given, or where images are mixed the shares of the classes, (B, C).
+        """
+        part = slice(*self._bounds[batch])
+        for boxes in self._boxes:
+            images = erase(images, boxes[part])
+        if not self._mixings:
+            return images, labels
+        return mix(images, labels, self._mixings[batch], self._classes)
+
+
+def apply_policy(images: Tensor, name: str, seed: int) -> Tensor:
+    """Return uint8 images (B, C, H, W), each changed by torchvision's transform of this name.
+
+    The transform draws from torch's global generator, which is seeded for this batch and has its
+    own state again afterwards.
+    """
+    transform = _policy(name)
+    with seeded(seed):
+        return torch.stack([transform(image) for image in images])
+
+
+@functools.cache
+def _policy(name: str) -> Any:
+    from torchvision.transforms import v2  # slow to import, and needed by few runs
+
+    return {"trivial_augment": v2.TrivialAugmentWide, "rand_augment": v2.RandAugment}[name]()
+
+
+def sample_cutout(
+    count: int, size: int, shape: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Return boxes (count, 4) of [top, bottom, left, right]: squares of `size` pixels.
+
+    Their centers are uniform over the image, and what lies outside of it is cut off (DeVries and
+    Taylor 2017, arXiv:1708.04552).
+    """
+    edges = []
+    for length in shape:
+        center = torch.randint(length, (count,), generator=generator)
+        first = center - size // 2
+        edges += [first.clamp(min=0), (first + size).clamp(max=length)]
+    return torch.stack(edges, dim=1)
+
+
+def sample_erasing(
+    count: int, probability: float, shape: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Return boxes (count, 4) of [top, bottom, left, right], empty for images that stay whole.
+
+    Distributed as in torchvision's RandomErasing: of ten boxes with a uniform area and a
+    log-uniform aspect ratio, the first that is smaller than the image.
+    """
+    height, width = shape
+    size = (count, _ERASING_TRIES)
+    chosen = torch.rand(count, generator=generator) < probability
+    low, high = _ERASED_AREA
+    area = height * width * (low + (high - low) * torch.rand(size, generator=generator))
+    low, high = torch.tensor(_ERASED_RATIO).log().tolist()
+    ratio = torch.exp(low + (high - low) * torch.rand(size, generator=generator))
+    heights, widths = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (heights < height) & (widths < width)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    chosen &= fits.any(dim=1)
+    edges = []
+    for length, sides in ((height, heights), (width, widths)):
+        side = sides.gather(1, first)[:, 0]
+        place = torch.rand(count, generator=generator) * (length - side + 1)
+        start = place.long().clamp(max=length - 1)
+        edges += [start, torch.where(chosen, start + side, start)]
+    return torch.stack(edges, dim=1)
+
+
+def erase(images: Tensor, boxes: Tensor) -> Tensor:
+    """Return float images (B, C, H, W) that are 0 within their boxes (B, 4)."""
+    height, width = images.shape[2:]
+    rows = torch.arange(height, device=images.device)
+    columns = torch.arange(width, device=images.device)
+    top, bottom, left, right = boxes[:, :, None].unbind(1)
+    across = (rows >= top) & (rows < bottom)
+    along = (columns >= left) & (columns < right)
+    inside = across[:, :, None] & along[:, None, :]
+    return images.clone().masked_fill_(inside[:, None], 0.0)  # a clone keeps the memory format
+
+
+def sample_mixings(
+    config: AugmentationConfig, batches: int, shape: tuple[int, int], seed: int
+) -> list[Mixing]:
+    """Draw how each batch is mixed; [] without mixup and CutMix, and with both a fair choice.
+
+    The share is Beta(alpha, alpha) (Zhang et al. 2017, arXiv:1710.09412). The box of CutMix has
+    the area 1 - share; what lies outside of the image is cut off, and the share adapted (Yun et
+    al. 2019, arXiv:1905.04899). Both as in torchvision.transforms.v2.
+    """
+    if not config.mixup and not config.cutmix:
+        return []
+    mixings = []
+    with seeded(seed):
+        cuts = [bool(config.cutmix)] * batches
+        if config.mixup and config.cutmix:
+            cuts = (torch.rand(batches) < 0.5).tolist()
+        for cut in cuts:
+            alpha = config.cutmix if cut else config.mixup
+            share = float(torch.distributions.Beta(alpha, alpha).sample())
+            mixings.append(_cutmix(share, shape) if cut else Mixing(share, None))
+    return mixings
+
+
+def _cutmix(share: float, shape: tuple[int, int]) -> Mixing:
+    height, width = shape
+    half = 0.5 * (1 - share) ** 0.5
+    x, y = int(torch.randint(width, ())), int(torch.randint(height, ()))
+    top, bottom = max(y - int(half * height), 0), min(y + int(half * height), height)
+    left, right = max(x - int(half * width), 0), min(x + int(half * width), width)
+    area = (bottom - top) * (right - left) / (height * width)
+    return Mixing(1 - area, (top, bottom, left, right))
+
+
+def mix(images: Tensor, labels: Tensor, mixing: Mixing, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return float images (B, C, H, W) mixed with those before them, and class shares (B, C)."""
+    others = images.roll(1, 0)
+    if mixing.box is None:
+        mixed = torch.lerp(others, images, mixing.share, out=torch.empty_like(images))
+    else:
+        top, bottom, left, right = mixing.box
+        mixed = images.clone()
+        mixed[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+    shares = functional.one_hot(labels, num_classes).to(images.dtype)
+    return mixed, torch.lerp(shares.roll(1, 0), shares, mixing.share)

@@ -1,0 +1,256 @@
+"""Batches of a split, with augmentation and normalisation.
+
+A batch is an index, a crop, a flip and a normalisation. Every random draw of an epoch is made at
+once by a CPU generator keyed by (seed, epoch), so the batches are the same on every device and a
+resumed run continues exactly.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cifar_lab.config.data_config import AugmentationConfig
+from cifar_lab.training.augment import EpochAugmentation
+from cifar_lab.training.device import derive_seed
+from cifar_lab.training.reading import read_images
+from cifar_lab.training.splits import Split
+
+# Images that are cropped and flipped at once: on a GPU few kernel launches, on a CPU what stays in
+# its cache.
+_CHUNK = 2048
+_CPU_CHUNK = 256
+_SMALL_IMAGE = 3 * 32 * 32  # bytes up to which an image counts as one in these numbers
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Turns uint8 into float: x / 255, then (x - mean) / std per channel where these are given."""
+
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+
+    def __call__(self, images: Tensor, memory_format: torch.memory_format) -> Tensor:
+        """Return float32 (B, C, H, W) in the given layout."""
+        mean = tuple(self.mean or [0.0] * images.shape[1])
+        std = tuple(self.std or [1.0] * images.shape[1])
+        scale, shift = _scale_and_shift(mean, std, images.device)
+        scaled = images.to(torch.float32).mul_(scale)
+        # The addition changes the layout too: another pass, or a pass over pixels of three
+        # channels each, costs as much as all the rest.
+        normalised = torch.empty_like(scaled, memory_format=memory_format)
+        return torch.add(scaled, shift, out=normalised)
+
+
+@functools.lru_cache(maxsize=16)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        spread = torch.tensor(std, dtype=torch.float64)
+        scale = 1 / (255 * spread)
+        shift = -torch.tensor(mean, dtype=torch.float64) / spread
+        return (
+            scale.to(device, torch.float32).view(-1, 1, 1),
+            shift.to(device, torch.float32).view(-1, 1, 1),
+        )
+
+
+def batch_bounds(images: int, batch_size: int) -> list[tuple[int, int]]:
+    """Return where the batches of an epoch begin and end.
+
+    A last batch of one image, which batch norm cannot take, is merged into the batch before it.
+    """
+    starts = list(range(0, images, batch_size))
+    if len(starts) > 1 and images - starts[-1] == 1:
+        starts.pop()
+    return list(zip(starts, [*starts[1:], images], strict=True))
+
+
+class Batches:
+    """The training batches of each epoch: float images (B, C, H, W), labels (B,), on the device.
+
+    Where images are mixed (mixup, CutMix), labels are the shares of the classes, (B, C).
+    Every image comes once per epoch. A last batch of one image, which batch norm cannot take, is
+    merged into the batch before it.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        normalisation: Normalisation,
+        augmentation: AugmentationConfig,
+        num_classes: int,
+        memory_format: torch.memory_format = torch.contiguous_format,
+        sampler: str = "permutation",
+    ) -> None:
+        self.split = split
+        self.seed = seed
+        self.normalisation = normalisation
+        self.augmentation = augmentation
+        self.num_classes = num_classes
+        self.memory_format = memory_format
+        self.sampler = sampler
+        self.bounds = batch_bounds(len(split), batch_size)
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        return len(self.bounds)
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of epoch `number`, from batch `start` on."""
+        device = self.split.device
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", number))
+        positions = self.split.indices[self.order(generator)]
+        order = positions.to(device)
+        params = sample_augmentation(len(order), self.augmentation, generator, device)
+        if self.augmentation.flips == "alternating" and params.flip is not None:
+            mirrored = self._alternating_flips(number).to(device)
+            params = dataclasses.replace(params, flip=mirrored[order])
+        height, width = self.split.images.shape[2:]
+        further = EpochAugmentation(
+            self.augmentation,
+            self.bounds,
+            (height, width),
+            self.num_classes,
+            seed=self.seed,
+            epoch=number,
+            device=device,
+        )
+        groups = self._groups(start)
+        chunks = [slice(batches[0][0], batches[-1][1]) for batches in groups]
+        batch = start
+        read = read_images(self.split, positions, chunks)
+        for batches, chunk, chosen in zip(groups, chunks, read, strict=True):
+            images = augment(
+                chosen,
+                self.augmentation.crop_padding,
+                params,
+                chunk,
+                reflect=self.augmentation.padding_mode == "reflect",
+            )
+            labels = self.split.labels.index_select(0, order[chunk])
+            for begin, end in batches:
+                part = slice(begin - chunk.start, end - chunk.start)
+                changed = further.change(images[part], batch)
+                normalised = self.normalisation(changed, self.memory_format)
+                yield further.finish(normalised, labels[part], batch)
+                batch += 1
+
+    def _groups(self, start: int) -> list[list[tuple[int, int]]]:
+        """Return the bounds of the batches from `start` on, in groups that are read at once."""
+        size = _CPU_CHUNK if self.split.device.type == "cpu" else _CHUNK
+        size = min(size, size * _SMALL_IMAGE // self.split.images[0].numel())
+        groups: list[list[tuple[int, int]]] = []
+        for begin, end in self.bounds[start:]:
+            if groups and begin - groups[-1][0][0] < size:
+                groups[-1].append((begin, end))
+            else:
+                groups.append([(begin, end)])
+        return groups
+
+    def _alternating_flips(self, number: int) -> Tensor:
+        """Return which images of the official set are mirrored in epoch `number`, (N,) booleans."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "flips"))
+        first = torch.randint(2, (len(self.split.images),), generator=generator)
+        return (first + number) % 2 == 1
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Return the positions within the split in the order of an epoch (a permutation)."""
+        count = len(self.split)
+        if self.sampler == "permutation":
+            return torch.randperm(count, generator=generator)
+        from torch.utils.data import SubsetRandomSampler, WeightedRandomSampler
+
+        if self.sampler == "subset":
+            positions = range(count)
+            return torch.tensor(list(SubsetRandomSampler(positions, generator=generator)))
+        weights = [1.0] * count
+        weighted = WeightedRandomSampler(weights, count, replacement=False, generator=generator)
+        return torch.tensor(list(weighted))
+
+
+@dataclass(frozen=True)
+class AugmentationParams:
+    """The random augmentation of N images: crop offsets (N,) and flips (N,), None where unused."""
+
+    top: Tensor | None
+    left: Tensor | None
+    flip: Tensor | None
+
+
+def sample_augmentation(
+    count: int, augmentation: AugmentationConfig, generator: torch.Generator, device: torch.device
+) -> AugmentationParams:
+    """Draw the augmentation of `count` images: offsets uniform in 0..2*padding, flips fair."""
+    span = 2 * augmentation.crop_padding + 1
+    top = left = flip = None
+    if span > 1:
+        top = torch.randint(span, (count,), generator=generator).to(device)
+        left = torch.randint(span, (count,), generator=generator).to(device)
+    if augmentation.horizontal_flip:
+        flip = torch.randint(2, (count,), generator=generator).bool().to(device)
+    return AugmentationParams(top, left, flip)
+
+
+def augment(
+    images: Tensor, padding: int, params: AugmentationParams, part: slice, *, reflect: bool = False
+) -> Tensor:
+    """Return uint8 images (B, C, H, W), padded, cropped to their size again, and flipped.
+
+    The same as torchvision's `crop(pad(image, padding), top, left, H, W)`, then `hflip`; the
+    padding is 0, or with `reflect` the mirrored image (padding_mode="reflect").
+    """
+    if params.top is None and params.flip is None:
+        return images
+    height, width = images.shape[2:]
+    rows = torch.arange(height, device=images.device).expand(len(images), -1)
+    columns = torch.arange(width, device=images.device).expand(len(images), -1)
+    if params.flip is not None:
+        columns = torch.where(params.flip[part, None], width - 1 - columns, columns)
+    if params.top is not None and params.left is not None:
+        rows = rows + params.top[part, None]
+        columns = columns + params.left[part, None]
+        if reflect:
+            rows = _reflected(rows - padding, height)
+            columns = _reflected(columns - padding, width)
+        else:
+            images = functional.pad(images, [padding] * 4)
+    pixels = rows[:, :, None] * images.shape[3] + columns[:, None, :]
+    wanted = pixels.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    cropped = images.flatten(2).gather(2, wanted)
+    return cropped.view(*images.shape[:2], height, width)
+
+
+def in_order(
+    split: Split,
+    *,
+    batch_size: int,
+    normalisation: Normalisation,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    crop_padding: int = 0,
+    crop_seed: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a split's batches in its order, for evaluation; `crop_padding` crops them (S0-06)."""
+    device = split.device
+    generator = torch.Generator().manual_seed(crop_seed)
+    crop = AugmentationConfig(crop_padding=crop_padding)
+    params = sample_augmentation(len(split), crop, generator, device)
+    indices = split.indices.to(device)
+    parts = [slice(first, first + batch_size) for first in range(0, len(split), batch_size)]
+    for part, chosen in zip(parts, read_images(split, split.indices, parts), strict=True):
+        images = augment(chosen, crop_padding, params, part)
+        yield normalisation(images, memory_format), split.labels.index_select(0, indices[part])
+
+
+def _reflected(positions: Tensor, size: int) -> Tensor:
+    """Return positions outside 0..size-1 mirrored at the first and the last pixel."""
+    last = size - 1
+    return last - (last - positions.abs()).abs()

@@ -1,0 +1,164 @@
+"""From a config to objects: the splits on the device, the model, the state of training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cifar_lab.config import targets
+from cifar_lab.config.data_config import DatasetConfig
+from cifar_lab.config.run_config import RunConfig, to_plain
+from cifar_lab.datasets import ImageArrays
+from cifar_lab.datasets.store import data_root, files_digest
+from cifar_lab.errors import UsageError
+from cifar_lab.training.batches import Batches, Normalisation
+from cifar_lab.training.criterion import check_class_weights
+from cifar_lab.training.device import derive_seed, memory_format, seeded
+from cifar_lab.training.lookahead import Lookahead
+from cifar_lab.training.splits import Split, Splits, load_arrays, make_splits, split_indices
+from cifar_lab.training.state import TrainState, build_optimizer, make_schedule
+from cifar_lab.training.weight_average import WeightAverage
+
+_SHOWN = 5000  # training images that a model may see before its first step,
+_SHOWN_BYTES = 1 << 30  # or fewer, if they have more bytes than this
+_LOADED: dict[str, ImageArrays] = {}
+
+
+def load_dataset(dataset: DatasetConfig) -> ImageArrays:
+    """Return a dataset's arrays; the last dataset is kept for the run that follows its check."""
+    key = json.dumps([to_plain(dataset), source_digest(dataset)], sort_keys=True)
+    if key not in _LOADED:
+        _LOADED.clear()
+        _LOADED[key] = load_arrays(dataset, data_root())
+    return _LOADED[key]
+
+
+def source_digest(dataset: DatasetConfig) -> str | None:
+    """Return a digest of the state of the user's files that the data come from, if any are there.
+
+    It changes with names, sizes and times, and so without reading the files.
+    """
+    path = dataset.source.get("path")
+    return files_digest(Path(path).expanduser()) if isinstance(path, str) else None
+
+
+def check_data(settings: RunConfig) -> None:
+    """Load a run's dataset and divide it, before anything is written.
+
+    Raises UsageError if the data are wrong, Unavailable if they cannot be fetched now.
+    """
+    arrays = load_dataset(settings.dataset)
+    split_indices(settings.split, arrays.train_labels, arrays.test_labels)
+    check_class_weights(settings.training.class_weights, len(arrays.class_names))
+
+
+def load_splits(settings: RunConfig, device: str) -> Splits:
+    """Load a run's dataset onto a device and divide it."""
+    arrays = load_dataset(settings.dataset)
+    return make_splits(arrays, settings.dataset, settings.split, device)
+
+
+def build_state(
+    settings: RunConfig, splits: Splits, device: str, *, initial_weights: bool = False
+) -> tuple[TrainState, Batches]:
+    """Build what training needs: the state at step 0 and the batches.
+
+    `initial_weights`: a model that starts from given weights loads them, and may download them.
+    """
+    model = make_model(settings, splits, device)
+    load = getattr(model, "load_initial_weights", None)
+    if initial_weights and load is not None:
+        load(download=True)
+    _initialize(model, settings, splits.train)
+    component = optimizer_settings(settings.optimizer, device)
+    optimizer = build_optimizer(component, model)
+    batches = Batches(
+        splits.train,
+        batch_size=settings.training.batch_size,
+        seed=settings.seed,
+        normalisation=normalisation(settings),
+        augmentation=settings.augmentation,
+        num_classes=len(splits.class_names),
+        memory_format=memory_format(device),
+        sampler=settings.split.sampler,
+    )
+    schedule = make_schedule(settings.scheduler, optimizer, settings.training.epochs, len(batches))
+    lookahead = settings.training.lookahead
+    total = settings.training.epochs * len(batches)
+    state = TrainState(
+        model,
+        optimizer,
+        schedule,
+        settings.seed,
+        device,
+        settings.precision,
+        compiled=settings.training.compile,
+        average=WeightAverage(model, ema) if (ema := settings.training.ema) else None,
+        lookahead=Lookahead(model, lookahead.every, lookahead, total) if lookahead.every else None,
+    )
+    return state, batches
+
+
+def build_model(config: RunConfig, num_classes: int) -> Any:
+    """Build the model with what is injected into it: shape, classes, activation, dropout rates.
+
+    Initial weights are drawn from torch's global generator; the caller seeds it (`seeded`).
+    """
+    injected: dict[str, Any] = {
+        "image_shape": tuple(config.dataset.image_shape),
+        "num_classes": num_classes,
+    }
+    if config.activation is not None:
+        injected["activation"] = targets.bind(config.activation, "activation", {})
+    if config.dropout.conv is not None:
+        injected["conv_dropout"] = config.dropout.conv
+    if config.dropout.dense is not None:
+        injected["dense_dropout"] = config.dropout.dense
+    return targets.build(config.model, "model", **injected)
+
+
+def make_model(settings: RunConfig, splits: Splits, device: str) -> nn.Module:
+    """Build the model with the initial weights of the run's seed, on a device.
+
+    The weights are drawn on the CPU, so that every device starts from the same ones.
+    """
+    with seeded(derive_seed(settings.seed, "weights")):
+        model: nn.Module = build_model(settings, len(splits.class_names))
+    model.to(device)
+    model.to(memory_format=memory_format(device))
+    return model
+
+
+def _initialize(model: nn.Module, settings: RunConfig, train: Split) -> None:
+    """Show a model that has a method `initialize_from_images` some training images."""
+    initialize = getattr(model, "initialize_from_images", None)
+    if initialize is not None:
+        as_floats = 4 * train.images[0].numel()
+        shown = train.indices[: min(_SHOWN, _SHOWN_BYTES // as_floats)]
+        images = train.images[shown.to(train.images.device)].cpu()
+        initialize(normalisation(settings)(images, torch.contiguous_format))
+
+
+def normalisation(settings: RunConfig) -> Normalisation:
+    """Return the normalisation that the dataset's config states."""
+    mean, std = settings.dataset.mean, settings.dataset.std
+    if mean == "auto" or std == "auto":
+        raise UsageError(
+            "dataset.mean=auto and dataset.std=auto are for a command line; the config of a run "
+            "has numbers"
+        )
+    return Normalisation(mean, std)
+
+
+def optimizer_settings(component: dict[str, Any], device: str) -> dict[str, Any]:
+    """Return the optimizer's settings, with foreach=true on a CPU where it is null.
+
+    Left null, torch uses it on GPUs only. On a CPU it halves the time of Adam's update and gives
+    the same bits.
+    """
+    undecided = all(component.get(name, ...) is None for name in ("foreach", "fused"))
+    if device == "cpu" and undecided and not component.get("differentiable"):
+        return {**component, "foreach": True}
+    return component

@@ -1,0 +1,159 @@
+"""What a run shows while it trains: progress bars and lines of the log."""
+
+import logging
+import sys
+import warnings
+from types import TracebackType
+from typing import Any
+
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.runs.metrics import EpochMetrics, binomial_half_width
+from cifar_lab.runs.summary import RunSummary
+from cifar_lab.runs.text import align, class_name
+from cifar_lab.training.loop import Progress
+from cifar_lab.training.state import TrainState
+
+log = logging.getLogger("cifar_lab")
+
+
+def shows_bars() -> bool:
+    """Whether standard error is where people watch: a terminal or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+def bar_class() -> Any:
+    """Return tqdm's bar for a terminal or a notebook."""
+    from tqdm import TqdmWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets it draws with text
+        from tqdm.auto import tqdm
+    return tqdm
+
+
+class Bars:
+    """Progress bars for training and validation; silent without a terminal or a notebook."""
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._bar: Any = None
+        self._key: tuple[int, str] | None = None
+        self._silent = not shows_bars()
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+
+    def show(self, progress: Progress) -> None:
+        """Move the bar of the current phase; the end of an epoch closes it."""
+        if self._silent:
+            return
+        if progress.kind == "epoch":
+            self._close()
+            return
+        key = (progress.epoch, progress.phase)
+        if key != self._key:
+            self._close()
+            self._open(progress)
+            self._key = key
+        self._bar.set_postfix(
+            acc=f"{progress.accuracy:.4f}", loss=f"{progress.loss:.4f}", refresh=False
+        )
+        self._bar.update(progress.step - self._bar.n)
+
+    def _open(self, progress: Progress) -> None:
+        tqdm = bar_class()
+        short = "train" if progress.phase == "train" else "valid"
+        self._bar = tqdm(
+            total=progress.steps,
+            initial=progress.step,  # a resumed epoch does not start at 0
+            desc=f"{progress.epoch}/{self._epochs} {short} progress",
+            unit="step",
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._key = None, None
+
+
+def log_start(settings: RunConfig) -> None:
+    """Log what is about to be trained, in S0's words."""
+    log.info(
+        "Training model %s with learning rate: %s, optimizer: %s and activation function: %s",
+        class_name(settings.model),
+        settings.optimizer.get("lr"),
+        class_name(settings.optimizer),
+        class_name(settings.activation),
+    )
+
+
+def log_step(settings: RunConfig, progress: Progress) -> None:
+    """Log a training step, every `training.print_every` steps."""
+    every = settings.training.print_every
+    in_training = progress.phase == "train" and progress.kind == "step"
+    if every and in_training and (progress.step - 1) % every == 0:
+        log.info(
+            "epoch: %d, steps: %d, train_loss: %.3f, running_acc: %.1f %%",
+            progress.epoch,
+            progress.step - 1,
+            progress.loss,
+            100 * progress.accuracy,
+        )
+
+
+def log_epoch(settings: RunConfig, state: TrainState, row: EpochMetrics) -> None:
+    """Log the scores of an epoch, and the new learning rate if a plateau has reduced it."""
+    log.info("Epoch %d/%d", row.epoch, settings.training.epochs)
+    log.info("train loss: %.4f accuracy: %.2f%%", row.train_loss, 100 * row.train_accuracy)
+    if row.val_loss is not None and row.val_accuracy is not None:
+        log.info("valid loss: %.4f accuracy: %.2f%%", row.val_loss, 100 * row.val_accuracy)
+    if row.val_balanced_accuracy is not None and row.val_macro_f1 is not None:
+        log.info(
+            "valid balanced accuracy: %.2f%% macro F1: %.4f",
+            100 * row.val_balanced_accuracy,
+            row.val_macro_f1,
+        )
+    if state.learning_rate < row.learning_rate and state.schedule.monitor is not None:
+        log.info(
+            "Epoch %05d: reducing learning rate of group 0 to %.4e.", row.epoch, state.learning_rate
+        )
+
+
+def log_warnings(known: list[str], found: list[str]) -> list[str]:
+    """Log the warnings that are not known yet; return all of them."""
+    new = [warning for warning in dict.fromkeys(found) if warning not in known]
+    for warning in new:
+        log.warning("warning: %s", warning)
+    return known + new
+
+
+def log_result(settings: RunConfig, state: TrainState, summary: RunSummary) -> None:
+    """Log S2's table of a run (S0-18, S2-08), and the test score below it."""
+    best = state.best
+    cells = {
+        "Model": class_name(settings.model),
+        "Best Validation Accuracy": f"{best.val_accuracy:.4f}" if best else "-",
+        "Validation Loss": f"{best.val_loss:.4f}" if best else "-",
+        "Learning Rate": f"{best.learning_rate:g}" if best else f"{settings.optimizer.get('lr')}",
+        "Optimizer": class_name(settings.optimizer),
+        "Activation": class_name(settings.activation),
+        "Epoch": str(best.epoch if best else summary.epochs),
+    }
+    lines = align([list(cells.keys()), list(cells.values())], separator=" | ")
+    if summary.test_accuracy is not None and summary.test_size:
+        half = binomial_half_width(summary.test_accuracy, summary.test_size)
+        lines.append(
+            f"test accuracy of the {summary.scored_weights} weights: {summary.test_accuracy:.2%} "
+            f"(95 % interval ±{half:.2%}, {summary.test_size:,} images)"
+        )
+    log.info("\n".join(lines))

@@ -1,0 +1,214 @@
+"""The device of a run: its precision, its threads, its memory, and the seeds of random streams."""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from cifar_lab.errors import UsageError, shorten
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def select_device(name: str) -> tuple[str, str]:
+    """Return the device that `name` means on this machine and the reason, for the log.
+
+    auto is cuda if there is one, else mps, else cpu. Raises UsageError for a device that is not
+    available.
+    """
+    import torch
+
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise UsageError(
+            f"device={shorten(name)} is wrong: it must be auto, cuda, cuda:N, mps or cpu"
+        )
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if cuda else "mps" if mps else "cpu"
+    if name.startswith("cuda"):
+        if not cuda:
+            why = "none was found" if torch.version.cuda else "this torch is built without CUDA"
+            raise UsageError(f"device={name}: no CUDA device ({why}); use device=auto or cpu")
+        index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
+        if index >= count:
+            raise UsageError(f"device={name}: there are {count} CUDA devices, numbered from 0")
+        return name, torch.cuda.get_device_name(torch.device(name))
+    if name == "mps":
+        if not mps:
+            raise UsageError("device=mps: no Apple GPU here; use device=auto or cpu")
+        return name, "Apple GPU"
+    return name, "as asked" if cuda or mps else "there is no CUDA and no MPS device"
+
+
+def visible_gpus() -> list[str]:
+    """Return the names by which CUDA_VISIBLE_DEVICES selects the GPUs of this process."""
+    import torch
+
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in asked.split(",")] if asked else []
+    return names or [str(index) for index in range(torch.cuda.device_count())]
+
+
+def wait_for(device: str) -> None:
+    """Wait until the device has finished its work: before a clock is read."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(torch.device(device))
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def check_compiler(device: str) -> None:
+    """Raise UsageError if torch.compile finds no compiler for this device."""
+    named = (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")
+    if device == "cpu" and not any(shutil.which(name) for name in named if name):
+        raise UsageError(
+            "training.compile=true: there is no C++ compiler on the PATH; install g++, or leave "
+            "training.compile=false"
+        )
+
+
+def describe_device(device: str) -> str:
+    """Return the name to show: the GPU's, or the CPU's number of threads."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    if device == "mps":
+        return "Apple GPU"
+    threads = torch.get_num_threads()
+    return f"cpu ({threads} thread{'s' if threads != 1 else ''})"
+
+
+def configure(device: str, threads: int | None, deterministic: bool) -> int:
+    """Set torch's process-wide options; return the number of CPU threads in use.
+
+    Called once, by the process that owns the run.
+    """
+    import torch
+
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    if device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = not deterministic
+    if device == "cpu":
+        keep_freed_memory()
+    return torch.get_num_threads()
+
+
+def keep_freed_memory() -> None:
+    """Make glibc keep the memory that a training step frees for the next one.
+
+    By default it returns activations to the system and faults them in again at every step, which
+    costs a tenth of the CPU time (docs/performance.md). Settings in the environment take
+    precedence; without glibc nothing is done.
+    """
+    named = any(name.startswith("MALLOC_") for name in os.environ)
+    if named or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    if (libc := _glibc()) is not None:
+        for option, value in (
+            (_M_MMAP_THRESHOLD, 32 << 20),  # the largest value that glibc accepts
+            (_M_TRIM_THRESHOLD, (2 << 30) - 1),
+            (_M_TOP_PAD, 64 << 20),
+        ):
+            libc.mallopt(option, value)
+
+
+def free_memory(device: str) -> int:
+    """Return the bytes of a GPU's memory that are free; on MPS, what Metal recommends to use."""
+    import torch
+
+    if device.startswith("cuda"):
+        free, _ = torch.cuda.mem_get_info(torch.device(device))
+        return int(free)
+    return int(torch.mps.recommended_max_memory())
+
+
+def release_memory() -> None:
+    """Return the memory of freed tensors in glibc's heap to the system.
+
+    After training these are some hundred MB, which evaluation and figures would add to. Without
+    glibc nothing is done.
+    """
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+"""Constants of malloc.h."""
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global CPU generator for a block; restore its state afterwards.
+
+    For building models: torch's initialisers use no other generator.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute with one thread in a block: more of them wait for each other on two images.
+
+    On a busy machine they wait for most of the time.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def autocast(device: str, precision: str) -> "contextlib.AbstractContextManager[None]":
+    """Return the autocast context of a precision; fp32 has none."""
+    import torch
+
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.split(":")[0], dtype=dtype)
+
+
+def memory_format(device: str) -> "torch.memory_format":
+    """Return the memory format in which convolutions are fastest.
+
+    Not on MPS: BatchNorm's backward is silently wrong there for channels_last
+    (pytorch/pytorch#175189).
+    """
+    import torch
+
+    return torch.contiguous_format if device == "mps" else torch.channels_last
+
+
+def derive_seed(seed: int, *keys: int | str) -> int:
+    """Return a 63-bit seed for one random stream, such as (seed, "data", epoch)."""
+    text = ":".join(str(key) for key in (seed, *keys))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -1,0 +1,247 @@
+"""The training loop: `fit` advances a TrainState and yields.
+
+`fit` touches no files. It yields about twice a second and at the end of each epoch; its caller
+writes rows, saves the state, draws bars, handles signals and stops, all in one visible place.
+"""
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cifar_lab.config.run_config import EvaluationConfig, TrainingConfig
+from cifar_lab.errors import RunFailed
+from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, StepMetrics, gain, scores_by_class
+from cifar_lab.training.batches import Batches, in_order
+from cifar_lab.training.criterion import Criterion, hits, make_criterion
+from cifar_lab.training.device import autocast, derive_seed
+from cifar_lab.training.splits import Split
+from cifar_lab.training.state import TrainState
+
+_YIELD_SECONDS = 0.5
+
+
+class Diverged(RunFailed):
+    """The training loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `fit` yields: its position, running loss and accuracy, a row at the end of an epoch."""
+
+    kind: Literal["step", "epoch"]
+    phase: Literal["train", "validation"]
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    row: EpochMetrics | None = None
+    improved: bool = False
+    step_rows: tuple[StepMetrics, ...] = ()
+
+
+def fit(
+    state: TrainState,
+    batches: Batches,
+    validation: Split | None,
+    settings: TrainingConfig,
+    evaluation: EvaluationConfig | None = None,
+    *,
+    watched: Split | None = None,
+) -> Iterator[Progress]:
+    """Train until `settings.epochs` epochs are done or patience ends; yield on the way.
+
+    The state is consistent at every yield: saved there and loaded again, training continues
+    exactly. `validation` is scored after each epoch, by the settings of `evaluation` (the defaults
+    if it is None). So is `watched`, a test split that a study looks at (S3, S4), but nothing is
+    chosen by its scores. Raises Diverged when a loss is no longer finite.
+    """
+    evaluation = evaluation or EvaluationConfig()
+    if state.compiled:
+        # One graph per batch size: an epoch has two, and kernels for any size are slower.
+        state.model.compile(dynamic=False)
+    criterion = make_criterion(settings, batches.split, batches.num_classes)
+    while state.epoch < settings.epochs and not state.stopped_early:
+        epoch = state.epoch + 1
+        yield from _train_epoch(state, batches, settings, criterion)
+        train_loss, train_accuracy, images = _means(state, epoch)
+        scores: dict[str, float | None] = {"val_loss": None, "val_accuracy": None}
+        for name, split in (("val", validation), ("test", watched)):
+            if split is not None:
+                by_class = name == "val" and settings.monitor in BY_CLASS
+                found = yield from _score(state, split, batches, evaluation, by_class=by_class)
+                scores |= {f"{name}_{quantity}": value for quantity, value in found.items()}
+                if not math.isfinite(found["loss"]):
+                    raise Diverged(
+                        f"the {name} loss became {found['loss']} in epoch {epoch}; "
+                        f"try a smaller optimizer.lr (it is {state.used_rate:g})"
+                    )
+        row = EpochMetrics(
+            epoch=epoch,
+            learning_rate=state.used_rate,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            seconds=state.seconds,
+            images_per_second=images / state.seconds if state.seconds > 0 else 0.0,
+            **scores,
+        )
+        improved = _close_epoch(state, row, settings)
+        yield Progress(
+            kind="epoch",
+            phase="train",
+            epoch=epoch,
+            step=len(batches),
+            steps=len(batches),
+            loss=row.train_loss,
+            accuracy=row.train_accuracy,
+            row=row,
+            improved=improved,
+        )
+
+
+def _train_epoch(
+    state: TrainState, batches: Batches, settings: TrainingConfig, criterion: Criterion
+) -> Iterator[Progress]:
+    epoch = state.epoch + 1
+    if state.step == 0:
+        seed = derive_seed(state.seed, "dropout", epoch)
+        state.generator.manual_seed(seed)
+        if state.compiled:
+            torch.manual_seed(seed)
+        state.sums.zero_()
+        state.seconds = 0.0
+    state.train_mode(head_only=epoch <= settings.frozen_epochs)
+    started, noted = time.perf_counter(), time.perf_counter()
+    seconds_before = state.seconds
+    recent: list[Tensor] = []
+    for images, labels in batches.epoch(epoch, start=state.step):
+        with autocast(state.device, state.precision):
+            logits = state.model(images)
+            loss = criterion(logits.float(), labels)
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if settings.clip_grad_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_grad_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.used_rate = state.learning_rate
+        state.schedule.after_batch()
+        with torch.no_grad():
+            correct = hits(logits, labels)
+            count = len(labels)
+            state.sums += torch.stack([loss * count, correct, torch.full_like(correct, count)])
+            if settings.step_history:
+                recent.append(torch.stack([loss.detach(), correct / count]))
+        state.step += 1
+        if state.lookahead is not None:
+            state.lookahead.after_step(state.epoch * len(batches) + state.step)
+        if state.average is not None:
+            state.average.after_step(state.epoch * len(batches) + state.step - 1)
+        now = time.perf_counter()
+        state.seconds = seconds_before + now - started
+        wanted = settings.print_every is not None and (state.step - 1) % settings.print_every == 0
+        if now - noted >= _YIELD_SECONDS or wanted or state.step == len(batches):
+            loss_mean, accuracy, _ = _means(state, epoch)
+            yield Progress(
+                kind="step",
+                phase="train",
+                epoch=epoch,
+                step=state.step,
+                steps=len(batches),
+                loss=loss_mean,
+                accuracy=accuracy,
+                step_rows=_step_rows(recent, epoch, state.step),
+            )
+            recent.clear()
+            noted = time.perf_counter()
+
+
+def _score(
+    state: TrainState,
+    split: Split,
+    batches: Batches,
+    evaluation: EvaluationConfig,
+    *,
+    by_class: bool,
+) -> Generator[Progress, None, dict[str, float]]:
+    """Yield as the split is scored; return its mean loss and accuracy.
+
+    With `by_class`, also its balanced accuracy and macro F1.
+    """
+    state.model.eval()
+    epoch = state.epoch + 1
+    sums = torch.zeros_like(state.sums)
+    classes: list[Tensor] = []  # of each batch, labels above predictions: (2, B)
+    noted, steps = time.perf_counter(), math.ceil(len(split) / evaluation.batch_size)
+    ordered = in_order(
+        split,
+        batch_size=evaluation.batch_size,
+        normalisation=batches.normalisation,
+        memory_format=batches.memory_format,
+        crop_padding=evaluation.crop_padding,
+        crop_seed=derive_seed(state.seed, "evaluation", epoch),
+    )
+    for done, (images, labels) in enumerate(ordered, start=1):
+        with torch.no_grad(), autocast(state.device, state.precision):
+            logits = state.scored_logits(images).float()
+            loss = functional.cross_entropy(logits, labels, reduction="sum")
+            predicted = logits.argmax(1)
+            correct = (predicted == labels).sum()
+            sums += torch.stack([loss, correct, torch.full_like(correct, len(labels))])
+            if by_class:
+                classes.append(torch.stack([labels, predicted]))
+        if time.perf_counter() - noted >= _YIELD_SECONDS or done == steps:
+            total, right, count = sums.tolist()
+            yield Progress("step", "validation", epoch, done, steps, total / count, right / count)
+            noted = time.perf_counter()
+            state.model.eval()
+    total, right, count = sums.tolist()
+    scores = {"loss": total / count, "accuracy": right / count}
+    if by_class:
+        balanced, macro_f1 = scores_by_class(*torch.cat(classes, dim=1).cpu().numpy())
+        scores |= {"balanced_accuracy": balanced, "macro_f1": macro_f1}
+    return scores
+
+
+def _close_epoch(state: TrainState, row: EpochMetrics, settings: TrainingConfig) -> bool:
+    """Record an epoch: history, best, schedule, patience. Return whether it is the best so far."""
+    state.history.append(row)
+    state.epoch, state.step = row.epoch, 0
+    now = gain(row, settings.monitor)
+    before = None if state.best is None else gain(state.best, settings.monitor)
+    improved = now is not None and (before is None or now > before)
+    if improved:
+        state.best = row
+    state.schedule.after_epoch(row)
+    if settings.patience is not None and now is not None:
+        if state.best_monitored is None or now > state.best_monitored + settings.min_delta:
+            state.best_monitored, state.stale_epochs = now, 0
+        else:
+            state.stale_epochs += 1
+        state.stopped_early = state.stale_epochs >= settings.patience
+    return improved
+
+
+def _means(state: TrainState, epoch: int) -> tuple[float, float, int]:
+    loss, correct, images = state.sums.tolist()
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"the training loss became {loss} in epoch {epoch}, by step {state.step}; "
+            f"try a smaller optimizer.lr (it is {state.learning_rate:g})"
+        )
+    return loss / images, correct / images, int(images)
+
+
+def _step_rows(recent: list[Tensor], epoch: int, step: int) -> tuple[StepMetrics, ...]:
+    if not recent:
+        return ()
+    cells = torch.stack(recent).tolist()
+    first = step - len(cells) + 1
+    return tuple(StepMetrics(epoch, first + i, *values) for i, values in enumerate(cells))

@@ -1,0 +1,330 @@
+"""The dry check of a request: whether its runs can start, before anything is read or written."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from cifar_lab.config import targets
+from cifar_lab.config.compose import compose
+from cifar_lab.config.identity import address, identity
+from cifar_lab.config.launch import LAUNCH_KEYS
+from cifar_lab.config.request import Request
+from cifar_lab.config.run_config import DropoutConfig, RunConfig, load, to_plain
+from cifar_lab.config.schema import Component
+from cifar_lab.errors import UsageError, did_you_mean, first_line, shorten
+from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.trackers import build_tracker, tracker_of
+from cifar_lab.training.auto_normalisation import with_numbers
+from cifar_lab.training.batches import batch_bounds
+from cifar_lab.training.build import build_model
+from cifar_lab.training.criterion import check_class_weights
+from cifar_lab.training.device import check_compiler, one_thread, seeded, select_device
+from cifar_lab.training.precision import select_precision
+from cifar_lab.training.state import build_optimizer, build_scheduler, classifier_of
+
+log = logging.getLogger("cifar_lab")
+
+
+def compose_checked(argv: Sequence[str]) -> Request:
+    """Turn a command line into a Request whose runs can start here; UsageError if one cannot."""
+    return check_request(compose(argv))
+
+
+def check_request(request: Request) -> Request:
+    """Return the request with every run as `check` returns it; UsageError if one cannot start.
+
+    For `dataset.mean=auto` the data are loaded, since the numbers are part of a run's address; but
+    not for a request that only shows a config.
+    """
+    configs = [check(run.config, run.asked_keys) for run in request.runs]
+    if request.shown is None:
+        configs = [with_numbers(config) for config in configs]
+    runs = [
+        dataclasses.replace(run, config=config)
+        for run, config in zip(request.runs, configs, strict=True)
+    ]
+    return dataclasses.replace(request, runs=runs)
+
+
+def run_folder(request: Request) -> Path:
+    """Return the folder of a single run: its address, or the past run that the request names.
+
+    A named folder is meant itself, wherever it lies, if the request changes nothing that makes
+    another run; otherwise the past run is only where the settings come from.
+    """
+    run = request.runs[0]
+    if request.folder is None:
+        return address(run.config)
+    past = RunDir(request.folder)
+    stored = past.config
+    changed = run.asked_keys - LAUNCH_KEYS
+    same_run = not changed or identity(stored) == identity(run.config)
+    if past.holds_other_config(stored):
+        why = "its config.yaml was edited and"
+    elif not same_run or changed & {"output_dir", "name"}:
+        why = "with these changes it"
+    else:
+        return request.folder
+    new = address(run.config)
+    log.info("%s: %s is another run, in %s", request.folder, why, new)
+    return new
+
+
+_FOR_PICTURES = {"fit": "have one size", "storage": "come from a cache of their own"}
+
+
+def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
+    """Return a config as it runs here; UsageError if it cannot. Nothing is loaded or written.
+
+    The model is built and trained on two images for one step, with the optimizer and the scheduler;
+    device and precision are resolved. Injected settings that the model does not take (dropout, the
+    activation) are emptied, and refused if they are among the keys that the user `asked` for.
+    """
+    config = _without_unused_settings(config, asked)
+    config = _with_settings_of_weights(config, asked)
+    device, _ = select_device(config.device)
+    config = dataclasses.replace(
+        config, device=device, precision=select_precision(config.precision, device)
+    )
+    if config.dataset.classes is not None:
+        check_class_weights(config.training.class_weights, len(config.dataset.classes))
+    if config.training.compile:
+        check_compiler(device)
+    if "training.monitor" in asked and config.split.validation == 0:
+        raise UsageError(
+            f"training.monitor={config.training.monitor} is wrong: split.validation is 0, so there "
+            "is no validation score; hold out a validation split"
+        )
+    source = config.dataset.source
+    injected = {"root": None, "checksums": None, "fit": "crop", "storage": "auto"}
+    targets.bind(source, "dataset.source", injected)
+    for name, why in _FOR_PICTURES.items():
+        value = getattr(config.dataset, name)
+        if value != injected[name] and not targets.takes(source, "dataset.source", name):
+            raise UsageError(
+                f"dataset.{name}={value} is wrong: the images of {config.dataset.name} {why}; it "
+                "is for dataset=image_folder"
+            )
+    for name, figure in config.figures.items():
+        if figure is not None:
+            targets.bind(figure, f"figures.{name}", {"run": None})
+    if (tracker := tracker_of(config)) is not None:
+        build_tracker(tracker)
+    if config.continue_from is not None:
+        _check_source(config, Path(config.continue_from))
+    with one_thread():
+        model = _try_model(config)
+        if config.training.frozen_epochs:
+            classifier_of(model, "training.frozen_epochs")
+        optimizer = _try_step(config, model)
+    if config.scheduler is not None:
+        _check_scheduler(config, config.scheduler, optimizer)
+    return config
+
+
+def _check_source(config: RunConfig, folder: Path) -> None:
+    """Refuse to continue from a run that is not the beginning of this one."""
+    source = load(folder / "config.yaml")
+    computed = {
+        name: getattr(source.dataset, name)
+        for name in ("mean", "std")
+        if getattr(config.dataset, name) == "auto"  # the same images give the same numbers
+    }
+    dataset = dataclasses.replace(
+        config.dataset,
+        **computed,
+        computed=source.dataset.computed,
+        storage=source.dataset.storage,  # wherever the images are, they are the same
+    )
+    name = f"continue_from={shorten(str(folder))}"
+    # with another split, images that were trained on would validate
+    for role, mine, theirs in (
+        ("dataset", dataset, source.dataset),
+        ("split", config.split, source.split),
+        ("model", config.model, source.model),
+        ("optimizer._target_", config.optimizer["_target_"], source.optimizer["_target_"]),
+    ):
+        if to_plain(mine) != to_plain(theirs):
+            raise UsageError(f"{name} has another {role}; it must be the same")
+    if config.training.epochs <= source.training.epochs:
+        raise UsageError(
+            f"training.epochs={config.training.epochs} is wrong: {name} was to train "
+            f"{source.training.epochs} epochs, which count as well; set a larger number"
+        )
+
+
+_TRIED: dict[str, Any] = {}
+
+
+def _try_model(config: RunConfig) -> Any:
+    """Build the model, run it on two random images, return it; once per kind of model.
+
+    On the CPU, not the meta device: the first meta operation imports torch's decompositions for
+    two seconds, a forward pass of two small images takes milliseconds.
+    """
+    import torch
+
+    num_classes = len(config.dataset.classes or range(10))
+    shape, count = list(config.dataset.image_shape), min(config.training.batch_size, 2)
+    parts = [config.model, config.activation, config.dropout, shape, num_classes, count]
+    key = json.dumps([to_plain(part) for part in parts], sort_keys=True)
+    if key in _TRIED:
+        return _TRIED[key]
+    with seeded(0), torch.no_grad():
+        model = build_model(config, num_classes)
+        if hasattr(model, "load_initial_weights"):
+            model.load_initial_weights(download=False)
+        try:
+            logits = model(torch.rand(count, *shape))
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            if count == 1:
+                raise UsageError(
+                    "training.batch_size=1 is wrong: batch norm needs at least 2 images per batch"
+                ) from None
+            raise UsageError(
+                f"model cannot take images of shape {shape}: {first_line(error)}"
+            ) from None
+    if tuple(logits.shape) != (count, num_classes):
+        raise UsageError(
+            f"model returns {list(logits.shape)} for {count} images; it must be "
+            f"[{count}, {num_classes}], a logit for each class"
+        )
+    _TRIED[key] = model
+    return _TRIED[key]
+
+
+_STEPPED: set[str] = set()
+
+
+def _try_step(config: RunConfig, model: Any) -> Any:
+    """Take a training step on two random images; return the optimizer.
+
+    Once per kind of model and optimizer; the learning rate makes no other kind.
+    """
+    import torch
+    from torch.nn import functional
+
+    # The step is taken on the CPU, where capturable=true is refused; on a GPU it is right.
+    on_cpu = {k: v for k, v in config.optimizer.items() if k != "capturable"}
+    component = config.optimizer if config.device == "cpu" else on_cpu
+    optimizer = build_optimizer(component, model)
+    kind = {k: v for k, v in component.items() if k != "lr"}
+    key = json.dumps([id(model), kind], sort_keys=True)
+    if key not in _STEPPED:
+        shape, count = config.dataset.image_shape, min(config.training.batch_size, 2)
+        with seeded(0):
+            logits = model(torch.rand(count, *shape))
+            loss = functional.cross_entropy(logits, torch.zeros(count, dtype=torch.long))
+        loss.backward()  # type: ignore[no-untyped-call]
+        try:
+            optimizer.step()
+        except Exception as error:  # an optimizer may refuse a step in any way
+            raise UsageError(
+                f"optimizer ({component['_target_']}) cannot take a training step: "
+                f"{first_line(error)}"
+            ) from None
+        optimizer.zero_grad()
+        _STEPPED.add(key)
+    return optimizer
+
+
+def _without_unused_settings(config: RunConfig, asked: Collection[str]) -> RunConfig:
+    """Empty the injected settings that the model does not use; refuse those that were asked for."""
+    conv, dense = config.dropout.conv, config.dropout.dense
+    places = {
+        "dropout.conv": (targets.takes(config.model, "model", "conv_dropout"), conv),
+        "dropout.dense": (targets.takes(config.model, "model", "dense_dropout"), dense),
+        "activation": (targets.takes(config.model, "model", "activation"), config.activation),
+    }
+    for key, (has_place, value) in places.items():
+        wanted = any(a == key or a == key.split(".")[0] or a.startswith(f"{key}.") for a in asked)
+        if wanted and not has_place and value:
+            model = config.choices.get("model") or config.model["_target_"].rpartition(".")[2]
+            neutral = "leave activation out" if key == "activation" else "use dropout=none"
+            raise UsageError(f"{key} was asked for, but model {model} does not use it; {neutral}")
+    dropout = DropoutConfig(
+        conv if places["dropout.conv"][0] else None, dense if places["dropout.dense"][0] else None
+    )
+    activation = config.activation if places["activation"][0] else None
+    return dataclasses.replace(config, dropout=dropout, activation=activation)
+
+
+def _with_settings_of_weights(config: RunConfig, asked: Collection[str]) -> RunConfig:
+    """Let a model that can start from given weights complete its settings and the normalisation.
+
+    Such a model has a function `complete_settings`, which downloads nothing.
+    """
+    model = targets.resolve(config.model["_target_"], "model")
+    complete = getattr(model, "complete_settings", None)
+    if complete is None:
+        return config
+    targets.bind(config.model, "model", {"image_shape": None, "num_classes": None})
+    settings, statistics = complete(config.model)
+    if statistics is None:
+        return dataclasses.replace(config, model=settings)
+    for key in ("dataset.mean", "dataset.std"):
+        if key in asked:
+            raise UsageError(
+                f"{key} was asked for, but model.normalisation=weights sets it; add "
+                "model.normalisation=dataset"
+            )
+    channels = config.dataset.image_shape[0]
+    mean, std = (
+        numbers if channels == len(numbers) else [sum(numbers) / len(numbers)] * channels
+        for numbers in statistics
+    )
+    dataset = dataclasses.replace(config.dataset, mean=mean, std=std)
+    return dataclasses.replace(config, model=settings, dataset=dataset)
+
+
+def _check_scheduler(config: RunConfig, component: Component, optimizer: Any) -> None:
+    step, monitor = component.get("step", "epoch"), component.get("monitor")
+    if step not in ("batch", "epoch"):
+        raise UsageError(f"scheduler.step={step} is wrong: it must be batch or epoch")
+    by_class = config.training.monitor in BY_CLASS
+    scores = epoch_columns([], watched=True, by_class=by_class)
+    known = [name for name in scores if name.endswith(("loss", "accuracy", "f1"))]
+    if monitor is not None and monitor not in known:
+        raise UsageError(
+            f"scheduler.monitor={monitor} is wrong: it must be one of {', '.join(known)}"
+            f"{did_you_mean(str(monitor), known)}"
+        )
+    if monitor is not None and monitor.startswith("test"):
+        raise UsageError(f"scheduler.monitor={monitor} is wrong: nothing is chosen on the test set")
+    if monitor is not None and step == "batch":
+        raise UsageError("scheduler.step=batch is wrong: with a monitor it must be epoch")
+    if str(monitor).startswith("val") and config.split.validation == 0:
+        raise UsageError(
+            f"scheduler.monitor={monitor} is wrong: split.validation is 0; watch train_loss"
+        )
+    total, needed = component.get("total_steps"), _steps(config, step)
+    if total is not None and needed is not None and total < needed:
+        raise UsageError(
+            f"scheduler.total_steps={total} is wrong: the run takes {needed:,} steps; null counts "
+            "them"
+        )
+    rates = {group["lr"] for group in optimizer.param_groups}
+    build_scheduler(component, optimizer, 1)
+    if len({group["lr"] for group in optimizer.param_groups}) < len(rates):
+        backbone = config.optimizer.get("backbone_lr")
+        cause = f"optimizer.backbone_lr={backbone}" if backbone is not None else "the scheduler"
+        raise UsageError(
+            f"{cause} is wrong: {component['_target_']} sets one rate for all parameters, and the "
+            "optimizer has two; choose another scheduler"
+        )
+
+
+def _steps(config: RunConfig, step: str) -> int | None:
+    """Return how often a run's scheduler steps; None if the number of images is not known yet."""
+    epochs, split, images = config.training.epochs, config.split, config.dataset.train_size
+    if step == "epoch":
+        return epochs
+    if images is None:
+        return None
+    if split.source == "train":
+        images -= split.held_out(images)
+    return epochs * len(batch_bounds(images, config.training.batch_size))

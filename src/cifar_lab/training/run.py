@@ -1,0 +1,332 @@
+"""One run, from the config.yaml in its folder to summary.json."""
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, first_line
+from cifar_lab.runs import provenance
+from cifar_lab.runs.checkpoints import weights_checksum
+from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row, diagnosis
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.second_name import second_name
+from cifar_lab.runs.summary import RunSummary, Status, queued
+from cifar_lab.trackers.process import Tracking, tracking
+from cifar_lab.training import console, sanity_checks
+from cifar_lab.training.batches import Batches
+from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.data_record import check_finished, data_record
+from cifar_lab.training.device import configure, describe_device, release_memory, select_device
+from cifar_lab.training.loop import Progress, fit
+from cifar_lab.training.precision import explain
+from cifar_lab.training.resume import check_best, restore
+from cifar_lab.training.scoring import draw_figures, evaluate
+from cifar_lab.training.signals import Stop
+from cifar_lab.training.splits import Splits
+from cifar_lab.training.state import TrainState
+
+log = logging.getLogger("cifar_lab")
+
+
+def run_experiment(
+    run: RunDir, *, stop: Stop | None = None, rerun: bool = False, accept_code: bool = False
+) -> RunSummary:
+    """Train (or resume) the run in a folder, evaluate it, draw its figures; return its summary.
+
+    A finished run is left as it is unless `rerun`. Raises Unavailable if another process holds the
+    folder or if other code made the result; Stopped, with everything saved, on a signal; RunFailed
+    or the run's own error if it failed, with status `failed` and the error in its folder.
+    """
+    with run.lock():
+        settings = run.own_config()
+        summary = queued(settings) if rerun else run.read_summary()
+        if summary.status == "running":  # and nobody held the lock: its process was killed
+            summary = dataclasses.replace(summary, status="interrupted")
+        code = provenance.code_hash(settings)
+        if summary.status == "finished" and not rerun:
+            return _finished_before(run, summary, code, accept_code)
+        if rerun:
+            run.discard_results()
+        with _log_to(run), tracking(run, settings) as tracker:
+            try:
+                return _run(run, settings, summary, code, stop or Stop(), accept_code, tracker)
+            except (Exception, KeyboardInterrupt, Stopped) as error:
+                raise _record_end(run, summary, error) from error
+
+
+def note_killed(run: RunDir, error: str) -> None:
+    """Record that a run's process ended before it could do so itself: the run counts as failed."""
+    with run.lock():
+        summary = run.read_summary()
+        if summary.status != "finished":
+            run.write_summary(dataclasses.replace(summary, status="failed", error=error))
+
+
+def _run(
+    run: RunDir,
+    settings: RunConfig,
+    summary: RunSummary,
+    code: str,
+    stop: Stop,
+    accept_code: bool,
+    tracker: Tracking,
+) -> RunSummary:
+    started = time.perf_counter()
+    checkpoint = run.read_last(log.warning)
+    if checkpoint is not None and summary.code_hash not in (None, code) and not accept_code:
+        raise _made_by_other_code(run, summary.code_hash, code)
+    threads = settings.threads if checkpoint is None else run.resumed_threads(settings)
+    device, threads = _configure(run, settings, threads)
+    splits = load_splits(settings, device)
+    fresh = checkpoint is None and settings.continue_from is None
+    state, batches = build_state(settings, splits, device, initial_weights=fresh)
+    log.info(splits.checked)
+    if splits.storage is not None:
+        log.info(splits.storage)
+    state.dataset = data_record(settings.dataset)
+    continued = restore(run, settings, state, len(batches), checkpoint)
+    summary = dataclasses.replace(
+        queued(settings),
+        status="running",
+        device=device,
+        device_name=describe_device(device),
+        threads=threads,
+        parameters=sum(p.numel() for p in state.model.parameters()),
+        initial_learning_rate=settings.optimizer.get("lr"),
+        continued_from=continued or summary.continued_from,
+        versions=provenance.versions(),
+        commit=provenance.commit(),
+        code_hash=code,
+        dataset=state.dataset,
+    )
+    run.write_summary(summary)
+    found = sanity_checks.before(settings, splits, state, batches, run)
+    summary = dataclasses.replace(summary, warnings=console.log_warnings([], found))
+    run.write_summary(summary)
+    run.rewrite_metrics(
+        state.history,
+        watched=settings.evaluation.watch_test,
+        by_class=settings.training.monitor in BY_CLASS,
+    )
+    if settings.training.step_history:
+        run.rewrite_steps([r for r in run.read_steps() if _is_done(r.epoch, r.step, state)])
+    console.log_start(settings)
+    epochs_before, training_since = state.epoch + state.step / len(batches), time.perf_counter()
+    _train(run, settings, splits, state, batches, stop, tracker)
+    training = time.perf_counter() - training_since
+    release_memory()
+    summary = dataclasses.replace(summary, **_training_fields(state))
+    summary = _evaluate(run, summary, splits, state, batches)
+    run.drop_checkpoints(last=not settings.training.keep_last)
+    epochs = state.epoch - epochs_before
+    summary = dataclasses.replace(
+        summary,
+        status="finished",
+        seconds=summary.seconds or time.perf_counter() - started,
+        epoch_seconds=training / epochs if epochs > 0.5 else None,
+        overhead_seconds=time.perf_counter() - started - training,
+    )
+    run.write_summary(summary)
+    console.log_result(settings, state, summary)
+    return summary
+
+
+def _configure(run: RunDir, settings: RunConfig, threads: int | None) -> tuple[str, int]:
+    """Set what torch keeps for the process; return the device and the number of threads."""
+    device, reason = select_device(settings.device)
+    threads = configure(device, threads, settings.deterministic)
+    torch.manual_seed(settings.seed)
+    log.info("run folder: %s", run.path)
+    precision = settings.precision + explain(settings.precision, device)
+    log.info("device: %s (%s), precision: %s, threads: %d", device, reason, precision, threads)
+    return device, threads
+
+
+def _evaluate(
+    run: RunDir, summary: RunSummary, splits: Splits, state: TrainState, batches: Batches
+) -> RunSummary:
+    """Score the trained run, check the result and draw the figures; return the summary."""
+    run.write_summary(summary)
+    summary = dataclasses.replace(summary, **evaluate(run, splits=splits))
+    found = sanity_checks.after(run, splits, state, batches)
+    warnings = console.log_warnings(summary.warnings, found)
+    run.write_summary(dataclasses.replace(summary, warnings=warnings))
+    drawn, problems = draw_figures(run)
+    return dataclasses.replace(summary, figures=drawn, warnings=warnings + problems)
+
+
+def _train(
+    run: RunDir,
+    settings: RunConfig,
+    splits: Splits,
+    state: TrainState,
+    batches: Batches,
+    stop: Stop,
+    tracker: Tracking,
+) -> None:
+    """Drive `fit` to its end: the one place that handles rows, checkpoints and signals."""
+    saved = time.monotonic()
+    watched = splits.test if settings.evaluation.watch_test else None
+    progress_of_run = fit(
+        state, batches, splits.validation, settings.training, settings.evaluation, watched=watched
+    )
+    tracker.update()
+    with console.Bars(settings.training.epochs) as bars, stop.graceful():
+        for progress in progress_of_run:
+            bars.show(progress)
+            if progress.step_rows:
+                run.append_steps(progress.step_rows)
+            console.log_step(settings, progress)
+            if progress.row is not None:
+                run.append_metrics(progress.row)
+                tracker.update()
+                console.log_epoch(settings, state, progress.row)
+                if progress.improved:
+                    _write_best(run, settings, state, progress.row)
+            stopping = stop.is_wanted(progress)
+            minutes = (time.monotonic() - saved) / 60
+            due = minutes >= settings.training.checkpoint_minutes
+            if progress.row is not None or stopping or due:
+                run.write_last(state.state_dict())
+                saved = time.monotonic()
+            if stopping:
+                raise _stopped_inside(stop, progress)
+    if stop.signal is not None:  # it came after the last yield
+        raise Stopped(stop.signal, "stopped after training; the same command evaluates the run")
+    if state.stopped_early:
+        log.info(
+            "Early stopping triggered at epoch %d. No significant improvement in the validation "
+            "metric for %d epochs.",
+            state.epoch,
+            settings.training.patience,
+        )
+    if not run.last.exists():  # zero epochs: the untrained weights are the result
+        run.write_last(state.state_dict())
+    check_best(run, state)
+
+
+def _stopped_inside(stop: Stop, progress: Progress) -> Stopped:
+    return Stopped(
+        stop.signal or signal.SIGTERM,
+        f"stopped in epoch {progress.epoch}, step {progress.step} of {progress.steps}; everything "
+        "is saved, the same command resumes from there",
+    )
+
+
+def _finished_before(run: RunDir, summary: RunSummary, code: str, accept_code: bool) -> RunSummary:
+    if summary.code_hash not in (None, code) and not accept_code:
+        raise _made_by_other_code(run, summary.code_hash, code)
+    check_finished(run.config.dataset, summary.dataset, run.path)
+    score = f"test accuracy {summary.test_accuracy:.2%}" if summary.test_accuracy else "no score"
+    log.info("finished before: %s (%s); rerun=true runs it again", run.path, score)
+    return summary
+
+
+def _made_by_other_code(run: RunDir, before: str | None, code: str) -> Unavailable:
+    return Unavailable(
+        f"{run.path} was made by other code ({before}, this is {code}): rerun=true runs it again, "
+        "accept_code=true accepts it"
+    )
+
+
+def _is_done(epoch: int, step: int, state: TrainState) -> bool:
+    return (epoch - 1, step) <= (state.epoch, state.step)
+
+
+def _write_best(run: RunDir, settings: RunConfig, state: TrainState, row: EpochMetrics) -> None:
+    """Write best.pt; its second name replaces that of the previous best epoch."""
+    name = second_name(settings, row.epoch, row.val_accuracy or 0.0)
+    weights = state.scored_weights()
+    state.best_checksum = weights_checksum(weights)
+    best = {
+        "model": weights,
+        "epoch": state.epoch,
+        "val_accuracy": state.best.val_accuracy if state.best else None,
+    }
+    run.write_best(best, name)
+    earlier = [r for r in state.history if r.epoch < row.epoch]
+    best_before = best_row(earlier, settings.training.monitor)
+    if name is not None and best_before is not None:
+        former = second_name(settings, best_before.epoch, best_before.val_accuracy or 0.0)
+        if former is not None and former != name:
+            (run.path / former).unlink(missing_ok=True)
+    log.info("Best model saved to %s", run.best if name is None else run.path / name)
+
+
+@contextlib.contextmanager
+def _log_to(run: RunDir) -> Iterator[None]:
+    """Write the log to train.log too."""
+    handler = _LogFile(run)
+    log.addHandler(handler)
+    if log.level == logging.NOTSET:  # no command has set it: called as a function
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+class _LogFile(logging.Handler):
+    """Writes train.log; a line that cannot be written ends the run, like any other file."""
+
+    def __init__(self, run: RunDir) -> None:
+        super().__init__()
+        self._run = run
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._run.append_log(self.format(record))
+
+
+def _record_end(run: RunDir, before: RunSummary, error: BaseException) -> BaseException:
+    """Record why a run ended early; return what to raise: the error, or RunFailed with one line."""
+    stopped = isinstance(error, Stopped | KeyboardInterrupt)
+    expected = isinstance(error, UsageError | Unavailable | RunFailed | OSError)
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(run.path)
+    first = first_line(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        first = f"the GPU's memory is full, try a smaller training.batch_size ({first})"
+    name = type(error).__name__
+    message = name if first == name else f"{name}: {first}"
+    if not run.config_file.exists():
+        gone = RunFailed(f"{run.path} was moved or removed while it was running")
+        return error if stopped else gone
+    with contextlib.suppress(OSError):  # a disk too full to record it: the lock tells the reader
+        if not expected and not stopped:
+            run.append_log("".join(traceback.format_exception(error)))
+        status: Status = "interrupted" if stopped else "failed"
+        never_started = stopped and before.status == "queued" and not run.last.exists()
+        if isinstance(error, Unavailable) or never_started:
+            status = before.status
+        recorded = None if stopped else message
+        run.write_summary(dataclasses.replace(run.read_summary(), status=status, error=recorded))
+    if expected or stopped:
+        return error
+    return RunFailed(f"{run.path} failed with {message}; see the traceback in its train.log")
+
+
+def _training_fields(state: TrainState) -> dict[str, Any]:
+    rows = state.history
+    return {
+        "epochs": state.epoch,
+        "best_epoch": state.best.epoch if state.best else None,
+        "best_val_accuracy": state.best.val_accuracy if state.best else None,
+        "best_val_loss": state.best.val_loss if state.best else None,
+        **{f"best_{name}": getattr(state.best, name, None) for name in BY_CLASS},
+        "effective_learning_rate": rows[-1].learning_rate if rows else None,
+        "seconds": sum(row.seconds for row in rows),
+        "images_per_second": (
+            float(np.median([row.images_per_second for row in rows])) if rows else None
+        ),
+        "stopped_early": state.stopped_early,
+        "diagnosis": diagnosis(rows),
+    }

@@ -1,0 +1,237 @@
+"""From a folder with weights to predictions, reports, figures and the fields of a summary."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cifar_lab.config import targets
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.targets import build
+from cifar_lab.errors import Damaged, UsageError, shorten
+from cifar_lab.runs.atomic_io import write_text
+from cifar_lab.runs.calibration import calibration
+from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.metrics import Predictions, best_row, separation
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.batches import in_order
+from cifar_lab.training.build import load_splits, make_model, normalisation
+from cifar_lab.training.data_record import check_same_data
+from cifar_lab.training.device import derive_seed, memory_format, select_device
+from cifar_lab.training.predict import predict
+from cifar_lab.training.splits import Split, Splits
+
+log = logging.getLogger("cifar_lab")
+
+_SAMPLES = 8  # images of each kind that a run keeps, to draw
+_FEATURES = 2000  # images whose features a run keeps at most, for PCA and t-SNE
+
+
+def evaluate(
+    run: RunDir, *, splits: Splits | None = None, device: str | None = None, features: bool = False
+) -> dict[str, Any]:
+    """Score a run from its folder alone; write predictions and reports, return summary fields.
+
+    This is the one evaluation: training ends with it, and `cifar_lab.evaluate` calls it. `device`
+    replaces the run's own. Features are kept too if a figure of the run needs them or `features` is
+    true. Raises UsageError if the folder has no weights yet, Unavailable if its data have changed.
+    """
+    settings = run.own_config()
+    device, _ = select_device(device or settings.device)
+    scored = weights_to_score(run, settings)
+    if splits is None:
+        check_same_data(settings.dataset, run.read_summary().dataset, run.path)
+        splits = load_splits(settings, device)
+    model = make_model(settings, splits, device)
+
+    def predictions(weights: str, split_name: str) -> Predictions:
+        split = {
+            "validation": splits.validation,
+            "test": splits.official_test if settings.evaluation.test == "official" else splits.test,
+        }[split_name]
+        assert split is not None
+        load_weights(run, weights, model)
+        return predict(
+            model,
+            split,
+            normalisation(settings),
+            settings.evaluation,
+            memory_format=memory_format(device),
+            precision=settings.precision,
+            crop_seed=derive_seed(settings.seed, "evaluation", 0),
+        )
+
+    fields: dict[str, Any] = {"scored_weights": scored}
+    has_last = run.last.exists()
+    if has_last:
+        last = predictions("last", "test")
+        run.write_predictions(last, "test", "last")
+        fields["test_accuracy_last"] = last.accuracy
+    if has_last and settings.training.ema:
+        averaged = predictions("averaged", "test")
+        run.write_predictions(averaged, "test", "averaged")
+        fields["test_accuracy_averaged"] = averaged.accuracy
+    test = last if has_last and scored == "last" else predictions(scored, "test")
+    run.write_predictions(test, "test", "scored")
+    if splits.validation is not None:
+        run.write_predictions(predictions(scored, "validation"), "validation", "scored")
+    names = tuple(settings.dataset.display_names or splits.class_names)
+    _write_reports(run, test, names)
+    _write_samples(run, splits.official_test, test, settings.seed)
+    if features or {"pca", "tsne"} & {name for name, figure in settings.figures.items() if figure}:
+        load_weights(run, scored, model)
+        fields["separation"] = _write_features(run, model, splits.test, settings)
+    calibrated = calibration(test)
+    fields |= {
+        "test_accuracy": test.accuracy,
+        "test_loss": test.loss,
+        "test_size": len(test),
+        "expected_calibration_error": calibrated.error if calibrated is not None else None,
+        "per_class_accuracy": dict(zip(names, test.per_class_accuracy.tolist(), strict=True)),
+        "most_confused": [
+            {"label": names[label], "predicted": names[guess], "images": count}
+            for label, guess, count in test.most_confused()
+        ],
+    }
+    return fields
+
+
+def draw_figures(run: RunDir) -> tuple[list[str], list[str]]:
+    """Draw the figures that the config names; return those drawn, and a warning for each other."""
+    drawn, warnings = [], []
+    for name, component in run.config.figures.items():
+        if component is None:
+            continue
+        try:
+            run.write_figure(name, build(component, f"figures.{name}", run=run))
+            drawn.append(name)
+        except Exception as error:  # a figure is no reason to lose a run
+            warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
+            log.warning(warnings[-1])
+    return drawn, warnings
+
+
+def weights_to_score(run: RunDir, settings: RunConfig) -> str:
+    """Return which weights a run is scored with: best, or last if it has no validation images.
+
+    Raises Damaged if there was a best epoch but its weights are lost.
+    """
+    if settings.evaluation.scored_weights != "best":
+        return settings.evaluation.scored_weights
+    if run.best.exists():
+        return "best"
+    best = best_row(run.read_metrics(), settings.training.monitor)
+    if best is not None:
+        raise Damaged(
+            f"{run.best} is missing: the weights of the best epoch, {best.epoch}, are lost; "
+            "rerun=true trains again"
+        )
+    return "last"
+
+
+def check_scorable(run: RunDir, device: str | None = None) -> None:
+    """Raise what `evaluate` would, as far as files and settings tell; nothing is written.
+
+    UsageError for a folder that is no run's, a target that is not allowed, a device that is not
+    here and weights that are not there yet; Damaged for lost weights.
+    """
+    settings = run.own_config()
+    select_device(device or settings.device)
+    targets.resolve(settings.model["_target_"], "model")
+    targets.resolve(settings.dataset.source.get("_target_"), "dataset.source")
+    _weights_file(run, weights_to_score(run, settings))
+
+
+def load_weights(run: RunDir, weights: str, model: nn.Module) -> None:
+    """Load the best, last or averaged weights into a model; Damaged if they do not fit it.
+
+    The averaged ones are those after the last step, in last.pt.
+    """
+    path = _weights_file(run, weights)
+    checkpoint = load_checkpoint(path)
+    kept = "averaged" if weights == "averaged" else "model"
+    if kept == "averaged" and kept not in checkpoint:
+        raise UsageError(f"{run.path} has no averaged weights; training.ema=0.999 averages them")
+    try:
+        model.load_state_dict(checkpoint[kept])
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+        reasons = str(error).strip().splitlines()  # the first line names the model alone
+        reason = shorten(reasons[min(1, len(reasons) - 1)].strip(), 200) if reasons else "no model"
+        raise Damaged(f"{path} does not hold the weights of the run's model: {reason}") from None
+
+
+def _weights_file(run: RunDir, weights: str) -> Path:
+    path = run.best if weights == "best" else run.last
+    if not path.exists():
+        raise UsageError(
+            f"{run.path} has no {path.name}; train it: python -m cifar_lab.train {run.path}"
+        )
+    return path
+
+
+def _write_reports(run: RunDir, predictions: Predictions, names: tuple[str, ...]) -> None:
+    """Write scikit-learn's classification report, as text and as JSON."""
+    from sklearn.metrics import classification_report
+
+    arguments = {
+        "y_true": predictions.labels,
+        "y_pred": predictions.predicted,
+        "labels": list(range(len(names))),
+        "target_names": list(names),
+        "zero_division": 0.0,
+    }
+    write_text(run.report_text, classification_report(**arguments))
+    as_dict = classification_report(**arguments, output_dict=True)
+    write_text(run.report_json, json.dumps(as_dict, indent=2) + "\n")
+
+
+def _write_samples(run: RunDir, split: Split, test: Predictions, seed: int) -> None:
+    """Keep some test images with their logits: random ones, and the most confident mistakes."""
+    random = np.random.default_rng(seed).permutation(len(test))[:_SAMPLES]
+    wrong = np.flatnonzero(test.predicted != test.labels)
+    confidence = test.probabilities[wrong].max(axis=1)
+    worst = wrong[np.argsort(-confidence, kind="stable")[:_SAMPLES]]
+    chosen = np.concatenate([random, worst])
+    images = split.images[torch.from_numpy(test.indices[chosen]).to(split.images.device)]
+    run.write_arrays(
+        run.samples_file,
+        images=images.cpu().numpy(),
+        labels=test.labels[chosen],
+        logits=test.logits[chosen],
+        indices=test.indices[chosen],
+        kind=np.array(["random"] * len(random) + ["worst"] * len(worst)),
+    )
+
+
+def _write_features(
+    run: RunDir, model: Any, split: Split, settings: RunConfig
+) -> dict[str, float | None]:
+    """Keep the features of the first test images for PCA and t-SNE.
+
+    Returns how well they separate the classes.
+    """
+    part = dataclasses.replace(split, indices=split.indices[:_FEATURES])
+    features, labels = [], []
+    model.eval()
+    with torch.inference_mode():
+        for images, targets in in_order(
+            part,
+            batch_size=settings.evaluation.batch_size,
+            normalisation=normalisation(settings),
+            memory_format=memory_format(str(split.device)),
+        ):
+            features.append(model.features(images).float().flatten(1).cpu())
+            labels.append(targets.cpu())
+    found, classes = torch.cat(features).numpy(), torch.cat(labels).numpy()
+    run.write_arrays(
+        run.features_file, features=found, labels=classes, indices=part.indices.cpu().numpy()
+    )
+    if len(found) < 3 or not np.isfinite(found).all():
+        return {}
+    scores = separation(found, classes)
+    return {name: value if np.isfinite(value) else None for name, value in scores.items()}

@@ -1,0 +1,246 @@
+"""The training, validation and test splits: parts of a dataset as uint8 tensors on the device."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cifar_lab.config.data_config import DatasetConfig, SplitConfig
+from cifar_lab.config.targets import build
+from cifar_lab.datasets import ImageArrays
+from cifar_lab.errors import UsageError
+from cifar_lab.training.device import free_memory
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some images of an official set: `images` uint8 (N, C, H, W) and `labels` int64 (N,) of the
+    whole set on the device, and the `indices` int64 (M,) of those that belong to the split.
+
+    The whole set is kept, not a copy of the part: parallel runs share its pages. `ahead`: the
+    images are in memory of the host, or mapped from a file, and parts are copied ahead of time.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    ahead: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the split's images are used on."""
+        return self.labels.device
+
+    def __len__(self) -> int:
+        """Return M, the number of images."""
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images that a run trains, validates and tests on; `validation` is None without any.
+
+    `storage` says where images are that are not simply in the device's memory. `warnings` are about
+    the images.
+    """
+
+    train: Split
+    validation: Split | None
+    test: Split
+    official_test: Split
+    class_names: tuple[str, ...]
+    checked: str
+    storage: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
+    """Return a dataset's arrays, checked against the facts in its config.
+
+    Images smaller than `image_shape` are padded with zeros on all sides (MNIST at 32x32).
+    """
+    arrays: ImageArrays = build(
+        dataset.source,
+        "dataset.source",
+        root=root,
+        checksums=dataset.checksums,
+        fit=dataset.fit,
+        storage=dataset.storage,
+    )
+    channels, height, width = dataset.image_shape
+    for name in ("train", "test"):
+        images = getattr(arrays, f"{name}_images")
+        expected = getattr(dataset, f"{name}_size")
+        if expected is not None and len(images) != expected:
+            raise UsageError(
+                f"dataset.{name}_size={expected} is wrong: {dataset.name} has {len(images)} images"
+            )
+        if images.shape[1] != channels or images.shape[2] > height or images.shape[3] > width:
+            right = ",".join(map(str, images.shape[1:]))
+            raise UsageError(
+                f"dataset.image_shape={dataset.image_shape}, but the images of {dataset.name} are "
+                f"[{right}]; set 'dataset.image_shape=[{right}]'"
+            )
+    for name in ("classes", "display_names"):
+        names = getattr(dataset, name)
+        if names is not None and len(names) != len(arrays.class_names):
+            raise UsageError(
+                f"dataset.{name} has {len(names)} names, but {dataset.name} has "
+                f"{len(arrays.class_names)} classes: {', '.join(arrays.class_names[:20])}"
+            )
+    return arrays
+
+
+def make_splits(
+    arrays: ImageArrays, dataset: DatasetConfig, split: SplitConfig, device: str
+) -> Splits:
+    """Divide the official sets and move them to the device; the parts are checked disjoint.
+
+    Images that are too many for the device stay where they are, and are copied in parts.
+    """
+    train, validation, test = split_indices(split, arrays.train_labels, arrays.test_labels)
+    ahead = _reads_ahead(arrays, dataset, device)
+    place = "cpu" if ahead else device
+    official = {
+        name: (
+            _to_device(getattr(arrays, f"{name}_images"), dataset.image_shape, place),
+            torch.from_numpy(np.array(getattr(arrays, f"{name}_labels"), dtype=np.int64)).to(
+                device
+            ),
+        )
+        for name in ("train", "test")
+    }
+
+    def part(
+        name: str, origin: str, indices: "np.ndarray[tuple[int], np.dtype[np.int64]]"
+    ) -> Split:
+        return Split(name, *official[origin], torch.from_numpy(indices), ahead)
+
+    checked = check_disjoint(
+        {
+            "train": ("train", train),
+            "validation": (split.source, validation),
+            "test": ("test", test),
+        }
+    )
+    return Splits(
+        train=part("train", "train", train),
+        validation=part("validation", split.source, validation) if len(validation) else None,
+        test=part("test", "test", test),
+        official_test=part("test", "test", np.arange(len(arrays.test_labels))),
+        class_names=tuple(dataset.classes or arrays.class_names),
+        checked=checked,
+        storage=_describe_storage(arrays, ahead, device),
+        warnings=arrays.warnings,
+    )
+
+
+def split_indices(
+    split: SplitConfig,
+    train_labels: "np.ndarray[tuple[int], np.dtype[np.integer]]",
+    test_labels: "np.ndarray[tuple[int], np.dtype[np.integer]]",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the sorted indices of the training, validation and test images.
+
+    Training and validation indices count within the official training set, unless `source` is
+    "test": then validation and test divide the official test set (S0) and all the rest trains.
+    """
+    labels = train_labels if split.source == "train" else test_labels
+    size = len(labels)
+    count = split.count(size, f"the {split.source} set")
+    validation = _choose(split, labels, count)
+    rest = np.setdiff1d(np.arange(size), validation)
+    if split.source == "train":
+        return rest, validation, np.arange(len(test_labels))
+    return np.arange(len(train_labels)), validation, rest
+
+
+def check_disjoint(parts: dict[str, tuple[str, np.ndarray]]) -> str:
+    """Return a line for the log that the parts are disjoint; ValueError if two share an image.
+
+    Parts are {name: (official set, indices)}; only those of the same official set can overlap.
+    """
+    names = list(parts)
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            (origin, a), (other, b) = parts[first], parts[second]
+            shared = len(np.intersect1d(a, b)) if origin == other else 0
+            if shared:
+                raise ValueError(f"{shared} images are in both the {first} and the {second} split")
+    sizes = ", ".join(f"{name} {len(indices):,}" for name, (_, indices) in parts.items())
+    return f"splits verified disjoint: {sizes}"
+
+
+def _choose(split: SplitConfig, labels: np.ndarray, count: int) -> np.ndarray:
+    size = len(labels)
+    if split.method == "tail":
+        return np.arange(size - count, size)
+    if split.method == "numpy":
+        return np.sort(np.random.RandomState(split.seed).permutation(size)[:count])
+    generator = np.random.default_rng(split.seed)
+    classes, totals = np.unique(labels, return_counts=True)
+    if split.folds is not None:
+        # Dealt out like cards, class after class: the numbers of a class in two folds differ by
+        # one at most, as those of scikit-learn's StratifiedKFold do, and so do the folds' sizes.
+        order = (
+            generator.permutation(size)
+            if split.method == "random"
+            else np.concatenate(
+                [generator.permutation(np.flatnonzero(labels == label)) for label in classes]
+            )
+        )
+        return np.sort(order[split.fold :: split.folds])
+    if split.method == "random":
+        return np.sort(generator.permutation(size)[:count])
+    exact = totals * count / size
+    quota = np.floor(exact).astype(int)
+    for index in np.argsort(quota - exact, kind="stable")[: count - quota.sum()]:
+        quota[index] += 1
+    chosen = [
+        generator.permutation(np.flatnonzero(labels == label))[:n]
+        for label, n in zip(classes, quota, strict=True)
+    ]
+    return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
+
+
+def _reads_ahead(arrays: ImageArrays, dataset: DatasetConfig, device: str) -> bool:
+    """Return whether parts of the images are copied to the device as they are needed.
+
+    On a CPU those that are mapped; on a GPU those that would take more than half of its free
+    memory, unless `dataset.storage` decides.
+    """
+    if device == "cpu":
+        return arrays.mapped
+    if dataset.storage != "auto":
+        return dataset.storage == "mapped"
+    return _size(arrays) > free_memory(device) // 2
+
+
+def _size(arrays: ImageArrays) -> int:
+    return arrays.train_images.nbytes + arrays.test_images.nbytes
+
+
+def _describe_storage(arrays: ImageArrays, ahead: bool, device: str) -> str | None:
+    if not arrays.mapped and not ahead:
+        return None
+    where = "mapped from a file" if arrays.mapped else "in the host's memory"
+    use = "copied ahead of each step" if ahead else f"copied to {device}"
+    return f"images: {_size(arrays) / 1e9:,.1f} GB, {where}, {use}"
+
+
+def _to_device(images: np.ndarray, shape: Sequence[int], device: str) -> Tensor:
+    with warnings.catch_warnings():
+        # A map of a file is read-only, and nothing writes to the images of a dataset.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.from_numpy(images).to(device)
+    missing = [shape[1] - images.shape[2], shape[2] - images.shape[3]]
+    if any(missing):
+        (above, before) = (n // 2 for n in missing)
+        tensor = functional.pad(tensor, [before, missing[1] - before, above, missing[0] - above])
+    return tensor

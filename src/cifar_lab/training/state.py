@@ -1,0 +1,292 @@
+"""The state of training, which is what a checkpoint holds, and the learning-rate schedule."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cifar_lab.config.schema import Component, convert, wrong
+from cifar_lab.config.targets import build, resolve
+from cifar_lab.errors import UsageError, first_line
+from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, has_scores_by_class
+from cifar_lab.training.device import derive_seed
+from cifar_lab.training.dropout import key_dropout
+from cifar_lab.training.lookahead import Lookahead
+from cifar_lab.training.weight_average import WeightAverage
+
+STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
+"""Arguments of schedulers that, left null, are the number of steps of the whole run."""
+
+
+class Schedule:
+    """A torch scheduler, when it steps and what it monitors; without one, a constant rate."""
+
+    def __init__(self, scheduler: Any = None, step: str = "epoch", monitor: str | None = None):
+        self.scheduler = scheduler
+        self.step = step
+        self.monitor = monitor
+
+    def after_batch(self) -> None:
+        """Step a scheduler that counts batches."""
+        if self.scheduler is not None and self.step == "batch":
+            self.scheduler.step()
+
+    def after_epoch(self, row: EpochMetrics) -> None:
+        """Step a scheduler that counts epochs, or one that monitors a column of metrics.csv."""
+        if self.scheduler is None or self.step != "epoch":
+            return
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            watched = getattr(row, self.monitor or "val_accuracy")
+            if watched is None:
+                raise UsageError(
+                    f"scheduler.monitor={self.monitor} is not measured: split.validation is 0; "
+                    "monitor train_loss, or hold out a validation split"
+                )
+            self.scheduler.step(watched)
+        else:
+            self.scheduler.step()
+
+
+def build_scheduler(component: Component, optimizer: Any, length: int) -> Any:
+    """Build a scheduler; a number of steps left null means `length`, the whole run."""
+    filled = {
+        key: max(length, 1) if key in STEPS_OF_THE_RUN and value is None else value
+        for key, value in component.items()
+    }
+    return build(filled, "scheduler", optimizer=optimizer)
+
+
+def make_schedule(component: Component | None, optimizer: Any, epochs: int, steps: int) -> Schedule:
+    """Build the scheduler; a number of steps left null means the whole run."""
+    if component is None:
+        return Schedule()
+    when = component.get("step", "epoch")
+    scheduler = build_scheduler(component, optimizer, epochs * (steps if when == "batch" else 1))
+    return Schedule(scheduler, when, component.get("monitor"))
+
+
+def classifier_of(model: Any, setting: str) -> nn.Module:
+    """Return the part of a model that classifies its features; `setting` is what needs it."""
+    classifier = getattr(model, "classifier", None)
+    if not isinstance(classifier, nn.Module) or not list(classifier.parameters()):
+        raise UsageError(
+            f"{setting} was asked for, but {type(model).__name__} has no module `classifier` with "
+            "parameters, which it divides from the rest"
+        )
+    return classifier
+
+
+def build_optimizer(component: Component, model: nn.Module) -> Any:
+    """Build a model's optimizer; with `backbone_lr`, the classifier's group stands first.
+
+    An optimizer with a function `parameter_groups(model)` divides the parameters itself.
+    """
+    settings = {key: value for key, value in component.items() if key != "backbone_lr"}
+    rate = convert(float | None, component.get("backbone_lr"), "optimizer.backbone_lr")
+    divide = getattr(resolve(component.get("_target_"), "optimizer"), "parameter_groups", None)
+    if divide is not None:
+        if rate is not None:
+            raise UsageError(
+                f"optimizer.backbone_lr={rate} is wrong: {component['_target_']} divides the "
+                "parameters itself"
+            )
+        return build(settings, "optimizer", params=divide(model))
+    if rate is None:
+        return build(settings, "optimizer", params=model.parameters())
+    if rate < 0:
+        raise wrong("optimizer.backbone_lr", rate, "at least 0")
+    head = list(classifier_of(model, "optimizer.backbone_lr").parameters())
+    of_head = {id(parameter) for parameter in head}
+    backbone = [parameter for parameter in model.parameters() if id(parameter) not in of_head]
+    groups = [{"params": head}, {"params": backbone, "lr": rate}]
+    return build(settings, "optimizer", params=groups)
+
+
+@dataclass
+class TrainState:
+    """The complete state of training: what a checkpoint holds, and nothing else.
+
+    `compiled`: `fit` compiles the network. Dropout then draws from torch's global generator, which
+    is seeded at the start of each epoch, because torch.compile supports no other one.
+    `epoch` counts finished epochs and `step` the batches done in the current one; `sums` holds
+    [loss * images, correct, images] of the current epoch, on the device; `used_rate` is the
+    learning rate of the last step; `dataset` is the record of the data that are trained on;
+    `best_checksum` is that of the weights in best.pt; with an `average`, these are the averaged
+    ones.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    seed: int
+    device: str
+    precision: str
+    compiled: bool = False
+    lookahead: Lookahead | None = None
+    average: WeightAverage | None = None
+    generator: torch.Generator = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    sums: Tensor = field(init=False)
+    dataset: dict[str, str] = field(default_factory=dict)
+    epoch: int = 0
+    step: int = 0
+    used_rate: float = 0.0
+    seconds: float = 0.0
+    history: list[EpochMetrics] = field(default_factory=list)
+    best: EpochMetrics | None = None
+    best_checksum: str | None = None
+    stale_epochs: int = 0
+    best_monitored: float | None = None
+    stopped_early: bool = False
+
+    def __post_init__(self) -> None:
+        kind = self.device.split(":")[0]
+        self.generator = torch.Generator(self.device)
+        self.generator.manual_seed(derive_seed(self.seed, "dropout", 1))
+        self.scaler = torch.amp.GradScaler(kind, enabled=self.precision == "fp16")
+        self.sums = torch.zeros(3, dtype=torch.float64 if kind != "mps" else torch.float32)
+        self.sums = self.sums.to(self.device)
+        if not self.compiled:
+            key_dropout(self.model, self.generator)
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
+
+    def train_mode(self, *, head_only: bool) -> None:
+        """Set the model to training; with `head_only`, no other part of it changes.
+
+        What is frozen stays as in evaluation, so that batch norm keeps its statistics too. A model
+        that has a method `begin_epoch(epoch)` is told the epoch, from 1, and may freeze more.
+        """
+        self.model.train(not head_only)
+        head = classifier_of(self.model, "training.frozen_epochs") if head_only else self.model
+        head.train()
+        learning = {id(parameter) for parameter in head.parameters()}
+        for parameter in self._trained:
+            parameter.requires_grad_(id(parameter) in learning)
+        begin_epoch = getattr(self.model, "begin_epoch", None)
+        if begin_epoch is not None:
+            begin_epoch(self.epoch + 1)
+
+    def scored_weights(self) -> dict[str, Any]:
+        """Return the weights that validation scores and best.pt keeps: the averaged ones, if any.
+
+        A state dict of the model.
+        """
+        return self.model.state_dict() if self.average is None else self.average.weights(self.model)
+
+    def scored_logits(self, images: Tensor) -> Tensor:
+        """Return the logits of these weights, (B, C)."""
+        logits: Tensor = (
+            self.model(images) if self.average is None else self.average(self.model, images)
+        )
+        return logits
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain values only: what `load_state_dict` needs to resume exactly."""
+        scheduler = self.schedule.scheduler
+        averaged = {"averaged": self.scored_weights()} if self.average is not None else {}
+        slow = {"lookahead": self.lookahead.state_dict()} if self.lookahead is not None else {}
+        return {
+            **slow,
+            **averaged,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": scheduler.state_dict() if scheduler is not None else None,
+            "scaler": self.scaler.state_dict(),
+            "generator": self.generator.get_state(),
+            "global_generators": _global_generators(self.device),
+            "sums": self.sums.cpu(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "used_rate": self.used_rate,
+            "seconds": self.seconds,
+            "history": history_tensor(self.history),
+            "best": history_tensor([self.best] if self.best else []),
+            "stale_epochs": self.stale_epochs,
+            "best_monitored": self.best_monitored,
+            "stopped_early": self.stopped_early,
+            "dataset": self.dataset,
+            "best_checksum": self.best_checksum,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load a saved state; UsageError if it belongs to another model or optimizer."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.lookahead is not None:
+                self.lookahead.load_state_dict(state.get("lookahead"))
+            if self.average is not None:
+                self.average.load_state_dict(state.get("averaged"))
+            if self.schedule.scheduler is not None and state["scheduler"] is not None:
+                self.schedule.scheduler.load_state_dict(state["scheduler"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.generator.set_state(state["generator"])
+            self.sums.copy_(state["sums"])
+            _set_global_generators(self.device, state["global_generators"])
+            self.history = history_rows(state["history"])
+            self.best = next(iter(history_rows(state["best"])), None)
+            self.best_checksum = state.get("best_checksum")  # older versions wrote none
+            for name in (
+                "epoch",
+                "step",
+                "used_rate",
+                "seconds",
+                "stale_epochs",
+                "best_monitored",
+                "stopped_early",
+            ):
+                setattr(self, name, state[name])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"the checkpoint belongs to another model or optimizer: {first_line(error)}; "
+                "rerun=true starts again"
+            ) from None
+
+
+def history_tensor(rows: list[EpochMetrics]) -> Tensor:
+    """Return rows as float64 (rows, columns); a missing value is NaN.
+
+    The last columns, those of scores by class, are left out where no row has them.
+    """
+    names = columns(EpochMetrics)
+    if not has_scores_by_class(rows):
+        names = names[: -len(BY_CLASS)]
+    cells = [[math.nan if (v := getattr(r, n)) is None else v for n in names] for r in rows]
+    return torch.tensor(cells, dtype=torch.float64).reshape(len(rows), len(names))
+
+
+def history_rows(table: Tensor) -> list[EpochMetrics]:
+    """Return the rows that `history_tensor` was made of."""
+    names = columns(EpochMetrics)[: table.shape[1]]
+    rows = []
+    for cells in table.tolist():
+        values: dict[str, Any] = {
+            n: None if math.isnan(v) else v for n, v in zip(names, cells, strict=True)
+        }
+        rows.append(EpochMetrics(**{**values, "epoch": int(cells[0])}))
+    return rows
+
+
+def _global_generators(device: str) -> dict[str, Tensor]:
+    """Return the states of torch's own generators, from which a model of one's own may draw."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.startswith("cuda"):
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _set_global_generators(device: str, states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.startswith("cuda") and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])

@@ -1,0 +1,214 @@
+"""The functions of `import cifar_lab`: the same runs as the commands, and errors as exceptions."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import TINY, at_yield, every_step
+
+import cifar_lab
+from cifar_lab import train as command
+from cifar_lab.config.compose import compose as compose_words
+from cifar_lab.training.build import load_splits
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> cifar_lab.Run:
+    return cifar_lab.run(*TINY, f"output_dir={tmp_path_factory.mktemp('outputs')}")
+
+
+def test_importing_is_fast_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, time\n"
+        "before = time.process_time()\n"
+        "import cifar_lab\n"
+        "print(time.process_time() - before, *{'torch', 'hydra', 'numpy'} & set(sys.modules))"
+    )
+    seconds = []
+    for _ in range(3):
+        line = [sys.executable, "-c", code]
+        (taken,) = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+        seconds.append(float(taken))
+    assert min(seconds) < 0.05
+
+
+def test_the_functions_are_listed_and_others_are_not_there() -> None:
+    assert {"run", "sweep", "compose", "load_run", "load_runs", "Run"} <= set(dir(cifar_lab))
+    with pytest.raises(AttributeError, match="nonsense"):
+        cifar_lab.nonsense  # noqa: B018
+
+
+def test_a_run_shows_what_its_folder_holds(run: cifar_lab.Run) -> None:
+    assert run.status == run.summary.status == "finished"
+    assert run.config == cifar_lab.compose(*TINY, f"output_dir={run.config.output_dir}")
+    header, *rows = (run.path / "metrics.csv").read_text().splitlines()
+    assert list(run.metrics) == header.split(",")
+    assert [len(column) for column in run.metrics.values()] == [2] * len(run.metrics)
+    assert run.metrics["epoch"] == [1, 2]
+    column = header.split(",").index("val_accuracy")
+    assert run.metrics["val_accuracy"] == [float(row.split(",")[column]) for row in rows]
+    assert repr(run).startswith(f"<Run {run.path.name}: finished, 2 epochs, best validation")
+
+
+def test_a_column_without_values_is_none(tmp_path: Path) -> None:
+    words = [*TINY, "split.validation=0", "training.epochs=1", f"output_dir={tmp_path}"]
+    assert cifar_lab.run(*words).metrics["val_accuracy"] == [None]
+
+
+def test_the_model_scores_as_the_run_did(run: cifar_lab.Run) -> None:
+    splits = load_splits(run.config, "cpu")
+    images = splits.test.images[splits.test.indices]
+    stored = np.load(run.path / "predictions.npz")["logits"]
+    expected = torch.from_numpy(stored).double().softmax(dim=1).numpy()
+    assert run.predict(images[:, 0].numpy(), device="cpu") == pytest.approx(expected, abs=1e-4)
+    model = run.load_model()
+    assert not model.training
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_a_finished_run_is_found_by_its_words_and_its_folder(run: cifar_lab.Run) -> None:
+    before = (run.path / "summary.json").stat().st_mtime_ns
+    assert cifar_lab.run(*TINY, f"output_dir={run.config.output_dir}") == run
+    assert cifar_lab.load_run(run.path) == run
+    assert cifar_lab.load_runs(run.config.output_dir) == [run]
+    assert (run.path / "summary.json").stat().st_mtime_ns == before
+
+
+def test_runs_in_one_process_do_not_change_each_other(run: cifar_lab.Run, tmp_path: Path) -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    other = cifar_lab.run(*TINY, "threads=2", "deterministic=true", f"output_dir={tmp_path}/a")
+    assert other.summary.threads == 2
+    assert torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
+    again = cifar_lab.run(*TINY, f"output_dir={tmp_path}/b")
+    assert again.metrics["train_loss"] == run.metrics["train_loss"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("optimizer.lrr=1",),
+        ("model=nonsense",),
+        ("training.epochs=-1",),
+        ("seed=0,1",),
+        ("nowhere",),
+        ("--nonsense",),
+    ],
+)
+def test_a_wrong_request_raises_the_line_of_the_command(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(words) == 2
+    line = capsys.readouterr().err.removeprefix("cifar_lab: ").rstrip("\n")
+    for function in (cifar_lab.run, cifar_lab.compose):
+        with pytest.raises(cifar_lab.UsageError, match=f"^{re.escape(line)}$"):
+            function(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("-m", "seed=0,1"), "cifar_lab.run is for one run, and these are 2; use cifar_lab.sweep"),
+        (("plan=true",), "plan=true is for the command line"),
+        (("--cfg", "job"), "--cfg is for the command line"),
+        (("--help",), "--help is for the command line"),
+    ],
+)
+def test_what_is_for_the_command_line_or_a_sweep_is_refused(
+    words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(cifar_lab.UsageError, match=re.escape(message)):
+        cifar_lab.run(*TINY, *words)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(cifar_lab.UsageError, match="not a run folder"):
+        cifar_lab.load_run(tmp_path)
+    with pytest.raises(cifar_lab.UsageError, match="is not a folder"):
+        cifar_lab.load_runs(tmp_path / "nowhere")
+
+
+def test_a_kernel_interrupt_saves_and_the_same_call_goes_on(
+    run: cifar_lab.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*TINY, f"output_dir={tmp_path}"]
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        every_step(patch)
+        at_yield(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match="saved"):
+            cifar_lab.run(*words)
+    assert signal.getsignal(signal.SIGINT) is before
+    (stopped,) = cifar_lab.load_runs(tmp_path)
+    assert stopped.status == "interrupted"
+    assert cifar_lab.run(*words).metrics["train_loss"] == run.metrics["train_loss"]
+
+
+def test_sigterm_saves_and_then_reaches_the_handler_of_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    every_step(monkeypatch)
+    at_yield(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        with pytest.raises(BaseException, match="saved"):
+            cifar_lab.run(*TINY, f"output_dir={tmp_path}")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
+
+
+def test_a_run_works_in_another_thread(run: cifar_lab.Run, tmp_path: Path) -> None:
+    runs: list[cifar_lab.Run] = []
+    work = threading.Thread(
+        target=lambda: runs.append(cifar_lab.run(*TINY, f"output_dir={tmp_path}"))
+    )
+    work.start()
+    work.join()
+    assert runs[0].metrics["train_loss"] == run.metrics["train_loss"]
+
+
+def test_a_program_that_uses_hydra_itself_keeps_its_own() -> None:
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from cifar_lab.config.groups import config_folder
+
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        mine = GlobalHydra.instance().hydra
+        compose_words(["dataset=digits"])
+        assert GlobalHydra.instance().hydra is mine
+
+
+@pytest.mark.slow
+def test_a_sweep_returns_its_runs_in_order_and_needs_no_main_guard(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    words = [*TINY, "seed=0,1", "jobs=2", f"output_dir={tmp_path / 'outputs'}"]
+    script.write_text(
+        "import cifar_lab\n"
+        "print('started')\n"
+        f"runs = cifar_lab.sweep(*{words!r})\n"
+        "print(*[(run.config.seed, run.status) for run in runs])\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["started", "(0, 'finished') (1, 'finished')"]
+    runs = cifar_lab.sweep(*words)
+    assert [one.config.seed for one in runs] == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_raises_after_the_others_have_run(tmp_path: Path) -> None:
+    words: list[Any] = [*TINY, "optimizer.lr=0.001,1e30", f"output_dir={tmp_path}"]
+    with pytest.raises(cifar_lab.RunFailed, match="1 of 2 cells failed"):
+        cifar_lab.sweep(*words)
+    assert sorted(one.status for one in cifar_lab.load_runs(tmp_path)) == ["failed", "finished"]

@@ -1,0 +1,157 @@
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from synthetic_runs import make_run
+from tiny_runs import train
+
+from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.load_runs import FoundRun
+from cifar_lab.analysis.report_details import reliability as reported
+from cifar_lab.analysis.seed_groups import collect
+from cifar_lab.figures import reliability, style
+from cifar_lab.runs.calibration import Calibration, calibration, pooled
+from cifar_lab.runs.metrics import Predictions
+from cifar_lab.runs.summary import from_json
+
+
+def guo(predictions: Predictions, bins: int = 15) -> float:
+    """The error as Guo et al. published it: ECELoss of github.com/gpleiss/temperature_scaling."""
+    boundaries = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    logits = torch.from_numpy(predictions.logits).double()
+    confidences, guesses = torch.softmax(logits, dim=1).max(1)
+    accuracies = guesses.eq(torch.from_numpy(predictions.labels))
+    ece = torch.zeros(1, dtype=torch.float64)
+    for lower, upper in itertools.pairwise(boundaries):
+        in_bin = confidences.gt(lower) * confidences.le(upper)
+        if in_bin.any():
+            accuracy = accuracies[in_bin].double().mean()
+            ece += (confidences[in_bin].mean() - accuracy).abs() * in_bin.double().mean()
+    return float(ece)
+
+
+def of(probabilities: list[float], right: list[bool]) -> Predictions:
+    """Two classes; the first is predicted with the given probability."""
+    logits = np.array([[math.log(p), math.log(1 - p)] for p in probabilities], dtype=np.float32)
+    labels = np.array([0 if one else 1 for one in right], dtype=np.int64)
+    return Predictions(logits, labels, np.arange(len(labels)))
+
+
+def found(predictions: Predictions, bins: int = 15) -> Calibration:
+    result = calibration(predictions, bins)
+    assert result is not None
+    return result
+
+
+def heights(axes: Axes) -> list[float]:
+    return [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)]
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_the_error_is_that_of_its_authors_code(classes: int, bins: int) -> None:
+    draw = np.random.default_rng([classes, bins])
+    logits = draw.normal(0, 3, (2000, classes)).astype(np.float32)
+    labels = np.where(draw.random(2000) < 0.6, logits.argmax(1), draw.integers(0, classes, 2000))
+    predictions = Predictions(logits, labels, np.arange(2000))
+    result = found(predictions, bins)
+    assert result.error == pytest.approx(guo(predictions, bins), abs=1e-12)
+    assert result.counts.sum() == 2000
+    confidence = predictions.probabilities.max(axis=1).mean()
+    assert result.overconfidence == pytest.approx(confidence - predictions.accuracy)
+
+
+def test_the_error_of_an_example_by_hand() -> None:
+    # Bins of a tenth: two images at 0.95 of which one is right, two at 0.65 that are both right.
+    result = found(of([0.95, 0.95, 0.65, 0.65], [True, False, True, True]), 10)
+    assert result.error == pytest.approx(0.5 * 0.45 + 0.5 * 0.35)
+    assert result.overconfidence == pytest.approx(0.8 - 0.75)
+    assert result.counts.tolist() == [0] * 6 + [2, 0, 0, 2]
+
+
+def test_certain_answers_are_in_the_last_bin() -> None:
+    logits = np.array([[1000.0, 0.0], [0.0, 1000.0]], dtype=np.float32)
+    result = found(Predictions(logits, np.array([0, 0]), np.arange(2)))
+    assert result.counts[-1] == 2
+    assert result.error == pytest.approx(0.5)
+
+
+def test_outputs_of_a_model_that_ends_with_a_softmax_are_its_probabilities() -> None:
+    probabilities = np.array([[0.95, 0.05], [0.65, 0.35]], dtype=np.float32)
+    result = found(Predictions(probabilities, np.array([0, 1]), np.arange(2)))
+    assert result.confidence.sum() == pytest.approx(0.95 + 0.65)
+
+
+def test_nothing_is_said_of_no_images_and_of_a_network_that_diverged() -> None:
+    empty = Predictions(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    diverged = Predictions(np.full((2, 3), np.nan, np.float32), np.zeros(2, np.int64), np.arange(2))
+    assert calibration(empty) is None
+    assert calibration(diverged) is None
+
+
+def test_runs_pooled_are_as_one_run_of_all_their_predictions() -> None:
+    first, second = of([0.9, 0.7], [True, False]), of([0.9, 0.55], [False, True])
+    both = of([0.9, 0.7, 0.9, 0.55], [True, False, False, True])
+    assert pooled([found(first), found(second)]).error == pytest.approx(found(both).error)
+
+
+def test_a_run_states_the_error_of_its_test_predictions(tmp_path: Path) -> None:
+    run = train(tmp_path)
+    stated = run.read_summary().expected_calibration_error
+    assert stated == pytest.approx(guo(run.read_predictions()), abs=1e-12)
+    assert run_metrics.show("expected_calibration_error", stated).endswith(" %")
+    assert run_metrics.is_test("expected_calibration_error")
+
+
+def test_a_summary_without_the_error_stays_readable(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    fields = json.loads(run.summary_file.read_bytes())
+    del fields["expected_calibration_error"]
+    assert from_json(json.dumps(fields).encode()).expected_calibration_error is None
+    assert FoundRun(run).metric("expected_calibration_error") is None
+
+
+def test_the_diagram_shows_share_confidence_and_images_of_each_bin(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    result = found(run.read_predictions())
+    upper, lower = reliability.draw(run).axes
+    filled = result.counts > 0
+    assert heights(upper) == pytest.approx(list(result.right[filled] / result.counts[filled]))
+    (marks,) = [line for line in upper.lines if line.get_color() == style.VERMILLION]
+    across = np.asarray(marks.get_xdata())
+    assert across == pytest.approx(result.confidence[filled] / result.counts[filled])
+    assert heights(lower) == result.counts.tolist()
+    title = reliability.draw(run).get_suptitle().replace("\n", " ")
+    assert f"expected calibration error {100 * result.error:.2f} %" in title
+
+
+def test_the_diagram_of_a_diverged_network_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    before = run.read_predictions()
+    nan = np.full_like(before.logits, np.nan)
+    run.write_predictions(Predictions(nan, before.labels, before.indices), "test", "scored")
+    upper, _ = reliability.draw(run).axes
+    assert [text.get_text() for text in upper.texts] == ["no images with finite scores"]
+
+
+def test_report_html_shows_the_test_images_only_where_it_shows_the_test_score(
+    tmp_path: Path,
+) -> None:
+    runs = [make_run(tmp_path, seed=seed) for seed in range(3)]
+    (setting,) = collect(tmp_path, [FoundRun(run) for run in runs]).settings
+    errors = {
+        split: [found(run.read_predictions(split)).error for run in runs]
+        for split in ("test", "validation")
+    }
+    for split, test in (("test", True), ("validation", False)):
+        shown = reported(setting, test=test)
+        assert shown is not None
+        assert shown["split"] == split
+        assert shown["error"].startswith(f"{100 * sum(errors[split]) / 3:.2f} ± ")
+        assert sum(count for count, _, _ in shown["bins"]) == 1500

@@ -1,0 +1,159 @@
+"""The page of a run's mistakes, and the labels that several runs contradict."""
+
+import base64
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_runs import train
+
+from cifar_lab import evaluate
+from cifar_lab.analysis.mistakes import confident_mistakes, label_errors
+from cifar_lab.runs.metrics import Predictions
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.build import load_splits
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunDir]]:
+    folder = tmp_path_factory.mktemp("errors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR_LAB_DATA", str(folder / "data"))
+        yield [train(folder, f"seed={seed}", "training.epochs=1") for seed in range(2)]
+
+
+def noisy_runs(count: int, *, seed: int = 0) -> tuple[list[Predictions], set[int]]:
+    """Runs that know the classes of 400 images, 12 of which have a wrong label; their indices."""
+    draw = np.random.default_rng(seed)
+    classes = draw.integers(0, 5, 400)
+    indices = draw.permutation(1000)[:400]
+    wrong = draw.choice(400, 12, replace=False)
+    labels = classes.copy()
+    labels[wrong] = (classes[wrong] + draw.integers(1, 5, 12)) % 5
+    found = []
+    for _ in range(count):
+        logits = draw.normal(0, 0.3, (400, 5))
+        logits[np.arange(400), classes] += draw.uniform(4.5, 5.5, 400)
+        order = draw.permutation(400)  # a run keeps the images in an order of its own
+        arrays = logits.astype(np.float32)[order], labels[order], indices[order]
+        found.append(Predictions(*arrays))
+    return found, {int(index) for index in indices[wrong]}
+
+
+def test_wrong_labels_are_found_and_come_first() -> None:
+    predictions, planted = noisy_runs(3)
+    suspects = label_errors(predictions)
+    found = {one.index for one in suspects}
+    assert found <= planted
+    assert len(found) >= 10
+    margins = [one.p_guess - one.p_label for one in suspects]
+    assert margins == sorted(margins, reverse=True)
+    assert all(one.runs in (2, 3) and one.guess != one.label for one in suspects)
+
+
+def test_a_suspect_needs_most_of_the_runs_and_a_class_as_probable_as_usual() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 1])
+
+    def run_of(last: float) -> Predictions:
+        second = np.array([0.1, 0.1, 0.1, 0.9, 0.9, last])  # probability of class 1
+        logits = np.log(np.stack([1 - second, second], axis=1)).astype(np.float32)
+        return Predictions(logits, labels, np.arange(6))
+
+    # Images of class 0 have it with 0.9: the last image counts from there on.
+    (suspect,) = label_errors([run_of(0.02), run_of(0.04)])
+    assert (suspect.index, suspect.label, suspect.guess, suspect.runs) == (5, 1, 0, 2)
+    assert suspect.p_guess == pytest.approx(0.97, abs=1e-6)
+    assert not label_errors([run_of(0.3), run_of(0.3)])  # both are wrong, and not sure
+    assert not label_errors([run_of(1e-6), run_of(0.9), run_of(0.9)])
+
+
+def test_mistakes_are_ordered_by_confidence() -> None:
+    (predictions,), _ = noisy_runs(1)
+    found = confident_mistakes(predictions, 5)
+    wrong = predictions.predicted != predictions.labels
+    sure = predictions.probabilities.max(axis=1)
+    assert [one.p_guess for one in found] == pytest.approx(sorted(sure[wrong])[::-1][:5])
+    for one in found:
+        (place,) = np.flatnonzero(predictions.indices == one.index)
+        assert (one.label, one.guess) == (
+            predictions.labels[place],
+            predictions.predicted[place],
+        )
+        assert one.p_label == pytest.approx(predictions.probabilities[place, one.label])
+
+
+def pictures(page: str) -> list[np.ndarray]:
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))) for text in found]
+
+
+def test_evaluate_writes_the_mistakes_of_a_run_as_a_page(
+    runs: list[RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([str(runs[0].path), "--errors", "3"]) == 0
+    path = runs[0].path / "errors.html"
+    assert f"mistakes: {path}" in capsys.readouterr().out
+    page = path.read_text(encoding="utf-8")
+    assert not re.search(r"https?://|@import|<script", page)
+    found = confident_mistakes(runs[0].read_predictions(), 3)
+    images = load_splits(runs[0].config, "cpu").official_test.images
+    for shown, mistake in zip(pictures(page), found, strict=True):
+        assert np.array_equal(shown, images[mistake.index][0].numpy())
+        assert f"test image {mistake.index:,}<" in page
+    assert "Likely label errors" not in page
+
+
+def test_several_runs_have_one_page_with_likely_label_errors(
+    runs: list[RunDir], capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(run.path) for run in runs]
+    assert evaluate.main([*paths, "--errors", "2"]) == 0
+    path = runs[0].path.parent / "errors.html"
+    assert f"mistakes: {path}" in capsys.readouterr().out
+    page = path.read_text(encoding="utf-8")
+    titles = re.findall("<h2>(.+?)</h2>", page)
+    assert titles[0] == "Likely label errors"
+    assert titles[1:] == [f"Most confident mistakes of {run.path.name}" for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--errors", "0"], "--errors 0 is wrong: it must be at least 1 and at most 1,000"),
+        (["--errors", "1001"], "--errors 1001 is wrong"),
+        (["--errors", "many"], "--errors"),
+        (["SAME", "--errors", "3"], "is given twice"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_one_line(
+    runs: list[RunDir], capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    before = (runs[0].path / "summary.json").stat().st_mtime_ns
+    path = str(runs[0].path)
+    assert evaluate.main([path, *(path if word == "SAME" else word for word in words)]) == 2
+    line = capsys.readouterr().err
+    assert message in line
+    assert line.count("\n") == 1
+    assert (runs[0].path / "summary.json").stat().st_mtime_ns == before
+
+
+def test_names_of_classes_are_text_and_never_markup(tmp_path: Path) -> None:
+    from synthetic_runs import make_run
+
+    from cifar_lab.analysis.error_page import error_page
+
+    names = ["<script>alert(1)</script>", *"bcdefghij"]
+    dataset = {
+        "name": "cifar10",
+        "source": {"_target_": "cifar_lab.datasets.cifar10.load"},
+        "image_shape": [3, 32, 32],
+        "classes": names,
+    }
+    run = make_run(tmp_path, dataset=dataset)
+    page = error_page([run], lambda _: np.zeros((3, 32, 32), np.uint8), 400)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page

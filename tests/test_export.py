@@ -1,0 +1,295 @@
+"""A run's network for use elsewhere: ONNX, torch.export and safetensors."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import make, train
+
+from cifar_lab import export
+from cifar_lab.exports import onnx_file, safetensors_file
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.build import load_splits
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = (
+    "convnet",
+    "convnet_plain",
+    "convnet_deep",
+    "two_branch",
+    "mixed_kernel",
+    "mixed_kernel_small",
+    "resnet",
+    "resnet_small",
+    "airbench_small",
+)
+QUICK = (
+    "dataset=digits",
+    "training.epochs=1",
+    "split.validation=1300",
+    "figures=none",
+    "device=cpu",
+    "threads=1",
+)
+NARROW = {  # as deep as they are, with fewer channels
+    "mixed_kernel": ["model.widths=[8,8,16,16,32,32]"],
+    "resnet": ["model.width=8"],
+}
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in export.PACKAGES["onnx"]),
+    reason="the extra export is not installed",
+)
+needs_safetensors = pytest.mark.skipif(
+    importlib.util.find_spec("safetensors") is None, reason="the extra export is not installed"
+)
+EACH_FORMAT = [
+    pytest.param("onnx", marks=[pytest.mark.slow, needs_onnx]),
+    "pt2",
+    pytest.param("safetensors", marks=needs_safetensors),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return train(tmp_path_factory.mktemp("outputs"))
+
+
+def pixels(run: RunDir) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return the test images of the stored predictions as an exported file takes them."""
+    images = load_splits(run.config, "cpu").official_test.images[run.read_predictions().indices]
+    return (images.numpy() / 255).astype(np.float32)
+
+
+def opened(kind: str, file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]:
+    """Return an exported file as a function and its metadata, read as a stranger would."""
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file)
+        metadata = session.get_modelmeta().custom_metadata_map
+        return lambda images: session.run(["logits"], {"images": images})[0], metadata
+    if kind == "pt2":
+        extra = {"metadata.json": ""}
+        module = torch.export.load(file, extra_files=extra).module()
+        return lambda images: module(torch.from_numpy(images)).detach().numpy(), json.loads(
+            extra["metadata.json"]
+        )
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as archive:
+        metadata = archive.metadata()
+    network = safetensors_file.load_network(file)
+    return lambda images: network(torch.from_numpy(images)).detach().numpy(), metadata
+
+
+@pytest.mark.parametrize("kind", EACH_FORMAT)
+def test_the_file_answers_as_the_run_did_and_says_what_it_is(
+    kind: str, run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "exported"
+    assert export.main([str(run.path), "--format", kind, "--output", str(output)]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    found = re.search(r"largest difference from the stored predictions is ([\d.e-]+)", printed.out)
+    assert found is not None
+    assert float(found[1]) <= 1e-4
+    file = output / "model.safetensors" if kind == "safetensors" else output
+    answer, metadata = opened(kind, file)
+    images, stored = pixels(run), run.read_predictions().logits
+    for count in (1, 3, len(images)):
+        assert answer(images[:count]) == pytest.approx(stored[:count], abs=1e-4)
+    assert json.loads(metadata["class_names"]) == run.class_names()
+    assert metadata["dataset"] == "digits"
+    assert metadata["input"].startswith("images: float32 (N, 1, 32, 32)")
+    assert metadata["output"] == "logits: float32 (N, 10)"
+    for path in (ROOT, run.path.parent, tmp_path):
+        assert str(path).encode() not in file.read_bytes()
+
+
+def test_files_lie_in_the_run_folder_unless_told_otherwise(run: RunDir) -> None:
+    assert export.main([str(run.path), "--format", "pt2", "--overwrite"]) == 0
+    assert (run.path / "model.pt2").is_file()
+    assert not list(run.path.glob(".*.tmp"))
+
+
+@needs_safetensors
+def test_the_model_card_says_what_one_has_to_know(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert export.main([str(run.path), "--format", "safetensors", "--output", str(tmp_path)]) == 0
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    stored, summary = run.read_predictions(), run.read_summary()
+    assert f"| test       | 360    | {summary.test_accuracy:.2%}" in card
+    assert "| validation | 900    |" in card
+    assert "Licence of the images: CC BY 4.0" in card
+    for name, counts in zip(run.class_names(), stored.confusion_matrix, strict=True):
+        cells = [cell.strip() for cell in _table_row(card, f"**{name}**")]
+        assert cells[1:-1] == [str(count) for count in counts]
+    assert str(tmp_path) not in card
+    snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert snippet is not None
+    monkeypatch.chdir(tmp_path)
+    variables: dict[str, Any] = {}
+    exec(snippet[1], variables)
+    assert variables["logits"].shape == (5, 10)
+
+
+def _table_row(card: str, first: str) -> list[str]:
+    (line,) = [line for line in card.splitlines() if line.startswith(f"| {first} ")]
+    return line.strip("|").split("|")
+
+
+def test_weights_that_are_not_those_of_the_predictions_are_refused(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = run.best.read_bytes()
+    state = torch.load(run.best, weights_only=True)
+    state["model"] = {
+        name: tensor * 1.01 if tensor.is_floating_point() else tensor
+        for name, tensor in state["model"].items()
+    }
+    run.write_best(state)
+    output = tmp_path / "model.pt2"
+    try:
+        code = export.main([str(run.path), "--format", "pt2", "--output", str(output)])
+    finally:
+        run.best.write_bytes(kept)
+    assert code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"model.pt2 was not written: its outputs differ by .* more than 0.0001", line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_is_kept_unless_it_may_be_overwritten(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "model.pt2"
+    output.write_text("mine")
+    line = [str(run.path), "--format", "pt2", "--output", str(output)]
+    assert export.main(line) == 2
+    assert "model.pt2 is in the way; --overwrite" in capsys.readouterr().err
+    assert output.read_text() == "mine"
+    assert export.main([*line, "--overwrite"]) == 0
+    answer, _ = opened("pt2", output)
+    assert answer(pixels(run)[:2]).shape == (2, 10)
+
+
+@needs_safetensors
+def test_a_model_card_in_the_way_is_kept_too(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    assert export.main([str(run.path), "--format", "safetensors", "--output", str(tmp_path)]) == 2
+    assert "README.md is in the way" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("onnx", "export --format onnx needs the packages onnx, onnxscript and onnxruntime: "),
+        ("safetensors", "export --format safetensors needs the package safetensors: "),
+    ],
+)
+def test_a_missing_package_is_one_line_that_names_the_extra(
+    kind: str,
+    words: str,
+    run: RunDir,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    find = importlib.util.find_spec
+    missing = {"onnxscript", "safetensors"}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in missing else find(name)
+    )
+    assert export.main([str(run.path), "--format", kind]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert "pip install 'cifar-lab[export]'" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere", "--format", "pt2"], "not a run folder"),
+        (["RUN"], "--format"),
+        (["RUN", "--format", "tflite"], "'tflite'"),
+        (["RUN", "--format", "pt2", "--output", "FOLDER"], "is wrong: it is a folder"),
+    ],
+)
+def test_a_wrong_request_is_one_line(
+    arguments: list[str],
+    words: str,
+    run: RunDir,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {"RUN": str(run.path), "FOLDER": str(tmp_path)}
+    assert export.main([names.get(word, word) for word in arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_a_run_that_is_not_finished_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queued = make(tmp_path)
+    assert export.main([str(queued.path), "--format", "pt2"]) == 2
+    assert "is queued; finish it first: python -m cifar_lab.train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("evaluation.views=mirrored", "means over views (evaluation.views=mirrored)"),
+        ("evaluation.crop_padding=2", "cropped at random (evaluation.crop_padding=2)"),
+        ("precision=bf16", "computed with precision=bf16"),
+    ],
+)
+def test_predictions_that_a_plain_pass_cannot_repeat_are_reported_and_not_compared(
+    setting: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = train(tmp_path, setting)
+    capsys.readouterr()
+    assert export.main([str(made.path), "--format", "pt2"]) == 0
+    printed = capsys.readouterr().out
+    assert "the largest difference from a plain pass in PyTorch is" in printed
+    assert words in printed
+    assert re.search(r"whose class is the stored one for \d+ of 360 test images", printed)
+
+
+def test_outputs_that_are_probabilities_are_called_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("model=mixed_kernel_small", "model.widths=[4,4,4,4,4,4]", "model.hidden=8")
+    made = train(tmp_path, *small, "model.softmax_output=true", "training.epochs=0")
+    assert export.main([str(made.path), "--format", "pt2"]) == 0
+    assert "output: probabilities" in capsys.readouterr().out
+    _, metadata = opened("pt2", made.path / "model.pt2")
+    assert metadata["output"] == "probabilities: float32 (N, 10)"
+
+
+@pytest.mark.slow
+@needs_onnx
+@pytest.mark.parametrize("model", MODELS)
+def test_onnx_runtime_answers_as_each_model_of_the_reports_did(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = compose_checked(
+        [*QUICK, f"model={model}", *NARROW.get(model, ()), f"output_dir={tmp_path}"]
+    )
+    made = RunDir.create(request.runs[0].config)
+    run_experiment(made)
+    assert export.main([str(made.path), "--format", "onnx"]) == 0
+    assert "from the stored predictions is" in capsys.readouterr().out
+    answers = onnx_file.load(made.path / "model.onnx")
+    assert answers(pixels(made)) == pytest.approx(made.read_predictions().logits, abs=1e-4)

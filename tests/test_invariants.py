@@ -1,0 +1,119 @@
+"""What no rearrangement of the code may change: addresses, tables, old checkpoints, results."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifar_lab import summarize, train
+from cifar_lab.config.identity import address
+from cifar_lab.config.run_config import load
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+OLD = Path(__file__).resolve().parent / "data" / "old_run"
+COMPARE = Path("scripts", "compare_commits")
+
+
+def test_the_kept_results_are_at_the_addresses_of_their_configs() -> None:
+    runs = [path.parent for path in RESULTS.glob("*/*/config.yaml")]
+    assert len(runs) >= 38
+    moved = {run.name: found for run in runs if (found := address_of(run)) != run.name}
+    assert moved == {}
+
+
+def address_of(run: Path) -> str:
+    return address(load(run / "config.yaml")).name
+
+
+def test_the_kept_summary_is_made_again_to_the_byte(tmp_path: Path) -> None:
+    folder = tmp_path / "default"
+    shutil.copytree(RESULTS / "default", folder)
+    (folder / "summary.csv").unlink()
+    assert summarize.main([str(folder)]) == 0
+    expected = (RESULTS / "default" / "summary.csv").read_bytes()
+    assert (folder / "summary.csv").read_bytes() == expected
+
+
+def test_a_run_begun_by_old_code_is_resumed_and_ends_as_it_would_have_then(tmp_path: Path) -> None:
+    """Commit 4b54fb0 wrote the run, stopped after 8 of 17 steps of epoch 2, and the expected rows.
+
+    The tolerances allow for other CPUs and torch versions: with SSE4.1 in place of AVX, the
+    training loss moved by 5e-7 and the validation loss by 5e-4. Leaving out Adam's moments or step
+    counts, dropout's generator, batch norm's buffers, the scheduler, the step or the running sums
+    moved at least one column by more than its tolerance.
+    """
+    shutil.copytree(OLD, tmp_path / "old_run")
+    (run,) = (path.parent for path in (tmp_path / "old_run").glob("*/last.pt"))
+    before = torch.load(run / "last.pt", weights_only=True)
+    assert (before["epoch"], before["step"]) == (1, 8)
+    (row_before,) = rows_of(run / "metrics.csv")
+
+    assert train.main([str(run), f"output_dir={tmp_path}", "accept_code=true"]) == 0
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["test_accuracy"] == pytest.approx(104 / 360, abs=0.006)
+    first, second = rows_of(run / "metrics.csv")
+    assert first == row_before
+    _, expected = rows_of(OLD / "expected_metrics.csv")
+    tolerances = {
+        "epoch": 0.0,
+        "learning_rate": 1e-9,
+        "train_loss": 5e-5,
+        "train_accuracy": 1.5 / 1077,
+        "val_loss": 2e-3,
+        "val_accuracy": 2.5 / 360,
+    }
+    for column, tolerance in tolerances.items():
+        wanted = pytest.approx(float(expected[column]), rel=0, abs=tolerance)
+        assert float(second[column]) == wanted, column
+    after = torch.load(run / "last.pt", weights_only=True)
+    assert set(after) - set(before) == {"dataset", "best_checksum"}, "keys of later versions"
+    assert set(before) <= set(after)
+    assert layout(after["model"]) == layout(before["model"])
+    assert len(after["optimizer"]["state"]) == len(before["optimizer"]["state"])
+    for index, state in before["optimizer"]["state"].items():
+        assert layout(after["optimizer"]["state"][index]) == layout(state)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as handle:
+        return list(csv.DictReader(handle))
+
+
+def layout(tensors: dict[str, torch.Tensor]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
+@pytest.mark.slow
+def test_compare_commits_finds_equal_commits_equal_and_others_not(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    command = ["git", "clone", "--quiet", str(ROOT), str(clone)]
+    if subprocess.run(command, check=False).returncode != 0:
+        pytest.skip("not a git checkout")
+    shutil.copy(ROOT / COMPARE, clone / COMPARE)
+
+    def compare(*words: str) -> tuple[int, str]:
+        line = [sys.executable, str(COMPARE), *words]
+        done = subprocess.run(line, cwd=clone, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = compare("HEAD", "HEAD", "--only", "resumed from A")
+    assert code == 0, said
+    assert "equal" in said
+    with (clone / "src" / "cifar_lab" / "models" / "convnet.py").open("a") as handle:
+        handle.write("_forward = ConvNet.forward\n")
+        handle.write("ConvNet.forward = lambda self, images: 1.001 * _forward(self, images)\n")
+    code, said = compare("HEAD", "--only", "sgd")
+    assert code == 1, said
+    assert "metrics.csv train_loss" in said
+    assert "address" not in said
+    assert compare("no-such-commit")[0] == 2
+    trees = subprocess.run(["git", "worktree", "list"], cwd=clone, capture_output=True, text=True)
+    assert len(trees.stdout.splitlines()) == 1

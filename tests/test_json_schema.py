@@ -1,0 +1,82 @@
+"""The JSON schemas accept what cifar_lab ships, refuse misspelt keys, and are current."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from cifar_lab import describe
+from cifar_lab.config.compose import compose
+from cifar_lab.config.json_schema import file_schemas, run_schema
+from cifar_lab.config.run_config import to_plain
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+RUNS = sorted((ROOT / "docs" / "results").rglob("config.yaml"))
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def schema_of(file: str) -> Any:
+    """Return the schema that a file names for editors, after the package that Hydra wants first."""
+    path = CONF / file
+    prefix = "# yaml-language-server: $schema="
+    lines = path.read_text(encoding="utf-8").splitlines()[:2]
+    (named,) = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
+    return json.loads((path.parent / named).read_text(encoding="utf-8"))
+
+
+def is_valid(schema: Any, value: Any) -> bool:
+    return bool(jsonschema.Draft7Validator(schema).is_valid(value))
+
+
+def test_the_schema_files_are_current() -> None:
+    written = {p.stem: json.loads(p.read_text()) for p in (CONF / "schema").glob("*.json")}
+    assert written == file_schemas(), "run scripts/update_settings"
+
+
+FREE_GROUPS = ("hydra", "checksums", "additional_parameters", "resources", "env_vars")  # any keys
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_of_conf_is_valid_and_no_misspelt_key_is(file: str) -> None:
+    schema, content = schema_of(file), read(CONF / file)
+    jsonschema.Draft7Validator.check_schema(schema)
+    jsonschema.validate(content, schema, cls=jsonschema.Draft7Validator)
+    assert not is_valid(schema, {**content, "learnin_rate": 0.1})
+    for key, group in content.items():
+        if isinstance(group, dict) and key not in FREE_GROUPS:
+            assert not is_valid(schema, {**content, key: {**group, "learnin_rate": 0.1}}), key
+
+
+def test_runs_are_valid_and_misspelt_keys_and_wrong_values_are_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert describe.main(["--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema == run_schema()
+    validator = jsonschema.Draft7Validator(schema)
+    for path in RUNS:
+        validator.validate(read(path))
+    config = json.loads(json.dumps(to_plain(compose(["optimizer=sgd"]).runs[0].config)))
+    validator.validate(config)
+    for group, key, value in (
+        ("training", "epochz", 3),
+        ("training", "epochs", -1),
+        ("optimizer", "lrr", 0.1),
+        ("optimizer", "lr", "fast"),
+        ("model", "hiden", 4),
+        ("dropout", "conv", 1.5),
+    ):
+        wrong = copy.deepcopy(config)
+        wrong[group][key] = value
+        assert not validator.is_valid(wrong), (group, key, value)
+    del config["dataset"]
+    assert not validator.is_valid(config)

@@ -1,0 +1,144 @@
+"""`python -m cifar_lab`, and what all commands have in common on the command line."""
+
+import importlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cifar_lab
+from cifar_lab.__main__ import COMMANDS, main
+
+SOURCE = Path(cifar_lab.__file__).parent
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_the_overview_has_one_line_for_each_command(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    modules = {
+        path.stem
+        for path in SOURCE.glob("*.py")
+        if re.search(r"^if __name__ == ", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert sorted(listed) == sorted(modules - {"__main__"})
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("command", ["prove_resume", "prove-resume"])
+def test_a_command_gets_the_other_arguments_and_gives_its_exit_code(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "model=nonsense"]) == 2
+    through = capsys.readouterr()
+    assert importlib.import_module("cifar_lab.prove_resume").main(["model=nonsense"]) == 2
+    assert capsys.readouterr() == through
+    assert "nonsense" in through.err
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("nonsense", "there is no command 'nonsense'; python -m cifar_lab lists"),
+        ("trian", "there is no command 'trian' (did you mean train?)"),
+        ("prove-resum", "(did you mean prove_resume?)"),
+        ("--verison", "there is no option '--verison' (did you mean --version?)"),
+    ],
+)
+def test_an_unknown_command_is_one_line_and_exit_code_2(
+    argument: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([argument, "more"]) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert words in line
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_answers_version_with_the_same_line(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = importlib.metadata.version
+    expected = (
+        f"cifar_lab {cifar_lab.__version__}, torch {installed('torch')}, "
+        f"Hydra {installed('hydra-core')}\n"
+    )
+    for argv in (["--version"], [command, "--version"]):
+        assert main(argv) == 0
+        assert capsys.readouterr() == (expected, "")
+
+
+@pytest.mark.parametrize("argv", [[], ["--version"], ["nonsense"]])
+def test_the_overview_imports_nothing_heavy_and_takes_a_fifth_of_a_second(argv: list[str]) -> None:
+    code = (
+        "import sys, time\n"
+        "from cifar_lab.__main__ import main\n"
+        "main(sys.argv[1:])\n"
+        "print(time.process_time(), *{'torch', 'hydra', 'numpy', 'yaml'} & set(sys.modules))"
+    )
+    seconds = []
+    for _ in range(3):  # other tests share the cores
+        line = [sys.executable, "-c", code, *argv]
+        printed = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+        (taken,) = printed.splitlines()[-1].split()
+        seconds.append(float(taken))
+    assert min(seconds) < 0.2
+
+
+HELP = """
+import sys, time
+from cifar_lab.__main__ import main
+code = main(sys.argv[1:])
+heavy = {'torch', 'hydra', 'sklearn', 'matplotlib'} & set(sys.modules)
+print(code, time.process_time(), *heavy)
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_page_comes_at_once_and_fits_100_columns(command: str) -> None:
+    seconds = []
+    for _ in range(2):  # other tests share the cores
+        line = [sys.executable, "-c", HELP, command, "--help"]
+        printed = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+        *page, last = printed.splitlines()
+        code, taken = last.split()
+        assert code == "0"
+        seconds.append(float(taken))
+    assert min(seconds) < 0.7
+    assert page[0].startswith(f"usage: python -m cifar_lab.{command} ")
+    assert max(map(len, page)) <= 100
+    assert any("--version" in line for line in page)
+
+
+def test_the_help_page_of_train_lists_every_group_and_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "my_own.yaml").write_text("_target_: torch.nn.Identity\n")
+    (tmp_path / "my_group").mkdir()
+    (tmp_path / "my_group" / "mine.yaml").write_text("{}\n")
+    assert main(["train", "--help", "--config-dir", str(tmp_path)]) == 0
+    page = capsys.readouterr().out
+    groups, _, rest = page.partition("The settings used most")
+    for path in CONF.rglob("*/*.yaml"):
+        assert re.search(rf"\b{path.stem}\b", groups), path
+        assert re.search(rf"^  {path.parent.relative_to(CONF)} ", groups, re.MULTILINE), path
+    assert "my_own" in groups
+    assert "  my_group       mine" in groups
+    assert "  model          airbench, airbench_small, convnet*, " in groups
+    assert "  optimizer.lr=0.001 " in rest
+    assert "  training.patience=null " in rest
+    assert rest.count("    python -m cifar_lab.train ") == 3
+
+
+def test_the_help_page_of_train_refuses_wrong_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help", "--config-dir", "nowhere"]) == 2
+    assert "--config-dir nowhere is not a folder" in capsys.readouterr().err

@@ -1,0 +1,485 @@
+"""Pictures that are decoded once into mapped files: the same runs, and a cache that holds."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_sets
+import torch
+from PIL import Image
+
+from cifar_lab.config.identity import address
+from cifar_lab.datasets import ImageArrays, decoding, image_folder
+from cifar_lab.datasets.pictures import read_content
+from cifar_lab.errors import RunFailed, Unavailable, UsageError
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training import sanity_checks
+from cifar_lab.training.build import load_splits
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.reading import read_images
+from cifar_lab.training.run import run_experiment
+
+SHAPE = (3, 16, 16)
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Sixty pictures of noise, of two classes, larger than they will be."""
+    random = np.random.default_rng(0)
+    for index in range(60):
+        write(tmp_path / "pictures" / ("ant", "bee")[index % 2] / f"{index:02}.png", random)
+    return tmp_path / "pictures"
+
+
+def write(path: Path, random: np.random.Generator) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+
+
+def load(folder: Path, root: Path, storage: image_folder.Storage, **options: Any) -> ImageArrays:
+    return image_folder.load(
+        root=root,
+        checksums={},
+        path=str(folder),
+        image_shape=SHAPE,
+        storage=storage,
+        **options,
+    )
+
+
+def caches(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("decoded/pictures/*/contents.json"))
+
+
+def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    decoded: list[Path] = []
+    before = read_content
+
+    def counted(path: Path) -> bytes:
+        decoded.append(path)
+        return before(path)
+
+    monkeypatch.setattr(decoding, "read_content", counted)
+    return decoded
+
+
+def test_mapped_images_are_those_in_memory(folder: Path, root: Path) -> None:
+    mapped, memory = load(folder, root, "mapped"), load(folder, root, "memory")
+    assert tiny_sets.same(mapped, memory)
+    assert isinstance(mapped.train_images, np.memmap)
+    assert not mapped.train_images.flags.writeable
+    assert mapped.checksums == memory.checksums
+    assert mapped.mapped
+    assert not memory.mapped
+
+
+def test_size_decides_where_nothing_is_said(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 60 * 3 * 16 * 16
+    monkeypatch.setattr(image_folder, "LARGEST_IN_MEMORY", size)
+    assert not load(folder, root, "auto").mapped
+    monkeypatch.setattr(image_folder, "LARGEST_IN_MEMORY", size - 1)
+    assert load(folder, root, "auto").mapped
+    assert not load(folder, root, "memory").mapped
+
+
+def test_pictures_are_decoded_once_and_anew_when_one_changes(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = count_decoding(monkeypatch)
+    first = load(folder, root, "mapped").checksums
+    assert len(decoded) == 60
+    assert load(folder, root, "mapped").checksums == first
+    assert len(decoded) == 60
+    for path in folder.rglob("*.png"):
+        os.utime(path)
+    moved = shutil.copytree(folder, folder.parent / "elsewhere")
+    for place in (folder, moved):
+        assert load(place, root, "mapped").checksums == first
+    assert len(decoded) == 60, "the same content, whatever its place and time"
+    (before,) = caches(root)
+    shutil.rmtree(moved)
+
+    path = folder / "ant" / "00.png"
+    state = path.stat()
+    changed = bytearray(path.read_bytes())
+    write(path, np.random.default_rng(1))
+    same_size = path.read_bytes()[: len(changed)].ljust(len(changed), b"\0")
+    path.write_bytes(same_size)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert load(folder, root, "mapped").checksums != first, "noticed by the time of change alone"
+    assert len(decoded) == 120
+    assert before in caches(root), "the moved folder's index still names it"
+
+
+def test_the_cache_of_changed_pictures_is_removed(folder: Path, root: Path) -> None:
+    mapped = load(folder, root, "mapped")
+    (before,) = caches(root)
+    pixels = np.array(mapped.train_images)
+    write(folder / "ant" / "00.png", np.random.default_rng(1))
+    load(folder, root, "mapped")
+    assert before not in caches(root)
+    assert len(caches(root)) == 1
+    assert np.array_equal(mapped.train_images, pixels), "what is mapped stays"
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut", "absent", "contents", "flipped index"])
+def test_a_damaged_cache_is_noticed_and_made_anew(
+    folder: Path, root: Path, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = load(folder, root, "memory")
+    load(folder, root, "mapped")
+    (cache,) = caches(root)
+    pixels = cache / "train_images.bin"
+    content = bytearray(pixels.read_bytes())
+    if harm == "flipped":
+        content[5000] ^= 1
+        pixels.write_bytes(content)
+    elif harm == "cut":
+        pixels.write_bytes(content[:5000])
+    elif harm == "absent":
+        pixels.unlink()
+    elif harm == "contents":
+        (cache / "contents.json").write_text("{}")
+    else:
+        (index,) = cache.parent.glob("*.json")
+        index.write_text(index.read_text().replace('"key": "', '"key": "0'))
+    assert tiny_sets.same(load(folder, root, "mapped"), expected)
+    assert ("is damaged" in caplog.text) == (harm != "flipped index")
+
+
+def test_a_copied_cache_is_verified_by_its_content(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(folder, root, "mapped")
+    decoded = count_decoding(monkeypatch)
+    for path in root.rglob("*.bin"):
+        os.utime(path, (1, 1))
+    load(folder, root, "mapped")
+    assert not decoded
+
+
+def test_processes_decode_the_same_in_the_same_order(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = load(folder, root, "memory")
+    monkeypatch.setattr(decoding, "PER_PROCESS", 10)
+    monkeypatch.setattr(decoding, "_cores", lambda: 2)
+    for storage in ("memory", "mapped"):
+        assert tiny_sets.same(load(folder, root, storage), expected)
+    paths = sorted(folder.rglob("*.png"))
+    broken = paths[17]
+    broken.write_bytes(b"?")
+    found = list(decoding.decode_files(paths, SHAPE, "crop"))
+    assert [path for path, one in zip(paths, found, strict=True) if one.error] == [broken]
+
+
+def test_a_killed_process_is_a_failure_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "PER_PROCESS", 10)
+    monkeypatch.setattr(decoding, "_cores", lambda: 2)
+    paths = sorted(folder.rglob("*.png")) * 20
+    decoded = decoding.decode_files(paths, SHAPE, "crop")
+    next(decoded)
+    children = subprocess.run(
+        ["pgrep", "-P", str(os.getpid()), "-f", "decoding import serve"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert len(children) == 2
+    for child in children:
+        os.kill(int(child), 9)
+    with pytest.raises(RunFailed, match="exit code -9") as caught:
+        list(decoded)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_runs_that_start_at_once_decode_once(folder: Path, root: Path) -> None:
+    program = (
+        "import sys, logging; logging.basicConfig(level=logging.INFO)\n"
+        "from pathlib import Path\n"
+        "from cifar_lab.datasets import image_folder\n"
+        "data = image_folder.load(root=Path(sys.argv[1]), checksums={}, path=sys.argv[2], "
+        "image_shape=(3, 16, 16), storage='mapped')\n"
+        "sys.stdout.write(data.checksums['train_images'])"
+    )
+    command = [sys.executable, "-c", program, str(root), str(folder)]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    ended = [process.communicate() for process in started]
+    assert {out for out, _ in ended} == {load(folder, root, "memory").checksums["train_images"]}
+    assert sum("pictures once into" in err for _, err in ended) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_decoding_leaves_nothing_that_is_used(folder: Path, root: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from cifar_lab.datasets import decoding, image_folder\n"
+        "read = decoding.read_content\n"
+        "decoding.read_content = lambda path: (time.sleep(0.05), read(path))[1]\n"
+        "image_folder.load(root=Path(sys.argv[1]), checksums={}, path=sys.argv[2], "
+        "image_shape=(3, 16, 16), storage='mapped')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(root), str(folder)])
+    limit = time.monotonic() + 60
+    while not list(root.rglob(".train_images*.tmp")) and time.monotonic() < limit:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert caches(root) == []
+    assert list(root.rglob(".train_images*.tmp")), "it was killed as it wrote"
+    assert tiny_sets.same(load(folder, root, "mapped"), load(folder, root, "memory"))
+    assert not list(root.rglob("*.tmp"))
+
+
+def test_a_picture_that_changes_while_it_is_read_is_noticed(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_content
+
+    def changing(path: Path) -> bytes:
+        if path.name == "40.png":
+            write(path, np.random.default_rng(7))
+        return before(path)
+
+    monkeypatch.setattr(decoding, "read_content", changing)
+    with pytest.raises(Unavailable, match=r"40\.png has changed while it was read"):
+        load(folder, root, "mapped")
+    assert caches(root) == []
+
+
+def test_a_full_disk_and_a_folder_that_cannot_be_written(
+    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(Unavailable, match=r"has 0\.0 GB left; set CIFAR_LAB_DATA"):
+            load(folder, root, "mapped")
+    (root.parent / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot be written .*dataset\.storage=memory"):
+        load(folder, root.parent / "file" / "data", "mapped")
+
+
+# Broken pictures
+
+
+def break_pictures(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize("storage", ["memory", "mapped"])
+def test_broken_pictures_are_listed_or_skipped(
+    folder: Path, root: Path, storage: image_folder.Storage
+) -> None:
+    whole = load(folder, root, storage)
+    names = ["ant/00.png", "ant/02.png", "bee/01.png"]
+    break_pictures(folder, *names)
+    with pytest.raises(UsageError, match=r"3 of the 60 pictures in .* cannot be read") as caught:
+        load(folder, root, storage)
+    assert all(name in str(caught.value) for name in names)
+    assert "skip_broken=true" in str(caught.value)
+    assert len(str(caught.value)) - len(str(folder)) < 250
+    for _ in range(2):  # the second time from the cache
+        data = load(folder, root, storage, skip_broken=True)
+        (warning,) = data.warnings
+        assert warning.startswith("skipped 3 of 60 pictures that cannot be read: ant/00.png")
+        # The others are in the set in which they were.
+        for name in ("train", "test"):
+            before = {image.tobytes() for image in getattr(whole, f"{name}_images")}
+            after = {image.tobytes() for image in getattr(data, f"{name}_images")}
+            assert after < before
+            assert len(after) == len(getattr(data, f"{name}_labels"))
+        assert len(data.train_labels) + len(data.test_labels) == 57
+    with pytest.raises(UsageError, match="3 of the 60 pictures"):
+        load(folder, root, storage)
+    with pytest.raises(UsageError, match="more than 2 of the 60 pictures"):
+        load(folder, root, storage, skip_broken=True, max_broken=2)
+
+
+def test_a_class_whose_pictures_are_all_broken_is_named(folder: Path, root: Path) -> None:
+    break_pictures(folder, *(f"bee/{index:02}.png" for index in range(1, 60, 2)))
+    with pytest.raises(UsageError, match=r"has no training picture of bee"):
+        load(folder, root, "mapped", skip_broken=True)
+
+
+def test_a_limit_below_zero_is_refused(folder: Path, root: Path) -> None:
+    with pytest.raises(UsageError, match=r"max_broken=-1 is wrong"):
+        load(folder, root, "mapped", max_broken=-1)
+
+
+# Runs
+
+
+def run_of(folder: Path, *overrides: str) -> RunDir:
+    line = [
+        "dataset=image_folder",
+        f"dataset.source.path={folder}",
+        "dataset.image_shape=[3,16,16]",
+        "dataset.mean=auto",
+        "dataset.std=auto",
+        "augmentation=crop_flip",
+        "augmentation.crop_padding=2",
+        "model=convnet_plain",
+        "model.widths=[2,4]",
+        "model.hidden=8",
+        "split.validation=12",
+        "training.batch_size=7",
+        "training.epochs=2",
+        "evaluation.batch_size=5",
+        "figures=embeddings",
+        "device=cpu",
+        "threads=1",
+        *overrides,
+    ]
+    return RunDir.create(compose_checked(line).runs[0].config)
+
+
+def test_a_run_on_mapped_pictures_has_the_weights_of_one_in_memory(
+    folder: Path, root: Path, tmp_path: Path
+) -> None:
+    runs = {}
+    for storage in ("memory", "mapped"):
+        run = run_of(folder, f"dataset.storage={storage}", f"output_dir={tmp_path / storage}")
+        run_experiment(run)
+        runs[storage] = run
+    memory, mapped = runs["memory"], runs["mapped"]
+    assert memory.path.name == mapped.path.name
+    left, right = (torch.load(run.last, weights_only=True) for run in (memory, mapped))
+    for name, tensor in left["model"].items():
+        assert torch.equal(tensor, right["model"][name]), name
+    assert left["dataset"] == right["dataset"]
+    for name in ("test", "validation"):
+        one, other = (run.read_predictions(name) for run in (memory, mapped))
+        assert np.array_equal(one.logits, other.logits)
+        assert np.array_equal(one.indices, other.indices)
+    assert "mapped from a file, copied ahead of each step" in mapped.log_file.read_text()
+    assert "images:" not in memory.log_file.read_text()
+
+
+PEAK_OF_A_RUN = """
+import json, re, sys, threading, time
+from pathlib import Path
+from cifar_lab import train
+
+peak = 0
+
+
+def watch():
+    global peak
+    while True:
+        status = Path("/proc/self/status").read_text()
+        peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]))
+        time.sleep(0.02)
+
+
+threading.Thread(target=watch, daemon=True).start()
+code = train.main(sys.argv[1:])
+sys.stderr.flush()
+Path(sys.argv[-1].partition("=")[2], "peak").write_text(str(peak * 1024))
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_mapped_pictures_are_not_in_the_memory_of_a_run(root: Path, tmp_path: Path) -> None:
+    """1,600 pictures at 224 x 224 have 241 MB; 20,000 are measured by hand in docs/your_own.md."""
+    random = np.random.default_rng(0)
+    first = tmp_path / "pictures" / "ant" / "0000.png"
+    write(first, random)
+    for index in range(1, 1600):
+        path = tmp_path / "pictures" / ("ant", "bee")[index % 2] / f"{index:04}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(first.read_bytes() + index.to_bytes(2, "big"))
+    peaks = {}
+    for storage in ("memory", "mapped"):
+        output = tmp_path / storage
+        output.mkdir()
+        line = [
+            "dataset=image_folder",
+            f"dataset.source.path={tmp_path / 'pictures'}",
+            "dataset.image_shape=[3,224,224]",
+            f"dataset.storage={storage}",
+            "dataset.mean=auto",
+            "dataset.std=auto",
+            "augmentation=crop_flip",
+            "model=convnet_plain",
+            "model.widths=[2,4]",
+            "model.hidden=8",
+            "training.batch_size=16",
+            "evaluation.batch_size=16",
+            "training.epochs=1",
+            "figures=none",
+            "device=cpu",
+            "threads=1",
+            f"output_dir={output}",
+        ]
+        subprocess.run([sys.executable, "-c", PEAK_OF_A_RUN, *line], check=True)
+        peaks[storage] = int((output / "peak").read_text())
+    assert peaks["memory"] - peaks["mapped"] > 200_000_000
+
+
+def test_skipped_pictures_are_a_warning_of_the_run(
+    folder: Path, root: Path, tmp_path: Path
+) -> None:
+    break_pictures(folder, "ant/00.png")
+    run = run_of(
+        folder, "dataset.source.skip_broken=true", "figures=none", f"output_dir={tmp_path / 'out'}"
+    )
+    run_experiment(run)
+    summary = json.loads(run.summary_file.read_text())
+    assert any("skipped 1 of 60 pictures" in warning for warning in summary["warnings"])
+
+
+def test_only_what_changes_the_images_changes_the_address() -> None:
+    def place(*overrides: str) -> Path:
+        line = ["dataset=image_folder", "dataset.source.path=somewhere", "device=cpu", *overrides]
+        return address(compose_checked(line).runs[0].config)
+
+    # As it was before there were these settings.
+    assert place().name == "image_folder-convnet-adam-relu-lr0.001-seed0-7b6c8fa1"
+    assert place("dataset.storage=mapped", "dataset.source.max_broken=3") == place()
+    assert place("dataset.source.skip_broken=true") != place()
+
+
+def test_a_dataset_without_pictures_has_no_storage_to_choose() -> None:
+    with pytest.raises(UsageError, match=r"dataset\.storage=mapped is wrong: the images of digits"):
+        compose_checked(["dataset=digits", "+dataset.storage=mapped", "device=cpu"])
+
+
+def test_parts_are_read_ahead_in_order_and_an_abandoned_reader_ends(
+    folder: Path, root: Path, tmp_path: Path
+) -> None:
+    settings = run_of(folder, "dataset.storage=mapped", f"output_dir={tmp_path / 'out'}").config
+    split = load_splits(settings, "cpu").train
+    assert split.ahead
+    order = torch.tensor([5, 3, 3, 8, 0, 1, 2])
+    parts = [slice(0, 3), slice(3, 4), slice(4, 100)]
+    found = list(read_images(split, order, parts))
+    for part, images in zip(parts, found, strict=True):
+        assert torch.equal(images, split.images[order[part]])
+    reader = read_images(split, order, parts)
+    next(reader)
+    reader.close()
+    assert sanity_checks.check_order(split.indices, load_splits(settings, "cpu")) == []

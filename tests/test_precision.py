@@ -1,0 +1,111 @@
+"""Which precision `precision=auto` is, and the script that gathers the evidence for it."""
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cifar_lab.training import precision
+from cifar_lab.training.precision import EVIDENCE, accurate_and_faster, select_precision
+from cifar_lab.training.preflight import compose_checked
+
+SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "measure_precision"
+REPORTS = [
+    path.stem for path in sorted((SCRIPT.parents[1] / "conf" / "experiment").glob("s[0-9]_*.yaml"))
+]
+
+
+def network(
+    difference: float = 0.1, half_width: float = 0.5, speed: float = 1.8, seeds: int = 5
+) -> dict[str, float]:
+    return {
+        "seeds": seeds,
+        "difference_points": difference,
+        "half_width_points": half_width,
+        "speed": speed,
+    }
+
+
+def evidence(**networks: dict[str, float]) -> dict[str, Any]:
+    return {"cpu with amx_bf16": {"bf16": {"networks": networks}}}
+
+
+def test_a_precision_that_is_as_accurate_and_faster_is_taken_where_it_was_measured() -> None:
+    found = evidence(small=network(speed=1.4), large=network(difference=-0.3, speed=2.1))
+    taken = accurate_and_faster("cpu with amx_bf16", found)
+    assert taken is not None
+    assert (taken.precision, taken.slowest, taken.fastest) == ("bf16", 1.4, 2.1)
+    assert accurate_and_faster("cpu", found) is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        network(difference=-0.6),  # the interval reaches -1.1 points
+        network(half_width=1.1),
+        network(seeds=4),
+        network(speed=0.9),
+    ],
+    ids=["less accurate", "uncertain", "too few seeds", "slower"],
+)
+def test_one_network_without_evidence_is_enough_to_stay_with_fp32(bad: dict[str, float]) -> None:
+    assert accurate_and_faster("cpu with amx_bf16", evidence(good=network(), bad=bad)) is None
+
+
+def test_auto_follows_the_kind_of_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = json.loads(EVIDENCE.read_text())
+    for kind in ("cpu", *table):
+        monkeypatch.setattr(precision, "device_kind", lambda device, kind=kind: kind)
+        found = accurate_and_faster(kind, table)
+        assert select_precision("auto", "cpu") == ("fp32" if found is None else found.precision)
+        assert select_precision("fp32", "cpu") == "fp32"
+    monkeypatch.setattr(precision, "device_kind", lambda device: "cpu")
+    assert select_precision("auto", "cpu") == "fp32"  # a CPU that computes bf16 by emulation
+
+
+@pytest.mark.parametrize("experiment", REPORTS)
+def test_the_experiments_of_the_reports_are_fp32_on_every_machine(
+    experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "select_precision", lambda name, device: f"auto was {name}")
+    assert {
+        run.config.precision for run in compose_checked([f"experiment={experiment}", "-m"]).runs
+    } == {"fp32"}
+
+
+@pytest.mark.slow
+def test_the_evidence_is_gathered_by_a_command_that_can_be_stopped_and_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    words = [str(tmp_path), "--seeds", "2", "--only", "two_branch"]
+    words += ["dataset=digits", "training.epochs=1", "threads=1"]
+    script["main"](words)
+    first = capsys.readouterr().out
+    table = json.loads(first[first.index("{") :])
+    ((_, entry),) = table.items()
+    found = entry["bf16"]["networks"]["two_branch"]
+    assert found["seeds"] == 2
+    assert 0 <= found["accuracy"] <= 1
+    assert found["speed"] > 0
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best.pt")}
+    assert len(finished) == 4
+    script["main"](words)  # nothing is trained twice
+    second = capsys.readouterr().out
+    assert json.loads(second[second.index("{") :]) == table
+    assert finished == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best.pt")}
+
+
+def test_the_interval_is_that_of_the_paired_differences() -> None:
+    from scipy import stats
+
+    script = runpy.run_path(str(SCRIPT))
+    fp32, other = [0.70, 0.72, 0.69, 0.71, 0.70], [0.702, 0.715, 0.695, 0.712, 0.70]
+    pairs = [((a, 100.0), (b, 190.0)) for a, b in zip(fp32, other, strict=True)]
+    found = script["compare"](pairs)
+    low, high = stats.ttest_rel(other, fp32).confidence_interval(0.95)
+    assert found["half_width_points"] == pytest.approx(50 * (high - low), abs=0.01)
+    assert found["difference_points"] == pytest.approx(50 * (high + low), abs=0.01)
+    assert found["speed"] == 1.9

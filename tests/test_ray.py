@@ -1,0 +1,355 @@
+"""hydra/launcher=ray on a real Ray of several nodes on this machine, none of which has cifar_lab.
+
+The environment of the nodes holds every other package: what a cell runs is the code that was sent.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cifar_lab.config.launch import LaunchOptions
+from cifar_lab.errors import Unavailable, UsageError
+from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.sweeps.pool import make_launcher
+from cifar_lab.sweeps.ray import RaySettings, task_options
+from cifar_lab.training.preflight import compose_checked
+
+SCRIPT = Path(__file__).parent / "ray_cluster.py"
+TINY = (
+    "dataset=digits",
+    "figures=none",
+    "model.widths=[2,4]",
+    "model.hidden=8",
+    "split.validation=200",
+)
+ON_RAY = ("hydra/launcher=ray", "hydra.launcher.mem_gb=0.5")
+
+
+class Nodes:
+    """The nodes of a cluster, held by a process that ends with them."""
+
+    def __init__(self, python: Path, **head: Any) -> None:
+        environment = {
+            k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")
+        }
+        self._process = subprocess.Popen(
+            [python, SCRIPT, json.dumps(head)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            env=environment,
+        )
+        first = self._answer()
+        self.address = str(first["address"])
+        self.raylets = [int(first["raylet"])]
+
+    def add(self, env: dict[str, str] | None = None, **node: Any) -> None:
+        assert self._process.stdin is not None
+        print(json.dumps({"add": node, "env": env or {}}), file=self._process.stdin, flush=True)
+        self.raylets.append(int(self._answer()["raylet"]))
+
+    def close(self) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.communicate(timeout=60)
+        self.kill()
+
+    def kill(self) -> None:
+        """End all nodes at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        for raylet in self.raylets:
+            kill_tree(raylet)
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the cluster did not start"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of an environment with all packages but cifar_lab."""
+    venv = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    site = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+    folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site / "packages.pth").write_text("\n".join(folders) + "\n")
+    python = venv / "bin" / "python"
+    line = [str(python), "-c", "import ray, torch, cifar_lab"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    tried = subprocess.run(line, capture_output=True, text=True, check=False, env=environment)
+    assert "No module named 'cifar_lab'" in tried.stderr
+    return python
+
+
+@pytest.fixture(scope="module")
+def cluster(bare_python: Path) -> Iterator[Nodes]:
+    nodes = Nodes(bare_python, num_cpus=1)
+    nodes.add(num_cpus=1)
+    nodes.add(num_cpus=1)
+    yield nodes
+    nodes.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR_LAB_DATA", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield
+
+
+def train(folder: Path, *overrides: str, address: str = "") -> "subprocess.Popen[str]":
+    line = [sys.executable, "-m", "cifar_lab.train", "-m", *TINY, f"output_dir={folder}"]
+    line += [*overrides, *([*ON_RAY, f"hydra.launcher.address={address}"] if address else [])]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True)
+
+
+def ended(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:
+    try:
+        out, err = process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
+        kill_tree(process.pid)
+        process.communicate()
+        raise
+    assert process.returncode == code, out + err
+    return out, err
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def has_epochs(run: RunDir, count: int) -> bool:
+    """Return whether a run has begun an epoch after these; a row comes before its checkpoint."""
+    rows = run.metrics_file.read_text().splitlines()[1:] if run.last.exists() else []
+    return len(rows) > count
+
+
+def tree(process: int) -> set[int]:
+    """Return a process and all that it has started, and what those have started."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            after_name = stat.read_text().rpartition(")")[2].split()
+            children.setdefault(int(after_name[1]), []).append(int(stat.parent.name))
+    found, waiting = set[int](), [process]
+    while waiting:
+        found.add(one := waiting.pop())
+        waiting += children.get(one, [])
+    return found
+
+
+def kill_tree(process: int) -> None:
+    for one in tree(process):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+
+
+def running_in(run: RunDir, processes: set[int]) -> bool:
+    """Return whether one of these processes is working in a run's folder."""
+    held = re.search(r"\d+", run.lock_file.read_text()) if run.is_locked() else None
+    return held is not None and int(held[0]) in processes
+
+
+def assert_equal_weights(folder: Path, other: Path) -> None:
+    for name in (run.path.name for run in find_runs(folder)):
+        a, b = (dict(load_checkpoint(RunDir(f / name).last)["model"]) for f in (folder, other))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+LONG = ("training.epochs=6", "training.batch_size=32")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep of eight cells by local processes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended(train(folder, *LONG, "seed=0,1,2,3", "optimizer.lr=0.01,0.001"))
+    return folder / "runs"
+
+
+@pytest.mark.ray
+def test_a_node_killed_in_mid_epoch_changes_no_weights(
+    tmp_path: Path, cluster: Nodes, undisturbed: Path
+) -> None:
+    sweep = train(
+        tmp_path, *LONG, "seed=0,1,2,3", "optimizer.lr=0.01,0.001", address=cluster.address
+    )
+    folder = tmp_path / "runs"
+    victims: list[RunDir] = []
+
+    def runs_on_the_last_node() -> bool:
+        processes = tree(cluster.raylets[-1])
+        runs = find_runs(folder) if folder.is_dir() else []
+        victims[:] = [run for run in runs if running_in(run, processes)]
+        return bool(victims) and has_epochs(victims[0], 1)
+
+    wait_until(runs_on_the_last_node, "a cell on the last node")
+    kill_tree(cluster.raylets.pop())
+    out, err = ended(sweep)
+    assert "8 finished" in out
+    assert f"{victims[0].path.name}: " in err
+    assert "(try 2 of 6 follows)" in err
+    assert "resumed at epoch" in victims[0].log_file.read_text(encoding="utf-8")
+    assert_equal_weights(folder, undisturbed)
+
+
+@pytest.mark.ray
+def test_a_head_that_is_restarted_goes_on_with_the_sweep(
+    tmp_path: Path, bare_python: Path, undisturbed: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    first = Nodes(bare_python, num_cpus=2, gcs_server_port=port)
+    try:
+        values = ("seed=0,1", "optimizer.lr=0.01")
+        sweep = train(tmp_path, *LONG, *values, address=first.address)
+        folder = tmp_path / "runs"
+        wait_until(lambda: folder.is_dir() and len(find_runs(folder)) == 2, "the folders")
+        wait_until(lambda: any(has_epochs(run, 1) for run in find_runs(folder)), "an epoch")
+    finally:
+        first.kill()
+    second = Nodes(bare_python, num_cpus=2, gcs_server_port=port)
+    try:
+        assert second.address == first.address
+        out, err = ended(sweep)
+    finally:
+        second.close()
+    assert "2 finished" in out
+    assert f"Ray ({first.address}) is lost" in err
+    assert_equal_weights(folder, undisturbed)
+
+
+@pytest.mark.ray
+def test_two_sweeps_at_once_share_the_nodes_and_the_cells(tmp_path: Path, cluster: Nodes) -> None:
+    small = "training.epochs=4"
+    a = train(tmp_path, small, "seed=0,1,2", address=cluster.address)
+    b = train(tmp_path, small, "seed=1,2,3", address=cluster.address)
+    for sweep in (a, b):
+        assert "3 finished" in ended(sweep)[0]
+    runs = find_runs(tmp_path / "runs")
+    assert [run.status for run in runs] == ["finished"] * 4
+    assert all(len(run.read_metrics()) == 4 for run in runs)
+
+
+@pytest.mark.ray
+def test_ctrl_c_saves_what_runs_and_the_same_line_goes_on(tmp_path: Path, cluster: Nodes) -> None:
+    line = ("training.epochs=40", "training.patience=40", "seed=0,1", "jobs=1")
+    sweep = train(tmp_path, *line, address=cluster.address)
+    folder = tmp_path / "runs"
+    wait_until(lambda: folder.is_dir() and len(find_runs(folder)) == 2, "the folders")
+    running, queued = find_runs(folder)
+    wait_until(lambda: has_epochs(running, 1), "an epoch")
+    sweep.send_signal(signal.SIGINT)
+    out, _ = ended(sweep, 130)
+    assert "1 interrupted, 1 queued" in out
+    assert [running.status, queued.status] == ["interrupted", "queued"]
+    out, _ = ended(train(tmp_path, *line, address=cluster.address))
+    assert "2 finished" in out
+    assert "resumed at epoch" in running.log_file.read_text(encoding="utf-8")
+
+
+@pytest.mark.ray
+def test_a_search_runs_its_trials_on_the_nodes(tmp_path: Path, cluster: Nodes) -> None:
+    space = ("search=optuna", "search.trials=3", "optimizer.lr=tag(log,interval(1e-4,1e-1))")
+    out, err = ended(train(tmp_path, "training.epochs=1", *space, address=cluster.address))
+    assert "3 trials (3 complete)" in out, err
+    assert len(find_runs(tmp_path / "runs")) == 3
+
+
+@pytest.mark.ray
+def test_a_worker_that_lacks_a_package_or_the_folder_says_so_in_one_line(
+    tmp_path: Path, cluster: Nodes, bare_python: Path
+) -> None:
+    (tmp_path / "torch").mkdir()
+    lacking = 'raise ModuleNotFoundError("No module named \'torch\'", name="torch")\n'
+    (tmp_path / "torch" / "__init__.py").write_text(lacking)
+    cluster.add({"PYTHONPATH": str(tmp_path)}, num_cpus=1, resources={"torchless": 1})
+    there = ("training.epochs=1", "hydra.launcher.resources={torchless: 1}")
+    _, err = ended(train(tmp_path / "a", *there, address=cluster.address), 3)
+    assert "cannot import torch; install cifar-lab[ray] on each node" in err.splitlines()[-1]
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    started = subprocess.Popen(
+        [
+            *("unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh"),
+            *(bare_python, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1"),
+            *(f"--address={cluster.address}", '--resources={"blind": 1}'),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    try:
+        blind = ("training.epochs=1", "hydra.launcher.resources={blind: 1}", "jobs=1")
+        _, err = ended(train(hidden, *blind, address=cluster.address), 3)
+        assert f"does not see {hidden}" in err.splitlines()[-1]
+        assert "all nodes of the Ray cluster share" in err.splitlines()[-1]
+    finally:
+        kill_tree(started.pid)
+        started.wait()
+
+
+def test_what_a_cell_takes_of_a_node(tmp_path: Path) -> None:
+    request = compose_checked([*TINY, "-m", *ON_RAY, f"output_dir={tmp_path}", "threads=3"])
+    config = request.runs[0].config
+    settings = RaySettings(mem_gb=0.5, resources={"big": 1.0})
+    asked = task_options(config, settings, LaunchOptions(jobs_per_gpu=4))
+    assert (asked["num_cpus"], asked["memory"], asked["num_gpus"]) == (3, 500_000_000, 0)
+    assert asked["resources"] == {"big": 1.0}
+    on_gpu = dataclasses.replace(config, device="cuda")
+    assert task_options(on_gpu, settings, LaunchOptions(jobs_per_gpu=4))["num_gpus"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra.launcher.address=nowhere", "hydra.launcher.address=nowhere is wrong"),
+        ("hydra.launcher.mem_gb=lots", "hydra.launcher.mem_gb=lots is wrong"),
+        ("hydra.launcher.max_retries=-1", "hydra.launcher.max_retries=-1 is wrong"),
+    ],
+)
+def test_settings_of_the_launcher_are_checked(tmp_path: Path, override: str, message: str) -> None:
+    request = compose_checked([*TINY, "-m", *ON_RAY, f"output_dir={tmp_path}", override])
+    with pytest.raises(UsageError, match=re.escape(message)):
+        make_launcher(request.launcher, request.options)
+
+
+def test_a_missing_ray_or_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        settings = {"cluster": "ray", "address": address}
+        with pytest.raises(Unavailable, match=f"no Ray cluster answers at {address}"):
+            make_launcher(settings, LaunchOptions())
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UsageError, match=re.escape("pip install 'cifar-lab[ray]'")):
+        make_launcher(settings, LaunchOptions())

@@ -1,0 +1,172 @@
+"""Real trackers: an MLflow server with a database, W&B offline, trackio's local store."""
+
+import contextlib
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_runs import TINY, make
+from tracker_places import CURVES, PLACES, Place, check_found, no_users_tracker
+
+from cifar_lab import track
+from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.training.run import run_experiment
+
+__all__ = ["no_users_tracker"]  # a fixture that is used by being here
+
+WAIT = "tracker.wait_seconds=300"  # of a machine that does much else
+
+
+@pytest.fixture(params=list(PLACES))
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
+    """A real tracker, empty; its project is the name of its folder."""
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    made: Place = PLACES[request.param](folder)
+    for name, value in made.environment.items():
+        monkeypatch.setenv(name, value)
+    yield made
+    made.close()
+
+
+def command(tmp_path: Path, place: Place, *overrides: str) -> list[str]:
+    line = [sys.executable, "-m", "cifar_lab.train", *TINY, *CURVES, *place.overrides]
+    return [*line, f"output_dir={tmp_path / 'out'}", "name=lab", WAIT, *overrides]
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_is_one_run_at_the_tracker(place: Place, tmp_path: Path) -> None:
+    line = command(tmp_path, place, "training.epochs=25")
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not (runs := list((tmp_path / "out").rglob("trackers.json"))) or (
+        '"epochs": 0' in runs[0].read_text()
+    ):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    (run,) = find_runs(tmp_path / "out")
+    assert process.returncode == -signal.SIGKILL
+    assert run.status == "interrupted"
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "python -m cifar_lab.track" not in done.stderr
+    (found,) = place.runs().values()
+    check_found(run, found)
+
+
+@pytest.mark.slow
+def test_the_cells_of_a_sweep_are_grouped_by_their_setting(place: Place, tmp_path: Path) -> None:
+    line = command(tmp_path, place, "seed=0,1", "optimizer.lr=0.001,0.01", "-m", "jobs=2")
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    by_folder = {found.settings["folder"]: found for found in place.runs().values()}
+    runs = find_runs(tmp_path / "out")
+    assert len(by_folder) == len(runs) == 4
+    groups: dict[str | None, list[float]] = {}
+    for run in runs:
+        found = by_folder[str(run.path.resolve())]
+        check_found(run, found)
+        groups.setdefault(found.group, []).append(run.config.optimizer["lr"])
+    assert sorted(groups.values()) == [[0.001] * 2, [0.01] * 2]
+
+
+@pytest.fixture
+def silent_server() -> Iterator[tuple[str, list[socket.socket]]]:
+    """A server that accepts connections and never answers; its address, and the connections."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        accepted: list[socket.socket] = []
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):  # closed at the end of the test
+                while True:
+                    accepted.append(server.accept()[0])
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", accepted
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for connection in accepted:
+            connection.close()
+
+
+def tracker_warnings(run: RunDir, title: str) -> list[str]:
+    lines = run.log_file.read_text().splitlines()
+    return [line for line in lines if line.startswith(f"warning: {title}: ")]
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_costs_one_warning_and_a_limited_time(
+    silent_server: tuple[str, list[socket.socket]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """MLflow's client by itself waits for 120 seconds and tries again seven times."""
+    address, connections = silent_server
+    words = ["tracker=mlflow", f"tracker.uri={address}", "tracker.wait_seconds=300"]
+    run = make(tmp_path, *words)
+    began = time.monotonic()
+    run_experiment(run)
+    assert time.monotonic() - began < 240
+    assert connections, "it was contacted"
+    assert run.status == "finished"
+    (warning,) = tracker_warnings(run, "MLflow")
+    assert f"MlflowException: API request to {address}" in warning
+    began = time.monotonic()
+    assert track.main([str(run.path), *words]) == 3
+    assert time.monotonic() - began < 240
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "was not sent: " in line
+
+
+def can_mount() -> bool:
+    line = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return shutil.which("unshare") is not None and (
+        subprocess.run(line, capture_output=True, check=False).returncode == 0
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb", "trackio"])
+def test_a_full_disk_of_the_tracker_costs_one_warning(
+    tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tracker's disk has 64 kB; that of the run has enough."""
+    if not can_mount():
+        pytest.skip("a small disk needs `unshare` and the right to mount")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
+    monkeypatch.setenv("WANDB_DIR", str(disk))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(disk))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    place = Place(tmp_path)
+    place.overrides = [f"tracker={tracker}"]
+    line = command(tmp_path, place, "training.epochs=4")
+    mounted = (
+        f"mount -t tmpfs -o size=64k tmpfs {shlex.quote(str(disk))} && exec {shlex.join(line)}"
+    )
+    whole = ["unshare", "--map-root-user", "--mount", "sh", "-c", mounted]
+    done = subprocess.run(whole, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (run,) = find_runs(tmp_path / "out")
+    assert run.status == "finished"
+    titles = {"mlflow": "MLflow", "wandb": "Weights & Biases", "trackio": "trackio"}
+    (warning,) = tracker_warnings(run, titles[tracker])
+    assert f"python -m cifar_lab.track {run.path} tracker={tracker}" in warning

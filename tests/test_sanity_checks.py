@@ -1,0 +1,427 @@
+"""Each sanity check warns where a report's mistake is made, and is silent where it is not."""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.figures import confusion_matrix
+from cifar_lab.runs.metrics import EpochMetrics, Predictions
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training import config_checks, sanity_checks
+from cifar_lab.training.batches import Batches
+from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
+from cifar_lab.training.splits import Split, Splits
+from cifar_lab.training.state import TrainState
+
+SMALL = [
+    "dataset=digits",
+    "model=convnet_plain",
+    "model.widths=[4,8]",
+    "model.hidden=16",
+    "device=cpu",
+    "figures=none",
+    "training.epochs=1",
+]
+
+
+def compose(*overrides: str) -> RunConfig:
+    return compose_checked([*SMALL, *overrides]).runs[0].config
+
+
+@pytest.fixture(scope="module")
+def settings() -> RunConfig:
+    return compose()
+
+
+@pytest.fixture(scope="module")
+def splits(settings: RunConfig) -> Splits:
+    return load_splits(settings, "cpu")
+
+
+@pytest.fixture(scope="module")
+def built(settings: RunConfig, splits: Splits) -> tuple[TrainState, Batches]:
+    return build_state(settings, splits, "cpu")
+
+
+def said(warnings: list[str], words: str) -> bool:
+    return len([warning for warning in warnings if words in warning]) == 1
+
+
+# --- of the config --------------------------------------------------------------------------------
+
+EVALUATION = [
+    # number of the mistake, part of the config, its wrong values, what is said
+    ("1", "evaluation", {"crop_padding": 4}, "cropped at random"),
+    ("2", "split", {"source": "test", "validation": 0.8}, "chosen on test images"),
+    ("43 no validation", "split", {"validation": 0.0}, "no validation images"),
+    ("43 no normalisation", "dataset", {"mean": None, "std": None}, "not normalised"),
+]
+
+
+@pytest.mark.parametrize(
+    ("number", "part", "wrong", "words"), EVALUATION, ids=lambda v: str(v)[:20]
+)
+def test_checks_of_the_config(
+    settings: RunConfig, number: str, part: str, wrong: dict[str, Any], words: str
+) -> None:
+    mended = config_checks.check_config(settings, test_size=360)
+    assert mended == []
+    changed: Any = dataclasses.replace(getattr(settings, part), **wrong)
+    broken = dataclasses.replace(settings, **{part: changed})
+    assert said(config_checks.check_config(broken, test_size=360), words), number
+
+
+def test_18_and_54_watching_the_test_set_is_mentioned_where_nothing_validates(
+    settings: RunConfig,
+) -> None:
+    watching = dataclasses.replace(settings.evaluation, watch_test=True)
+    alone = dataclasses.replace(
+        settings,
+        evaluation=watching,
+        split=dataclasses.replace(settings.split, validation=0.0),
+    )
+    assert said(config_checks.check_config(alone, test_size=360), "test set is watched")
+    beside = dataclasses.replace(settings, evaluation=watching)
+    assert config_checks.check_config(beside, test_size=360) == []
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist"])
+def test_mirrored_digits_are_warned_of(dataset: str) -> None:
+    asked = compose(f"dataset={dataset}", "augmentation=crop_flip")
+    (warning,) = config_checks.check_config(asked, test_size=360)
+    assert f"training images of {dataset} are mirrored" in warning
+    for line in (
+        [f"dataset={dataset}"],
+        [f"dataset={dataset}", "augmentation=crop_flip", "augmentation.horizontal_flip=false"],
+        ["dataset=fashion_mnist", "augmentation=crop_flip"],
+    ):
+        assert config_checks.check_config(compose(*line), test_size=360) == [], line
+
+
+def test_10_and_39_settings_for_which_the_report_prints_nothing() -> None:
+    def warnings(rate: str) -> list[str]:
+        composed = compose_checked(
+            ["experiment=s3_learning_rate", f"optimizer.lr={rate}", "device=cpu"]
+        )
+        return config_checks.check_config(composed.runs[0].config, test_size=10000)
+
+    # the text's 0.001 stands in no table
+    assert said(warnings("0.001"), "S3 gives no figure for these settings (optimizer.lr=0.001)")
+    assert not any("gives no figure" in warning for warning in warnings("0.0001"))
+
+
+def test_36_pca_and_tsne_that_the_images_cannot_meet() -> None:
+    assert said(config_checks.check_config(compose("figures=embeddings"), test_size=360), "360")
+    few = compose("figures=embeddings", "figures.tsne.perplexity=400")
+    assert said(config_checks.check_config(few, test_size=360), "figures.tsne.perplexity=400")
+    assert config_checks.check_config(compose("figures=embeddings"), test_size=10000) == []
+
+
+def test_10_the_rate_in_use_is_the_stated_one(settings: RunConfig) -> None:
+    stated = settings.optimizer["lr"]
+    assert sanity_checks.check_learning_rate(settings, stated, 0) == []
+    (warning,) = sanity_checks.check_learning_rate(settings, stated / 10, 3)
+    assert "optimizer.lr says 0.001" in warning
+    scheduled = dataclasses.replace(settings, scheduler={"_target_": "any"})
+    assert sanity_checks.check_learning_rate(scheduled, stated / 10, 3) == []
+
+
+# --- of the batches -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["permutation", "weighted", "subset"])
+def test_19_our_samplers_do_not_leak(splits: Splits, settings: RunConfig, sampler: str) -> None:
+    state, batches = build_state(
+        dataclasses.replace(
+            settings,
+            split=dataclasses.replace(settings.split, sampler=sampler),  # type: ignore[arg-type]
+        ),
+        splits,
+        "cpu",
+    )
+    order = sanity_checks.sampled(batches)
+    assert sorted(order.tolist()) == sorted(splits.train.indices.tolist())
+    assert sanity_checks.check_order(order, splits) == []
+    seen = torch.cat([labels for _, labels in batches.epoch(1)])
+    assert torch.equal(seen, splits.train.labels[order])
+    assert state.epoch == 0
+
+
+def test_19_two_equal_samplers_over_the_whole_set_leak(splits: Splits) -> None:
+    # the report's first loader, mended naively: weights of one for every image of the set
+    from torch.utils.data import WeightedRandomSampler
+
+    count = len(splits.train.labels)
+    sampler = WeightedRandomSampler([1.0] * count, len(splits.train), replacement=False)
+    drawn = torch.tensor(list(sampler))
+    warnings = sanity_checks.check_order(drawn, splits)
+    assert said(warnings, "the sampler leaks")
+    assert said(warnings, "not in the training split")
+
+
+def test_19_images_drawn_twice_are_said(splits: Splits) -> None:
+    order = splits.train.indices.repeat(2)
+    assert said(sanity_checks.check_order(order, splits), "more than once")
+
+
+def test_19_a_validation_split_of_the_test_set_has_indices_of_its_own() -> None:
+    settings = compose("split.source=test", "split.validation=0.5")
+    splits = load_splits(settings, "cpu")
+    _, batches = build_state(settings, splits, "cpu")
+    assert sanity_checks.check_order(sanity_checks.sampled(batches), splits) == []
+
+
+# --- of the model ---------------------------------------------------------------------------------
+
+
+def test_46_a_softmax_before_cross_entropy(built: tuple[TrainState, Batches]) -> None:
+    images = torch.rand(5, 1, 32, 32)
+    plain = built[0].model
+    assert sanity_checks.check_outputs(plain, images) == []
+    (warning,) = sanity_checks.check_outputs(nn.Sequential(plain, nn.Softmax(dim=1)), images)
+    assert "1.4612" in warning  # S4's floor: ln(e + 9) - 1
+
+
+def test_46_an_output_that_is_positive_but_no_probability_is_left_alone() -> None:
+    class Positive(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :10].relu()
+
+    assert sanity_checks.check_outputs(Positive(), torch.rand(5, 1, 32, 32)) == []
+
+
+@pytest.mark.parametrize("model", ["two_branch", "mixed_kernel_small"])
+def test_a_gate_that_is_zero_for_a_whole_batch(model: str, splits: Splits) -> None:
+    base = ["dataset=digits", f"model={model}", "dropout=none", "device=cpu", "model.gate=relu"]
+    settings = compose_checked(base).runs[0].config
+    state, batches = build_state(settings, splits, "cpu")
+    images = sanity_checks.probe(splits.train, batches)
+    first = state.model.gate if model == "two_branch" else state.model.blocks.block1.gate  # type: ignore[union-attr]
+    linear = next(m for m in first.modules() if isinstance(m, nn.Linear))  # type: ignore[union-attr]
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.bias.fill_(1.0)
+    alive = sanity_checks.check_gates(state.model, images)
+    assert not any("block 1 " in warning or "blocks 1" in warning for warning in alive)
+    with torch.no_grad():
+        linear.bias.fill_(-1.0)
+    (warning,) = sanity_checks.check_gates(state.model, images)
+    assert "block 1" in warning or "blocks 1" in warning
+
+
+def test_probing_a_model_moves_no_generator(built: tuple[TrainState, Batches]) -> None:
+    state, batches = built
+    before = torch.get_rng_state(), state.generator.get_state()
+    images = sanity_checks.probe(batches.split, batches)
+    sanity_checks.check_outputs(nn.Sequential(state.model, nn.Dropout()), images)
+    sanity_checks.check_gates(state.model, images)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert torch.equal(before[1], state.generator.get_state())
+
+
+# --- of the predictions ---------------------------------------------------------------------------
+
+
+def predictions(split: Split, count: int | None = None) -> Predictions:
+    indices = split.indices[:count].numpy()
+    labels = split.labels[split.indices[:count]].numpy()
+    return Predictions(np.eye(10, dtype=np.float32)[labels], labels, indices)
+
+
+def test_48_a_dropped_last_batch(splits: Splits) -> None:
+    assert sanity_checks.check_predictions(predictions(splits.test), splits.test, splits.test) == []
+    # 360 images in batches of 128: 104 are left
+    (warning,) = sanity_checks.check_predictions(
+        predictions(splits.test, 256), splits.test, splits.test
+    )
+    assert "104 of 360 images of the test split were not scored" in warning
+
+
+def test_3_supports_that_are_not_the_size_of_the_split(splits: Splits) -> None:
+    part = dataclasses.replace(splits.test, indices=splits.test.indices[:72])
+    scored = predictions(splits.official_test)
+    (warning,) = sanity_checks.check_predictions(scored, splits.official_test, part)
+    assert "360 images, but the test split has 72" in warning
+    assert sanity_checks.check_predictions(predictions(part), part, part) == []
+
+
+def test_16_a_validation_split_that_tells_little() -> None:
+    (warning,) = sanity_checks.check_interval(0.778, 1000)
+    assert "±2.6 points" in warning
+    assert sanity_checks.check_interval(0.989, 12000) == []
+
+
+def test_49_both_confusion_matrices_say_what_they_show(
+    settings: RunConfig, splits: Splits, tmp_path: Path
+) -> None:
+    run = RunDir.create(dataclasses.replace(settings, output_dir=str(tmp_path)))
+    run.write_predictions(predictions(splits.test), "test", "scored")
+    titles = {
+        kind: [axes.get_title(loc="left") for axes in confusion_matrix.draw(run, kind).axes]
+        for kind in ("none", "rows")
+    }
+    assert "Share of the true class" in titles["rows"]
+    assert "Share of the true class" not in titles["none"]
+    assert "Images" in titles["none"]
+
+
+# --- of the runs beside it ------------------------------------------------------------------------
+
+
+def queue(folder: Path, *overrides: str) -> RunDir:
+    composed = compose(f"output_dir={folder}", *overrides)
+    return RunDir.create(composed)
+
+
+def test_7_one_learning_rate_for_sgd_and_adam(tmp_path: Path) -> None:
+    adam = queue(tmp_path, "optimizer=adam", "optimizer.lr=1e-4", "seed=1")
+    assert sanity_checks.check_siblings(adam) == []
+    queue(tmp_path, "optimizer=sgd_plain", "optimizer.lr=1e-4")
+    (warning,) = sanity_checks.check_siblings(adam)
+    assert "one learning rate 0.0001" in warning
+    queue(tmp_path, "optimizer=sgd_plain", "optimizer.lr=1e-2")
+    assert sanity_checks.check_siblings(adam) == []
+
+
+def test_43_one_seed_for_all(tmp_path: Path) -> None:
+    run = queue(tmp_path, "optimizer.lr=1e-3")
+    assert sanity_checks.check_siblings(run) == []
+    queue(tmp_path, "optimizer.lr=1e-2")
+    (warning,) = sanity_checks.check_siblings(run)
+    assert "all 2 comparable runs of this folder have seed 0" in warning
+    queue(tmp_path, "optimizer.lr=1e-3", "seed=1")
+    assert sanity_checks.check_siblings(run) == []
+
+
+@pytest.mark.parametrize("other", ["dataset=mnist", "experiment=smoke"])
+def test_runs_that_are_not_comparable_have_nothing_to_do_with_seeds(
+    other: str, tmp_path: Path
+) -> None:
+    run = queue(tmp_path)
+    queue(tmp_path, other, "name=runs")
+    assert len(list(run.path.parent.glob("*/summary.json"))) == 2
+    assert sanity_checks.check_siblings(run) == []
+
+
+NEIGHBOURS: dict[str, Callable[[str], str]] = {
+    "cut": lambda text: text[:1],
+    "deep": lambda text: "[" * 100_000,
+    "an endless seed": lambda text: text.replace('"seed": 1', '"seed": Infinity'),
+    "a list of rates": lambda text: text.replace("0.001", "[0.001]"),
+    "a word for a rate": lambda text: text.replace("0.001", '"fast"'),
+    "a pipe": lambda text: "",
+}
+
+
+@pytest.mark.parametrize("damage", NEIGHBOURS)
+def test_a_damaged_neighbour_is_passed_over(damage: str, tmp_path: Path) -> None:
+    run = queue(tmp_path)
+    file = queue(tmp_path, "seed=1").summary_file
+    text = file.read_text()
+    file.write_text(NEIGHBOURS[damage](text))
+    assert file.read_text() != text
+    if damage == "a pipe":
+        file.unlink()
+        os.mkfifo(file)
+    assert sanity_checks.check_siblings(run) == []
+
+
+# --- of the losses --------------------------------------------------------------------------------
+
+
+def epochs(*losses: float | tuple[float, float]) -> list[EpochMetrics]:
+    """A history of these training losses, or pairs of training and validation loss."""
+    pairs = [loss if isinstance(loss, tuple) else (loss, None) for loss in losses]
+    return [
+        EpochMetrics(
+            epoch=number,
+            learning_rate=0.05,
+            train_loss=train,
+            train_accuracy=0.1,
+            val_loss=validation,
+            val_accuracy=None if validation is None else 0.1,
+            seconds=1.0,
+            images_per_second=1.0,
+        )
+        for number, (train, validation) in enumerate(pairs, start=1)
+    ]
+
+
+def test_a_network_that_ends_at_chance_is_told() -> None:
+    ten = torch.arange(10).repeat(100)
+    ends_well = [epochs(2.4, 1.9), epochs((2.35, 2.1)), epochs(2.3, 2.28), epochs(2.4), []]
+    assert [sanity_checks.check_learning(history, ten) for history in ends_well] == [[]] * 5
+    (warning,) = sanity_checks.check_learning(epochs(2.036, 1.717, 1.9, 2.306, (2.306, 2.312)), ten)
+    assert warning.startswith(
+        "learning collapsed after epoch 3: its training loss, 2.3060, is no better than a constant "
+        "answer's, 2.3026 (1.7170 in epoch 2); try a smaller optimizer.lr (it is 0.05)"
+    )
+    (warning,) = sanity_checks.check_learning(epochs(2.31, 2.302), ten)
+    assert warning.startswith("the network has learnt nothing")
+    # nine of ten images are of one class: 0.5 is worse than answering the frequencies
+    skewed = torch.tensor([0] * 90 + [1] * 10)
+    assert said(sanity_checks.check_learning(epochs(0.5, 0.4), skewed), "constant answer's, 0.3251")
+    assert sanity_checks.check_learning(epochs(0.5, 0.3), skewed) == []
+    assert sanity_checks.check_learning(epochs(0.0, 0.0), torch.zeros(5, dtype=torch.int64)) == []
+
+
+def test_a_rate_that_teaches_nothing_is_told_in_the_run(tmp_path: Path) -> None:
+    slow = ["optimizer=sgd", "optimizer.lr=1e-9", "training.epochs=2"]
+    run = RunDir.create(compose(*slow, f"output_dir={tmp_path}"))
+    assert said(run_experiment(run).warnings, "learnt nothing")
+
+
+# --- said once, in the log and in summary.json ----------------------------------------------------
+
+
+def test_warnings_are_said_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cell = compose_checked(
+        [
+            *SMALL,
+            "experiment=s0_optimizer_activation",
+            "protocol=report",
+            "dropout.dense=0",
+            "training.epochs=1",
+            "optimizer=adam",
+            "activation=tanh",
+            f"output_dir={tmp_path}",
+            "dataset.mean=null",
+            "dataset.std=null",
+            "dataset.display_names=null",
+        ]
+    ).runs[0]
+    run = RunDir.create(cell.config)
+    with caplog.at_level(logging.WARNING, logger="cifar_lab"):
+        summary = run_experiment(run)
+    expected = [
+        "cropped at random",
+        "chosen on test images",
+        "not normalised",
+        "S0 gives no figure for these settings",
+        "360 images, but the test split has 72",
+        "cannot be told apart",
+    ]
+    logged = [record.getMessage() for record in caplog.records]
+    for words in expected:
+        assert said(summary.warnings, words), words
+        assert said(logged, words), words
+    assert json.loads(run.summary_file.read_text())["warnings"] == summary.warnings
+    assert summary.protocol == "report"
+
+
+def test_a_sound_run_has_nothing_to_say_but_how_small_its_validation_is(tmp_path: Path) -> None:
+    run = RunDir.create(compose(f"output_dir={tmp_path}"))
+    warnings = run_experiment(run).warnings
+    assert [w for w in warnings if "cannot be told apart" not in w] == []

@@ -1,0 +1,353 @@
+"""Trackers get what the folder of a run holds, and can neither stop a run nor change it."""
+
+import dataclasses
+import importlib
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import TINY, make, train
+from tracker_places import CURVES, no_users_tracker
+
+from cifar_lab import track
+from cifar_lab import train as train_command
+from cifar_lab.config import targets
+from cifar_lab.errors import Stopped, UsageError
+from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.trackers.process import TrackerProcess
+from cifar_lab.training.loop import Progress
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
+from cifar_lab.training.signals import Stop
+
+__all__ = ["no_users_tracker"]  # a fixture that is used by being here
+
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
+
+# --- what a tracker is no part of -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_a_tracker_is_no_part_of_a_runs_address(tracker: str, tmp_path: Path) -> None:
+    plain, tracked = make(tmp_path), make(tmp_path, f"tracker={tracker}")
+    assert tracked.path == plain.path
+    assert "tracker" not in tracked.config.choices
+
+
+def test_a_tracker_changes_no_bit_of_a_run(tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain")
+    tracked = train(tmp_path / "tracked", "tracker=tensorboard")
+    assert tracked.path.name == plain.path.name
+    left, right = (load_checkpoint(run.last)["model"] for run in (plain, tracked))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    logits = [run.read_predictions().logits for run in (plain, tracked)]
+    assert (logits[0] == logits[1]).all()
+
+
+# --- TensorBoard ----------------------------------------------------------------------------------
+
+
+def events(run: RunDir) -> Any:
+    module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    read: Any = module.EventAccumulator(str(run.path / "tensorboard"))
+    read.Reload()
+    return read
+
+
+def check_events(run: RunDir) -> Any:
+    """Check that each epoch is in the events once, and that the final scores are."""
+    read = events(run)
+    scalars = read.Scalars("val_accuracy")
+    assert [event.step for event in scalars] == [row.epoch for row in run.read_metrics()]
+    values = [row.val_accuracy for row in run.read_metrics()]
+    assert [event.value for event in scalars] == pytest.approx(values)
+    (score,) = read.Scalars("result/test_accuracy")
+    assert score.value == pytest.approx(run.read_summary().test_accuracy)
+    return read
+
+
+@pytest.mark.parametrize("override", ["tracker=tensorboard", "training.tensorboard=true"])
+def test_tensorboard_gets_epochs_scores_settings_and_figures(override: str, tmp_path: Path) -> None:
+    run = train(tmp_path, *CURVES, override)
+    read = check_events(run)
+    (image,) = read.Images("figures/curves")
+    assert image.encoded_image_string == (run.figures / "curves.png").read_bytes()
+    (text,) = read.Tensors("settings")
+    table = text.tensor_proto.string_val[0].decode()
+    assert "| optimizer.lr | 0.001 |" in table
+    assert f"| folder | {run.path.resolve()} |" in table
+    start = read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"optimizer.lr" in start
+
+
+class StopAfterEpoch2(Stop):
+    def is_wanted(self, progress: Progress) -> bool:
+        return progress.kind == "epoch" and progress.epoch == 2
+
+
+def test_a_resumed_run_adds_to_its_events_and_rerun_starts_new_ones(tmp_path: Path) -> None:
+    asked = ("tracker=tensorboard", "training.epochs=4")
+    run = make(tmp_path, *asked)
+    with pytest.raises(Stopped):
+        run_experiment(run, stop=StopAfterEpoch2())
+    before = json.loads(run.trackers_file.read_text())
+    assert before["tensorboard"]["epochs"] == 2
+    train(tmp_path, *asked)
+    check_events(run)
+    assert len(list((run.path / "tensorboard").iterdir())) == 2
+    after = json.loads(run.trackers_file.read_text())
+    assert after["tensorboard"]["key"] == before["tensorboard"]["key"]
+    assert after["tensorboard"]["complete"]
+    train(tmp_path, *asked, rerun=True)
+    check_events(run)
+    again = json.loads(run.trackers_file.read_text())
+    assert again["tensorboard"]["key"] != before["tensorboard"]["key"]
+
+
+# --- trackers that fail ---------------------------------------------------------------------------
+
+BROKEN = '''
+import os
+import time
+from dataclasses import dataclass
+
+from cifar_lab.trackers import Tracker
+
+@dataclass(frozen=True, kw_only=True)
+class Broken(Tracker):
+    """A tracker that fails in the way that is asked for."""
+
+    how: str
+    package = "json"
+    title = "Broken"
+
+    def destination(self, project):
+        return "nowhere"
+
+    def open(self, run):
+        if self.how == "hangs":
+            time.sleep(3600)
+        if self.how == "dies":
+            os._exit(3)
+        raise OSError("no space left\\nsecond line")
+'''
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("hangs", "Broken: it did not take everything within 0.5 seconds"),
+        ("dies", "Broken: its process ended"),
+        ("is full", "Broken: OSError: no space left"),
+    ],
+)
+def test_a_tracker_that_fails_costs_one_warning_and_no_run(
+    how: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_tracker.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = train(
+        tmp_path,
+        "trust=[broken_tracker]",
+        "+tracker._target_=broken_tracker.Broken",
+        f"+tracker.how={how}",
+        "+tracker.wait_seconds=0.5" if how == "hangs" else "+tracker.wait_seconds=30",
+        "training.epochs=4",
+    )
+    assert run.status == "finished"
+    warnings = [line for line in run.log_file.read_text().splitlines() if "Broken" in line]
+    assert len(warnings) == 1
+    assert words in warnings[0]
+    assert f"python -m cifar_lab.track {run.path} " in warnings[0]
+
+
+SLOW = '''
+import time
+from dataclasses import dataclass
+
+from cifar_lab.trackers import Session, Tracker
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Tracker):
+    """Writes the epochs that it gets into a file, late, and knows of no run that it has."""
+
+    file: str
+    package = "json"
+    title = "Slow"
+
+    def destination(self, project):
+        return "a file"
+
+    def open(self, run):
+        time.sleep(1)
+        return Sent(self.file, run.epochs)
+
+class Sent(Session):
+    def __init__(self, file, epochs):
+        self.file, self.epochs = file, epochs
+
+    def log_epochs(self, rows):
+        time.sleep(1)
+        with open(self.file, "a") as file:
+            file.writelines(f"{row.epoch}\\n" for row in rows)
+
+    def log_result(self, scores, figures):
+        pass
+
+    def close(self, status):
+        time.sleep(1)
+'''
+
+
+def test_two_processes_that_send_one_run_send_each_epoch_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after kill -9: the process of the killed run still sends when the run goes on."""
+    (tmp_path / "slow_tracker.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    targets.trust(["slow_tracker"])
+    run = train(tmp_path, "training.epochs=4")
+    summary = run.read_summary()
+    run.write_summary(dataclasses.replace(summary, status="running"))
+    file = tmp_path / "epochs.txt"
+    component = {"_target_": "slow_tracker.Slow", "file": str(file), "wait_seconds": 60}
+    processes = [TrackerProcess(component, live=True, output=2) for _ in range(2)]
+    for process in processes:
+        assert process.ask(run.path)
+    with ThreadPoolExecutor() as pool:  # either may be the first, and it waits for its end
+        assert list(pool.map(lambda process: process.end(60), processes)) == [True, True]
+    assert file.read_text().split() == ["1", "2", "3", "4"]
+
+
+# --- wrong requests -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tracker=mlfow"], "did you mean mlflow?"),
+        (["tracker=null"], "tracker=null is wrong"),
+        (["tracker=mlflow", "tracker.uri=localhost:5000"], "such as http://localhost:5000"),
+        (["tracker=mlflow", "tracker.uri=http://me:secret@host"], "MLFLOW_TRACKING_USERNAME"),
+        (["tracker=mlflow", "tracker.url=http://host"], "tracker.url (did you mean uri?)"),
+        (["tracker=wandb", "tracker.mode=ofline"], "did you mean offline?"),
+        (["tracker=trackio", "tracker.server=host"], "tracker.server=host is wrong"),
+        (["tracker=trackio", "tracker.server=http://h", "tracker.space=a/b"], "leave one out"),
+        (["tracker=tensorboard", "tracker.wait_seconds=0"], "more than 0"),
+        (["tracker=mlflow", "training.tensorboard=true"], "leave one of them out"),
+        (["+tracker._target_=torch.load"], "is not a tracker of cifar_lab.trackers"),
+        (["+tracker._target_=cifar_lab.trackers.process.Tracking"], "is not a tracker"),
+        (["+tracker.uri=http://host"], "tracker has no _target_"),
+    ],
+)
+def test_a_wrong_tracker_is_one_line_and_nothing_is_written(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    assert train_command.main([*TINY, f"output_dir={folder}", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "secret" not in line
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("tracker", TRACKERS)
+def test_a_missing_package_is_one_line_that_names_the_extra(
+    tracker: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    folder = tmp_path / "out"
+    assert train_command.main([*TINY, f"output_dir={folder}", f"tracker={tracker}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"pip install -e '.[{tracker}]'" in line
+    assert not folder.exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return train(tmp_path_factory.mktemp("finished"))
+
+
+def test_track_sends_a_finished_run_once(
+    finished: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(finished.path.parent)
+    assert track.main([folder, "tracker=tensorboard"]) == 0
+    assert capsys.readouterr().out == f"{finished.path}: sent\n"
+    check_events(finished)
+    assert track.main(["tracker=tensorboard", folder]) == 0
+    assert capsys.readouterr().out == f"{finished.path}: was there already\n"
+    assert len(list((finished.path / "tensorboard").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["FOLDER"], "add tracker=tensorboard, mlflow"),
+        (["FOLDER", "tracker=none"], "add tracker=tensorboard, mlflow"),
+        (["FOLDER", "tracker=mlfow"], "did you mean mlflow?"),
+        (["FOLDER", "tracker=tensorboard", "seed=1"], "seed=1 is not for track"),
+        (["FOLDER", "tracker=tensorboard", "-m"], "-m"),
+        (["tracker=tensorboard"], "takes one folder"),
+        (["FOLDER", "FOLDER", "tracker=tensorboard"], "takes one folder"),
+        (["FOLDER/nothing", "tracker=tensorboard"], "is not a folder"),
+        (["EMPTY", "tracker=tensorboard"], "has no finished run"),
+        (["QUEUED", "tracker=tensorboard"], "has no finished run"),
+    ],
+)
+def test_a_wrong_request_to_track_is_one_line(
+    words: list[str],
+    said: str,
+    finished: RunDir,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    queued = make(tmp_path / "queued") if "QUEUED" in words else None
+    places = {"FOLDER": finished.path, "EMPTY": tmp_path / "empty", "QUEUED": tmp_path / "queued"}
+    argv = [word.replace(w, str(p)) for word in words for w, p in places.items() if w in word]
+    argv += [word for word in words if not any(w in word for w in places)]
+    assert track.main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert queued is None or not queued.trackers_file.exists()
+
+
+def test_track_goes_on_after_a_damaged_folder_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path)
+    other = make(tmp_path, "seed=5")
+    other.summary_file.write_text("{")
+    assert track.main([str(tmp_path), "tracker=tensorboard"]) == 1
+    printed = capsys.readouterr()
+    assert f"{run.path}: sent" in printed.out
+    assert str(other.summary_file) in printed.err
+    check_events(run)
+
+
+def test_the_checks_of_a_tracker_contact_nobody() -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        server.settimeout(0.1)
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        compose_checked([*TINY, "tracker=mlflow", f"tracker.uri={uri}"])
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+def test_two_trackers_are_refused_in_a_past_config(tmp_path: Path) -> None:
+    run = make(tmp_path, "tracker=mlflow")
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("tensorboard: false", "tensorboard: true"))
+    with pytest.raises(UsageError, match="leave one of them out"):
+        _ = run.config

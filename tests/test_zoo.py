@@ -1,0 +1,455 @@
+"""Models of torchvision and timm, given weights, and fine-tuning from the command line."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fileserver import Behaviour, file_server
+from tiny_runs import StopAt, every_step, make
+from tiny_runs import train as train_tiny
+from torch import Tensor, nn
+from torchvision import models as torchvision_models
+from torchvision.models import get_model, list_models
+
+from cifar_lab import evaluate, train
+from cifar_lab.config.identity import address
+from cifar_lab.errors import Stopped, Unavailable
+from cifar_lab.models.zoo_torchvision import TorchvisionModel
+from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
+
+RGB, GRAY = (3, 32, 32), (1, 32, 32)
+SMALL = ["dataset=digits", "device=cpu", "threads=1", "figures=none", "dropout=none"]
+SHUFFLENET = ["model=torchvision", "model.architecture=shufflenet_v2_x0_5"]
+
+
+def build(architecture: str, image_shape: tuple[int, int, int] = RGB, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return TorchvisionModel(image_shape, 10, architecture=architecture, **settings).eval()
+
+
+def published(architecture: str) -> nn.Module:
+    """The network of a package as it publishes it, with random weights and statistics."""
+    torch.manual_seed(1)
+    network: nn.Module = get_model(architecture, weights=None)
+    for name, tensor in network.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            tensor.uniform_(0.5, 1.5)
+    return network
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A file with weights of shufflenet_v2_x0_5 for 1,000 classes."""
+    file = tmp_path / "shufflenet.pt"
+    torch.save(published("shufflenet_v2_x0_5").state_dict(), file)
+    return file
+
+
+def one(*overrides: str) -> Any:
+    (run,) = compose_checked([*SMALL, *overrides]).runs
+    return run.config
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+def test_a_model_is_torchvision_s_network_and_the_classifier_of_its_features(name: str) -> None:
+    model = build(name)
+    torch.manual_seed(0)
+    network = get_model(name, weights=None, num_classes=10).eval()
+    images = torch.rand(2, *RGB)
+    with torch.no_grad():
+        assert torch.equal(model(images), network(images))
+        features = model.features(images)
+        assert features.ndim == 2
+        assert torch.equal(model(images), model.classifier(features))
+
+
+# A RegNet computes its widths with tensors, which have no values on the meta device.
+ON_META = [n for n in list_models(module=torchvision_models) if not n.startswith("regnet")]
+
+
+@pytest.mark.slow
+def test_a_regnet_has_a_head() -> None:
+    model = build("regnet_x_400mf", RGB)
+    images = torch.rand(2, *RGB)
+    assert model(images).shape == (2, 10)
+    assert model.features(images).shape == (2, model.classifier.in_features)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_META)
+def test_every_classification_model_of_torchvision_has_a_head_but_squeezenet(name: str) -> None:
+    size = 299 if name == "inception_v3" else 224
+    with torch.device("meta"):
+        if name.startswith("squeezenet"):
+            with pytest.raises(Exception, match="no linear layer"):
+                build(name, (3, size, size))
+            return
+        model = build(name, (3, size, size)).train()
+        images = torch.empty(2, 3, size, size)
+        assert model(images).shape == (2, 10)
+        assert model.features(images).shape == (2, model.classifier.in_features)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
+def test_a_gray_image_counts_as_three_equal_channels(name: str) -> None:
+    gray, rgb = build(name, GRAY), build(name)
+    images = torch.rand(2, *GRAY)
+    with torch.no_grad():
+        expected = rgb(images.expand(2, *RGB))
+        torch.testing.assert_close(gray(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"), [("resnet18", "conv1"), ("densenet121", "features.conv0")]
+)
+def test_small_images_keep_their_size_in_the_stem(name: str, stem: str) -> None:
+    model = build(name, small_images=True)
+    convolution = model.network.get_submodule(stem)
+    assert (convolution.kernel_size, convolution.stride) == ((3, 3), (1, 1))
+    assert not [m for m in model.modules() if isinstance(m, nn.MaxPool2d)]
+    assert build(name).network.get_submodule(stem).stride == (2, 2)
+
+
+def test_given_weights_are_loaded_but_for_the_head_and_a_replaced_stem(tmp_path: Path) -> None:
+    network = published("resnet18")
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "resnet18.pt")
+    wanted = network.state_dict()
+    for changes in ({}, {"image_shape": GRAY}, {"small_images": True}):
+        settings: dict[str, Any] = {"weights": str(tmp_path / "resnet18.pt"), **changes}
+        model = build("resnet18", **settings)
+        own_stem = model.network.conv1.weight.detach().clone()
+        head = model.classifier.weight.detach().clone()
+        model.load_initial_weights(download=False)
+        for name, tensor in model.network.state_dict().items():
+            if name != "conv1.weight":
+                assert torch.equal(tensor, wanted[name]), name
+        stem = wanted["conv1.weight"]
+        expected = {
+            (): stem,
+            ("image_shape",): stem.sum(1, keepdim=True),
+            ("small_images",): own_stem,
+        }[tuple(changes)]
+        assert torch.equal(model.network.conv1.weight, expected)
+        assert torch.equal(model.classifier.weight, head)
+
+
+def test_a_run_s_own_best_weights_can_be_the_start_of_another(tmp_path: Path) -> None:
+    first = build("shufflenet_v2_x0_5")
+    torch.save({"model": first.state_dict(), "epoch": 3}, tmp_path / "best.pt")
+    torch.manual_seed(5)
+    second: Any = TorchvisionModel(
+        RGB, 7, architecture="shufflenet_v2_x0_5", weights=str(tmp_path / "best.pt")
+    )
+    second.load_initial_weights(download=False)
+    expected = first.network.state_dict()
+    assert all(torch.equal(t, expected[k]) for k, t in second.network.state_dict().items())
+
+
+def test_resnet18_is_fine_tuned_from_a_file_and_evaluated_without_it(tmp_path: Path) -> None:
+    file = tmp_path / "resnet18.pt"
+    torch.save(published("resnet18").state_dict(), file)
+    line = [*SMALL, "model=torchvision", f"model.weights={file}", f"output_dir={tmp_path / 'out'}"]
+    line += ["split.validation=1300", "training.epochs=1", "training.frozen_epochs=1"]
+    assert train.main([*line, "optimizer=sgd"]) == 0
+    (run,) = find_runs(tmp_path / "out")
+
+    config = run.config
+    assert config.model["weights_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert config.dataset.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
+    assert config.dataset.std == pytest.approx([(0.229 + 0.224 + 0.225) / 3])
+    trained = torch.load(run.last, weights_only=True)["model"]
+    wanted = torch.load(file, weights_only=True)
+    for name, tensor in wanted.items():
+        if name == "conv1.weight":
+            tensor = tensor.sum(1, keepdim=True)
+        if not name.startswith("fc."):
+            assert torch.equal(trained[f"network.{name}"], tensor), f"{name} was frozen"
+    assert (trained["classifier.weight"] != 0).any()
+
+    file.unlink()
+    score = json.loads(run.summary_file.read_text())["test_accuracy"]
+    assert evaluate.main([str(run.path)]) == 0
+    assert json.loads(run.summary_file.read_text())["test_accuracy"] == score
+
+
+def test_the_content_of_a_weights_file_is_part_of_the_address_and_its_place_is_not(
+    weights: Path, tmp_path: Path
+) -> None:
+    line = [*SHUFFLENET, f"output_dir={tmp_path}"]
+    before = address(one(*line, f"model.weights={weights}"))
+    moved = weights.rename(tmp_path / "moved.pt")
+    assert address(one(*line, f"model.weights={moved}")) == before
+    state = torch.load(moved, weights_only=True)
+    state["conv1.0.weight"].mul_(2)
+    torch.save(state, moved)
+    assert address(one(*line, f"model.weights={moved}")) != before
+    assert address(one(*line)) != before
+
+
+def test_a_run_is_not_resumed_with_another_file_in_place_of_its_weights(
+    weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = one(*SHUFFLENET, f"model.weights={weights}", f"output_dir={tmp_path / 'out'}")
+    run = RunDir.create(config)
+    torch.save(published("shufflenet_v2_x1_0").state_dict(), weights)
+    assert train.main([str(run.path)]) == 2
+    assert "model.weights_sha256=null for another run" in the_line(capfd)
+    assert run.read_summary().status == "queued"
+
+
+def test_the_dataset_s_normalisation_is_kept_when_asked_for(weights: Path) -> None:
+    plain = one(*SHUFFLENET)
+    kept = one(*SHUFFLENET, f"model.weights={weights}", "model.normalisation=dataset")
+    changed = one(*SHUFFLENET, f"model.weights={weights}")
+    assert kept.dataset == plain.dataset != changed.dataset
+
+
+@pytest.mark.parametrize("answer", ["weights", "missing", "changed"])
+def test_published_weights_come_through_torchvision_from_their_server(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = published("shufflenet_v2_x0_5")
+    torch.save(network.state_dict(), tmp_path / "served.pt")
+    content = (tmp_path / "served.pt").read_bytes()
+    name = f"shufflenet-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    entry = torchvision_models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    with file_server() as server:
+        status = 404 if answer == "missing" else 200
+        served = content[:-1] + b"?" if answer == "changed" else content
+        url = server.serve(f"/{name}", Behaviour(served, status=status))
+        monkeypatch.setattr(entry.value, "url", url)
+        config = one(*SHUFFLENET, "model.weights=DEFAULT")
+        assert config.model["weights"] == "IMAGENET1K_V1"
+        assert server.requests == [], "nothing is downloaded before a run starts"
+        model = build("shufflenet_v2_x0_5", weights=config.model["weights"])
+        if answer == "weights":
+            model.load_initial_weights(download=True)
+            expected = network.state_dict()
+            assert all(torch.equal(t, expected[k]) for k, t in model.network.state_dict().items())
+        else:
+            with pytest.raises(Unavailable, match="cannot be fetched from http://127"):
+                model.load_initial_weights(download=True)
+
+
+WRONG: list[tuple[list[str], str]] = [
+    (["model.architecture=resnet81"], "the nearest are resnet18"),
+    (["model.architecture=qqqqqqqqqqqq"], "torchvision has no such classification model"),
+    (["model.architecture=squeezenet1_0"], "it has no linear layer"),
+    (["model.architecture=vit_b_32", "model.weights=DEFAULT"], "224x224 pixels only"),
+    (["model.architecture=alexnet", "model.small_images=true"], "as the ResNets have"),
+    (["model.weights=nowhere.pt"], "null, IMAGENET1K_V1, DEFAULT or a file"),
+    (["model.weights=."], "null, IMAGENET1K_V1, DEFAULT or a file"),
+    (["model.weights=garbage.pt"], "model.weights=garbage.pt cannot be read"),
+    (["model.weights=list.pt"], "it must be a state dict"),
+    (["model.weights=shufflenet.pt"], "not the weights of resnet18: it has no bn1.bias (and"),
+    (["model.weights=DEFAULT", "dataset.mean=[0.5]"], "add model.normalisation=dataset"),
+    (["model.normalisation=imagenet"], "one of weights, dataset"),
+    (["activation=gelu"], "activation was asked for, but model torchvision does not use it"),
+    (["dropout=standard"], "dropout.conv was asked for, but model torchvision does not use it"),
+    (["optimizer.backbone_lr=-1"], "optimizer.backbone_lr=-1.0 is wrong: it must be at least 0"),
+    (["optimizer.backbone_lr=x"], "optimizer.backbone_lr=x is wrong: it must be a number"),
+    (["optimizer.backbone_lr=1e-4", "scheduler=one_cycle"], "one rate for all parameters"),
+    (["training.frozen_epochs=-1"], "training.frozen_epochs=-1 is wrong"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), WRONG, ids=lambda v: " ".join(v)[:60])
+def test_a_wrong_request_is_one_line_and_nothing_is_written(
+    line: list[str],
+    words: str,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    folder = weights.parent
+    monkeypatch.chdir(folder)
+    (folder / "garbage.pt").write_bytes(b"these are no weights")
+    torch.save([1, 2], folder / "list.pt")
+    before = sorted(folder.rglob("*"))
+    assert train.main(["dataset=digits", "device=cpu", "model=torchvision", *line]) == 2
+    assert words in the_line(capfd)
+    assert sorted(folder.rglob("*")) == before
+
+
+def the_line(capfd: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command wrote to standard error."""
+    (line,) = capfd.readouterr().err.splitlines()
+    return line
+
+
+def test_a_model_without_a_classifier_has_nothing_to_freeze(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    for setting in ("training.frozen_epochs=1", "optimizer.backbone_lr=0.1"):
+        assert train.main(["dataset=digits", "model=two_branch", setting, "dropout=none"]) == 2
+        assert "has no module `classifier`" in the_line(capfd)
+
+
+def parts(run: RunDir) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A run's last weights and buffers: those of the features, those of the classifier."""
+    state = torch.load(run.last, weights_only=True)["model"]
+    features = {k: v for k, v in state.items() if k.startswith("features.")}
+    return features, {k: v for k, v in state.items() if k.startswith("classifier.")}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a.keys() | b.keys())
+
+
+def test_frozen_epochs_change_the_classifier_alone_and_later_ones_everything(
+    tmp_path: Path,
+) -> None:
+    start = parts(train_tiny(tmp_path, "training.epochs=0"))
+    frozen = parts(train_tiny(tmp_path, "training.epochs=1", "training.frozen_epochs=1"))
+    assert equal(frozen[0], start[0])
+    assert not equal(frozen[1], start[1])
+    longer = parts(train_tiny(tmp_path, "training.epochs=2", "training.frozen_epochs=1"))
+    assert not any(
+        torch.equal(longer[0][k], v) for k, v in start[0].items() if k.endswith("weight")
+    )
+
+
+@pytest.mark.parametrize("steps", [3, 9, 14])
+def test_frozen_epochs_and_backbone_lr_are_exact_on_resume(
+    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every_step(monkeypatch)
+    line = ["training.frozen_epochs=1", "optimizer.backbone_lr=1e-4", "scheduler=cosine"]
+    whole = train_tiny(tmp_path / "whole", *line)
+    run = make(tmp_path / "stopped", *line)
+    with pytest.raises(Stopped):
+        run_experiment(run, stop=StopAt(steps))
+    run_experiment(run)
+    assert equal(parts(run)[0], parts(whole)[0])
+    assert equal(parts(run)[1], parts(whole)[1])
+
+
+def test_backbone_lr_is_the_rate_of_all_but_the_classifier(tmp_path: Path) -> None:
+    start = parts(train_tiny(tmp_path, "training.epochs=0", "optimizer=sgd_plain"))
+    line = ["training.epochs=1", "optimizer=sgd_plain", "optimizer.lr=0.01"]
+    run = train_tiny(tmp_path, *line, "optimizer.backbone_lr=0")
+    features, classifier = parts(run)
+    assert all(torch.equal(features[k], v) for k, v in start[0].items() if k.endswith("weight"))
+    assert not equal(classifier, start[1])
+    rates = {group["lr"] for group in torch.load(run.last)["optimizer"]["param_groups"]}
+    assert rates == {0.01, 0.0}
+    assert [row.learning_rate for row in run.read_metrics()] == [0.01]
+    both = train_tiny(tmp_path, *line, "optimizer.backbone_lr=0.01")
+    alone = train_tiny(tmp_path, *line)
+    assert equal(parts(both)[0], parts(alone)[0])
+
+
+def test_a_continued_run_starts_its_new_schedule_from_both_rates(tmp_path: Path) -> None:
+    line = ["optimizer.backbone_lr=1e-4", "scheduler=cosine", "scheduler.eta_min=1e-5"]
+    first = train_tiny(tmp_path, *line, "training.epochs=1")
+    second = train_tiny(tmp_path, *line, "training.epochs=2", f"continue_from={first.path}")
+    groups = torch.load(second.last, weights_only=True)["optimizer"]["param_groups"]
+    assert [group["initial_lr"] for group in groups] == [1e-3, 1e-4]
+
+
+def test_null_and_zero_are_the_run_without_these_settings() -> None:
+    plain = one()
+    same = one("optimizer.backbone_lr=null", "training.frozen_epochs=0")
+    assert address(same) == address(plain)
+    assert "backbone_lr" not in same.optimizer
+
+
+def test_timm_is_named_where_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert train.main(["dataset=digits", "model=timm"]) == 2
+    assert "model=timm needs timm: pip install 'cifar-lab[timm]'" in the_line(capfd)
+
+
+@pytest.fixture
+def timm() -> Any:
+    return pytest.importorskip("timm")
+
+
+@pytest.mark.parametrize("name", ["resnet18d", "mobilenetv3_small_050", "convnext_atto"])
+def test_a_model_is_timm_s_network_and_the_classifier_of_its_features(timm: Any, name: str) -> None:
+    from cifar_lab.models.zoo_timm import TimmModel
+
+    torch.manual_seed(0)
+    model: Any = TimmModel(RGB, 10, architecture=name).eval()
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=10).eval()
+    images = torch.rand(2, *RGB)
+    with torch.no_grad():
+        assert torch.equal(model(images), network(images))
+        assert model.features(images).shape == (2, model.classifier.in_features)
+
+
+def save_torch(state: dict[str, Tensor], file: Path) -> Path:
+    torch.save(state, file.with_suffix(".pt"))
+    return file.with_suffix(".pt")
+
+
+def save_safetensors(state: dict[str, Tensor], file: Path) -> Path:
+    from safetensors.torch import save_file
+
+    save_file(state, file.with_suffix(".safetensors"))
+    return file.with_suffix(".safetensors")
+
+
+@pytest.mark.parametrize("save", [save_torch, save_safetensors])
+def test_timm_s_resnet18d_starts_from_a_file(
+    timm: Any, save: Callable[[dict[str, Tensor], Path], Path], tmp_path: Path
+) -> None:
+    from cifar_lab.models.zoo_timm import TimmModel
+
+    torch.manual_seed(1)
+    state = timm.create_model("resnet18d").state_dict()
+    file = save(state, tmp_path / "resnet18d")
+    model: Any = TimmModel(GRAY, 10, architecture="resnet18d", weights=str(file), small_images=True)
+    model.load_initial_weights(download=False)
+    # The first convolution is 3x3 before and after, so it keeps its weights.
+    first = state["conv1.0.weight"].sum(1, keepdim=True)
+    for name, tensor in model.network.state_dict().items():
+        assert torch.equal(tensor, first if name == "conv1.0.weight" else state[name]), name
+    assert model.network.conv1[0].stride == (1, 1)
+
+
+TIMM_WRONG = [
+    (["model.architecture=resnt18d"], "the nearest are resnet18d"),
+    (["model.architecture=resnet18d.none"], "the nearest are resnet18d."),
+    (["model.architecture=deit_tiny_distilled_patch16_224"], "it has several heads, or none"),
+    (["model.architecture=vit_tiny_patch16_224"], "model cannot take images of shape"),
+    (["model.pretrained=true", "model.weights=nowhere.pt"], "set one of them"),
+    (["model.weights=shufflenet.pt"], "not the weights of resnet18d"),
+    (["model.weights=nowhere.pt"], "null or a file"),
+    (["activation=gelu"], "activation was asked for, but model timm does not use it"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), TIMM_WRONG, ids=lambda v: " ".join(v)[:60])
+def test_a_wrong_request_of_timm_is_one_line(
+    timm: Any,
+    line: list[str],
+    words: str,
+    weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(weights.parent)
+    assert train.main(["dataset=digits", "device=cpu", "model=timm", *line]) == 2
+    assert words in the_line(capfd)
+
+
+def test_timm_s_published_weights_are_named_by_their_tag(
+    timm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = one("model=timm", "model.pretrained=true")
+    assert config.model["architecture"] == "resnet18d.ra2_in1k"
+    assert config.dataset.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
+    again = one("model=timm", "model.pretrained=true", "model.architecture=resnet18d.ra2_in1k")
+    assert address(again) == address(config)

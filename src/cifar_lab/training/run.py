@@ -1,25 +1,20 @@
 """One run, from the config.yaml in its folder to summary.json."""
 
-import contextlib
 import dataclasses
 import logging
 import signal
 import time
-import traceback
-from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import torch
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, first_line
+from cifar_lab.errors import Stopped, Unavailable
 from cifar_lab.runs import provenance
 from cifar_lab.runs.checkpoints import weights_checksum
-from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row, diagnosis
+from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.second_name import second_name
-from cifar_lab.runs.summary import RunSummary, Status, queued
+from cifar_lab.runs.summary import RunSummary, queued
 from cifar_lab.trackers.process import Tracking, tracking
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
@@ -29,6 +24,7 @@ from cifar_lab.training.device import configure, describe_device, release_memory
 from cifar_lab.training.loop import Progress, fit
 from cifar_lab.training.precision import explain
 from cifar_lab.training.resume import check_best, restore
+from cifar_lab.training.run_record import log_to, record_end, training_fields
 from cifar_lab.training.scoring import draw_figures, evaluate
 from cifar_lab.training.signals import Stop
 from cifar_lab.training.splits import Splits
@@ -56,11 +52,11 @@ def run_experiment(
             return _finished_before(run, summary, code, accept_code)
         if rerun:
             run.discard_results()
-        with _log_to(run), tracking(run, settings) as tracker:
+        with log_to(run), tracking(run, settings) as tracker:
             try:
                 return _run(run, settings, summary, code, stop or Stop(), accept_code, tracker)
             except (Exception, KeyboardInterrupt, Stopped) as error:
-                raise _record_end(run, summary, error) from error
+                raise record_end(run, summary, error) from error
 
 
 def note_killed(run: RunDir, error: str) -> None:
@@ -69,6 +65,16 @@ def note_killed(run: RunDir, error: str) -> None:
         summary = run.read_summary()
         if summary.status != "finished":
             run.write_summary(dataclasses.replace(summary, status="failed", error=error))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prepared:
+    """A run that is about to train: its data, its state, and its summary with status running."""
+
+    splits: Splits
+    state: TrainState
+    batches: Batches
+    summary: RunSummary
 
 
 def _run(
@@ -81,6 +87,33 @@ def _run(
     tracker: Tracking,
 ) -> RunSummary:
     started = time.perf_counter()
+    prepared = _prepare(run, settings, summary, code, accept_code)
+    state, batches = prepared.state, prepared.batches
+    console.log_start(settings)
+    epochs_before, training_since = state.epoch + state.step / len(batches), time.perf_counter()
+    _train(run, settings, prepared, stop, tracker)
+    training = time.perf_counter() - training_since
+    release_memory()
+    summary = dataclasses.replace(prepared.summary, **training_fields(state))
+    summary = _evaluate(run, summary, prepared.splits, state, batches)
+    run.drop_checkpoints(last=not settings.training.keep_last)
+    epochs = state.epoch - epochs_before
+    summary = dataclasses.replace(
+        summary,
+        status="finished",
+        seconds=summary.seconds or time.perf_counter() - started,
+        epoch_seconds=training / epochs if epochs > 0.5 else None,
+        overhead_seconds=time.perf_counter() - started - training,
+    )
+    run.write_summary(summary)
+    console.log_result(settings, state, summary)
+    return summary
+
+
+def _prepare(
+    run: RunDir, settings: RunConfig, summary: RunSummary, code: str, accept_code: bool
+) -> _Prepared:
+    """Build the run, or restore it from its checkpoint, and check it; write its summary."""
     checkpoint = run.read_last(log.warning)
     if checkpoint is not None and summary.code_hash not in (None, code) and not accept_code:
         raise _made_by_other_code(run, summary.code_hash, code)
@@ -112,6 +145,12 @@ def _run(
     found = sanity_checks.before(settings, splits, state, batches, run)
     summary = dataclasses.replace(summary, warnings=console.log_warnings([], found))
     run.write_summary(summary)
+    _rewrite_rows(run, settings, state)
+    return _Prepared(splits, state, batches, summary)
+
+
+def _rewrite_rows(run: RunDir, settings: RunConfig, state: TrainState) -> None:
+    """Remove rows of epochs and steps that are past the checkpoint, which will be done again."""
     run.rewrite_metrics(
         state.history,
         watched=settings.evaluation.watch_test,
@@ -119,25 +158,6 @@ def _run(
     )
     if settings.training.step_history:
         run.rewrite_steps([r for r in run.read_steps() if _is_done(r.epoch, r.step, state)])
-    console.log_start(settings)
-    epochs_before, training_since = state.epoch + state.step / len(batches), time.perf_counter()
-    _train(run, settings, splits, state, batches, stop, tracker)
-    training = time.perf_counter() - training_since
-    release_memory()
-    summary = dataclasses.replace(summary, **_training_fields(state))
-    summary = _evaluate(run, summary, splits, state, batches)
-    run.drop_checkpoints(last=not settings.training.keep_last)
-    epochs = state.epoch - epochs_before
-    summary = dataclasses.replace(
-        summary,
-        status="finished",
-        seconds=summary.seconds or time.perf_counter() - started,
-        epoch_seconds=training / epochs if epochs > 0.5 else None,
-        overhead_seconds=time.perf_counter() - started - training,
-    )
-    run.write_summary(summary)
-    console.log_result(settings, state, summary)
-    return summary
 
 
 def _configure(run: RunDir, settings: RunConfig, threads: int | None) -> tuple[str, int]:
@@ -167,17 +187,21 @@ def _evaluate(
 def _train(
     run: RunDir,
     settings: RunConfig,
-    splits: Splits,
-    state: TrainState,
-    batches: Batches,
+    prepared: _Prepared,
     stop: Stop,
     tracker: Tracking,
 ) -> None:
     """Drive `fit` to its end: the one place that handles rows, checkpoints and signals."""
     saved = time.monotonic()
+    splits, state = prepared.splits, prepared.state
     watched = splits.test if settings.evaluation.watch_test else None
     progress_of_run = fit(
-        state, batches, splits.validation, settings.training, settings.evaluation, watched=watched
+        state,
+        prepared.batches,
+        splits.validation,
+        settings.training,
+        settings.evaluation,
+        watched=watched,
     )
     tracker.update()
     with console.Bars(settings.training.epochs) as bars, stop.graceful():
@@ -260,73 +284,3 @@ def _write_best(run: RunDir, settings: RunConfig, state: TrainState, row: EpochM
         if former is not None and former != name:
             (run.path / former).unlink(missing_ok=True)
     log.info("Best model saved to %s", run.best if name is None else run.path / name)
-
-
-@contextlib.contextmanager
-def _log_to(run: RunDir) -> Iterator[None]:
-    """Write the log to train.log too."""
-    handler = _LogFile(run)
-    log.addHandler(handler)
-    if log.level == logging.NOTSET:  # no command has set it: called as a function
-        log.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-
-
-class _LogFile(logging.Handler):
-    """Writes train.log; a line that cannot be written ends the run, like any other file."""
-
-    def __init__(self, run: RunDir) -> None:
-        super().__init__()
-        self._run = run
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._run.append_log(self.format(record))
-
-
-def _record_end(run: RunDir, before: RunSummary, error: BaseException) -> BaseException:
-    """Record why a run ended early; return what to raise: the error, or RunFailed with one line."""
-    stopped = isinstance(error, Stopped | KeyboardInterrupt)
-    expected = isinstance(error, UsageError | Unavailable | RunFailed | OSError)
-    if isinstance(error, OSError) and error.filename is None:
-        error.filename = str(run.path)
-    first = first_line(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        first = f"the GPU's memory is full, try a smaller training.batch_size ({first})"
-    name = type(error).__name__
-    message = name if first == name else f"{name}: {first}"
-    if not run.config_file.exists():
-        gone = RunFailed(f"{run.path} was moved or removed while it was running")
-        return error if stopped else gone
-    with contextlib.suppress(OSError):  # a disk too full to record it: the lock tells the reader
-        if not expected and not stopped:
-            run.append_log("".join(traceback.format_exception(error)))
-        status: Status = "interrupted" if stopped else "failed"
-        never_started = stopped and before.status == "queued" and not run.last.exists()
-        if isinstance(error, Unavailable) or never_started:
-            status = before.status
-        recorded = None if stopped else message
-        run.write_summary(dataclasses.replace(run.read_summary(), status=status, error=recorded))
-    if expected or stopped:
-        return error
-    return RunFailed(f"{run.path} failed with {message}; see the traceback in its train.log")
-
-
-def _training_fields(state: TrainState) -> dict[str, Any]:
-    rows = state.history
-    return {
-        "epochs": state.epoch,
-        "best_epoch": state.best.epoch if state.best else None,
-        "best_val_accuracy": state.best.val_accuracy if state.best else None,
-        "best_val_loss": state.best.val_loss if state.best else None,
-        **{f"best_{name}": getattr(state.best, name, None) for name in BY_CLASS},
-        "effective_learning_rate": rows[-1].learning_rate if rows else None,
-        "seconds": sum(row.seconds for row in rows),
-        "images_per_second": (
-            float(np.median([row.images_per_second for row in rows])) if rows else None
-        ),
-        "stopped_early": state.stopped_early,
-        "diagnosis": diagnosis(rows),
-    }

@@ -47,47 +47,63 @@ def evaluate(
     if splits is None:
         check_same_data(settings.dataset, run.read_summary().dataset, run.path)
         splits = load_splits(settings, device)
-    model = make_model(settings, splits, device)
-
-    def predictions(weights: str, split_name: str) -> Predictions:
-        split = {
-            "validation": splits.validation,
-            "test": splits.official_test if settings.evaluation.test == "official" else splits.test,
-        }[split_name]
-        assert split is not None
-        load_weights(run, weights, model)
-        return predict(
-            model,
-            split,
-            normalisation(settings),
-            settings.evaluation,
-            memory_format=memory_format(device),
-            precision=settings.precision,
-            crop_seed=derive_seed(settings.seed, "evaluation", 0),
-        )
-
+    scorer = _Scorer(run, settings, splits, make_model(settings, splits, device), device)
     fields: dict[str, Any] = {"scored_weights": scored}
     has_last = run.last.exists()
     if has_last:
-        last = predictions("last", "test")
-        run.write_predictions(last, "test", "last")
+        last = scorer.score("last", "test", "last")
         fields["test_accuracy_last"] = last.accuracy
     if has_last and settings.training.ema:
-        averaged = predictions("averaged", "test")
-        run.write_predictions(averaged, "test", "averaged")
-        fields["test_accuracy_averaged"] = averaged.accuracy
-    test = last if has_last and scored == "last" else predictions(scored, "test")
-    run.write_predictions(test, "test", "scored")
+        fields["test_accuracy_averaged"] = scorer.score("averaged", "test", "averaged").accuracy
+    if has_last and scored == "last":
+        test = last
+        run.write_predictions(test, "test", "scored")
+    else:
+        test = scorer.score(scored, "test", "scored")
     if splits.validation is not None:
-        run.write_predictions(predictions(scored, "validation"), "validation", "scored")
+        scorer.score(scored, "validation", "scored")
     names = tuple(settings.dataset.display_names or splits.class_names)
     _write_reports(run, test, names)
     _write_samples(run, splits.official_test, test, settings.seed)
     if features or {"pca", "tsne"} & {name for name, figure in settings.figures.items() if figure}:
-        load_weights(run, scored, model)
-        fields["separation"] = _write_features(run, model, splits.test, settings)
+        load_weights(run, scored, scorer.model)
+        fields["separation"] = _write_features(run, scorer.model, splits.test, settings)
+    return fields | _test_fields(test, names)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scorer:
+    """Predicts with any of a run's weights, and writes the predictions into its folder."""
+
+    run: RunDir
+    settings: RunConfig
+    splits: Splits
+    model: Any
+    device: str
+
+    def score(self, weights: str, split_name: str, kept_as: str) -> Predictions:
+        settings, splits = self.settings, self.splits
+        official = settings.evaluation.test == "official"
+        test = splits.official_test if official else splits.test
+        split = test if split_name == "test" else splits.validation
+        assert split is not None
+        load_weights(self.run, weights, self.model)
+        predictions = predict(
+            self.model,
+            split,
+            normalisation(settings),
+            settings.evaluation,
+            memory_format=memory_format(self.device),
+            precision=settings.precision,
+            crop_seed=derive_seed(settings.seed, "evaluation", 0),
+        )
+        self.run.write_predictions(predictions, split_name, kept_as)
+        return predictions
+
+
+def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
     calibrated = calibration(test)
-    fields |= {
+    return {
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
         "test_size": len(test),
@@ -98,7 +114,6 @@ def evaluate(
             for label, guess, count in test.most_confused()
         ],
     }
-    return fields
 
 
 def draw_figures(run: RunDir) -> tuple[list[str], list[str]]:

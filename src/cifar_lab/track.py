@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
-from cifar_lab.errors import RunFailed, Unavailable, UsageError, listing, shorten
+from cifar_lab.errors import RunFailed, Unavailable, UsageError, listing, shorten, shorten_path
 
 if TYPE_CHECKING:
     from cifar_lab.config.schema import Component
@@ -125,11 +125,11 @@ def _send_one(process: "TrackerProcess", run: "RunDir", patience: float) -> str 
     report = process.report(patience)
     if report is None:
         raise Unavailable(
-            f"{run.path} was not sent: the tracker gave no answer within {patience:g} seconds "
-            "(tracker.wait_seconds); what was sent stays there"
+            f"{shorten_path(run.path)} was not sent: the tracker gave no answer within "
+            f"{patience:g} seconds (tracker.wait_seconds); what was sent stays there"
         )
     if report.problem is not None:
-        return f"{run.path} was not sent: {report.problem}"
+        return f"{shorten_path(run.path)} was not sent: {report.problem}"
     how = "sent" if report.is_new else "was there already"
     print(f"{run.path}: {how}" + (f", {report.link}" if report.link else ""), flush=True)
     return None

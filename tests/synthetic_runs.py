@@ -30,7 +30,7 @@ def plain_config(
     seed: int = 0,
     **settings: Any,
 ) -> dict[str, Any]:
-    component = OPTIMIZERS[optimizer] | ({} if lr is None else {"lr": lr})
+    target_config = OPTIMIZERS[optimizer] | ({} if lr is None else {"lr": lr})
     return {
         "dataset": {
             "name": "cifar10",
@@ -39,7 +39,7 @@ def plain_config(
             "classes": CLASSES,
         },
         "model": {"_target_": "cifar_lab.models.convnet.ConvNet"},
-        "optimizer": component,
+        "optimizer": target_config,
         "activation": {"_target_": f"torch.nn.{activation}"},
         "training": {"epochs": 5},
         "seed": seed,

@@ -61,9 +61,9 @@ def test_the_update_chosen_on_a_cpu_gives_the_bits_of_torchs_plain_one(optimizer
     splits = load_splits(settings, "cpu")
     weights = []
     for foreach in (None, False):
-        component = {**settings.optimizer, "foreach": foreach}
+        target_config = {**settings.optimizer, "foreach": foreach}
         state, batches = build_state(
-            dataclasses.replace(settings, optimizer=component), splits, "cpu"
+            dataclasses.replace(settings, optimizer=target_config), splits, "cpu"
         )
         assert state.optimizer.defaults["foreach"] is (foreach is None)
         for images, labels in batches.epoch(1):

@@ -603,13 +603,13 @@ def test_every_option_lists_all_settings_with_their_defaults(tmp_path: Path, opt
     run = full_run(tmp_path, figures=figures)
     expected = {"standard": 4, "embeddings": 7, "none": 0}[option]
     assert len(figures) == expected
-    for name, component in figures.items():
+    for name, target_config in figures.items():
         role = f"figures.{name}"
-        parameters = inspect.signature(targets.resolve(component["_target_"], role)).parameters
+        parameters = inspect.signature(targets.resolve(target_config["_target_"], role)).parameters
         defaults = {k: p.default for k, p in parameters.items() if k != "run"}
-        assert {k: v for k, v in component.items() if k != "_target_"} == defaults
+        assert {k: v for k, v in target_config.items() if k != "_target_"} == defaults
         if option == "embeddings":
-            path = run.write_figure(name, targets.build(component, role, run=run))
+            path = run.write_figure(name, targets.build(target_config, role, run=run))
             assert path.stat().st_size > 5000
 
 

@@ -140,9 +140,9 @@ def test_what_muon_cannot_do_is_refused(words: list[str], said: str) -> None:
 
 
 def test_a_model_without_hidden_matrices_is_refused() -> None:
-    component = {"_target_": "cifar_lab.optimizers.muon.Muon"}
+    target_config = {"_target_": "cifar_lab.optimizers.muon.Muon"}
     with pytest.raises(UsageError, match="no hidden matrix"):
-        build_optimizer(component, nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+        build_optimizer(target_config, nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
 
 
 def test_the_code_of_the_optimizer_is_part_of_the_code_hash(

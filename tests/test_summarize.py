@@ -74,9 +74,9 @@ def test_a_default_that_comes_with_an_option_is_no_axis(tmp_path: Path) -> None:
 
 def test_a_setting_that_one_run_of_an_option_lacks_is_an_axis(tmp_path: Path) -> None:
     make_run(tmp_path, optimizer="adam")
-    component = {"_target_": "torch.optim.Adam", "lr": 1e-3, "weight_decay": 0.01}
+    target_config = {"_target_": "torch.optim.Adam", "lr": 1e-3, "weight_decay": 0.01}
     choices = {"model": "convnet", "optimizer": "adam", "activation": "relu"}
-    OPTIMIZERS["decayed"] = component
+    OPTIMIZERS["decayed"] = target_config
     try:
         make_run(tmp_path, optimizer="decayed", choices=choices)
     finally:

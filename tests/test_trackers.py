@@ -215,8 +215,8 @@ def test_two_processes_that_send_one_run_send_each_epoch_once(
     summary = run.read_summary()
     run.write_summary(dataclasses.replace(summary, status="running"))
     file = tmp_path / "epochs.txt"
-    component = {"_target_": "slow_tracker.Slow", "file": str(file), "wait_seconds": 60}
-    processes = [TrackerProcess(component, live=True, output=2) for _ in range(2)]
+    target_config = {"_target_": "slow_tracker.Slow", "file": str(file), "wait_seconds": 60}
+    processes = [TrackerProcess(target_config, live=True, output=2) for _ in range(2)]
     for process in processes:
         assert process.ask(run.path)
     with ThreadPoolExecutor() as pool:  # either may be the first, and it waits for its end

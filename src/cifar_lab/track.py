@@ -14,7 +14,7 @@ from cifar_lab import cli
 from cifar_lab.errors import RunFailed, Unavailable, UsageError, listing, shorten, shorten_path
 
 if TYPE_CHECKING:
-    from cifar_lab.config.schema import Component
+    from cifar_lab.config.schema import TargetConfig
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.trackers.process import TrackerProcess
 
@@ -43,12 +43,12 @@ def _track(argv: list[str]) -> int:
     from cifar_lab.config import targets
 
     targets.trust(arguments.trust)
-    component = _tracker(overrides)
+    target_config = _tracker(overrides)
 
     from cifar_lab.runs.run_dir import find_runs
     from cifar_lab.trackers import build_tracker
 
-    tracker = build_tracker(component)
+    tracker = build_tracker(target_config)
     runs, problems = _finished(find_runs(Path(folders[0])))
     if not runs:
         raise UsageError(f"{shorten(folders[0])} has no finished run")
@@ -58,13 +58,13 @@ def _track(argv: list[str]) -> int:
         for run in runs:
             with run.lock():
                 forget(run, tracker.destination(run.config.name))
-    failed = problems + _send(component, runs, tracker.wait_seconds)
+    failed = problems + _send(target_config, runs, tracker.wait_seconds)
     if failed:
         raise RunFailed(f"{len(failed)} of the runs were not sent, the first: {failed[0]}")
     return 0
 
 
-def _tracker(overrides: Sequence[str]) -> "Component":
+def _tracker(overrides: Sequence[str]) -> "TargetConfig":
     """Return the tracker that the overrides choose; UsageError for anything else."""
     for word in overrides:
         if word.partition("=")[0].split(".")[0].lstrip("+~") != "tracker":
@@ -96,7 +96,7 @@ def _finished(runs: "Sequence[RunDir]") -> "tuple[list[RunDir], list[str]]":
     return finished, problems
 
 
-def _send(component: "Component", runs: "Sequence[RunDir]", patience: float) -> list[str]:
+def _send(target_config: "TargetConfig", runs: "Sequence[RunDir]", patience: float) -> list[str]:
     """Send runs one after the other; return what went wrong with some.
 
     Raises Unavailable if the first that is tried fails, since the others will fail as well, or if
@@ -105,7 +105,7 @@ def _send(component: "Component", runs: "Sequence[RunDir]", patience: float) -> 
     from cifar_lab.trackers.process import TrackerProcess
 
     debug = os.environ.get("CIFAR_LAB_DEBUG") == "1"
-    process = TrackerProcess(component, live=False, output=2 if debug else subprocess.DEVNULL)
+    process = TrackerProcess(target_config, live=False, output=2 if debug else subprocess.DEVNULL)
     problems = []
     try:
         for run in runs:

@@ -80,8 +80,8 @@ class FoundRun:
         config = self.config
         chosen = {g: o for g, o in config.choices.items() if g not in _GROUPS_WITHOUT_EFFECT}
         for group in ("model", "optimizer", "activation", "scheduler"):
-            component = getattr(config, group)
-            name = component.get("_target_", MISSING) if component else "none"
+            target_config = getattr(config, group)
+            name = target_config.get("_target_", MISSING) if target_config else "none"
             chosen.setdefault(group, str(name).rsplit(".", 1)[-1])
         chosen.setdefault("dataset", config.dataset.name)
         return chosen

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from cifar_lab.config.schema import Component, setting, wrong
+from cifar_lab.config.schema import TargetConfig, setting, wrong
 from cifar_lab.errors import UsageError
 
 _MOST_VALUES = 2**22
@@ -23,7 +23,7 @@ class DatasetConfig:
     """
 
     name: str
-    source: Component
+    source: TargetConfig
     image_shape: list[int]
     fit: Literal["crop", "resize", "pad"] = "crop"
     storage: Literal["auto", "memory", "mapped"] = setting("auto", identity=False)

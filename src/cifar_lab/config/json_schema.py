@@ -88,9 +88,9 @@ def _option(make: "_Generator", group: str) -> Schema:
     """Return the schema of an option of a group."""
     defaults = {"defaults": {"type": "array"}}
     if group in _COMPONENTS:
-        return make.component(group)
+        return make.target(group)
     if group == "figures":
-        named = {"anyOf": [make.component("figures"), {"type": "null"}]}
+        named = {"anyOf": [make.target("figures"), {"type": "null"}]}
         return {"type": "object", "properties": defaults, "additionalProperties": named}
     if group == "hydra/launcher":
         keys = {key for path in find_options()[group].values() for key in _read(path)}
@@ -124,7 +124,7 @@ class _Generator:
         whole = _object(properties)
         return whole if self._partial or not required else {**whole, "required": required}
 
-    def component(self, role: str) -> Schema:
+    def target(self, role: str) -> Schema:
         """Return the schema of a `_target_` with its arguments, each kind of target by itself."""
         known = _shipped_targets(role)
         arguments = {target: self._arguments(target, role) for target in known}
@@ -162,11 +162,11 @@ class _Generator:
 
     def _field(self, kind: Any, key: str, metadata: Mapping[str, Any]) -> Schema:
         if key in _COMPONENTS or key == "dataset.source":
-            component = self.component(key)
+            target = self.target(key)
             optional = type(None) in typing.get_args(kind)
-            return {"anyOf": [component, {"type": "null"}]} if optional else component
+            return {"anyOf": [target, {"type": "null"}]} if optional else target
         if key == "figures":
-            named = {"anyOf": [self.component("figures"), {"type": "null"}]}
+            named = {"anyOf": [self.target("figures"), {"type": "null"}]}
             return {"type": "object", "additionalProperties": named}
         if dataclasses.is_dataclass(kind):
             return self.dataclass(typing.cast(type, kind), key)
@@ -208,12 +208,12 @@ def _shipped_targets(role: str) -> list[str]:
     options = find_options()[role.partition(".")[0]].values()
     found = []
     for content in map(_read, options):
-        components = [content]
+        targets = [content]
         if role == "figures":
-            components = [one for one in content.values() if isinstance(one, dict)]
+            targets = [one for one in content.values() if isinstance(one, dict)]
         elif role == "dataset.source":
-            components = [content["source"]]
-        found += [one["_target_"] for one in components if one.get("_target_")]
+            targets = [content["source"]]
+        found += [one["_target_"] for one in targets if one.get("_target_")]
     return list(dict.fromkeys(found))
 
 

@@ -92,15 +92,15 @@ def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun
     if isinstance(dataset, dict) and isinstance(dataset.get("computed"), list):
         dataset["computed"] = [n for n in dataset["computed"] if f"dataset.{n}" not in asked]
     for optional in ("scheduler", "activation", "tracker"):
-        component = plain.get(optional)
-        alone = optional != "tracker" or component == {"_target_": None}
-        if isinstance(component, Mapping) and component.get("_target_") is None and alone:
+        target_config = plain.get(optional)
+        alone = optional != "tracker" or target_config == {"_target_": None}
+        if isinstance(target_config, Mapping) and target_config.get("_target_") is None and alone:
             plain[optional] = None
     for group, names in _ABSENT_WHERE_NULL.items():
-        component = plain.get(group)
+        target_config = plain.get(group)
         for name in names:
-            if isinstance(component, dict) and component.get(name, ...) is None:
-                del component[name]
+            if isinstance(target_config, dict) and target_config.get(name, ...) is None:
+                del target_config[name]
     return PlannedRun(parse(plain), overrides)
 
 

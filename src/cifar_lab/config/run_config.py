@@ -15,7 +15,7 @@ import yaml
 
 from cifar_lab.config.data_config import AugmentationConfig, DatasetConfig, SplitConfig
 from cifar_lab.config.names import check_figure_name, check_file_name, check_folder, check_name
-from cifar_lab.config.schema import Component, parse_as, setting, wrong
+from cifar_lab.config.schema import TargetConfig, parse_as, setting, wrong
 from cifar_lab.config.study_config import StudyConfig
 from cifar_lab.errors import UsageError, first_line, shorten_path
 
@@ -98,17 +98,17 @@ class RunConfig:
     """All settings of one run, as in the `config.yaml` of its folder."""
 
     dataset: DatasetConfig
-    model: Component
-    optimizer: Component
-    activation: Component | None = None
+    model: TargetConfig
+    optimizer: TargetConfig
+    activation: TargetConfig | None = None
     dropout: DropoutConfig = setting(factory=DropoutConfig)
-    scheduler: Component | None = None
+    scheduler: TargetConfig | None = None
     augmentation: AugmentationConfig = setting(factory=AugmentationConfig)
     split: SplitConfig = setting(factory=SplitConfig)
     training: TrainingConfig = setting(factory=TrainingConfig)
     evaluation: EvaluationConfig = setting(factory=EvaluationConfig)
-    figures: dict[str, Component | None] = setting(factory=dict, identity=False)
-    tracker: Component | None = setting(None, identity=False)
+    figures: dict[str, TargetConfig | None] = setting(factory=dict, identity=False)
+    tracker: TargetConfig | None = setting(None, identity=False)
     study: StudyConfig = setting(factory=StudyConfig, identity=False)
     seed: int = setting(0, ge=0, le=2**32 - 1)
     device: str = "cpu"

@@ -17,7 +17,7 @@ from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
 
 T = TypeVar("T")
 
-Component = dict[str, Any]
+TargetConfig = dict[str, Any]
 """A `_target_` (dotted name of a class or function) and its keyword arguments."""
 
 

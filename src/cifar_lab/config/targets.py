@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.config.schema import Component, convert
+from cifar_lab.config.schema import TargetConfig, convert
 from cifar_lab.errors import (
     RunFailed,
     Stopped,
@@ -73,15 +73,15 @@ def resolve(target: Any, role: str) -> Callable[..., Any]:
     return resolved  # type: ignore[no-any-return]
 
 
-def bind(component: Component, role: str, injected: Mapping[str, Any]) -> Callable[[], Any]:
-    """Check a component's arguments against its target's signature and bind them, without calling.
+def bind(target_config: TargetConfig, role: str, injected: Mapping[str, Any]) -> Callable[[], Any]:
+    """Check the arguments of a target against its signature and bind them, without calling it.
 
     `injected` are the arguments that the program supplies; those the target does not take are left
     out. UsageError names the argument that is wrong.
     """
-    target = resolve(component.get("_target_"), role)
+    target = resolve(target_config.get("_target_"), role)
     parameters = _parameters(target)
-    arguments = {k: v for k, v in component.items() if k != "_target_"}
+    arguments = {k: v for k, v in target_config.items() if k != "_target_"}
     if role == "scheduler":
         arguments = {k: v for k, v in arguments.items() if k not in _SETTINGS_OF_SCHEDULERS}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -91,7 +91,7 @@ def bind(component: Component, role: str, injected: Mapping[str, Any]) -> Callab
         if name in injected:
             raise UsageError(f"{full} is set by the program; it cannot be set in the config")
         if name not in parameters and not open_ended:
-            takes = f"; {shorten(component['_target_'])} takes {listing(known)}"
+            takes = f"; {shorten(target_config['_target_'])} takes {listing(known)}"
             guess = did_you_mean(name, known) or takes
             raise UsageError(f"there is no setting {shorten(full)}{guess}")
         if name in parameters:
@@ -105,28 +105,28 @@ def bind(component: Component, role: str, injected: Mapping[str, Any]) -> Callab
         and n not in {*arguments, *supplied}
     ]
     if missing:
-        raise UsageError(f"{role}.{missing[0]} is missing; {component['_target_']} needs it")
+        raise UsageError(f"{role}.{missing[0]} is missing; {target_config['_target_']} needs it")
     return functools.partial(target, **arguments, **supplied)
 
 
-def build(component: Component, role: str, **injected: Any) -> Any:
+def build(target_config: TargetConfig, role: str, **injected: Any) -> Any:
     """Build the object that a config describes; UsageError names the role if that fails."""
-    call = bind(component, role, injected)
+    call = bind(target_config, role, injected)
     try:
         return call()
     except (UsageError, Unavailable, RunFailed, Stopped):
         raise
     except Exception as error:  # a constructor may refuse its arguments in any way
-        settings = ", ".join(f"{k}={v}" for k, v in component.items() if k != "_target_")
+        settings = ", ".join(f"{k}={v}" for k, v in target_config.items() if k != "_target_")
         raise UsageError(
-            f"{role} ({component['_target_']}, {shorten(settings, 120)}) cannot be built: "
+            f"{role} ({target_config['_target_']}, {shorten(settings, 120)}) cannot be built: "
             f"{first_line(error)}"
         ) from None
 
 
-def takes(component: Component, role: str, argument: str) -> bool:
+def takes(target_config: TargetConfig, role: str, argument: str) -> bool:
     """Whether a target takes an injected argument."""
-    parameters = _parameters(resolve(component.get("_target_"), role))
+    parameters = _parameters(resolve(target_config.get("_target_"), role))
     return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 

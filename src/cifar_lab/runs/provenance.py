@@ -36,10 +36,10 @@ def code_hash(config: RunConfig) -> str:
         path = _PACKAGE / name
         sources |= set(path.rglob("*.py")) if path.is_dir() else {path}
     for role in ("dataset.source", "model", "activation", "optimizer", "scheduler"):
-        component = config.dataset.source if role == "dataset.source" else getattr(config, role)
-        if component is not None and component.get("_target_") is not None:
-            resolved = resolve(component["_target_"], role)
-            named = component["_target_"].rpartition(".")[0]
+        target_config = config.dataset.source if role == "dataset.source" else getattr(config, role)
+        if target_config is not None and target_config.get("_target_") is not None:
+            resolved = resolve(target_config["_target_"], role)
+            named = target_config["_target_"].rpartition(".")[0]
             sources |= _own_files({named, getattr(resolved, "__module__", None) or named})
     digest = hashlib.sha256()
     for name, source in sorted((_stable_name(source), source) for source in sources):

@@ -45,6 +45,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def class_name(component: Mapping[str, Any] | None) -> str:
-    """Return the name of a component's class, such as Adam; "none" without a component."""
-    return str(component["_target_"]).rpartition(".")[2] if component else "none"
+def class_name(target_config: Mapping[str, Any] | None) -> str:
+    """Return the name of a target's class, such as Adam; "none" without a target."""
+    return str(target_config["_target_"]).rpartition(".")[2] if target_config else "none"

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.config.schema import Component, wrong
+from cifar_lab.config.schema import TargetConfig, wrong
 from cifar_lab.errors import UsageError, missing_extra
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.summary import RunSummary, Status
@@ -94,16 +94,16 @@ class Tracker(ABC):
         """Start the run at the tracker, or continue the one that has its key."""
 
 
-def tracker_of(settings: RunConfig) -> Component | None:
+def tracker_of(settings: RunConfig) -> TargetConfig | None:
     """Return the tracker of a run; `training.tensorboard` is the older way to ask for one."""
     if settings.tracker is None and settings.training.tensorboard:
         return {"_target_": f"{__name__}.tensorboard.TensorBoard"}
     return settings.tracker
 
 
-def build_tracker(component: Component) -> Tracker:
+def build_tracker(target_config: TargetConfig) -> Tracker:
     """Return the tracker that a config names; UsageError if its settings or its package are not."""
-    tracker: Tracker = targets.build(component, "tracker")
+    tracker: Tracker = targets.build(target_config, "tracker")
     return tracker
 
 

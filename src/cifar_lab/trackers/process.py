@@ -19,7 +19,7 @@ from typing import IO
 
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.config.schema import Component
+from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import UsageError, first_line
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.trackers import Tracker, build_tracker, tracker_of
@@ -36,8 +36,8 @@ class TrackerProcess:
     `live`: the folders are those of runs that train. Its output goes to `output`.
     """
 
-    def __init__(self, component: Component, *, live: bool, output: IO[bytes] | int) -> None:
-        specification = {"tracker": component, "trust": targets.trusted(), "live": live}
+    def __init__(self, target_config: TargetConfig, *, live: bool, output: IO[bytes] | int) -> None:
+        specification = {"tracker": target_config, "trust": targets.trusted(), "live": live}
         path = os.pathsep.join(os.path.abspath(folder) for folder in sys.path)  # noqa: PTH100
         self._process = subprocess.Popen(
             [sys.executable, "-m", "cifar_lab.trackers.child", json.dumps(specification)],
@@ -110,21 +110,21 @@ class TrackerProcess:
 class Tracking:
     """One run that trains and its tracker, if it has one."""
 
-    def __init__(self, run: RunDir, component: Component | None) -> None:
-        self._run, self._component = run, component
+    def __init__(self, run: RunDir, target_config: TargetConfig | None) -> None:
+        self._run, self._target_config = run, target_config
         self._tracker: Tracker | None = None
         self._process: TrackerProcess | None = None
         self._warned = False
 
     def update(self) -> None:
         """Let the tracker know that the folder has something new; return at once."""
-        if self._component is None or (self._warned and self._process is None):
+        if self._target_config is None or (self._warned and self._process is None):
             return
         try:
             if self._process is None:
-                self._tracker = build_tracker(self._component)
+                self._tracker = build_tracker(self._target_config)
                 with self._run.trackers_log.open("wb") as output:
-                    self._process = TrackerProcess(self._component, live=True, output=output)
+                    self._process = TrackerProcess(self._target_config, live=True, output=output)
             if not self._process.ask(self._run.path):
                 self._warn(f"its process ended; see {self._run.trackers_log}")
         except (OSError, UsageError) as error:
@@ -162,7 +162,7 @@ class Tracking:
         return last
 
     def _warn(self, problem: str) -> None:
-        if self._warned or self._component is None:
+        if self._warned or self._target_config is None:
             return
         self._warned = True
         name = self._tracker.title if self._tracker is not None else "the tracker"
@@ -170,7 +170,7 @@ class Tracking:
             "warning: %s: %s; the run is not affected, and `%s` sends later what is missing",
             name,
             problem,
-            command(self._run.path, self._component),
+            command(self._run.path, self._target_config),
         )
 
 
@@ -186,8 +186,8 @@ def tracking(run: RunDir, settings: RunConfig) -> Iterator[Tracking]:
     follower.close(stopped=False)
 
 
-def command(folder: Path, component: Component) -> str:
+def command(folder: Path, target_config: TargetConfig) -> str:
     """Return the line that sends a folder to a tracker."""
-    option = component["_target_"].split(".")[-2]
-    settings = [f"tracker.{k}={v}" for k, v in component.items() if k != "_target_" and v]
+    option = target_config["_target_"].split(".")[-2]
+    settings = [f"tracker.{k}={v}" for k, v in target_config.items() if k != "_target_" and v]
     return " ".join(["python -m cifar_lab.track", str(folder), f"tracker={option}", *settings])

@@ -72,8 +72,8 @@ def build_state(
     if initial_weights and load is not None:
         load(download=True)
     _initialize(model, settings, splits.train)
-    component = optimizer_settings(settings.optimizer, device)
-    optimizer = build_optimizer(component, model)
+    target_config = optimizer_settings(settings.optimizer, device)
+    optimizer = build_optimizer(target_config, model)
     batches = Batches(
         splits.train,
         batch_size=settings.training.batch_size,
@@ -152,13 +152,13 @@ def normalisation(settings: RunConfig) -> Normalisation:
     return Normalisation(mean, std)
 
 
-def optimizer_settings(component: dict[str, Any], device: str) -> dict[str, Any]:
+def optimizer_settings(target_config: dict[str, Any], device: str) -> dict[str, Any]:
     """Return the optimizer's settings, with foreach=true on a CPU where it is null.
 
     Left null, torch uses it on GPUs only. On a CPU it halves the time of Adam's update and gives
     the same bits.
     """
-    undecided = all(component.get(name, ...) is None for name in ("foreach", "fused"))
-    if device == "cpu" and undecided and not component.get("differentiable"):
-        return {**component, "foreach": True}
-    return component
+    undecided = all(target_config.get(name, ...) is None for name in ("foreach", "fused"))
+    if device == "cpu" and undecided and not target_config.get("differentiable"):
+        return {**target_config, "foreach": True}
+    return target_config

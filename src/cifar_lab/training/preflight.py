@@ -13,7 +13,7 @@ from cifar_lab.config.identity import address, identity
 from cifar_lab.config.launch import LAUNCH_KEYS
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import DropoutConfig, RunConfig, load, to_plain
-from cifar_lab.config.schema import Component
+from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import UsageError, did_you_mean, first_line, shorten
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.runs.run_dir import RunDir
@@ -210,9 +210,9 @@ def _try_step(config: RunConfig, model: Any) -> Any:
 
     # The step is taken on the CPU, where capturable=true is refused; on a GPU it is right.
     on_cpu = {k: v for k, v in config.optimizer.items() if k != "capturable"}
-    component = config.optimizer if config.device == "cpu" else on_cpu
-    optimizer = build_optimizer(component, model)
-    kind = {k: v for k, v in component.items() if k != "lr"}
+    target_config = config.optimizer if config.device == "cpu" else on_cpu
+    optimizer = build_optimizer(target_config, model)
+    kind = {k: v for k, v in target_config.items() if k != "lr"}
     key = json.dumps([id(model), kind], sort_keys=True)
     if key not in _STEPPED:
         shape, count = config.dataset.image_shape, min(config.training.batch_size, 2)
@@ -224,7 +224,7 @@ def _try_step(config: RunConfig, model: Any) -> Any:
             optimizer.step()
         except Exception as error:  # an optimizer may refuse a step in any way
             raise UsageError(
-                f"optimizer ({component['_target_']}) cannot take a training step: "
+                f"optimizer ({target_config['_target_']}) cannot take a training step: "
                 f"{first_line(error)}"
             ) from None
         optimizer.zero_grad()
@@ -281,8 +281,8 @@ def _with_settings_of_weights(config: RunConfig, asked: Collection[str]) -> RunC
     return dataclasses.replace(config, model=settings, dataset=dataset)
 
 
-def _check_scheduler(config: RunConfig, component: Component, optimizer: Any) -> None:
-    step, monitor = component.get("step", "epoch"), component.get("monitor")
+def _check_scheduler(config: RunConfig, target_config: TargetConfig, optimizer: Any) -> None:
+    step, monitor = target_config.get("step", "epoch"), target_config.get("monitor")
     if step not in ("batch", "epoch"):
         raise UsageError(f"scheduler.step={step} is wrong: it must be batch or epoch")
     by_class = config.training.monitor in BY_CLASS
@@ -301,20 +301,20 @@ def _check_scheduler(config: RunConfig, component: Component, optimizer: Any) ->
         raise UsageError(
             f"scheduler.monitor={monitor} is wrong: split.validation is 0; watch train_loss"
         )
-    total, needed = component.get("total_steps"), _steps(config, step)
+    total, needed = target_config.get("total_steps"), _steps(config, step)
     if total is not None and needed is not None and total < needed:
         raise UsageError(
             f"scheduler.total_steps={total} is wrong: the run takes {needed:,} steps; null counts "
             "them"
         )
     rates = {group["lr"] for group in optimizer.param_groups}
-    build_scheduler(component, optimizer, 1)
+    build_scheduler(target_config, optimizer, 1)
     if len({group["lr"] for group in optimizer.param_groups}) < len(rates):
         backbone = config.optimizer.get("backbone_lr")
         cause = f"optimizer.backbone_lr={backbone}" if backbone is not None else "the scheduler"
         raise UsageError(
-            f"{cause} is wrong: {component['_target_']} sets one rate for all parameters, and the "
-            "optimizer has two; choose another scheduler"
+            f"{cause} is wrong: {target_config['_target_']} sets one rate for all parameters, and "
+            "the optimizer has two; choose another scheduler"
         )
 
 

@@ -119,11 +119,11 @@ def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
 def draw_figures(run: RunDir) -> tuple[list[str], list[str]]:
     """Draw the figures that the config names; return those drawn, and a warning for each other."""
     drawn, warnings = [], []
-    for name, component in run.config.figures.items():
-        if component is None:
+    for name, target_config in run.config.figures.items():
+        if target_config is None:
             continue
         try:
-            run.write_figure(name, build(component, f"figures.{name}", run=run))
+            run.write_figure(name, build(target_config, f"figures.{name}", run=run))
             drawn.append(name)
         except Exception as error:  # a figure is no reason to lose a run
             warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import functional as vision
 
-from cifar_lab import prove_resume
+from cifar_lab.analysis import resume_proof
 from cifar_lab.config.identity import address
 from cifar_lab.models.airbench import Airbench, BiasNorm
 from cifar_lab.runs.checkpoints import load_checkpoint
@@ -158,7 +158,7 @@ def test_the_first_bias_trains_for_its_epochs_and_then_stays(tmp_path: Path) -> 
     moved = [not torch.equal(*pair) for pair in itertools.pairwise(seen)]
     assert moved == [True, True, False]
     assert seen[0].abs().max() == 0
-    assert "bit for bit" in prove_resume.prove(cell.config, tmp_path, stops=2)[-1]
+    assert "bit for bit" in resume_proof.prove(cell.config, tmp_path, stops=2)[-1]
 
 
 def test_the_first_bias_is_its_scale_times_its_parameter() -> None:

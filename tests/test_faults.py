@@ -19,8 +19,8 @@ import torch
 from tiny_runs import TINY, StopAt, at_yield, make, train
 
 from cifar_lab import train as train_command
+from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.errors import Damaged, Stopped, Unavailable, UsageError
-from cifar_lab.prove_resume import differences
 from cifar_lab.runs.checkpoints import CHECKPOINT_FORMAT, load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.run import run_experiment

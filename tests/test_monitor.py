@@ -12,7 +12,7 @@ from test_search import TINY as TINY_SEARCH
 from test_search import search
 from tiny_runs import StopAt, make, train
 
-from cifar_lab import prove_resume
+from cifar_lab.analysis import resume_proof
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.ranking import rank
 from cifar_lab.analysis.seed_groups import collect
@@ -121,7 +121,7 @@ def test_patience_watches_the_monitored_score(monitor: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("monitor", BY_CLASS)
 def test_a_resumed_run_is_the_same(monitor: str, tmp_path: Path) -> None:
     run = make(tmp_path, f"training.monitor={monitor}", "training.patience=1", *UNSTEADY)
-    assert "bit for bit" in prove_resume.prove(run.config, tmp_path / "proof", stops=6)[-1]
+    assert "bit for bit" in resume_proof.prove(run.config, tmp_path / "proof", stops=6)[-1]
 
 
 def test_a_checkpoint_of_an_older_version_resumes(tmp_path: Path) -> None:

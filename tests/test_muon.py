@@ -9,7 +9,7 @@ import torch
 from tiny_runs import TINY, train
 from torch import nn
 
-from cifar_lab import prove_resume
+from cifar_lab.analysis import resume_proof
 from cifar_lab.errors import UsageError
 from cifar_lab.models.airbench import Airbench
 from cifar_lab.optimizers.muon import Muon, orthogonalize
@@ -109,7 +109,7 @@ def test_first_and_last_layers_are_no_hidden_matrices() -> None:
 def test_a_run_with_muon_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     line = [*TINY, *MUON, "optimizer.rest=sgd", "training.lookahead.every=3"]
     config = compose_checked(line).runs[0].config
-    assert "bit for bit" in prove_resume.prove(config, tmp_path, stops=3)[-1]
+    assert "bit for bit" in resume_proof.prove(config, tmp_path, stops=3)[-1]
     run = train(tmp_path, *MUON, "training.epochs=4", "dropout=none")
     losses = [row.train_loss for row in run.read_metrics()]
     assert losses[-1] < 0.8 * losses[0]

@@ -13,9 +13,10 @@ import torch
 from tiny_runs import TINY, StopAt, at_yield, every_step, make, train
 
 from cifar_lab import prove_resume
+from cifar_lab.analysis import resume_proof
+from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.config.run_config import load
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
-from cifar_lab.prove_resume import differences
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.run_dir import RunDir
@@ -56,7 +57,7 @@ def test_a_run_stopped_at_random_steps_is_the_run_that_never_stopped(
     overrides: list[str], tmp_path: Path
 ) -> None:
     config = compose_checked([*TINY, *overrides]).runs[0].config
-    lines = prove_resume.prove(config, tmp_path, stops=3, seed=len(overrides))
+    lines = resume_proof.prove(config, tmp_path, stops=3, seed=len(overrides))
     assert "3 stops" in lines[-1]
     assert "bit for bit" in lines[-1]
 
@@ -64,7 +65,7 @@ def test_a_run_stopped_at_random_steps_is_the_run_that_never_stopped(
 @pytest.mark.slow
 def test_twenty_stops(tmp_path: Path) -> None:
     config = compose_checked([*TINY, "training.epochs=4"]).runs[0].config
-    lines = prove_resume.prove(config, tmp_path, stops=20)
+    lines = resume_proof.prove(config, tmp_path, stops=20)
     assert len(lines) == 21
 
 
@@ -91,7 +92,7 @@ def test_the_proof_fails_when_something_is_not_in_the_checkpoint(
     monkeypatch.setattr(TrainState, "load_state_dict", forgetful)
     config = compose_checked([*TINY, "training.epochs=1"]).runs[0].config
     with pytest.raises(RunFailed, match=r"another one: last\.pt"):
-        prove_resume.prove(config, tmp_path, stops=3)
+        resume_proof.prove(config, tmp_path, stops=3)
 
 
 def test_the_proof_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,8 @@ from tiny_runs import TINY, StopAt, make, train
 
 from cifar_lab import evaluate, predict
 from cifar_lab import train as train_command
+from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.errors import Damaged, Stopped, Unavailable, UsageError
-from cifar_lab.prove_resume import differences
 from cifar_lab.runs import atomic_io
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir

@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(_benchmark, argv)
 
 
-def _benchmark(argv: list[str]) -> int:
+def _parser() -> cli.Parser:
     parser = cli.Parser(
         "benchmark",
         "Measure images per second of training and of its parts, beside a plain PyTorch loop.\n"
@@ -38,7 +38,11 @@ def _benchmark(argv: list[str]) -> int:
         metavar="NAME,...",
         help="measure some: bound, epoch, data, plain, plain_data, options, matmul, or one by name",
     )
-    arguments, overrides = parser.parse_with_overrides(argv)
+    return parser
+
+
+def _benchmark(argv: list[str]) -> int:
+    arguments, overrides = _parser().parse_with_overrides(argv)
     if arguments.json is not None:
         cli.check_output_file("--json", arguments.json)
     if arguments.figure is not None:

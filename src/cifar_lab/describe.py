@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(_describe, argv)
 
 
-def _describe(argv: list[str]) -> int:
+def _parser() -> cli.Parser:
     parser = cli.Parser(
         "describe",
         "Describe a dataset (counts, balance, mean and std, images) and a model (layers, shapes,\n"
@@ -66,7 +66,11 @@ def _describe(argv: list[str]) -> int:
     parser.add_argument(
         "--schema", action="store_true", help="print the JSON schema of a run's config.yaml"
     )
-    arguments, rest = parser.parse_with_overrides(argv)
+    return parser
+
+
+def _describe(argv: list[str]) -> int:
+    arguments, rest = _parser().parse_with_overrides(argv)
     if arguments.schema:
         return _print_schema(rest)
     if arguments.settings is not None:
@@ -88,7 +92,11 @@ def _describe(argv: list[str]) -> int:
         print(f"the first of {len(request.runs)} runs: {' '.join(request.runs[0].overrides)}\n")
     if arguments.lr_range:
         return _lr_range(settings, arguments.lr_steps or LR_STEPS, arguments.figure)
+    return _describe_run(settings, arguments)
 
+
+def _describe_run(settings: "RunConfig", arguments: "argparse.Namespace") -> int:
+    """Print what the model and the dataset of a run are; draw some of its images."""
     from cifar_lab.analysis.dataset_summary import dataset_text
     from cifar_lab.analysis.model_summary import model_text
     from cifar_lab.datasets.store import data_root

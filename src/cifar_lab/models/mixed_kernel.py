@@ -97,25 +97,7 @@ class MixedKernel(nn.Module):
         channels, height, width = image_shape
         if gate not in GATES:
             raise ValueError(f"gate={gate} is unknown: one of {', '.join(GATES)}")
-        reduction = 1 if gate_reduction is None else gate_reduction
-        if not kernels or min(*widths, *kernels, hidden, reduction) < 1:
-            raise ValueError(
-                "kernels needs an entry; widths, kernels and hidden must be at least 1, "
-                "gate_reduction null or at least 1"
-            )
-        for kernel in kernels:
-            if kernel % 2 == 0:
-                raise ValueError(f"a {kernel}x{kernel} kernel does not keep the size: odd ones do")
-            if kernel > min(height, width):
-                raise ValueError(
-                    f"a {kernel}x{kernel} kernel does not fit the {height}x{width} image"
-                )
-        for number in pool_after:
-            if not 1 <= number <= len(widths):
-                raise ValueError(
-                    f"pool_after={number} is no block: the {len(widths)} widths make blocks "
-                    f"1 to {len(widths)}"
-                )
+        _check_sizes(image_shape, widths, kernels, pool_after, hidden, gate_reduction)
         self.blocks = nn.Sequential()
         for number, out_channels in enumerate(widths, start=1):
             block = MixedKernelBlock(
@@ -171,3 +153,31 @@ class MixedKernel(nn.Module):
         """Return the logits (B, num_classes), or probabilities with ``softmax_output``."""
         outputs: Tensor = self.classifier(self.features(images))
         return outputs
+
+
+def _check_sizes(
+    image_shape: Sequence[int],
+    widths: list[int],
+    kernels: list[int],
+    pool_after: list[int],
+    hidden: int,
+    gate_reduction: int | None,
+) -> None:
+    _, height, width = image_shape
+    reduction = 1 if gate_reduction is None else gate_reduction
+    if not kernels or min(*widths, *kernels, hidden, reduction) < 1:
+        raise ValueError(
+            "kernels needs an entry; widths, kernels and hidden must be at least 1, "
+            "gate_reduction null or at least 1"
+        )
+    for kernel in kernels:
+        if kernel % 2 == 0:
+            raise ValueError(f"a {kernel}x{kernel} kernel does not keep the size: odd ones do")
+        if kernel > min(height, width):
+            raise ValueError(f"a {kernel}x{kernel} kernel does not fit the {height}x{width} image")
+    for number in pool_after:
+        if not 1 <= number <= len(widths):
+            raise ValueError(
+                f"pool_after={number} is no block: the {len(widths)} widths make blocks "
+                f"1 to {len(widths)}"
+            )

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import cifar_lab
+from cifar_lab import cli
 from cifar_lab.__main__ import COMMANDS, main
+from cifar_lab.errors import Unavailable
 
 SOURCE = Path(cifar_lab.__file__).parent
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -142,3 +144,17 @@ def test_the_help_page_of_train_lists_every_group_and_option(
 def test_the_help_page_of_train_refuses_wrong_flags(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help", "--config-dir", "nowhere"]) == 2
     assert "--config-dir nowhere is not a folder" in capsys.readouterr().err
+
+
+def test_a_long_path_does_not_hide_what_was_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    """What was wrong stands after the path, and what to do at the end."""
+    folder = Path("/", *(["a-folder-with-a-long-name"] * 12), "the-run")
+
+    def fail(argv: list[str]) -> int:
+        raise Unavailable(f"{folder} was not sent: no answer; repeat `track {folder} --again`")
+
+    assert cli.run(fail, []) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert len(line) <= len("cifar_lab: ") + cli.LONGEST_MESSAGE
+    assert "/the-run was not sent: no answer; repeat `track" in line
+    assert line.endswith("/the-run --again`")

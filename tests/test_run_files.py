@@ -20,11 +20,11 @@ import torch
 import yaml
 from tiny_runs import TINY, StopAt, make, train
 
-from cifar_lab import evaluate, predict
+from cifar_lab import evaluate, predict, summarize
 from cifar_lab import train as train_command
 from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.errors import Damaged, Stopped, Unavailable, UsageError
-from cifar_lab.runs import atomic_io
+from cifar_lab.runs import atomic_io, run_dir
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.run import run_experiment
@@ -482,3 +482,26 @@ def test_a_damaged_folder_is_one_line_in_two_seconds(
     else:
         assert code in (1, 2)
         assert len(said.err.splitlines()) == 1, said.err
+
+
+# --- a search for runs ends ----------------------------------------------------------------------
+
+
+def test_a_folder_that_is_no_folder_of_runs_is_refused_soon(
+    run: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`summarize /` would walk through the disk for minutes."""
+    monkeypatch.setattr(run_dir, "LONGEST_SEARCH", 30)
+    for number in range(25):
+        (tmp_path / f"a{number}").mkdir()
+        (tmp_path / f"z{number}").mkdir()
+    assert [found.path for found in run_dir.find_runs(tmp_path)] == [run.path]
+    for number in range(10):
+        (tmp_path / f"zz{number}").mkdir()
+    assert summarize.main([str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "30 folders in a row that are no runs" in line
+    assert not (tmp_path / "summary.csv").exists()

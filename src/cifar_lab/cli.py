@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import re
 import stat
 import sys
 import traceback
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import cifar_lab
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shorten_path
 
 _MOST_FOLDERS = 200  # pathlib creates each within a call of its own
 
@@ -301,9 +302,20 @@ def _explain(error: OSError) -> tuple[int, str]:
 def _say(error: BaseException, code: int, message: str | None = None) -> int:
     if os.environ.get("CIFAR_LAB_DEBUG") == "1":
         traceback.print_exception(error)
-    text = message or str(error) or type(error).__name__
-    if len(text) > LONGEST_MESSAGE:  # what to do stands at the end
-        text = f"{text[: LONGEST_MESSAGE - 165]} ... {text[-160:]}"
-    text = shorten(text, LONGEST_MESSAGE)
+    text = _shorten_message(message or str(error) or type(error).__name__)
     print(f"cifar_lab: {text}", file=sys.stderr, flush=True)
     return code
+
+
+def _shorten_message(text: str) -> str:
+    """Return a message of at most `LONGEST_MESSAGE` characters on one line.
+
+    Long paths are shortened first, from the left: the words between them say what was wrong, and
+    the path at the end is often part of a command to copy. Then the middle is left out.
+    """
+    for path in re.findall(r"[^\s`]*/[^\s`]{60,}", text):
+        if len(text) > LONGEST_MESSAGE:
+            text = text.replace(path, shorten_path(Path(path), 60), 1)
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE - 165]} ... {text[-160:]}"
+    return shorten(text, LONGEST_MESSAGE)

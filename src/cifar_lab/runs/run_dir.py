@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cifar_lab.config.identity import address, identity, identity_hash
 from cifar_lab.config.run_config import RunConfig, dump, load
-from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten
+from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten, shorten_path
 from cifar_lab.runs import summary as summary_module
 from cifar_lab.runs.atomic_io import (
     move_aside,
@@ -26,6 +26,9 @@ from cifar_lab.runs.reading import read_bytes
 from cifar_lab.runs.run_files import RunFiles
 from cifar_lab.runs.second_name import second_name_pattern
 from cifar_lab.runs.summary import RunSummary, Status, queued
+
+LONGEST_SEARCH = 20_000
+"""Folders without a run after which `find_runs` ends: some seconds on a local disk."""
 
 
 class RunDir(RunFiles):
@@ -257,13 +260,26 @@ def _named(folder: Path, pattern: str) -> list[Path]:
 
 
 def find_runs(folder: Path) -> list[RunDir]:
-    """Return the run folders at and below `folder`, sorted by path; links are not followed."""
+    """Return the run folders at and below `folder`, sorted by path; links are not followed.
+
+    UsageError if `folder` is no folder, or if `LONGEST_SEARCH` folders in a row are no runs: that
+    is a disk or a data set, and looking at all of it would take minutes.
+    """
     if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder")
-    found = []
+        raise UsageError(f"{shorten_path(folder)} is not a folder")
+    found: list[RunDir] = []
+    others = 0
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         if "config.yaml" in files and "summary.json" in files:
             found.append(RunDir(parent))
             folders.clear()
+            others = 0
+        elif others == LONGEST_SEARCH:
+            raise UsageError(
+                f"{shorten_path(folder)} has {LONGEST_SEARCH:,} folders in a row that are no runs; "
+                "name a folder that holds runs and little else"
+            )
+        else:
+            others += 1
     return found

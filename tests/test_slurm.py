@@ -11,18 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
+import cifar_lab
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import sweep_cells
 from cifar_lab.sweeps.pool import run_all
-from cifar_lab.sweeps.slurm import slurm_parameters
+from cifar_lab.sweeps.record import noted_jobs
+from cifar_lab.sweeps.slurm import job_list, slurm_parameters
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.signals import Stop
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm"
+LONGEST_ARRAY = 3
 TINY = (
     "dataset=digits",
     "figures=none",
@@ -45,7 +48,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if os.geteuid() != 0:
         pytest.skip("slurm: its daemons need root")
     folder = tmp_path_factory.mktemp("slurm")
-    subprocess.run([SCRIPT, "start", folder], check=True)
+    subprocess.run([SCRIPT, "start", folder, f"MaxArraySize={LONGEST_ARRAY}"], check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
         yield
@@ -144,6 +147,66 @@ def test_a_cancelled_job_is_saved_and_a_line_waits_for_jobs_already_sent(tmp_pat
     assert again.returncode == 3, err
     assert "stopped by SIGTERM" in err
     assert run.status == "interrupted"
+
+
+@pytest.mark.slurm
+@pytest.mark.usefixtures("slurm")
+def test_a_detached_sweep_goes_on_without_its_command_and_is_sent_once(tmp_path: Path) -> None:
+    """Five cells are two arrays here; the line that waits for them is killed and typed again."""
+    options = (
+        "hydra/launcher=submitit_slurm",
+        "hydra.launcher.poll_seconds=0.5",
+        "hydra.launcher.mem_gb=1",
+        "training.epochs=20",
+        "seed=0,1,2,3,4",
+    )
+    first = train(tmp_path, *options, "--detach")
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 0, err
+    jobs = squeue()
+    assert len(jobs) == 5
+    arrays = sorted({int(job.partition("_")[0]) for job in jobs})
+    assert len(arrays) == 2
+    assert f"3 jobs in SLURM's queue: {arrays[0]}_[0-2]\n" in out
+    assert f"python -m cifar_lab.summarize {tmp_path / 'runs'}" in out
+    waiting = train(tmp_path, *options)
+    assert waiting.stdout is not None
+    assert "jobs in SLURM's queue: " in waiting.stdout.readline()
+    waiting.kill()
+    waiting.communicate(timeout=60)
+    again = train(tmp_path, *options)
+    out, err = again.communicate(timeout=240)
+    assert again.returncode == 0, err
+    assert "5 finished" in out
+    folders = (tmp_path / "runs").glob(".sweeps/*/jobs/*_submitted.pkl")
+    assert len({path.name.partition("_submitted")[0] for path in folders}) == 5
+
+
+def test_only_jobs_of_a_cluster_can_be_detached(tmp_path: Path) -> None:
+    for words in (["--detach"], ["detach=true", "hydra/launcher=submitit_local"]):
+        with pytest.raises(UsageError, match="detach=true needs hydra/launcher=submitit_slurm"):
+            cifar_lab.sweep(*TINY, f"output_dir={tmp_path}", "seed=0,1", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_record_of_a_sweep_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, content in (
+        ("1", '{"cells": [{"folder": "a", "job": "7_0"}, {"folder": "b"}]}'),
+        ("2", '{"cells": [{"folder"'),
+        ("3", '{"cells": [5]}'),
+        ("4", "[]"),
+    ):
+        (tmp_path / ".sweeps" / name).mkdir(parents=True)
+        (tmp_path / ".sweeps" / name / "sweep.json").write_text(content)
+    found = list(noted_jobs(tmp_path))
+    assert found == [(tmp_path / "a", tmp_path / ".sweeps" / "1", "7_0")]
+    assert sum("is damaged and was passed over" in line for line in caplog.messages) == 3
+
+
+def test_a_list_of_jobs_is_short() -> None:
+    assert job_list(["12_0", "7", "12_2", "12_1", "12_5", "30_4"]) == "7 12_[0-2,5] 30_4"
 
 
 @pytest.mark.slow

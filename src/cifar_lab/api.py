@@ -182,7 +182,7 @@ def _compose(words: Sequence[str], function: str) -> Request:
     asked = {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & set(words)
     if asked:
         raise UsageError(f"{asked.pop()} is for the command line: python -m cifar_lab.train")
-    from cifar_lab.sweeps.start import check_search
+    from cifar_lab.sweeps.start import check_launch
     from cifar_lab.training.preflight import compose_checked
 
     request = compose_checked(words)
@@ -193,7 +193,7 @@ def _compose(words: Sequence[str], function: str) -> Request:
             f"cifar_lab.{function} is for one run, and these are {len(request.runs)}; "
             "use cifar_lab.sweep"
         )
-    check_search(request)
+    check_launch(request)
     return request
 
 

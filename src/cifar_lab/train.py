@@ -35,9 +35,9 @@ def _train(argv: list[str]) -> int:
         print(request.shown)
         return 0
     # torch is imported from here on, for those requests that need it
-    from cifar_lab.sweeps.start import check_search
+    from cifar_lab.sweeps.start import check_launch
 
-    check_search(request)
+    check_launch(request)
     return _plan(request) if request.options.plan else _start(request, argv)
 
 

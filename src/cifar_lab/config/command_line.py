@@ -11,6 +11,7 @@ from cifar_lab.errors import UsageError, did_you_mean, shorten
 
 FLAGS = (
     (("-m", "--multirun"), {"action": "store_true"}, "run every combination of listed values"),
+    (("--detach",), {"action": "store_true"}, "on SLURM: send the jobs, do not wait for them"),
     (("-c", "--cfg"), {"choices": ("job",)}, "--cfg job: print the whole config, run nothing"),
     (("-p", "--package"), {"metavar": "KEY"}, "with --cfg job: print only this part of it"),
     (("--resolve",), {"action": "store_true"}, "with --cfg job: resolve interpolations"),
@@ -63,7 +64,8 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     for word in rest:
         if word.startswith("-"):
             raise _unknown_flag(word, rest)
-    line = CommandLine((*rest, *words[end + 1 :]), **vars(found))
+    detached = ("detach=true",) if vars(found).pop("detach") else ()
+    line = CommandLine((*rest, *words[end + 1 :], *detached), **vars(found))
     for name in ("package", "resolve"):
         if getattr(line, name) and line.cfg is None:
             raise UsageError(f"--{name} goes with --cfg job only")

@@ -67,13 +67,15 @@ class LaunchOptions:
 
     `points` are the runs of a sweep that is no full grid: each gives values to some keys, in the
     grammar of a command line, and is a small grid where it lists several. `jobs` runs at a time
-    ("auto": as many as fit cores or GPUs), `jobs_per_gpu` of them on one GPU.
+    ("auto": as many as fit cores or GPUs), `jobs_per_gpu` of them on one GPU. `detach` sends the
+    jobs of a cluster and does not wait for them.
     """
 
     points: list[dict[str, Any]] = field(default_factory=list)
     plan: bool = False
     rerun: bool = False
     accept_code: bool = False
+    detach: bool = False
     jobs: int | Literal["auto"] = setting("auto", ge=1, le=1024)
     jobs_per_gpu: int = setting(1, ge=1, le=64)
     trust: list[str] = field(default_factory=list)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cifar_lab.config.launch import LaunchOptions
+from cifar_lab.config.launch import MAX_RUNS, LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.outcome import Outcome
@@ -57,9 +57,13 @@ class Job(ABC):
 
 
 class Launcher(ABC):
-    """Starts cells. The jobs of one that `is_detached` go on when this process ends."""
+    """Starts cells, `most_at_once` with one call.
+
+    The jobs of a launcher that `is_detached` go on when this process ends.
+    """
 
     is_detached = False
+    most_at_once = MAX_RUNS
 
     def __init__(self, options: LaunchOptions) -> None:
         self.options = options

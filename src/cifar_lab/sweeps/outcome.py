@@ -63,6 +63,17 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join([*align(rows), *closing, *(_best_settings(finished) if finished else [])])
 
 
+def detached_text(outcomes: Sequence[Outcome]) -> str:
+    """Return the state of the cells whose jobs were sent, and how to follow them."""
+    counts = Counter(outcome.after for outcome in outcomes)
+    folder = Path(os.path.commonpath([outcome.cell.run.path.parent for outcome in outcomes]))
+    return (
+        f"{', '.join(f'{number} {state}' for state, number in counts.items())}\n"
+        "the same line without detach waits for the jobs; with it, it shows their states again\n"
+        f"to compare what is finished: python -m cifar_lab.summarize {shlex.quote(str(folder))}"
+    )
+
+
 def _best_settings(runs: Sequence[RunDir]) -> list[str]:
     """Return the best setting of each dataset, as `summarize` chooses it, and that command."""
     folder = Path(os.path.commonpath([run.path.parent for run in runs]))

@@ -58,6 +58,10 @@ def make_launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launch
         from cifar_lab.sweeps import ray
 
         return ray.launcher(settings, options)
+    if settings.get("cluster") == "local":
+        from cifar_lab.sweeps import submitit_local
+
+        return submitit_local.launcher(settings, options)
     if "cluster" in settings:
         from cifar_lab.sweeps import slurm
 
@@ -115,7 +119,8 @@ def fill_slots(
     """Keep `slots` cells running until the source has no more; return outcomes as they came.
 
     After a signal no cell is started, and running ones are asked to save and end; the jobs of a
-    detached launcher go on, and their cells keep the state that they have.
+    detached launcher go on, and their cells keep the state that they have. With detach=true, such a
+    launcher's jobs are not waited for.
     """
     running: list[Job] = []
     outcomes: list[Outcome] = []
@@ -127,8 +132,12 @@ def fill_slots(
     with stop.graceful(), LiveLine(source.total, pace) as line:
         try:
             while running or (source.waiting() and stop.signal is None):
-                if stop.signal is None:
-                    running += _start(source, launcher, record, slots, running, close)
+                while stop.signal is None and (
+                    started := _start(source, launcher, record, slots, running, close)
+                ):
+                    running += started
+                if launcher.is_detached and launcher.options.detach and not source.waiting():
+                    break
                 if stop.signal is not None:  # it may have come while cells were starting
                     if launcher.is_detached:
                         break
@@ -155,9 +164,9 @@ def _start(
     running: Sequence[Job],
     close: Callable[[Outcome], None],
 ) -> Sequence[Job]:
-    """Start cells until the slots are full; close those whose folder is in use."""
+    """Start cells, up to as many as there are slots; close those whose folder is in use."""
     taken: list[tuple[Cell, str]] = []
-    while len(running) + len(taken) < slots:
+    while len(running) + len(taken) < slots and len(taken) < launcher.most_at_once:
         found = source.take(launcher.is_free, idle=not running and not taken)
         if found is None:
             break

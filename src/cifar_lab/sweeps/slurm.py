@@ -1,4 +1,4 @@
-"""Cells as jobs of submitit: SLURM's, or processes of this machine.
+"""Cells as jobs of SLURM, sent by submitit.
 
 A job runs the cell in a folder, as every launcher does. When SLURM takes its place away (a
 preemption or the end of its time, announced by SIGUSR2) the cell saves, the job is queued again,
@@ -7,24 +7,24 @@ and goes on from there, in another process and perhaps on another machine.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Stopped, UsageError, missing_extra
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, missing_extra, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps.cell import Cell, run_cell
 from cifar_lab.sweeps.launcher import Job, Launcher
+from cifar_lab.sweeps.record import noted_jobs
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
@@ -91,10 +91,7 @@ def launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launcher:
     try:
         import submitit
     except ImportError:
-        setting = f"hydra/launcher=submitit_{settings['cluster']}"
-        raise missing_extra(setting, "submitit", "slurm") from None
-    if settings["cluster"] == "local":
-        return _SubmititProcesses(settings, options)
+        raise missing_extra("hydra/launcher=submitit_slurm", "submitit", "slurm") from None
     if submitit.SlurmExecutor.affinity() <= 0:
         raise UsageError("hydra/launcher=submitit_slurm: there is no SLURM here (no srun)")
     return _Slurm(settings, options)
@@ -110,6 +107,7 @@ class _Slurm(Launcher):
         self._settings = settings
         self._queue = _in_queue()
         self._missing: set[str] = set()
+        self.most_at_once = _longest_array()
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         return len(configs)  # SLURM has a queue of its own
@@ -119,23 +117,31 @@ class _Slurm(Launcher):
 
     def start(self, cells: Sequence[Cell], folder: Path) -> list["_SlurmJob"]:
         """Send the cells as one array, but for those that an earlier command sent."""
-        import submitit
-
         jobs = self._sent_before(cells)
         to_send = [cell for cell in cells if cell.run.path not in jobs]
         if to_send:
-            executor = submitit.SlurmExecutor(
-                folder=folder.absolute() / "jobs",
-                max_num_timeout=self._settings["max_num_timeout"],
-            )
-            executor.update_parameters(**slurm_parameters(self._settings, to_send))
-            with executor.batch():
-                sent = [executor.submit(_cell_job(cell, self.options)) for cell in to_send]
-            for cell, job in zip(to_send, sent, strict=True):
-                jobs[cell.run.path] = job
+            jobs |= self._send(to_send, folder.absolute() / "jobs")
         started = [_SlurmJob(cell, jobs[cell.run.path], self) for cell in cells]
-        log.info("%d jobs in SLURM's queue: %s", len(started), _ids(started))
+        log.info("%d jobs in SLURM's queue: %s", len(started), job_list(j.id for j in started))
         return started
+
+    def _send(self, cells: Sequence[Cell], folder: Path) -> dict[Path, Any]:
+        import submitit
+
+        executor = submitit.SlurmExecutor(
+            folder=folder, max_num_timeout=self._settings["max_num_timeout"]
+        )
+        executor.update_parameters(**slurm_parameters(self._settings, cells))
+        try:
+            with executor.batch():
+                sent = [executor.submit(cell_job(cell, self.options)) for cell in cells]
+        except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
+            said = str(getattr(error, "stderr", None) or error).strip().splitlines() or [""]
+            raise Unavailable(
+                f"SLURM did not take {len(cells)} jobs: {shorten(said[-1], 120)}; the jobs that it "
+                "took before go on, and the same line sends the others"
+            ) from None
+        return {cell.run.path: job for cell, job in zip(cells, sent, strict=True)}
 
     def wait(self, jobs: Sequence["_SlurmJob"], stop: Stop) -> None:
         deadline = time.monotonic() + self._settings["poll_seconds"]
@@ -145,7 +151,7 @@ class _Slurm(Launcher):
 
     def abandon(self, jobs: Sequence["_SlurmJob"]) -> None:
         if jobs:
-            log.info("the jobs go on; scancel %s ends them", _ids(jobs))
+            log.info("the jobs go on; scancel %s ends them", job_list(job.id for job in jobs))
 
     def is_gone(self, job: str) -> bool:
         """Return whether a job was missing in the queue twice."""
@@ -161,13 +167,10 @@ class _Slurm(Launcher):
         from submitit import SlurmJob
 
         sent: dict[str, tuple[Path, str]] = {}
-        for folder in {cell.run.path.parent for cell in cells}:
-            for record in sorted(folder.glob(".sweeps/*/sweep.json")):
-                content = json.loads(record.read_text(encoding="utf-8"))
-                for cell in content["cells"]:
-                    if cell.get("job") in self._queue:
-                        path = os.path.normpath(folder / cell["folder"])
-                        sent[path] = (record.parent.absolute() / "jobs", cell["job"])
+        for parent in {cell.run.path.parent for cell in cells}:
+            for folder, record, job in noted_jobs(parent):
+                if job in self._queue:
+                    sent[os.path.normpath(folder)] = (record.absolute() / "jobs", job)
         paths = {cell.run.path: os.path.normpath(cell.run.path) for cell in cells}
         return {path: SlurmJob(*sent[normal]) for path, normal in paths.items() if normal in sent}
 
@@ -187,56 +190,7 @@ class _SlurmJob(Job):
         return self._job.paths.result_pickle.exists() or self._launcher.is_gone(self.id)
 
     def result(self) -> tuple[int, str | None]:
-        return _result(self.cell, self._job)
-
-
-class _SubmititProcesses(Launcher):
-    """The launcher that does with processes of this machine what `_Slurm` does with its jobs."""
-
-    def __init__(self, settings: Mapping[str, Any], options: LaunchOptions) -> None:
-        super().__init__(options)
-        self._settings = settings
-
-    def start(self, cells: Sequence[Cell], folder: Path) -> list["_SubmititProcess"]:
-        import submitit
-
-        jobs = []
-        for cell in cells:
-            gpu = self.free_gpus.pop()
-            executor = submitit.LocalExecutor(folder=folder.absolute() / "jobs")
-            visible = {"gpus_per_node": 1, "visible_gpus": [int(gpu)]} if gpu else {}
-            executor.update_parameters(timeout_min=self._settings["timeout_min"], **visible)
-            job = executor.submit(_cell_job(cell, self.options))
-            jobs.append(_SubmititProcess(cell, job, gpu, self))
-        return jobs
-
-    def wait(self, jobs: Sequence["_SubmititProcess"], stop: Stop) -> None:
-        time.sleep(self._settings["poll_seconds"])
-
-    def abandon(self, jobs: Sequence["_SubmititProcess"]) -> None:
-        for job in jobs:
-            job.process.terminate()  # submitit's own process, which ends the run with it
-            job.process.wait()
-
-
-class _SubmititProcess(Job):
-    """A process that submitit started, seen from the sweep."""
-
-    def __init__(self, cell: Cell, job: Any, gpu: str, launcher: Launcher) -> None:
-        super().__init__(cell)
-        self.process: subprocess.Popen[bytes] = job._process
-        self._job, self._gpu, self._launcher = job, gpu, launcher
-
-    def stop(self) -> None:
-        self.process.terminate()
-
-    def has_ended(self) -> bool:
-        return self._job.paths.result_pickle.exists() or bool(self._job.done())
-
-    def result(self) -> tuple[int, str | None]:
-        self.process.wait()  # its result is there; it is about to end
-        self._launcher.free_gpus.append(self._gpu)
-        return _result(self.cell, self._job)
+        return job_result(self.cell, self._job)
 
 
 def slurm_parameters(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
@@ -253,26 +207,59 @@ def slurm_parameters(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict
     return {names.get(str(k), str(k)): v for k, v in {**defaults, **given}.items()}
 
 
-def _cell_job(cell: Cell, options: LaunchOptions) -> CellJob:
+def cell_job(cell: Cell, options: LaunchOptions) -> CellJob:
+    """Return what submitit is to call for a cell."""
     return CellJob(cell.run.path.absolute(), cell.code, options)
 
 
-def _ids(jobs: Sequence[Job]) -> str:
-    return " ".join(sorted(job.id for job in jobs))
+def job_list(ids: Iterable[str]) -> str:
+    """Return ids of jobs as scancel takes them, each array with its tasks: 7 12_[0-3,5]."""
+    arrays: dict[str, list[int]] = {}
+    for job, _, task in (name.partition("_") for name in ids):
+        arrays.setdefault(job, []).extend([int(task)] if task else [])
+    return " ".join(
+        f"{job}_{_ranges(sorted(tasks))}" if tasks else job
+        for job, tasks in sorted(arrays.items(), key=lambda item: int(item[0]))
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as SLURM writes them: 4, or [0-3,5]."""
+    if len(numbers) == 1:
+        return str(numbers[0])
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return f"[{','.join('-'.join(map(str, part)) for part in parts)}]"
+
+
+def _longest_array() -> int:
+    """Return how many jobs an array of this SLURM may have (its setting MaxArraySize)."""
+    for line in _ask(["scontrol", "show", "config"]).splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            return max(1, int(value))
+    return 1001  # SLURM's default
 
 
 def _in_queue() -> set[str]:
     """Return the ids of the user's jobs that SLURM has in its queue, each of an array by itself."""
-    command = ["squeue", "--noheader", "--array", "--me", "--format=%i"]
+    return set(_ask(["squeue", "--noheader", "--array", "--me", "--format=%i"]).split())
+
+
+def _ask(command: Sequence[str]) -> str:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
         raise UsageError(f"SLURM does not answer: {detail.strip().splitlines()[-1]}") from None
-    return set(answer.stdout.split())
+    return answer.stdout
 
 
-def _result(cell: Cell, job: Any) -> tuple[int, str | None]:
+def job_result(cell: Cell, job: Any) -> tuple[int, str | None]:
     """Return the exit code and message that a job left, or what its folder tells without one."""
     if job.paths.result_pickle.exists():
         status, value = job._get_outcome_and_result()

@@ -11,7 +11,7 @@ from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import optuna_search, search_report
 from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
-from cifar_lab.sweeps.outcome import Outcome, closing_table
+from cifar_lab.sweeps.outcome import Outcome, closing_table, detached_text
 from cifar_lab.sweeps.pool import run_all
 from cifar_lab.training.build import check_data
 from cifar_lab.training.preflight import compose_checked, run_folder
@@ -49,12 +49,22 @@ def closing_text(request: Request, outcomes: Sequence[Outcome]) -> str:
     """Return the lines with which a sweep or a search ends."""
     if request.space:
         return search_report.closing_lines(request.options.search, _search_folder(request))
+    if request.options.detach:
+        return detached_text(outcomes)
     return closing_table(outcomes)
 
 
-def check_search(request: Request) -> None:
-    """Raise UsageError for a search without values to choose from, or one that is to run again."""
+def check_launch(request: Request) -> None:
+    """Raise UsageError for a search that cannot work, and where nothing can be detached."""
     options = request.options
+    if options.detach and request.launcher.get("cluster") != "slurm":
+        raise UsageError(
+            "detach=true needs hydra/launcher=submitit_slurm: other runs end with the command"
+        )
+    if options.detach and request.space:
+        raise UsageError(
+            "detach=true is wrong in a search: it chooses what to try by the results before"
+        )
     if options.search.method != "none" and not request.space:
         raise UsageError(
             f"search={options.search.method} has no values to choose from: add -m and "

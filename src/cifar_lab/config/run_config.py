@@ -55,6 +55,7 @@ class TrainingConfig:
     clip_grad_norm: float | None = setting(None, gt=0)
     lookahead: LookaheadConfig = setting(factory=LookaheadConfig)
     compile: bool = False
+    cuda_graph: bool | Literal["auto"] = "auto"
     patience: int | None = setting(None, ge=1)
     min_delta: float = setting(0.0, ge=0)
     monitor: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = (
@@ -154,6 +155,8 @@ class RunConfig:
             raise wrong("evaluation.scored_weights", "averaged", right)
         if self.training.ema is not None and self.training.compile:
             raise wrong("training.compile", True, "false with training.ema")
+        if self.training.cuda_graph is True and self.training.compile:
+            raise wrong("training.cuda_graph", True, "auto or false with training.compile")
         if split.validation == 0 and self.training.patience is not None:
             raise UsageError(
                 "training.patience stops on validation, but split.validation is 0; "

@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from cifar_lab.config.run_config import EvaluationConfig, TrainingConfig
 from cifar_lab.errors import RunFailed
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, StepMetrics, gain, scores_by_class
 from cifar_lab.training.batches import Batches, in_order
-from cifar_lab.training.criterion import Criterion, hits, make_criterion
+from cifar_lab.training.criterion import hits, make_criterion
 from cifar_lab.training.device import autocast, derive_seed
 from cifar_lab.training.splits import Split
 from cifar_lab.training.state import TrainState
+from cifar_lab.training.step import Step, make_step
 
 _YIELD_SECONDS = 0.5
 
@@ -67,9 +68,10 @@ def fit(
         # One graph per batch size: an epoch has two, and kernels for any size are slower.
         state.model.compile(dynamic=False)
     criterion = make_criterion(settings, batches.split, batches.num_classes)
+    step = make_step(state, criterion, settings)
     while state.epoch < settings.epochs and not state.stopped_early:
         epoch = state.epoch + 1
-        yield from _train_epoch(state, batches, settings, criterion)
+        yield from _train_epoch(state, batches, settings, step)
         train_loss, train_accuracy, images = _means(state, epoch)
         scores: dict[str, float | None] = {"val_loss": None, "val_accuracy": None}
         for name, split in (("val", validation), ("test", watched)):
@@ -106,7 +108,7 @@ def fit(
 
 
 def _train_epoch(
-    state: TrainState, batches: Batches, settings: TrainingConfig, criterion: Criterion
+    state: TrainState, batches: Batches, settings: TrainingConfig, step: Step
 ) -> Iterator[Progress]:
     epoch = state.epoch + 1
     if state.step == 0:
@@ -121,16 +123,7 @@ def _train_epoch(
     seconds_before = state.seconds
     recent: list[Tensor] = []
     for images, labels in batches.epoch(epoch, start=state.step):
-        with autocast(state.device, state.precision):
-            logits = state.model(images)
-            loss = criterion(logits.float(), labels)
-        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if settings.clip_grad_norm is not None:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_grad_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
+        loss, logits = step(images, labels)
         state.used_rate = state.learning_rate
         state.schedule.after_batch()
         with torch.no_grad():
@@ -138,7 +131,7 @@ def _train_epoch(
             count = len(labels)
             state.sums += torch.stack([loss * count, correct, torch.full_like(correct, count)])
             if settings.step_history:
-                recent.append(torch.stack([loss.detach(), correct / count]))
+                recent.append(torch.stack([loss, correct / count]))
         state.step += 1
         if state.lookahead is not None:
             state.lookahead.after_step(state.epoch * len(batches) + state.step)

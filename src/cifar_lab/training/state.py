@@ -204,7 +204,7 @@ class TrainState:
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "scaler": self.scaler.state_dict(),
             "generator": self.generator.get_state(),
-            "global_generators": _global_generators(self.device),
+            "global_generators": global_generators(self.device),
             "sums": self.sums.cpu(),
             "epoch": self.epoch,
             "step": self.step,
@@ -233,7 +233,7 @@ class TrainState:
             self.scaler.load_state_dict(state["scaler"])
             self.generator.set_state(state["generator"])
             self.sums.copy_(state["sums"])
-            _set_global_generators(self.device, state["global_generators"])
+            set_global_generators(self.device, state["global_generators"])
             self.history = history_rows(state["history"])
             self.best = next(iter(history_rows(state["best"])), None)
             self.best_checksum = state.get("best_checksum")  # older versions wrote none
@@ -278,7 +278,7 @@ def history_rows(table: Tensor) -> list[EpochMetrics]:
     return rows
 
 
-def _global_generators(device: str) -> dict[str, Tensor]:
+def global_generators(device: str) -> dict[str, Tensor]:
     """Return the states of torch's own generators, from which a model of one's own may draw."""
     states = {"cpu": torch.get_rng_state()}
     if device.startswith("cuda"):
@@ -288,7 +288,8 @@ def _global_generators(device: str) -> dict[str, Tensor]:
     return states
 
 
-def _set_global_generators(device: str, states: dict[str, Tensor]) -> None:
+def set_global_generators(device: str, states: dict[str, Tensor]) -> None:
+    """Set the states that `global_generators` returned."""
     torch.set_rng_state(states["cpu"])
     if device.startswith("cuda") and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

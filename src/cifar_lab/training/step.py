@@ -1,0 +1,150 @@
+"""One step of training: forward pass, loss, backward pass, update of the weights.
+
+With `training.cuda_graph=true` the two passes work on buffers that stay where they are. On CUDA
+they are captured once as a graph and replayed, so that the host launches one graph and not some
+hundred kernels; elsewhere the same passes run uncaptured. The update is not part of the graph,
+because its learning rate changes and not every optimizer can be captured.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from cifar_lab.config.run_config import TrainingConfig
+from cifar_lab.training.criterion import Criterion
+from cifar_lab.training.device import autocast
+from cifar_lab.training.state import TrainState, global_generators, set_global_generators
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Takes images (B, C, H, W) and labels; returns the loss and the logits (B, classes)."""
+
+_WARM_UP = 3  # passes before a capture, as torch's documentation of CUDA graphs asks for
+
+
+def make_step(state: TrainState, criterion: Criterion, settings: TrainingConfig) -> Step:
+    """Return the function that trains on one batch."""
+    graphed = GraphedPasses(state, criterion) if settings.cuda_graph is True else None
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if graphed is not None:
+            loss, logits = graphed(images, labels)
+        else:
+            loss, logits = _passes(state, criterion, images, labels)
+        if settings.clip_grad_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_grad_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if graphed is None:
+            state.optimizer.zero_grad(set_to_none=True)
+        return loss, logits
+
+    return step
+
+
+def _passes(
+    state: TrainState, criterion: Criterion, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of a batch to the parameters; return its loss and logits."""
+    with autocast(state.device, state.precision):
+        logits = state.model(images)
+        loss = criterion(logits.float(), labels)
+    state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    return loss.detach(), logits.detach()
+
+
+class GraphedPasses:
+    """Computes the loss, the logits and the gradients of batches on static buffers.
+
+    A graph is for batches of one shape and one set of parameters that train, and a run has a few of
+    each: a last batch that is smaller, a head that trains alone at first. The gradients belong to
+    the graph, so nobody may set them to None. What is returned is overwritten by the next batch of
+    this shape.
+    """
+
+    def __init__(self, state: TrainState, criterion: Criterion) -> None:
+        self._state, self._criterion = state, criterion
+        self._graphs: dict[object, _Graph] = {}
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs there are."""
+        return len(self._graphs)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and the logits; the gradients are those of this batch alone."""
+        model = self._state.model
+        trained = tuple(parameter.requires_grad for parameter in model.parameters())
+        modes = tuple(module.training for module in model.modules())
+        key = (images.shape, labels.shape, labels.dtype, trained, modes)
+        if key not in self._graphs:
+            self._graphs[key] = _Graph(self._state, self._criterion, images, labels)
+        return self._graphs[key].run(images, labels)
+
+
+class _Graph:
+    """The passes on buffers of one shape: captured on CUDA, repeated elsewhere."""
+
+    def __init__(
+        self, state: TrainState, criterion: Criterion, images: Tensor, labels: Tensor
+    ) -> None:
+        self._state, self._criterion = state, criterion
+        self._images, self._labels = images.clone(), labels.clone()
+        self._parameters = list(state.model.parameters())
+        self._captured: torch.cuda.CUDAGraph | None = None
+        with _undone(state):
+            self._warm_up()
+        if state.device.startswith("cuda"):
+            self._capture()
+
+    def run(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and the logits of a batch, and leave its gradients."""
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        if self._captured is None:
+            return self._pass()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        self._captured.replay()
+        return self._loss, self._logits
+
+    def _pass(self) -> tuple[Tensor, Tensor]:
+        self._state.optimizer.zero_grad(set_to_none=True)
+        return _passes(self._state, self._criterion, self._images, self._labels)
+
+    def _warm_up(self) -> None:
+        if not self._state.device.startswith("cuda"):
+            for _ in range(_WARM_UP):
+                self._pass()
+            return
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                self._pass()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _capture(self) -> None:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._state.generator)  # of dropout masks
+        self._state.optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            self._loss, self._logits = _passes(
+                self._state, self._criterion, self._images, self._labels
+            )
+        self._gradients = [parameter.grad for parameter in self._parameters]
+        self._captured = graph
+
+
+@contextlib.contextmanager
+def _undone(state: TrainState) -> Iterator[None]:
+    """Undo what passes change besides gradients: buffers (batch norm) and generators."""
+    buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
+    generator, others = state.generator.get_state(), global_generators(state.device)
+    yield
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    state.generator.set_state(generator)
+    set_global_generators(state.device, others)

@@ -1,0 +1,140 @@
+"""What only a CUDA device can show. Skipped where there is none; `scripts/measure_gpu` runs it."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import TINY
+
+from cifar_lab import train as train_command
+from cifar_lab.analysis import resume_proof
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.criterion import make_criterion
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import run_experiment
+from cifar_lab.training.step import make_step
+
+pytestmark = pytest.mark.gpu
+
+ON_GPU = ("device=cuda", "deterministic=true")
+
+
+def config_of(*overrides: str) -> RunConfig:
+    return compose_checked([*TINY, *overrides]).runs[0].config
+
+
+def finished(folder: Path, *overrides: str) -> RunDir:
+    run = RunDir.create(config_of(f"output_dir={folder}", *ON_GPU, *overrides))
+    run_experiment(run)
+    return run
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("augmentation=crop_flip",), ("augmentation.mixup=0.4",)], ids=str
+)
+def test_batches_are_those_of_the_cpu_bit_for_bit(options: tuple[str, ...]) -> None:
+    config = config_of(*options)
+    here, there = (
+        build_state(config, load_splits(config, device), device)[1] for device in ("cpu", "cuda")
+    )
+    for (images, labels), (on_gpu, labels_on_gpu) in zip(
+        here.epoch(2), there.epoch(2), strict=True
+    ):
+        assert torch.equal(images, on_gpu.cpu())
+        assert torch.equal(labels, labels_on_gpu.cpu())
+
+
+def test_logits_are_close_to_those_of_the_cpu() -> None:
+    config = config_of()
+    states = [
+        build_state(config, load_splits(config, device), device) for device in ("cpu", "cuda")
+    ]
+    images = next(states[0][1].epoch(1))[0]
+    with torch.no_grad():
+        logits = [state.model.eval()(images.to(state.device)).cpu() for state, _ in states]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("graph", ["auto", "true"])
+def test_deterministic_runs_are_equal_and_resume_exactly(tmp_path: Path, graph: str) -> None:
+    words = (*ON_GPU, "dropout.conv=0.2", f"training.cuda_graph={graph}")
+    twice = [finished(tmp_path / name, *words[2:]) for name in ("one", "other")]
+    assert resume_proof.differences(*twice) == []
+    config = config_of(f"output_dir={tmp_path}", *words)
+    assert "bit for bit" in resume_proof.prove(config, tmp_path / "proof", stops=4)[-1]
+
+
+def test_a_graph_trains_as_the_plain_step(tmp_path: Path) -> None:
+    """The kernels are the same; algorithms that are chosen by measuring are switched off."""
+    plain, graphed = (
+        finished(tmp_path, "dropout.conv=0.2", f"training.cuda_graph={value}")
+        for value in ("auto", "true")
+    )
+    there, here = (run.read_metrics()[-1] for run in (plain, graphed))
+    assert there.train_loss == pytest.approx(here.train_loss, rel=1e-4)
+
+
+def test_a_run_that_was_killed_goes_on_exactly(tmp_path: Path) -> None:
+    words = [*TINY, *ON_GPU, "training.epochs=40"]
+    line = [sys.executable, "-m", "cifar_lab.train", *words, f"output_dir={tmp_path / 'killed'}"]
+    run = RunDir.create(config_of(f"output_dir={tmp_path / 'killed'}", *words[len(TINY) :]))
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not run.last.exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    assert run.status == "interrupted"
+    run_experiment(run)
+    calm = finished(tmp_path / "calm", "training.epochs=40")
+    assert resume_proof.differences(run, calm) == []
+
+
+def test_the_host_does_not_wait_within_an_epoch() -> None:
+    config = config_of("device=cuda", "augmentation=crop_flip")
+    state, batches = build_state(config, load_splits(config, "cuda"), "cuda")
+    criterion = make_criterion(config.training, batches.split, batches.num_classes)
+    step = make_step(state, criterion, config.training)
+    state.train_mode(head_only=False)
+    epoch = batches.epoch(1)
+    step(*next(epoch))  # what is set up once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for images, labels in epoch:
+            step(images, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_too_little_memory_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_allocated() + 64 * 2**20
+    torch.cuda.set_per_process_memory_fraction(
+        held / torch.cuda.get_device_properties(0).total_memory
+    )
+    try:
+        large = ("model.widths=[512,512]", "training.batch_size=450")
+        code = train_command.main([*TINY, *ON_GPU, *large, f"output_dir={tmp_path}"])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert code == 1
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("cifar_lab: ")
+    ]
+    assert len(lines) == 1
+    assert "try a smaller training.batch_size" in lines[0]
+
+
+def test_a_sweep_shares_one_gpu(tmp_path: Path) -> None:
+    words = [*TINY, *ON_GPU, f"output_dir={tmp_path}", "seed=0,1,2,3", "jobs_per_gpu=2", "-m"]
+    assert train_command.main(words) == 0
+    config = dataclasses.replace(config_of(*ON_GPU, "seed=3"), output_dir=str(tmp_path))
+    assert RunDir.create(config).status == "finished"

@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import cifar_lab
+from cifar_lab.config.torchrun import launched
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shorten_path
 
 _MOST_FOLDERS = 200  # pathlib creates each within a call of its own
 
 LONGEST_MESSAGE = 300
 """Characters of the line that says why a command ended."""
+
+NOT_TOGETHER = (
+    "torchrun is for one run of python -m cifar_lab.train; start sweeps, searches and other "
+    "commands without it"
+)
+"""What is wrong with every other use of torchrun."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,14 +91,23 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def run(
-    command: Callable[[list[str]], int], argv: Sequence[str] | None = None, *, trains: bool = False
+    command: Callable[[list[str]], int],
+    argv: Sequence[str] | None = None,
+    *,
+    trains: bool = False,
+    distributed: bool = False,
 ) -> int:
     """Run a command; return its exit code: 0, 1, 2, 3, or 128 and the number of a signal.
 
     If it `trains`, output that cannot be written (a closed pipe or terminal, a full disk) is
     dropped: the runs are worth more than the lines about them. Otherwise it ends the command.
+    One that is not `distributed` is refused in the processes of torchrun, of which the first one
+    prints what is wrong; the others would end it too early by an exit code of their own.
     """
-    show_log()
+    place = launched()
+    if place is not None and not distributed:
+        return _say(UsageError(NOT_TOGETHER), 2) if place.rank == 0 else 0
+    show_log(silent=place is not None and place.rank > 0)
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _standard_streams(drop_output=trains):
         return _run(command, arguments)
@@ -269,13 +285,13 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def show_log() -> None:
-    """Let the package's log reach standard output as plain lines, once."""
+def show_log(*, silent: bool = False) -> None:
+    """Let the package's log reach standard output as plain lines, once, or nothing if `silent`."""
     logger = logging.getLogger("cifar_lab")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     if not any(isinstance(handler, _Console) for handler in logger.handlers):
-        logger.addHandler(_Console())
+        logger.addHandler(logging.NullHandler() if silent else _Console())
 
 
 class _Console(logging.Handler):

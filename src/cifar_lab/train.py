@@ -3,18 +3,42 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from cifar_lab import cli
 from cifar_lab.config.command_line import parse_command_line
 from cifar_lab.config.request import Request
+from cifar_lab.config.torchrun import Launched, launched
+from cifar_lab.errors import UsageError
+
+if TYPE_CHECKING:
+    from cifar_lab.training.distributed import Group
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m cifar_lab.train [RUN_DIR] [GROUP=OPTION] [key=value] [-m]`."""
-    return cli.run(_train, argv, trains=True)
+    return cli.run(_train, argv, trains=True, distributed=True)
 
 
 def _train(argv: list[str]) -> int:
+    place = launched()
+    return _train_alone(argv) if place is None else _train_together(argv, place)
+
+
+def _train_together(argv: list[str], place: Launched) -> int:
+    """Train one run in the processes of torchrun; the first one reads the command line."""
+    from cifar_lab.training.distributed import joined
+    from cifar_lab.training.follower import follow
+    from cifar_lab.training.signals import Stop
+
+    with joined(place) as group:
+        if group.rank == 0:
+            return _train_alone(argv, group)
+        with Stop().installed() as stop:
+            return follow(group, stop)
+
+
+def _train_alone(argv: list[str], group: "Group | None" = None) -> int:
     if "-h" in argv or "--help" in argv:
         from cifar_lab.config.help_page import help_page
 
@@ -38,10 +62,14 @@ def _train(argv: list[str]) -> int:
     from cifar_lab.sweeps.start import check_launch
 
     check_launch(request)
-    return _plan(request) if request.options.plan else _start(request, argv)
+    if group is not None:
+        if request.runs_elsewhere:
+            raise UsageError(cli.NOT_TOGETHER)
+        group.check(request.runs[0].config)
+    return _plan(request) if request.options.plan else _start(request, argv, group)
 
 
-def _start(request: Request, argv: Sequence[str]) -> int:
+def _start(request: Request, argv: Sequence[str], group: "Group | None") -> int:
     from cifar_lab.sweeps.outcome import raise_for
     from cifar_lab.sweeps.start import closing_text, start_many, start_run
     from cifar_lab.training.signals import Stop
@@ -52,7 +80,7 @@ def _start(request: Request, argv: Sequence[str]) -> int:
             print(closing_text(request, outcomes), flush=True)
             raise_for(outcomes, stop)
         else:
-            start_run(request, stop)
+            start_run(request, stop, group)
     return 0
 
 

@@ -56,6 +56,7 @@ class TrainingConfig:
     lookahead: LookaheadConfig = setting(factory=LookaheadConfig)
     compile: bool = False
     cuda_graph: bool | Literal["auto"] = "auto"
+    sync_batch_norm: bool = False
     patience: int | None = setting(None, ge=1)
     min_delta: float = setting(0.0, ge=0)
     monitor: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = (

@@ -14,18 +14,24 @@ from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
 from cifar_lab.sweeps.outcome import Outcome, closing_table, detached_text
 from cifar_lab.sweeps.pool import run_all
 from cifar_lab.training.build import check_data
+from cifar_lab.training.distributed import Group
 from cifar_lab.training.preflight import compose_checked, run_folder
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.signals import Stop
 
 
-def start_run(request: Request, stop: Stop) -> RunDir:
-    """Train and evaluate the one run of a request in this process; return its folder."""
+def start_run(request: Request, stop: Stop, group: Group | None = None) -> RunDir:
+    """Train and evaluate the one run of a request in this process; return its folder.
+
+    `group` are the processes that train it together, of which this is the first.
+    """
     config, options = request.runs[0].config, request.options
     folder = run_folder(request)
     _check_data({folder: config}, options.rerun)
     run = RunDir.create(config, folder)
-    run_experiment(run, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
+    run_experiment(
+        run, stop=stop, rerun=options.rerun, accept_code=options.accept_code, group=group
+    )
     return run
 
 

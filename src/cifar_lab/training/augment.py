@@ -35,8 +35,9 @@ class Mixing:
 
 
 class EpochAugmentation:
-    """The augmentations of one epoch's batches, drawn at once; `bounds` are those of the batches.
+    """The augmentations of one epoch's `count` images, drawn at once.
 
+    `bounds` are those of the batches, or of the parts of them that are needed.
     Applied in the order of torchvision's reference recipes: the policy to uint8 images, erasing to
     normalised ones, mixing to a finished batch.
     """
@@ -48,6 +49,7 @@ class EpochAugmentation:
         shape: tuple[int, int],
         num_classes: int,
         *,
+        count: int,
         seed: int,
         epoch: int,
         device: torch.device,
@@ -58,7 +60,6 @@ class EpochAugmentation:
             config, len(bounds), shape, derive_seed(seed, "mixing", epoch)
         )
         self._boxes: list[Tensor] = []
-        count = bounds[-1][1] if bounds else 0
         if config.cutout:
             generator = torch.Generator().manual_seed(derive_seed(seed, "cutout", epoch))
             self._boxes.append(sample_cutout(count, config.cutout, shape, generator).to(device))

@@ -17,6 +17,7 @@ from torch.nn import functional
 from cifar_lab.config.data_config import AugmentationConfig
 from cifar_lab.training.augment import EpochAugmentation
 from cifar_lab.training.device import derive_seed
+from cifar_lab.training.distributed import Group, Part, divide
 from cifar_lab.training.reading import read_images
 from cifar_lab.training.splits import Split
 
@@ -76,7 +77,7 @@ class Batches:
 
     Where images are mixed (mixup, CutMix), labels are the shares of the classes, (B, C).
     Every image comes once per epoch. A last batch of one image, which batch norm cannot take, is
-    merged into the batch before it.
+    merged into the batch before it. In a `group` of processes each gets its part of every batch.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Batches:
         num_classes: int,
         memory_format: torch.memory_format = torch.contiguous_format,
         sampler: str = "permutation",
+        group: Group | None = None,
     ) -> None:
         self.split = split
         self.seed = seed
@@ -98,11 +100,19 @@ class Batches:
         self.num_classes = num_classes
         self.memory_format = memory_format
         self.sampler = sampler
+        self.group = group
         self.bounds = batch_bounds(len(split), batch_size)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
         return len(self.bounds)
+
+    def part(self, batch: int) -> Part:
+        """Return which rows of a batch this process computes: all of them without a group."""
+        begin, end = self.bounds[batch]
+        if self.group is None:
+            return Part(0, end - begin, end - begin)
+        return divide(end - begin, self.group.rank, self.group.world)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of epoch `number`, from batch `start` on."""
@@ -115,16 +125,21 @@ class Batches:
             mirrored = self._alternating_flips(number).to(device)
             params = dataclasses.replace(params, flip=mirrored[order])
         height, width = self.split.images.shape[2:]
+        # What mixes images, or draws for one after another, needs the whole batch.
+        config = self.augmentation
+        whole = bool(config.policy or config.mixup or config.cutmix)
+        bounds = self.bounds if whole else self._bounds_of_parts()
         further = EpochAugmentation(
-            self.augmentation,
-            self.bounds,
+            config,
+            bounds,
             (height, width),
             self.num_classes,
+            count=len(order),
             seed=self.seed,
             epoch=number,
             device=device,
         )
-        groups = self._groups(start)
+        groups = self._groups(bounds[start:])
         chunks = [slice(batches[0][0], batches[-1][1]) for batches in groups]
         batch = start
         read = read_images(self.split, positions, chunks)
@@ -141,16 +156,26 @@ class Batches:
                 part = slice(begin - chunk.start, end - chunk.start)
                 changed = further.change(images[part], batch)
                 normalised = self.normalisation(changed, self.memory_format)
-                yield further.finish(normalised, labels[part], batch)
+                finished, answers = further.finish(normalised, labels[part], batch)
+                if whole and self.group is not None:
+                    own = self.part(batch)
+                    finished, answers = (t[own.first : own.last] for t in (finished, answers))
+                yield finished, answers
                 batch += 1
 
-    def _groups(self, start: int) -> list[list[tuple[int, int]]]:
-        """Return the bounds of the batches from `start` on, in groups that are read at once."""
+    def _bounds_of_parts(self) -> list[tuple[int, int]]:
+        """Return where the parts of the batches that this process computes begin and end."""
+        parts = [(begin, self.part(batch)) for batch, (begin, _) in enumerate(self.bounds)]
+        return [(begin + part.first, begin + part.last) for begin, part in parts]
+
+    def _groups(self, bounds: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """Return the bounds in groups of adjacent ones that are read at once."""
         size = _CPU_CHUNK if self.split.device.type == "cpu" else _CHUNK
         size = min(size, size * _SMALL_IMAGE // self.split.images[0].numel())
         groups: list[list[tuple[int, int]]] = []
-        for begin, end in self.bounds[start:]:
-            if groups and begin - groups[-1][0][0] < size:
+        for begin, end in bounds:
+            adjacent = bool(groups) and groups[-1][-1][1] == begin
+            if adjacent and begin - groups[-1][0][0] < size:
                 groups[-1].append((begin, end))
             else:
                 groups.append([(begin, end)])
@@ -237,14 +262,19 @@ def in_order(
     memory_format: torch.memory_format = torch.contiguous_format,
     crop_padding: int = 0,
     crop_seed: int = 0,
+    every: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a split's batches in its order, for evaluation; `crop_padding` crops them (S0-06)."""
+    """Yield a split's batches in its order, for evaluation; `crop_padding` crops them (S0-06).
+
+    `every` (first, step) leaves out all batches but each `step`-th from the `first` on.
+    """
     device = split.device
     generator = torch.Generator().manual_seed(crop_seed)
     crop = AugmentationConfig(crop_padding=crop_padding)
     params = sample_augmentation(len(split), crop, generator, device)
     indices = split.indices.to(device)
     parts = [slice(first, first + batch_size) for first in range(0, len(split), batch_size)]
+    parts = parts[every[0] :: every[1]]
     for part, chosen in zip(parts, read_images(split, split.indices, parts), strict=True):
         images = augment(chosen, crop_padding, params, part)
         yield normalisation(images, memory_format), split.labels.index_select(0, indices[part])

@@ -16,6 +16,7 @@ from cifar_lab.errors import UsageError
 from cifar_lab.training.batches import Batches, Normalisation
 from cifar_lab.training.criterion import check_class_weights
 from cifar_lab.training.device import derive_seed, memory_format, seeded
+from cifar_lab.training.distributed import Group, synchronise_batch_norm
 from cifar_lab.training.lookahead import Lookahead
 from cifar_lab.training.splits import Split, Splits, load_arrays, make_splits, split_indices
 from cifar_lab.training.state import TrainState, build_optimizer, make_schedule
@@ -61,17 +62,25 @@ def load_splits(settings: RunConfig, device: str) -> Splits:
 
 
 def build_state(
-    settings: RunConfig, splits: Splits, device: str, *, initial_weights: bool = False
+    settings: RunConfig,
+    splits: Splits,
+    device: str,
+    *,
+    initial_weights: bool = False,
+    group: Group | None = None,
 ) -> tuple[TrainState, Batches]:
     """Build what training needs: the state at step 0 and the batches.
 
     `initial_weights`: a model that starts from given weights loads them, and may download them.
+    `group` are the processes that train together.
     """
     model = make_model(settings, splits, device)
     load = getattr(model, "load_initial_weights", None)
     if initial_weights and load is not None:
         load(download=True)
     _initialize(model, settings, splits.train)
+    if group is not None and settings.training.sync_batch_norm:
+        model = synchronise_batch_norm(model)
     target_config = optimizer_settings(settings.optimizer, device)
     optimizer = build_optimizer(target_config, model)
     batches = Batches(
@@ -83,6 +92,7 @@ def build_state(
         num_classes=len(splits.class_names),
         memory_format=memory_format(device),
         sampler=settings.split.sampler,
+        group=group,
     )
     schedule = make_schedule(settings.scheduler, optimizer, settings.training.epochs, len(batches))
     lookahead = settings.training.lookahead
@@ -97,6 +107,7 @@ def build_state(
         compiled=settings.training.compile,
         average=WeightAverage(model, ema) if (ema := settings.training.ema) else None,
         lookahead=Lookahead(model, lookahead.every, lookahead, total) if lookahead.every else None,
+        group=group,
     )
     return state, batches
 

@@ -36,6 +36,12 @@ class Criterion:
         # For shares, torch divides the weighted sum by the number of images.
         return loss * len(labels) / (labels @ self.weights).sum()
 
+    def weight_of(self, labels: Tensor) -> Tensor | None:
+        """Return the sum of the weights of some images, a scalar; None without class weights."""
+        if self.weights is None:
+            return None
+        return (self.weights[labels] if labels.dim() == 1 else labels @ self.weights).sum()
+
 
 def hits(logits: Tensor, labels: Tensor) -> Tensor:
     """Return how many of B images are recognised, a scalar, for logits (B, C).

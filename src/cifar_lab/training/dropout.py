@@ -3,19 +3,33 @@
 import torch
 from torch import Tensor, nn
 
+from cifar_lab.training.distributed import Group
+
 
 class KeyedDropout(nn.Dropout):
-    """Dropout whose mask is drawn from the run's own generator, not from torch's global one."""
+    """Dropout whose mask is drawn from the run's own generator, not from torch's global one.
 
-    def __init__(self, p: float, generator: torch.Generator) -> None:
+    In a `group` of processes each draws the masks of the whole batch and uses those of its part.
+    """
+
+    def __init__(self, p: float, generator: torch.Generator, group: Group | None = None) -> None:
         super().__init__(p)
         self.generator = generator
+        self.group = group
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero each element with probability p and scale the others by 1 / (1 - p)."""
         if not self.training or self.p == 0:
             return input
-        return input * dropout_mask(input, self.p, self.generator)
+        if self.group is None:
+            return input * dropout_mask(input, self.p, self.generator)
+        part = self.group.part
+        each, remainder = divmod(len(input), part.last - part.first)
+        if remainder:
+            raise ValueError(f"dropout of {list(input.shape)}: the first dimension is no batch")
+        whole = _as_many(input, each * part.total)
+        mask = dropout_mask(whole, self.p, self.generator)
+        return input * mask[each * part.first : each * part.last]
 
 
 def dropout_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
@@ -41,14 +55,22 @@ def dropout_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
     return mask
 
 
-def key_dropout(model: nn.Module, generator: torch.Generator) -> None:
+def key_dropout(model: nn.Module, generator: torch.Generator, group: Group | None = None) -> None:
     """Replace each nn.Dropout of a model by a KeyedDropout; parameter names stay the same."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout:
-                keyed = KeyedDropout(child.p, generator)
+                keyed = KeyedDropout(child.p, generator, group)
                 keyed.train(child.training)
                 setattr(parent, name, keyed)
+
+
+def _as_many(like: Tensor, count: int) -> Tensor:
+    """Return an uninitialised tensor with `count` rows and the layout of `like`."""
+    shape = (count, *like.shape[1:])
+    if not _is_dense(like):
+        return like.new_empty(shape)
+    return like.new_empty_strided(shape, (like[0].numel(), *like.stride()[1:]))
 
 
 def _is_dense(tensor: Tensor) -> bool:

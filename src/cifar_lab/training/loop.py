@@ -73,6 +73,8 @@ def fit(
         epoch = state.epoch + 1
         yield from _train_epoch(state, batches, settings, step)
         train_loss, train_accuracy, images = _means(state, epoch)
+        if state.group is not None:
+            state.group.share_buffers(state.model, state.scored_weights())
         scores: dict[str, float | None] = {"val_loss": None, "val_accuracy": None}
         for name, split in (("val", validation), ("test", watched)):
             if split is not None:
@@ -110,12 +112,12 @@ def fit(
 def _train_epoch(
     state: TrainState, batches: Batches, settings: TrainingConfig, step: Step
 ) -> Iterator[Progress]:
-    epoch = state.epoch + 1
+    epoch, group = state.epoch + 1, state.group
     if state.step == 0:
         seed = derive_seed(state.seed, "dropout", epoch)
         state.generator.manual_seed(seed)
         if state.compiled:
-            torch.manual_seed(seed)
+            torch.manual_seed(seed if group is None else group.own_seed(seed))
         state.sums.zero_()
         state.seconds = 0.0
     state.train_mode(head_only=epoch <= settings.frozen_epochs)
@@ -123,12 +125,16 @@ def _train_epoch(
     seconds_before = state.seconds
     recent: list[Tensor] = []
     for images, labels in batches.epoch(epoch, start=state.step):
+        if group is not None:
+            group.part = batches.part(state.step)
         loss, logits = step(images, labels)
         state.used_rate = state.learning_rate
         state.schedule.after_batch()
         with torch.no_grad():
             correct = hits(logits, labels)
             count = len(labels)
+            if group is not None:
+                loss, correct, count = group.of_batch(loss, correct)
             state.sums += torch.stack([loss * count, correct, torch.full_like(correct, count)])
             if settings.step_history:
                 recent.append(torch.stack([loss, correct / count]))
@@ -140,7 +146,8 @@ def _train_epoch(
         now = time.perf_counter()
         state.seconds = seconds_before + now - started
         wanted = settings.print_every is not None and (state.step - 1) % settings.print_every == 0
-        if now - noted >= _YIELD_SECONDS or wanted or state.step == len(batches):
+        due = now - noted >= _YIELD_SECONDS if group is None else group.is_due()
+        if due or wanted or state.step == len(batches):
             loss_mean, accuracy, _ = _means(state, epoch)
             yield Progress(
                 kind="step",
@@ -166,10 +173,11 @@ def _score(
 ) -> Generator[Progress, None, dict[str, float]]:
     """Yield as the split is scored; return its mean loss and accuracy.
 
-    With `by_class`, also its balanced accuracy and macro F1.
+    With `by_class`, also its balanced accuracy and macro F1. In a group of processes each scores
+    some of the batches, and nothing is yielded.
     """
     state.model.eval()
-    epoch = state.epoch + 1
+    epoch, group = state.epoch + 1, state.group
     sums = torch.zeros_like(state.sums)
     classes: list[Tensor] = []  # of each batch, labels above predictions: (2, B)
     noted, steps = time.perf_counter(), math.ceil(len(split) / evaluation.batch_size)
@@ -180,6 +188,7 @@ def _score(
         memory_format=batches.memory_format,
         crop_padding=evaluation.crop_padding,
         crop_seed=derive_seed(state.seed, "evaluation", epoch),
+        every=(0, 1) if group is None else (group.rank, group.world),
     )
     for done, (images, labels) in enumerate(ordered, start=1):
         with torch.no_grad(), autocast(state.device, state.precision):
@@ -190,15 +199,20 @@ def _score(
             sums += torch.stack([loss, correct, torch.full_like(correct, len(labels))])
             if by_class:
                 classes.append(torch.stack([labels, predicted]))
-        if time.perf_counter() - noted >= _YIELD_SECONDS or done == steps:
+        due = time.perf_counter() - noted >= _YIELD_SECONDS or done == steps
+        if due and group is None:
             total, right, count = sums.tolist()
             yield Progress("step", "validation", epoch, done, steps, total / count, right / count)
             noted = time.perf_counter()
             state.model.eval()
+    if group is not None:
+        sums = group.sum(sums)
     total, right, count = sums.tolist()
     scores = {"loss": total / count, "accuracy": right / count}
     if by_class:
-        balanced, macro_f1 = scores_by_class(*torch.cat(classes, dim=1).cpu().numpy())
+        pairs = torch.cat(classes, dim=1) if classes else torch.zeros(2, 0, dtype=torch.long)
+        pairs = pairs.cpu() if group is None else group.gather(pairs.cpu())
+        balanced, macro_f1 = scores_by_class(*pairs.numpy())
         scores |= {"balanced_accuracy": balanced, "macro_f1": macro_f1}
     return scores
 

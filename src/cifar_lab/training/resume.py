@@ -10,6 +10,7 @@ from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import optimizer_settings
 from cifar_lab.training.data_record import check_same_data, recorded_data
+from cifar_lab.training.distributed import Group
 from cifar_lab.training.state import (
     STEPS_OF_THE_RUN,
     TrainState,
@@ -59,6 +60,18 @@ def restore(
         run.write_best(load_checkpoint(source.best))
     log.info("continues from %s, epoch %d; %s", source.path, state.epoch, rates)
     return str(source.path)
+
+
+def check_processes(checkpoint: dict[str, Any] | None, group: Group | None) -> list[str]:
+    """Warn if another number of processes trained so far than trains from here on."""
+    now = 1 if group is None else group.world
+    before = now if checkpoint is None else checkpoint.get("processes", 1)
+    if before == now:
+        return []
+    return [
+        f"the number of processes changes from {before} to {now}: sums are rounded differently, "
+        "and batch norm sees other parts of a batch"
+    ]
 
 
 def check_best(run: RunDir, state: TrainState) -> None:

@@ -7,7 +7,8 @@ import time
 
 import torch
 
-from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config import targets
+from cifar_lab.config.run_config import RunConfig, to_plain
 from cifar_lab.errors import Stopped, Unavailable
 from cifar_lab.runs import provenance
 from cifar_lab.runs.checkpoints import weights_checksum
@@ -21,9 +22,10 @@ from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.data_record import check_finished, data_record
 from cifar_lab.training.device import configure, describe_device, release_memory, select_device
+from cifar_lab.training.distributed import Group
 from cifar_lab.training.loop import Progress, fit
 from cifar_lab.training.precision import explain
-from cifar_lab.training.resume import check_best, restore
+from cifar_lab.training.resume import check_best, check_processes, restore
 from cifar_lab.training.run_record import log_to, record_end, training_fields
 from cifar_lab.training.scoring import draw_figures, evaluate
 from cifar_lab.training.signals import Stop
@@ -34,13 +36,19 @@ log = logging.getLogger("cifar_lab")
 
 
 def run_experiment(
-    run: RunDir, *, stop: Stop | None = None, rerun: bool = False, accept_code: bool = False
+    run: RunDir,
+    *,
+    stop: Stop | None = None,
+    rerun: bool = False,
+    accept_code: bool = False,
+    group: Group | None = None,
 ) -> RunSummary:
     """Train (or resume) the run in a folder, evaluate it, draw its figures; return its summary.
 
     A finished run is left as it is unless `rerun`. Raises Unavailable if another process holds the
     folder or if other code made the result; Stopped, with everything saved, on a signal; RunFailed
-    or the run's own error if it failed, with status `failed` and the error in its folder.
+    or the run's own error if it failed, with status `failed` and the error in its folder. `group`
+    are the processes that train it together, of which this is the first.
     """
     with run.lock():
         settings = run.own_config()
@@ -54,9 +62,11 @@ def run_experiment(
             run.discard_results()
         with log_to(run), tracking(run, settings) as tracker:
             try:
-                return _run(run, settings, summary, code, stop or Stop(), accept_code, tracker)
+                prepared = _prepare(run, settings, summary, code, accept_code, group)
+                return _run(run, settings, prepared, stop or Stop(), tracker)
             except (Exception, KeyboardInterrupt, Stopped) as error:
-                raise record_end(run, summary, error) from error
+                cause = error if group is None else group.explain(error)
+                raise record_end(run, summary, cause) from error
 
 
 def note_killed(run: RunDir, error: str) -> None:
@@ -75,19 +85,13 @@ class _Prepared:
     state: TrainState
     batches: Batches
     summary: RunSummary
+    started: float
 
 
 def _run(
-    run: RunDir,
-    settings: RunConfig,
-    summary: RunSummary,
-    code: str,
-    stop: Stop,
-    accept_code: bool,
-    tracker: Tracking,
+    run: RunDir, settings: RunConfig, prepared: _Prepared, stop: Stop, tracker: Tracking
 ) -> RunSummary:
-    started = time.perf_counter()
-    prepared = _prepare(run, settings, summary, code, accept_code)
+    started = prepared.started
     state, batches = prepared.state, prepared.batches
     console.log_start(settings)
     epochs_before, training_since = state.epoch + state.step / len(batches), time.perf_counter()
@@ -111,22 +115,33 @@ def _run(
 
 
 def _prepare(
-    run: RunDir, settings: RunConfig, summary: RunSummary, code: str, accept_code: bool
+    run: RunDir,
+    settings: RunConfig,
+    summary: RunSummary,
+    code: str,
+    accept_code: bool,
+    group: Group | None,
 ) -> _Prepared:
     """Build the run, or restore it from its checkpoint, and check it; write its summary."""
+    started = time.perf_counter()
     checkpoint = run.read_last(log.warning)
     if checkpoint is not None and summary.code_hash not in (None, code) and not accept_code:
         raise _made_by_other_code(run, summary.code_hash, code)
     threads = settings.threads if checkpoint is None else run.resumed_threads(settings)
     device, threads = _configure(run, settings, threads)
+    if group is not None:
+        log.info("processes: %d", group.world)
+        group.start(to_plain(settings), code=code, threads=threads, trust=targets.trusted())
     splits = load_splits(settings, device)
     fresh = checkpoint is None and settings.continue_from is None
-    state, batches = build_state(settings, splits, device, initial_weights=fresh)
+    state, batches = build_state(settings, splits, device, initial_weights=fresh, group=group)
     log.info(splits.checked)
     if splits.storage is not None:
         log.info(splits.storage)
     state.dataset = data_record(settings.dataset)
     continued = restore(run, settings, state, len(batches), checkpoint)
+    if group is not None:
+        group.share(state.state_dict())
     summary = dataclasses.replace(
         queued(settings),
         status="running",
@@ -142,11 +157,12 @@ def _prepare(
         dataset=state.dataset,
     )
     run.write_summary(summary)
-    found = sanity_checks.before(settings, splits, state, batches, run)
+    found = check_processes(checkpoint, group)
+    found += sanity_checks.before(settings, splits, state, batches, run)
     summary = dataclasses.replace(summary, warnings=console.log_warnings([], found))
     run.write_summary(summary)
     _rewrite_rows(run, settings, state)
-    return _Prepared(splits, state, batches, summary)
+    return _Prepared(splits, state, batches, summary, started)
 
 
 def _rewrite_rows(run: RunDir, settings: RunConfig, state: TrainState) -> None:
@@ -217,6 +233,8 @@ def _train(
                 if progress.improved:
                     _write_best(run, settings, state, progress.row)
             stopping = stop.is_wanted(progress)
+            if state.group is not None:
+                stopping = state.group.any(stopping)
             minutes = (time.monotonic() - saved) / 60
             due = minutes >= settings.training.checkpoint_minutes
             if progress.row is not None or stopping or due:

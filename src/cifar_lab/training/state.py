@@ -12,6 +12,7 @@ from cifar_lab.config.targets import build, resolve
 from cifar_lab.errors import UsageError, first_line
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, has_scores_by_class
 from cifar_lab.training.device import derive_seed
+from cifar_lab.training.distributed import Group
 from cifar_lab.training.dropout import key_dropout
 from cifar_lab.training.lookahead import Lookahead
 from cifar_lab.training.weight_average import WeightAverage
@@ -118,7 +119,7 @@ class TrainState:
     [loss * images, correct, images] of the current epoch, on the device; `used_rate` is the
     learning rate of the last step; `dataset` is the record of the data that are trained on;
     `best_checksum` is that of the weights in best.pt; with an `average`, these are the averaged
-    ones.
+    ones. `group` are the processes that train together, None where there is only one.
     """
 
     model: nn.Module
@@ -130,6 +131,7 @@ class TrainState:
     compiled: bool = False
     lookahead: Lookahead | None = None
     average: WeightAverage | None = None
+    group: Group | None = None
     generator: torch.Generator = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     sums: Tensor = field(init=False)
@@ -153,7 +155,7 @@ class TrainState:
         self.sums = torch.zeros(3, dtype=torch.float64 if kind != "mps" else torch.float32)
         self.sums = self.sums.to(self.device)
         if not self.compiled:
-            key_dropout(self.model, self.generator)
+            key_dropout(self.model, self.generator, self.group)
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
 
     def train_mode(self, *, head_only: bool) -> None:
@@ -196,7 +198,9 @@ class TrainState:
         scheduler = self.schedule.scheduler
         averaged = {"averaged": self.scored_weights()} if self.average is not None else {}
         slow = {"lookahead": self.lookahead.state_dict()} if self.lookahead is not None else {}
+        processes = {"processes": self.group.world} if self.group is not None else {}
         return {
+            **processes,
             **slow,
             **averaged,
             "model": self.model.state_dict(),
@@ -252,6 +256,13 @@ class TrainState:
                 f"the checkpoint belongs to another model or optimizer: {first_line(error)}; "
                 "rerun=true starts again"
             ) from None
+
+    def take_over(self, state: dict[str, Any]) -> None:
+        """Load the state of process 0; draws from torch's global generators stay this process's."""
+        self.load_state_dict(state)
+        if self.group is not None:
+            seed = derive_seed(self.seed, "global", self.epoch, self.step)
+            torch.manual_seed(self.group.own_seed(seed))
 
 
 def history_tensor(rows: list[EpochMetrics]) -> Tensor:

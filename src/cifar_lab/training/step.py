@@ -32,6 +32,8 @@ def make_step(state: TrainState, criterion: Criterion, settings: TrainingConfig)
             loss, logits = graphed(images, labels)
         else:
             loss, logits = _passes(state, criterion, images, labels)
+        if state.group is not None:
+            state.group.sum_gradients(state.model.parameters())
         if settings.clip_grad_norm is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_grad_norm)
@@ -47,10 +49,16 @@ def make_step(state: TrainState, criterion: Criterion, settings: TrainingConfig)
 def _passes(
     state: TrainState, criterion: Criterion, images: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Add the gradients of a batch to the parameters; return its loss and logits."""
+    """Add the gradients of a batch to the parameters; return its loss and logits.
+
+    In a group of processes these are the gradients of the process's part of the batch, and what
+    this part adds to the batch's loss.
+    """
     with autocast(state.device, state.precision):
         logits = state.model(images)
         loss = criterion(logits.float(), labels)
+    if state.group is not None:
+        loss = state.group.part_of_loss(loss, criterion.weight_of(labels))
     state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
     return loss.detach(), logits.detach()
 

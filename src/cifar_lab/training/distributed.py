@@ -1,0 +1,262 @@
+"""One run in several processes that torchrun starts: each computes a part of every batch.
+
+The images and random draws of a batch are those of a run in one process. Each process takes its
+rows, and the gradients are added up before the optimizer's step, so that all of them have the same
+weights after it. Process 0 alone opens the run folder, decides where training yields, and scores
+the trained run.
+"""
+
+import contextlib
+import io
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.schema import wrong
+from cifar_lab.config.torchrun import Launched
+from cifar_lab.errors import RunFailed, UsageError, first_line
+
+_YIELD_SECONDS = 0.5
+_NOTICE_SECONDS = 3.0  # how long process 0 waits for the reason why another one has ended
+_LOST = ("Connection closed", "Connection reset", "Broken pipe", "connection was aborted")
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows [first, last) that one process takes of a batch of `total` images.
+
+    Of a batch with fewer than two images per process, some processes compute rows that belong to
+    another one, because batch norm needs two images; these rows are not `counted`.
+    """
+
+    first: int
+    last: int
+    total: int
+    counted: bool = True
+
+
+def divide(total: int, rank: int, world: int) -> Part:
+    """Return the part of a batch of `total` images for one process; sizes differ by one at most."""
+    working = min(world, max(1, total // 2))
+    taken = rank if rank < working else 0
+    first, last = taken * total // working, (taken + 1) * total // working
+    return Part(first, last, total, counted=rank < working)
+
+
+class Group:
+    """The processes of one run; `part` is the part of the present batch that this one computes."""
+
+    def __init__(self, place: Launched) -> None:
+        self.rank, self.world, self.local_rank = place.rank, place.world, place.local_rank
+        self._local_world = place.local_world
+        self.part = Part(0, 0, 0)
+        on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        if on_gpus and self.local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(self.local_rank)
+        store, rank, world = next(dist.rendezvous("env://"))
+        self._store = dist.PrefixStore("cifar_lab", store)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpus else "gloo", store=store, rank=rank, world_size=world
+        )
+        self._told = False
+        self._interval, self._steps, self._since = 1, 0, time.perf_counter()
+
+    # --- what process 0 asks of the others ------------------------------------------------------
+
+    def check(self, settings: RunConfig) -> None:
+        """Raise UsageError for a run that several processes cannot train."""
+        device, size = settings.device, settings.training.batch_size
+        if device == "mps" or ":" in device:
+            raise UsageError(
+                f"device={device} is wrong with torchrun: it must be cpu or cuda, and each process "
+                "takes the GPU of its own number"
+            )
+        gpus = torch.cuda.device_count()
+        if device == "cuda" and self._local_world > gpus:
+            raise UsageError(
+                f"torchrun started {self._local_world} processes here, and there are {gpus} CUDA "
+                f"devices: --nproc-per-node={gpus}, or device=cpu"
+            )
+        if size < 2 * self.world:
+            right = f"at least {2 * self.world}, two images for each of {self.world} processes"
+            raise wrong("training.batch_size", size, right)
+        if settings.training.cuda_graph is True:
+            raise wrong("training.cuda_graph", True, "auto or false with torchrun")
+        if settings.training.sync_batch_norm and device == "cpu":
+            right = "false on a CPU: torch's SyncBatchNorm is for GPUs"
+            raise wrong("training.sync_batch_norm", True, right)
+
+    def start(self, settings: Mapping[str, Any], **others: Any) -> None:
+        """Send the settings of the run, and what else they need, to the other processes."""
+        self._told = True
+        self.share({"settings": dict(settings), **others})
+
+    def end(self) -> None:
+        """Tell the others that nothing is to be trained, unless they have been told otherwise."""
+        if self.rank == 0 and not self._told:
+            self._told = True
+            self.share({"settings": None})
+
+    def device(self, name: str) -> str:
+        """Return the device of this process in a run whose device is `name`."""
+        return f"cuda:{self.local_rank}" if name == "cuda" and self.rank else name
+
+    def own_seed(self, seed: int) -> int:
+        """Return a seed that differs between the processes; that of process 0 is `seed`."""
+        return (seed + self.rank) % 2**63
+
+    # --- exchange -------------------------------------------------------------------------------
+
+    def share(self, value: Any = None) -> Any:
+        """Return process 0's value, tensors and plain values, in all processes; on the CPU."""
+        buffer = io.BytesIO()
+        if self.rank == 0:
+            torch.save(value, buffer)
+        size = torch.tensor([len(buffer.getvalue())])
+        dist.broadcast(size, 0)
+        content = torch.zeros(int(size), dtype=torch.uint8)
+        if self.rank == 0:
+            content.copy_(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
+        dist.broadcast(content, 0)
+        received = io.BytesIO(content.numpy().tobytes())
+        return torch.load(received, map_location="cpu", weights_only=True)
+
+    def share_buffers(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Give all processes those buffers of process 0 that are among `weights`, in place."""
+        for name in dict(model.named_buffers()):
+            if name in weights:
+                dist.broadcast(weights[name], 0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, columns: Tensor) -> Tensor:
+        """Return the columns (2, n) of whole numbers of all processes, in their order."""
+        counts = torch.zeros(self.world, dtype=torch.long)
+        counts[self.rank] = columns.shape[1]
+        ends = self.sum(counts).cumsum(0).tolist()
+        gathered = torch.zeros(2, ends[-1], dtype=torch.long)
+        gathered[:, ends[self.rank] - columns.shape[1] : ends[self.rank]] = columns
+        return self.sum(gathered)
+
+    def any(self, wanted: bool) -> bool:
+        """Whether at least one process wants something; all of them ask at the same time."""
+        flag = torch.tensor([int(wanted)])
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag)
+
+    def is_due(self) -> bool:
+        """Whether training is to yield after this step: in all processes at the same one.
+
+        Process 0 measures the time and decides how many steps there are until the next yield, so
+        that no step waits for a clock.
+        """
+        self._steps += 1
+        if self._steps < self._interval:
+            return False
+        taken = max(time.perf_counter() - self._since, 1e-6)
+        wished = min(round(self._steps * _YIELD_SECONDS / taken), 2 * self._interval)
+        interval = torch.tensor([max(wished, 1)])
+        dist.broadcast(interval, 0)
+        self._interval, self._steps, self._since = int(interval), 0, time.perf_counter()
+        return True
+
+    # --- a training step ------------------------------------------------------------------------
+
+    def part_of_loss(self, loss: Tensor, weight: Tensor | None) -> Tensor:
+        """Return what a part's mean loss adds to that of the batch.
+
+        `weight` is the sum of the weights of the part's images, None if each weighs as much.
+        """
+        if weight is None:
+            counted = self.part.last - self.part.first if self.part.counted else 0
+            return loss * (counted / self.part.total)
+        own = weight.detach() * float(self.part.counted)
+        return loss * (own / self.sum(own))
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace the gradients by their sums over all processes."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, total in zip(gradients, flat.split(sizes), strict=True):
+            gradient.copy_(total.view(gradient.shape))
+
+    def of_batch(self, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Return loss, hits and images of the batch, from what the part adds to its loss."""
+        own = torch.stack([loss.detach().float(), correct * float(self.part.counted)])
+        loss, correct = self.sum(own)
+        return loss, correct, self.part.total
+
+    # --- failures -------------------------------------------------------------------------------
+
+    def report(self, error: BaseException) -> RunFailed:
+        """Leave the reason why this process ends for process 0; return it as an error."""
+        text = f"{type(error).__name__}: {first_line(error)}"
+        failed = RunFailed(f"process {self.rank} of {self.world} failed with {text}")
+        self._store.set("failure", str(failed))
+        return failed
+
+    def explain(self, error: BaseException) -> BaseException:
+        """Return the error of another process that is the cause of a lost connection, if it is."""
+        if not lost_connection(error):
+            return error
+        deadline = time.monotonic() + _NOTICE_SECONDS
+        while time.monotonic() < deadline:
+            with contextlib.suppress(RuntimeError):  # torchrun, which holds the store, has ended
+                if self._store.check(["failure"]):
+                    return RunFailed(self._store.get("failure").decode(errors="replace"))
+            time.sleep(0.1)
+        return RunFailed(
+            f"the connection to another of the {self.world} processes was lost: it was killed, or "
+            "its machine cannot be reached; the same line resumes the run"
+        )
+
+
+def lost_connection(error: BaseException) -> bool:
+    """Whether an error says that another process of the group has ended."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in _LOST)
+
+
+@contextlib.contextmanager
+def joined(place: Launched) -> Iterator[Group]:
+    """Connect this process with the others of torchrun for a block.
+
+    After an error the connections are left to the end of the process: closing them could wait for
+    a process that has ended.
+    """
+    group = Group(place)
+    try:
+        yield group
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            group.end()
+        raise
+    group.end()
+    dist.destroy_process_group()
+
+
+def synchronise_batch_norm(model: nn.Module) -> nn.Module:
+    """Return the model with torch's SyncBatchNorm, which uses the statistics of the whole batch."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BATCH_NORMS) and type(module) not in _BATCH_NORMS:
+            kind = f"module {name} is of the class {type(module).__name__}"
+            right = f"false with this model, whose {kind}: torch replaces its own batch norm only"
+            raise wrong("training.sync_batch_norm", True, right)
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return converted

@@ -1,0 +1,62 @@
+"""A process of torchrun other than the first: it trains along, and neither writes nor prints."""
+
+from typing import Any
+
+import torch
+
+from cifar_lab.config import targets
+from cifar_lab.config.run_config import parse
+from cifar_lab.errors import Stopped, UsageError
+from cifar_lab.runs.provenance import code_hash
+from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.device import configure
+from cifar_lab.training.distributed import Group, lost_connection
+from cifar_lab.training.loop import Diverged, fit
+from cifar_lab.training.signals import Stop
+
+
+def follow(group: Group, stop: Stop) -> int:
+    """Train the run that process 0 opens, until it ends; return the exit code.
+
+    What process 0 says too, and what follows from the end of another process, is not repeated
+    here. Raises RunFailed where this process is the one that failed.
+    """
+    try:
+        request = group.share()
+        if request["settings"] is not None:
+            _train(group, stop, request)
+    except Diverged:
+        return Diverged.exit_code
+    except Stopped as stopped:
+        return 128 + stopped.signal
+    except Exception as error:
+        if lost_connection(error):
+            return 1
+        raise group.report(error) from error
+    return 0
+
+
+def _train(group: Group, stop: Stop, request: dict[str, Any]) -> None:
+    """Build the run as process 0 does, take over its state, and train."""
+    targets.trust(request["trust"])
+    settings = parse(request["settings"])
+    if code_hash(settings) != request["code"]:
+        raise UsageError("its code is not that of process 0; install the same on all machines")
+    device = group.device(settings.device)
+    configure(device, request["threads"], settings.deterministic)
+    torch.manual_seed(settings.seed)
+    splits = load_splits(settings, device)
+    state, batches = build_state(settings, splits, device, group=group)
+    state.take_over(group.share())
+    watched = splits.test if settings.evaluation.watch_test else None
+    with stop.graceful():
+        for progress in fit(
+            state,
+            batches,
+            splits.validation,
+            settings.training,
+            settings.evaluation,
+            watched=watched,
+        ):
+            if group.any(stop.is_wanted(progress)):
+                return

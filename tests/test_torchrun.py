@@ -13,6 +13,7 @@ import torch
 from tiny_runs import TINY, StopAt, train
 from torch import nn
 
+import cifar_lab
 from cifar_lab import compare, summarize
 from cifar_lab.config.identity import address
 from cifar_lab.errors import Stopped, UsageError
@@ -99,6 +100,13 @@ def test_other_commands_refuse_torchrun_in_one_line(
         assert printed.out == ""
         assert len(printed.err.splitlines()) == lines
         assert "torchrun is for one run" in printed.err or not lines
+
+
+def test_runs_from_python_refuse_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_process(monkeypatch, 0)
+    assert cifar_lab.compose(*TINY).training.batch_size == 64
+    with pytest.raises(UsageError, match=r"cifar_lab\.run is for one process"):
+        cifar_lab.run(*TINY)
 
 
 def test_sync_batch_norm_is_part_of_the_address_only_where_it_is_on() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cifar_lab.config import targets
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.torchrun import launched
 from cifar_lab.errors import Damaged, Stopped, UsageError
 from cifar_lab.runs.metrics import columns_of
 from cifar_lab.runs.run_dir import RunDir, find_runs
@@ -182,6 +183,10 @@ def _compose(words: Sequence[str], function: str) -> Request:
     asked = {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & set(words)
     if asked:
         raise UsageError(f"{asked.pop()} is for the command line: python -m cifar_lab.train")
+    if function != "compose" and launched() is not None:
+        raise UsageError(
+            f"cifar_lab.{function} is for one process; torchrun is for python -m cifar_lab.train"
+        )
     from cifar_lab.sweeps.start import check_launch
     from cifar_lab.training.preflight import compose_checked
 

@@ -60,8 +60,8 @@ class Group:
         on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
         if on_gpus and self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
-        store, rank, world = next(dist.rendezvous("env://"))
-        self._store = dist.PrefixStore("cifar_lab", store)
+        store, rank, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+        self._store = dist.PrefixStore("cifar_lab", store)  # type: ignore[attr-defined]
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpus else "gloo", store=store, rank=rank, world_size=world
         )
@@ -192,7 +192,7 @@ class Group:
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
         sizes = [gradient.numel() for gradient in gradients]
-        for gradient, total in zip(gradients, flat.split(sizes), strict=True):
+        for gradient, total in zip(gradients, torch.split(flat, sizes), strict=True):
             gradient.copy_(total.view(gradient.shape))
 
     def of_batch(self, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -258,5 +258,5 @@ def synchronise_batch_norm(model: nn.Module) -> nn.Module:
             kind = f"module {name} is of the class {type(module).__name__}"
             right = f"false with this model, whose {kind}: torch replaces its own batch norm only"
             raise wrong("training.sync_batch_norm", True, right)
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     return converted

@@ -71,7 +71,7 @@ def _train_alone(argv: list[str], group: "Group | None" = None) -> int:
 
 def _start(request: Request, argv: Sequence[str], group: "Group | None") -> int:
     from cifar_lab.sweeps.outcome import raise_for
-    from cifar_lab.sweeps.start import closing_text, start_many, start_run
+    from cifar_lab.sweeps.start import closing_text, start_many, start_run, what_next
     from cifar_lab.training.signals import Stop
 
     with Stop().installed() as stop:
@@ -80,7 +80,7 @@ def _start(request: Request, argv: Sequence[str], group: "Group | None") -> int:
             print(closing_text(request, outcomes), flush=True)
             raise_for(outcomes, stop)
         else:
-            start_run(request, stop, group)
+            print(what_next(start_run(request, stop, group)), flush=True)
     return 0
 
 

@@ -1,5 +1,6 @@
 """From a checked request to its runs: one in this process, or many in processes of their own."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from cifar_lab.config.command_line import parse_command_line
 from cifar_lab.config.identity import address
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import UsageError
+from cifar_lab.errors import UsageError, listing
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import optuna_search, search_report
 from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
@@ -33,6 +34,18 @@ def start_run(request: Request, stop: Stop, group: Group | None = None) -> RunDi
         run, stop=stop, rerun=options.rerun, accept_code=options.accept_code, group=group
     )
     return run
+
+
+def what_next(run: RunDir) -> str:
+    """Return the last lines of `train`: what the run's folder has, and commands that use it."""
+    folder = shlex.quote(str(run.path))
+    lines = [f"run folder: {run.path}"]
+    if drawn := run.read_summary().figures:
+        lines.append(f"figures: {run.figures} ({listing([f'{name}.png' for name in drawn])})")
+    lines.append(f"to classify pictures: python -m cifar_lab.predict {folder} IMAGE...")
+    compared = shlex.quote(str(run.path.parent))
+    lines.append(f"to compare with other runs: python -m cifar_lab.summarize {compared}")
+    return "\n".join(lines)
 
 
 def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcome]:

@@ -1,8 +1,10 @@
 """What a run shows while it trains: progress bars and lines of the log."""
 
+import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +31,16 @@ def bar_class() -> Any:
         warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets it draws with text
         from tqdm.auto import tqdm
     return tqdm
+
+
+@contextlib.contextmanager
+def progress_bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+    """Yield a function that advances a bar; without a terminal or a notebook there is none."""
+    if not shows_bars():
+        yield lambda count: None
+        return
+    with bar_class()(total=total, desc=what, unit=unit, leave=False, dynamic_ncols=True) as bar:
+        yield bar.update
 
 
 class Bars:

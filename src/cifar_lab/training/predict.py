@@ -1,5 +1,7 @@
 """The logits of a split's images, averaged over views of each where the run asks for it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,8 +22,12 @@ def predict(
     memory_format: torch.memory_format = torch.contiguous_format,
     precision: str = "fp32",
     crop_seed: int = 0,
+    advance: Callable[[int], object] = lambda images: None,
 ) -> Predictions:
-    """Return the logits of a split's images in evaluation mode, in the split's order."""
+    """Return the logits of a split's images in evaluation mode, in the split's order.
+
+    `advance` is called with the number of images of each batch that is done.
+    """
     model.eval()
     logits, done = torch.empty(0), 0
     with torch.inference_mode(), autocast(str(split.device), precision):
@@ -40,6 +46,7 @@ def predict(
                 logits = torch.empty((len(split), *part.shape[1:]), device=part.device)
             logits[done : done + len(part)] = part
             done += len(part)
+            advance(len(part))
     labels = split.labels.index_select(0, split.indices.to(split.labels.device))
     return Predictions(logits.cpu().numpy(), labels.cpu().numpy(), split.indices.numpy())
 

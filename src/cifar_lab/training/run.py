@@ -9,7 +9,7 @@ import torch
 
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import RunConfig, to_plain
-from cifar_lab.errors import Stopped, Unavailable
+from cifar_lab.errors import Stopped, Unavailable, listing
 from cifar_lab.runs import provenance
 from cifar_lab.runs.checkpoints import weights_checksum
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row
@@ -192,12 +192,23 @@ def _evaluate(
 ) -> RunSummary:
     """Score the trained run, check the result and draw the figures; return the summary."""
     run.write_summary(summary)
+    log.info("evaluating: %s", " and ".join(_counts(run.config, splits)))
     summary = dataclasses.replace(summary, **evaluate(run, splits=splits))
     found = sanity_checks.after(run, splits, state, batches)
     warnings = console.log_warnings(summary.warnings, found)
     run.write_summary(dataclasses.replace(summary, warnings=warnings))
+    if figures := [name for name, figure in run.config.figures.items() if figure is not None]:
+        log.info("drawing figures: %s", listing(figures))
     drawn, problems = draw_figures(run)
     return dataclasses.replace(summary, figures=drawn, warnings=warnings + problems)
+
+
+def _counts(settings: RunConfig, splits: Splits) -> list[str]:
+    """Return how many images of which split are scored, in words."""
+    official = settings.evaluation.test == "official"
+    test = splits.official_test if official else splits.test
+    named = {"test": test, "validation": splits.validation}
+    return [f"{len(split):,} {name} images" for name, split in named.items() if split is not None]
 
 
 def _train(
@@ -301,4 +312,7 @@ def _write_best(run: RunDir, settings: RunConfig, state: TrainState, row: EpochM
         former = second_name(settings, best_before.epoch, best_before.val_accuracy or 0.0)
         if former is not None and former != name:
             (run.path / former).unlink(missing_ok=True)
-    log.info("Best model saved to %s", run.best if name is None else run.path / name)
+    if name is None:
+        log.info("best epoch so far: its weights are in %s", run.best.name)
+    else:  # the words of the reports' logs (S2)
+        log.info("Best model saved to %s", run.path / name)

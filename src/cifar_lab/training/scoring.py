@@ -21,6 +21,7 @@ from cifar_lab.runs.metrics import Predictions, best_row, separation
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import in_order
 from cifar_lab.training.build import load_splits, make_model, normalisation
+from cifar_lab.training.console import progress_bar
 from cifar_lab.training.data_record import check_same_data
 from cifar_lab.training.device import derive_seed, memory_format, select_device
 from cifar_lab.training.predict import predict
@@ -88,15 +89,19 @@ class _Scorer:
         split = test if split_name == "test" else splits.validation
         assert split is not None
         load_weights(self.run, weights, self.model)
-        predictions = predict(
-            self.model,
-            split,
-            normalisation(settings),
-            settings.evaluation,
-            memory_format=memory_format(self.device),
-            precision=settings.precision,
-            crop_seed=derive_seed(settings.seed, "evaluation", 0),
-        )
+        with progress_bar(
+            f"evaluating the {weights} weights, {split_name}", len(split), "image"
+        ) as advance:
+            predictions = predict(
+                self.model,
+                split,
+                normalisation(settings),
+                settings.evaluation,
+                memory_format=memory_format(self.device),
+                precision=settings.precision,
+                crop_seed=derive_seed(settings.seed, "evaluation", 0),
+                advance=advance,
+            )
         self.run.write_predictions(predictions, split_name, kept_as)
         return predictions
 
@@ -119,15 +124,16 @@ def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
 def draw_figures(run: RunDir) -> tuple[list[str], list[str]]:
     """Draw the figures that the config names; return those drawn, and a warning for each other."""
     drawn, warnings = [], []
-    for name, target_config in run.config.figures.items():
-        if target_config is None:
-            continue
-        try:
-            run.write_figure(name, build(target_config, f"figures.{name}", run=run))
-            drawn.append(name)
-        except Exception as error:  # a figure is no reason to lose a run
-            warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
-            log.warning(warnings[-1])
+    wanted = {name: config for name, config in run.config.figures.items() if config is not None}
+    with progress_bar("drawing figures", len(wanted), "figure") as advance:
+        for name, target_config in wanted.items():
+            try:
+                run.write_figure(name, build(target_config, f"figures.{name}", run=run))
+                drawn.append(name)
+            except Exception as error:  # a figure is no reason to lose a run
+                warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
+                log.warning(warnings[-1])
+            advance(1)
     return drawn, warnings
 
 

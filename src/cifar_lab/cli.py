@@ -218,7 +218,7 @@ def check_output_file(
     if path == Path():
         raise UsageError(f"{option} needs the name of a file")
     if suffixes and path.suffix.lower() not in suffixes:
-        text = f"{option} {shorten(str(path))}"
+        text = f"{option} {shorten_path(path)}"
         raise UsageError(f"{text} is wrong: the name must end with {' or '.join(suffixes)}")
     _check_output(option, path, "file", path.parent, creates=creates_folder)
 
@@ -230,7 +230,7 @@ def check_output_folder(option: str, path: Path) -> None:
 
 def _check_output(option: str, path: Path, kind: str, folder: Path, *, creates: bool) -> None:
     """Refuse a path that is not what `kind` says; `folder` is where files would be created."""
-    text = f"{option} {shorten(str(path))}"
+    text = f"{option} {shorten_path(path)}"
     if len(path.parts) > _MOST_FOLDERS:
         raise UsageError(f"{text} is wrong: it names {len(path.parts):,} folders in one another")
     try:
@@ -242,7 +242,7 @@ def _check_output(option: str, path: Path, kind: str, folder: Path, *, creates: 
             )
         while creates and _kind_of(folder) is None:
             folder = folder.parent
-        where = shorten(str(folder))
+        where = shorten_path(folder)
         if _kind_of(folder) != "folder":
             raise UsageError(f"{text} cannot be written: there is no folder {where}")
     except (OSError, ValueError) as error:  # too long, links in a circle, a null character

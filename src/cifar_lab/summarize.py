@@ -72,7 +72,7 @@ def _summarize(argv: list[str]) -> int:
 
 def _with_features(collection: "RunCollection") -> "dict[str, RunDir]":
     """Return the first run with features of each of the best settings; UsageError without any."""
-    from cifar_lab.errors import UsageError, shorten
+    from cifar_lab.errors import UsageError, shorten_path
 
     found: dict[str, RunDir] = {}
     for setting in collection.ranking:
@@ -82,7 +82,7 @@ def _with_features(collection: "RunCollection") -> "dict[str, RunDir]":
             found[collection.short_label(setting)] = runs[0]
     if not found:
         raise UsageError(
-            f"no finished run below {shorten(str(collection.folder))} has a features.npz; train "
+            f"no finished run below {shorten_path(collection.folder)} has a features.npz; train "
             "with figures=embeddings"
         )
     return found

@@ -51,7 +51,7 @@ def _track(argv: list[str]) -> int:
     tracker = build_tracker(target_config)
     runs, problems = _finished(find_runs(Path(folders[0])))
     if not runs:
-        raise UsageError(f"{shorten(folders[0])} has no finished run")
+        raise UsageError(f"{shorten_path(Path(folders[0]))} has no finished run")
     if arguments.again:
         from cifar_lab.trackers.record import forget
 

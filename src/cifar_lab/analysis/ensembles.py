@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from cifar_lab.config.identity import TRANSPORT_ARGUMENTS
 from cifar_lab.config.run_config import to_plain
-from cifar_lab.errors import UsageError, shorten
+from cifar_lab.errors import UsageError, shorten_path
 from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
@@ -27,11 +27,11 @@ def check_members(runs: Sequence[RunDir], *, same_test_set: bool = False) -> Non
         raise UsageError("an ensemble needs two runs or more")
     for place, run in enumerate(runs):
         if run.path.resolve() in [other.path.resolve() for other in runs[:place]]:
-            raise UsageError(f"{shorten(str(run.path))} is given twice")
+            raise UsageError(f"{shorten_path(run.path)} is given twice")
         if run.class_names() != first.class_names():
             raise UsageError(
-                f"{shorten(str(run.path), 100)} has other classes than "
-                f"{shorten(str(first.path), 100)}; an ensemble needs runs of the same classes"
+                f"{shorten_path(run.path)} has other classes than "
+                f"{shorten_path(first.path)}; an ensemble needs runs of the same classes"
             )
         if same_test_set and _test_set(run) != _test_set(first):
             raise _other_images(run, first)
@@ -80,6 +80,6 @@ def _test_set(run: RunDir) -> list[Any]:
 
 def _other_images(run: RunDir, first: RunDir) -> UsageError:
     return UsageError(
-        f"{shorten(str(run.path), 100)} is tested on other images than "
-        f"{shorten(str(first.path), 100)}; an ensemble needs runs of the same test set"
+        f"{shorten_path(run.path)} is tested on other images than "
+        f"{shorten_path(first.path)}; an ensemble needs runs of the same test set"
     )

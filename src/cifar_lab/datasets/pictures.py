@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.errors import UsageError, first_line, shorten
+from cifar_lab.errors import UsageError, first_line, shorten_path
 from cifar_lab.runs.atomic_io import open_for_reading
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def find_pictures(path: Path) -> list[Path]:
         return [path]
     if not found:
         kinds = " ".join(sorted(SUFFIXES))
-        raise UsageError(f"{shorten(str(path))} holds no pictures ({kinds})")
+        raise UsageError(f"{shorten_path(path)} holds no pictures ({kinds})")
     return found
 
 
@@ -48,13 +48,13 @@ def read_picture(path: Path, image_shape: Sequence[int], fit: Fit = "crop") -> N
         return decode(read_content(path), image_shape, fit)
     except Unreadable as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise UsageError(f"{shorten(str(path), 200)}: there is no such picture") from None
+            raise UsageError(f"{shorten_path(path)}: there is no such picture") from None
         raise UsageError(cannot_be_read(path, str(error))) from error
 
 
 def cannot_be_read(path: Path, reason: str) -> str:
     """Return the message for one picture that cannot be read."""
-    return f"{shorten(str(path), 200)} cannot be read as a picture ({', '.join(FORMATS)}): {reason}"
+    return f"{shorten_path(path)} cannot be read as a picture ({', '.join(FORMATS)}): {reason}"
 
 
 def read_content(path: Path) -> bytes:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
 from cifar_lab.datasets.download import SourceFailed, TooSlow
-from cifar_lab.errors import Unavailable, UsageError, first_line, shorten
+from cifar_lab.errors import Unavailable, UsageError, first_line, shorten, shorten_path
 from cifar_lab.runs.atomic_io import open_for_appending, remove_leftovers, replacing, try_lock
 
 log = logging.getLogger("cifar_lab")
@@ -55,7 +55,8 @@ def data_root() -> Path:
     if chosen:
         root = user_path("CIFAR_LAB_DATA", chosen).absolute()
         if root.exists() and not root.is_dir():
-            raise UsageError(f"CIFAR_LAB_DATA={shorten(chosen)}: it is a file; it must be a folder")
+            named = shorten_path(Path(chosen))
+            raise UsageError(f"CIFAR_LAB_DATA={named}: it is a file; it must be a folder")
         return root
     cache = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
     if sys.platform == "darwin" or not cache:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.errors import UsageError, first_line, missing_extra, shorten
+from cifar_lab.errors import UsageError, first_line, missing_extra, shorten, shorten_path
 
 # Where the networks of the ResNet kind have their first convolution and first pooling.
 _STEMS = (("conv1", "maxpool"), ("features.conv0", "features.pool0"))
@@ -114,8 +114,8 @@ class PretrainedModel(nn.Module):
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UsageError(
-                f"model.weights={shorten(str(self.weights))} is wrong: these are not the weights "
-                f"of {self.architecture}: {problems[0]}{more}"
+                f"model.weights={shorten_path(Path(str(self.weights)))} is wrong: these are not the "
+                f"weights of {self.architecture}: {problems[0]}{more}"
             )
         self.network.load_state_dict(found, strict=False)
 
@@ -205,7 +205,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     Files that hold the state dict as `state_dict` or `model` are read too, such as a run's best.pt,
     of whose model only the network is taken.
     """
-    where = f"model.weights={shorten(str(path))}"
+    where = f"model.weights={shorten_path(path)}"
     try:
         if path.suffix == ".safetensors":
             content: Any = _read_safetensors(path, where)

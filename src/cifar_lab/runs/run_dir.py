@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cifar_lab.config.identity import address, identity, identity_hash
 from cifar_lab.config.run_config import RunConfig, dump, load
-from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten, shorten_path
+from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten_path
 from cifar_lab.runs import summary as summary_module
 from cifar_lab.runs.atomic_io import (
     move_aside,
@@ -123,7 +123,7 @@ class RunDir(RunFiles):
         except (OSError, ValueError) as error:  # a path that no file system takes is a ValueError
             why = getattr(error, "strerror", None) or error
             raise UsageError(
-                f"{shorten(str(self.path))} is not a run folder: its summary.json "
+                f"{shorten_path(self.path)} is not a run folder: its summary.json "
                 f"cannot be read ({why})"
             ) from None
         try:

@@ -14,7 +14,7 @@ from cifar_lab.config.launch import LAUNCH_KEYS
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import DropoutConfig, RunConfig, load, to_plain
 from cifar_lab.config.schema import TargetConfig
-from cifar_lab.errors import UsageError, did_you_mean, first_line, shorten
+from cifar_lab.errors import UsageError, did_you_mean, first_line, shorten_path
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.trackers import build_tracker, tracker_of
@@ -140,7 +140,7 @@ def _check_source(config: RunConfig, folder: Path) -> None:
         computed=source.dataset.computed,
         storage=source.dataset.storage,  # wherever the images are, they are the same
     )
-    name = f"continue_from={shorten(str(folder))}"
+    name = f"continue_from={shorten_path(folder)}"
     # with another split, images that were trained on would validate
     for role, mine, theirs in (
         ("dataset", dataset, source.dataset),

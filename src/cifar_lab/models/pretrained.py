@@ -114,8 +114,8 @@ class PretrainedModel(nn.Module):
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise UsageError(
-                f"model.weights={shorten_path(Path(str(self.weights)))} is wrong: these are not the "
-                f"weights of {self.architecture}: {problems[0]}{more}"
+                f"model.weights={shorten_path(Path(str(self.weights)))} is wrong: these are not "
+                f"the weights of {self.architecture}: {problems[0]}{more}"
             )
         self.network.load_state_dict(found, strict=False)
 

@@ -247,7 +247,8 @@ WRONG: list[tuple[list[str], str]] = [
     (["model.architecture=alexnet", "model.small_images=true"], "as the ResNets have"),
     (["model.weights=nowhere.pt"], "null, IMAGENET1K_V1, DEFAULT or a file"),
     (["model.weights=."], "null, IMAGENET1K_V1, DEFAULT or a file"),
-    (["model.weights=garbage.pt"], "model.weights=garbage.pt cannot be read"),
+    (["model.weights=garbage.pt"], "model.weights=garbage.pt cannot be read: it is damaged, or no"),
+    (["model.weights=pickled.pt"], "(a whole model, pickled, is none)"),
     (["model.weights=list.pt"], "it must be a state dict"),
     (["model.weights=shufflenet.pt"], "not the weights of resnet18: it has no bn1.bias (and"),
     (["model.weights=DEFAULT", "dataset.mean=[0.5]"], "add model.normalisation=dataset"),
@@ -273,6 +274,7 @@ def test_a_wrong_request_is_one_line_and_nothing_is_written(
     monkeypatch.chdir(folder)
     (folder / "garbage.pt").write_bytes(b"these are no weights")
     torch.save([1, 2], folder / "list.pt")
+    torch.save(torch.nn.Linear(1, 1), folder / "pickled.pt")
     before = sorted(folder.rglob("*"))
     assert train.main(["dataset=digits", "device=cpu", "model=torchvision", *line]) == 2
     assert words in the_line(capfd)

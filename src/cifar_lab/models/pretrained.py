@@ -213,8 +213,13 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UsageError:
         raise
-    except Exception as error:  # torch's unpickler fails on other files in any way
+    except OSError as error:
         raise UsageError(f"{where} cannot be read: {first_line(error, 120)}") from None
+    except Exception:  # torch's unpickler fails on other files in any way, as with KeyError(101)
+        raise UsageError(
+            f"{where} cannot be read: it is damaged, or no state dict of torch.save or safetensors "
+            "(a whole model, pickled, is none)"
+        ) from None
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

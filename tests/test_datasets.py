@@ -661,6 +661,10 @@ def test_a_wrong_array_is_named(tmp_path: Path, arrays: dict[str, Any], why: str
 def test_a_wrong_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="path is missing"):
         load_npz(None)
+    text = tmp_path / "text.npz"
+    text.write_text("not an archive")
+    with pytest.raises(UsageError, match=r"it is no archive that numpy\.savez wrote"):
+        load_npz(text)
     with pytest.raises(UsageError, match="no such file"):
         load_npz(tmp_path / "nowhere.npz")
     np.save(tmp_path / "single.npy", IMAGES)

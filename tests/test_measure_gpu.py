@@ -38,6 +38,15 @@ def test_a_rehearsal_runs_every_stage_and_repeats_nothing(tmp_path: Path) -> Non
     assert "exit code" not in again.stdout, "nothing ran a second time"
 
 
+def test_a_step_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIFAR_LAB_AIRBENCH", str(tmp_path / "nowhere"))
+    for _ in range(2):
+        failed = measure(tmp_path, "--rehearse", "--only", "public")
+        assert failed.returncode == 1
+        assert "public, airbench94 failed; see " in failed.stderr
+        assert json.loads((tmp_path / "public.json").read_text())["steps"] == []
+
+
 def test_without_a_gpu_only_a_rehearsal_is_possible(tmp_path: Path) -> None:
     import torch
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from submitit.core.utils import DelayedSubmission
 
 import cifar_lab
 from cifar_lab.config.launch import LaunchOptions
@@ -19,7 +20,7 @@ from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import sweep_cells
 from cifar_lab.sweeps.pool import run_all
 from cifar_lab.sweeps.record import noted_jobs
-from cifar_lab.sweeps.slurm import job_list, slurm_parameters
+from cifar_lab.sweeps.slurm import CellJob, job_list, jobs_with_files, slurm_parameters
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.signals import Stop
@@ -174,6 +175,8 @@ def test_a_detached_sweep_goes_on_without_its_command_and_is_sent_once(tmp_path:
     assert "jobs in SLURM's queue: " in waiting.stdout.readline()
     waiting.kill()
     waiting.communicate(timeout=60)
+    for record in (tmp_path / "runs").glob(".sweeps/*/sweep.json"):  # as if killed while sending
+        record.write_text('{"cells": [')
     again = train(tmp_path, *options)
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
@@ -203,6 +206,19 @@ def test_a_damaged_record_of_a_sweep_is_passed_over(
     found = list(noted_jobs(tmp_path))
     assert found == [(tmp_path / "a", tmp_path / ".sweeps" / "1", "7_0")]
     assert sum("is damaged and was passed over" in line for line in caplog.messages) == 3
+
+
+def test_jobs_that_no_record_names_are_known_by_their_files(tmp_path: Path) -> None:
+    jobs = tmp_path / ".sweeps" / "1" / "jobs"
+    jobs.mkdir(parents=True)
+    for job in ("7_0", "7_1"):
+        called = CellJob(tmp_path / f"run-{job}", "code", LaunchOptions())
+        DelayedSubmission(called).dump(jobs / f"{job}_submitted.pkl")
+    (jobs / "7_2_submitted.pkl").write_bytes(b"")
+    (jobs / "7_3_submitted.pkl").write_bytes(b"no pickle")
+    found = list(jobs_with_files(tmp_path, {"7_1", "7_2", "7_3", "8"}))
+    assert found == [(tmp_path / "run-7_1", jobs.parent, "7_1")]
+    assert not list(jobs_with_files(tmp_path, set()))
 
 
 def test_a_list_of_jobs_is_short() -> None:

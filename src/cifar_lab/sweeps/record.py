@@ -81,11 +81,7 @@ def noted_jobs(parent: Path) -> Iterator[tuple[Path, Path, str]]:
             cells = json.loads(read_bytes(file))["cells"]
             noted = [(str(cell["folder"]), cell["job"]) for cell in cells if "job" in cell]
         except (UsageError, Damaged, OSError, ValueError, TypeError, LookupError, RecursionError):
-            log.warning(
-                "warning: %s is damaged and was passed over; if it names jobs that are still in "
-                "the queue, they are sent a second time",
-                shorten_path(file),
-            )
+            log.warning("warning: %s is damaged and was passed over", shorten_path(file))
             continue
         for folder, job in noted:
             yield parent / folder, file.parent, str(job)

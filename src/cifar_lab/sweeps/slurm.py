@@ -9,11 +9,12 @@ import contextlib
 import dataclasses
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -167,10 +168,11 @@ class _Slurm(Launcher):
         from submitit import SlurmJob
 
         sent: dict[str, tuple[Path, str]] = {}
-        for parent in {cell.run.path.parent for cell in cells}:
-            for folder, record, job in noted_jobs(parent):
-                if job in self._queue:
-                    sent[os.path.normpath(folder)] = (record.absolute() / "jobs", job)
+        for parent in {cell.run.path.parent for cell in cells} if self._queue else ():
+            noted = [found for found in noted_jobs(parent) if found[2] in self._queue]
+            others = self._queue - {job for _, _, job in noted}
+            for folder, record, job in [*noted, *jobs_with_files(parent, others)]:
+                sent[os.path.normpath(folder)] = (record.absolute() / "jobs", job)
         paths = {cell.run.path: os.path.normpath(cell.run.path) for cell in cells}
         return {path: SlurmJob(*sent[normal]) for path, normal in paths.items() if normal in sent}
 
@@ -205,6 +207,23 @@ def slurm_parameters(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict
         defaults["gpus_per_node"] = 1
     names: dict[str, str] = dict(SlurmExecutor._equivalence_dict())  # type: ignore[arg-type]
     return {names.get(str(k), str(k)): v for k, v in {**defaults, **given}.items()}
+
+
+def jobs_with_files(parent: Path, jobs: Collection[str]) -> Iterator[tuple[Path, Path, str]]:
+    """Yield (run folder, folder of the record, job id) of those jobs that sweeps here have sent.
+
+    They are known by submitit's files, which are there before a record names the jobs. A command
+    that was killed in between has sent them, and a job without its file does nothing.
+    """
+    from submitit.core.utils import DelayedSubmission
+
+    for file in sorted(parent.glob(".sweeps/*/jobs/*_submitted.pkl")) if jobs else ():
+        job = file.name.removesuffix("_submitted.pkl")
+        if job in jobs:
+            with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):  # nor with this
+                called = DelayedSubmission.load(file).function
+                if isinstance(called, CellJob):
+                    yield parent / called.path.name, file.parents[1], job
 
 
 def cell_job(cell: Cell, options: LaunchOptions) -> CellJob:

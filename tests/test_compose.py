@@ -159,6 +159,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["-sc", "x"], "-sc install=bash"),
     (["-sc", "query=bash"], "-sc install=bash"),
     (["hydra.launcher=null"], "hydra.launcher=null is not supported"),
+    (
+        ["hydra/launcher=submitit_slurm", "hydra.launcher.partitio=gpu"],
+        "hydra.launcher.partitio cannot be changed; a key that is not there is added by +hydra",
+    ),
     (["hydra.run.dir=x"], "hydra.run.dir=x is not supported"),
     (["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN is not supported"),
     (["choices=3"], "choices=3 is wrong"),

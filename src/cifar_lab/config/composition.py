@@ -6,6 +6,7 @@ together from compositions that differ from a first one in one option each.
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,7 +154,11 @@ class Compositions:
             with open_dict(node):
                 own = node.pop("hydra")
         except HydraException as error:
-            raise UsageError(first_line(error)) from None
+            message = first_line(error)
+            if found := re.match(r"Could not override '(\S+)'", message):
+                key = shorten(found[1])
+                message = f"{key} cannot be changed; a key that is not there is added by +{key}=VALUE"
+            raise UsageError(message) from None
         except OmegaConfBaseException as error:
             raise UsageError(f"the config cannot be resolved: {first_line(error)}") from None
         return Composition(node, own, dict(OmegaConf.select(own, "runtime.choices").items()))

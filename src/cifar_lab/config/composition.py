@@ -157,7 +157,9 @@ class Compositions:
             message = first_line(error)
             if found := re.match(r"Could not override '(\S+)'", message):
                 key = shorten(found[1])
-                message = f"{key} cannot be changed; a key that is not there is added by +{key}=VALUE"
+                message = (
+                    f"{key} cannot be changed; a key that is not there is added by +{key}=VALUE"
+                )
             raise UsageError(message) from None
         except OmegaConfBaseException as error:
             raise UsageError(f"the config cannot be resolved: {first_line(error)}") from None

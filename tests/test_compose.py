@@ -158,6 +158,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--experimental-rerun", "x"], "--experimental-rerun is not supported"),
     (["-sc", "x"], "-sc install=bash"),
     (["-sc", "query=bash"], "-sc install=bash"),
+    (["dataset=digits", "dataset.display_names=[]"], "it must be 10 names, one per class"),
     (["hydra.launcher=null"], "hydra.launcher=null is not supported"),
     (
         ["hydra/launcher=submitit_slurm", "hydra.launcher.partitio=gpu"],

@@ -505,3 +505,11 @@ def test_a_folder_that_is_no_folder_of_runs_is_refused_soon(
     (line,) = capsys.readouterr().err.splitlines()
     assert "30 folders in a row that are no runs" in line
     assert not (tmp_path / "summary.csv").exists()
+
+
+def test_a_second_name_that_is_there_already_leaves_no_temporary_file(tmp_path: Path) -> None:
+    """After a kill between the two, last.previous.pt is a name of last.pt; rename does nothing."""
+    (tmp_path / "last.pt").write_bytes(b"content")
+    for _ in range(2):
+        atomic_io.copy_at_once(tmp_path / "last.pt", tmp_path / "last.previous.pt")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["last.previous.pt", "last.pt"]

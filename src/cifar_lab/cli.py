@@ -330,8 +330,9 @@ def _shorten_message(text: str) -> str:
     the path at the end is often part of a command to copy. Then the middle is left out.
     """
     for path in re.findall(r"[^\s`]*/[^\s`]{60,}", text):
-        if len(text) > LONGEST_MESSAGE:
-            text = text.replace(path, shorten_path(Path(path), 60), 1)
+        too_many = len(text) - LONGEST_MESSAGE
+        if too_many > 0:
+            text = text.replace(path, shorten_path(Path(path), max(60, len(path) - too_many)), 1)
     if len(text) > LONGEST_MESSAGE:
         text = f"{text[: LONGEST_MESSAGE - 165]} ... {text[-160:]}"
     return shorten(text, LONGEST_MESSAGE)

@@ -54,7 +54,7 @@ class DatasetConfig:
         if isinstance(self.std, list) and not all(s > 0 for s in self.std):
             raise wrong(f"{path}.std", self.std, "above 0")
         names = self.display_names
-        if names and self.classes and len(names) != len(self.classes):
+        if names is not None and self.classes and len(names) != len(self.classes):
             raise wrong(f"{path}.display_names", names, f"{len(self.classes)} names, one per class")
 
 

@@ -68,6 +68,7 @@ def copy_at_once(source: Path, target: Path) -> None:
             handle.write(source.read_bytes())
     else:
         temporary.replace(target)
+        temporary.unlink(missing_ok=True)  # rename does nothing if both are names of one file
 
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)

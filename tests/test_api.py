@@ -130,6 +130,14 @@ def test_what_is_for_the_command_line_or_a_sweep_is_refused(
         cifar_lab.run(*TINY, *words)
 
 
+def test_one_cell_of_an_experiment_with_a_grid_is_one_run() -> None:
+    words = ("experiment=s0_optimizer_activation", "optimizer=adam")
+    config = cifar_lab.compose(*words, "activation=tanh")
+    assert (config.choices["optimizer"], config.choices["activation"]) == ("adam", "tanh")
+    with pytest.raises(cifar_lab.UsageError, match="for one run, and these are 2"):
+        cifar_lab.compose(*words)
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(cifar_lab.UsageError, match="not a run folder"):
         cifar_lab.load_run(tmp_path)

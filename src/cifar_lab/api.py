@@ -193,7 +193,8 @@ def _compose(words: Sequence[str], function: str) -> Request:
     request = compose_checked(words)
     if request.options.plan:
         raise UsageError("plan=true is for the command line; cifar_lab.compose runs nothing either")
-    if function != "sweep" and (request.is_sweep or request.space):
+    one_run = len(request.runs) == 1 and not request.space  # an experiment's grid, narrowed down
+    if function != "sweep" and not one_run:
         raise UsageError(
             f"cifar_lab.{function} is for one run, and these are {len(request.runs)}; "
             "use cifar_lab.sweep"

@@ -1,6 +1,7 @@
 """reproduce: claims beside runs that are there; what it keeps, and what it writes."""
 
 import dataclasses
+import json
 import re
 import subprocess
 import sys
@@ -141,6 +142,47 @@ def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
         "lr 0.0001, report protocol (n = 1)",
         "lr 0.0001, sound protocol (n = 1)",
     ], "--protocol both: no line joins the two"
+
+
+def s0(folder: Path, epochs: int, accuracies: Sequence[float], *overrides: str) -> None:
+    """S0's best cell after some epochs, one run for each accuracy; the classes are as accurate."""
+    for seed, accuracy in enumerate(accuracies):
+        line = ("experiment=s0_optimizer_activation", "optimizer=adam", "activation=leaky_relu")
+        words = (*line, f"training.epochs={epochs}", *overrides)
+        summary: dict[str, Any] = {"test_accuracy": accuracy, "scored_weights": "last"}
+        names = tuple("abcdefghij")
+        summary["per_class_accuracy"] = dict.fromkeys(names, accuracy)
+        run = finished_run(folder, *words, seed=seed, **summary)
+        scores = dict.fromkeys(("precision", "recall", "f1-score", "support"), accuracy)
+        run.report_json.write_text(json.dumps(dict.fromkeys(names, scores)), encoding="utf-8")
+
+
+def test_a_report_without_epochs_is_judged_by_runs_of_several_lengths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "runs"
+    last = "evaluation.scored_weights=last"
+    s0(folder, 20, [0.735, 0.740, 0.745])
+    continued = [f"continue_from={next(folder.rglob('config.yaml')).parent}", last]
+    s0(folder, 24, [0.752, 0.757, 0.762], *continued)
+    s0(folder, 26, [0.760, 0.765, 0.770], *continued)
+    s0(folder, 28, [0.850, 0.851, 0.852], *continued)
+    s0(folder, 30, [0.760, 0.760], *continued)  # two seeds say nothing
+    s0(folder, 32, [0.760, 0.760, 0.760], "optimizer.lr=0.1", last)  # another recipe
+    document = tmp_path / "document.md"
+    words = ("S0", "--output-dir", str(folder), "--markdown", str(document))
+    rows = rows_of(run_reproduce(capsys, *words))
+    # s = 0.005, n = 3, t = 4.303: one more run within 2.48 points of the mean
+    assert rows["S0-accuracy"][5] == "reproduced at some epochs (20 to 26 of 20 to 28, n = 3)"
+    assert rows["S0-cars-precision"][5] == (
+        "differs at all epochs (20 to 28: least at 28, off by -10.90 points, n = 3)"
+    )
+    assert rows["S0-adam-over-sgd"][5] == "not measured yet"
+    text = document.read_text(encoding="utf-8")
+    assert "reproduced at 20 to 26 epochs; the report gives none" in text
+    assert "its accuracy of 76.00 % is reproduced at 20 to 26 of 20 to 28 epochs" in text
+    assert "Its 30 figures of the classes are nearest to ours at 24 epochs" in text
+    assert "![s0_optimizer_activation by the number of epochs](" in text
 
 
 def test_what_other_code_made_is_shown_and_said(

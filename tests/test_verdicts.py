@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import judge, prediction_half_width
+from cifar_lab.analysis.claims import judge, judge_by_epochs, prediction_half_width
 from cifar_lab.analysis.statistics import difference_of_means
 from cifar_lab.config.run_config import RunConfig, parse, to_plain
 from cifar_lab.config.study_config import ClaimConfig
@@ -78,6 +78,33 @@ def test_what_hinges_on_a_guess_cannot_be_judged(config: RunConfig) -> None:
     verdict = judge(CLAIM, dataclasses.replace(config, study=study), [0.75, 0.75, 0.75])
     assert verdict.word == "cannot be judged"
     assert "epochs" in str(verdict)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        (
+            {20: [0.70, 0.71, 0.72], 22: [0.74, 0.75, 0.76], 24: [0.76, 0.77, 0.78]},
+            "reproduced at some epochs (20 to 24 of 20 to 24, n = 3)",  # all within 4.97 points
+        ),
+        (
+            {20: [0.70, 0.701, 0.702], 22: [0.74, 0.75, 0.76], 24: [0.8, 0.801, 0.802, 0.801]},
+            "reproduced at some epochs (22 of 20 to 24, n = 3)",
+        ),
+        (
+            {20: [0.74, 0.75, 0.76], 22: [0.72, 0.721, 0.722], 24: [0.74, 0.75, 0.77]},
+            "reproduced at some epochs (20, 24 of 20 to 24, n = 3)",
+        ),
+        (
+            {20: [0.70, 0.701, 0.702], 22: [0.76, 0.761, 0.762]},
+            "differs at all epochs (20 to 22: least at 22, off by +1.10 points, n = 3)",
+        ),
+    ],
+)
+def test_where_the_report_gives_no_epochs_each_number_is_judged(
+    config: RunConfig, values: dict[int, list[float]], verdict: str
+) -> None:
+    assert str(judge_by_epochs(CLAIM, config, values)) == verdict
 
 
 def test_without_a_tolerance_one_seed_says_nothing(config: RunConfig) -> None:

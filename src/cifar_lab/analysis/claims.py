@@ -6,8 +6,9 @@ such a setting, one value per seed, by one written rule (see `judge`).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import Any, Literal
 
 from cifar_lab.analysis import run_metrics
@@ -27,9 +28,11 @@ from cifar_lab.errors import UsageError
 
 Word = Literal[
     "reproduced",
+    "reproduced at some epochs",
     "consistent",
     "differs",
     "differs so far",
+    "differs at all epochs",
     "cannot be judged",
     "not measured yet",
 ]
@@ -48,10 +51,15 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A setting that claims may speak of: its config (of any seed) and its runs, one per seed."""
+    """A setting that claims may speak of: its config (of any seed) and its runs, one per seed.
+
+    `lengths`: where the report does not say how long it trained, the runs of the same setting by
+    their number of epochs, three seeds or more of each.
+    """
 
     config: RunConfig
     runs: tuple[FoundRun, ...]
+    lengths: Mapping[int, tuple[FoundRun, ...]] = field(default_factory=dict)
 
     @cached_property
     def flat(self) -> dict[str, Any]:
@@ -68,7 +76,8 @@ class Candidate:
 class JudgedClaim:
     """A claim beside the runs of one setting; `config` is None where no setting fits the claim.
 
-    `values`: the claim's metric by run; `others`: that of the runs which `above` compares with.
+    `values`: the claim's metric by run; `others`: that of the runs which `above` compares with;
+    `by_epochs`: the metric of runs of other lengths, where the report does not give the epochs.
     """
 
     claim: ClaimConfig
@@ -76,6 +85,7 @@ class JudgedClaim:
     values: Mapping[FoundRun, float]
     others: Mapping[FoundRun, float]
     problem: str = ""
+    by_epochs: Mapping[int, Mapping[FoundRun, float]] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -92,6 +102,9 @@ class JudgedClaim:
         """What the rule says."""
         if self.config is None:
             return Verdict("cannot be judged" if self.problem else "not measured yet", self.problem)
+        if self.by_epochs and self.claim.value is not None:
+            values = {epochs: list(found.values()) for epochs, found in self.by_epochs.items()}
+            return judge_by_epochs(self.claim, self.config, values)
         return judge(
             self.claim, self.config, list(self.values.values()), list(self.others.values())
         )
@@ -127,7 +140,13 @@ def match(
     for other in every if claim.above else ():
         if _fits(other.flat, _where_of_others(claim, config)):
             others |= other.values(metric_of(claim, other.config))
-    return JudgedClaim(claim, config, candidate.values(metric_of(claim, config)), others)
+    metric = metric_of(claim, config)
+    by_epochs = {
+        epochs: values
+        for epochs, runs in candidate.lengths.items()
+        if len(values := Candidate(config, runs).values(metric)) >= MIN_VALUES
+    }
+    return JudgedClaim(claim, config, candidate.values(metric), others, by_epochs=by_epochs)
 
 
 def of_collection(
@@ -233,7 +252,8 @@ def judge(
 ) -> Verdict:
     """Return the verdict on a claim, given one measured value per seed.
 
-    Cannot be judged: `study.hinges_on` names a guess that decides the figure. With three seeds or
+    Cannot be judged: `study.hinges_on` names a guess that decides the figure (for the number of
+    epochs, see `judge_by_epochs`). With three seeds or
     more: reproduced if the reported figure lies in the 95 % prediction interval for one more run,
     mean ± t * s * sqrt(1 + 1/n), with the binomial variance added where the validation images are
     drawn at random (a report's draw is not ours); else differs. With fewer: consistent within the
@@ -266,6 +286,58 @@ def judge(
     within = show_width(claim.metric, half)
     reason = f"{off_by}, one more run within ±{within}, n = {found.n}"
     return Verdict("reproduced" if abs(off) <= half else "differs", reason)
+
+
+def judge_by_epochs(
+    claim: ClaimConfig, config: RunConfig, values: Mapping[int, Sequence[float]]
+) -> Verdict:
+    """Return the verdict on a figure of a report that does not say how long it trained.
+
+    `values`: one measured value per seed (three or more) for each number of epochs. The figure is
+    reproduced at the numbers of epochs at which `judge` would call it reproduced; where there is
+    none, it differs at all of them.
+    """
+    assert claim.value is not None
+    off = {epochs: fmean(found) - claim.value for epochs, found in sorted(values.items())}
+    n = min(len(found) for found in values.values())
+    if fits := _reproduced_at(claim, config, values):
+        return Verdict("reproduced at some epochs", f"{spans(fits, list(off))}, n = {n}")
+    nearest = min(off, key=lambda epochs: abs(off[epochs]))
+    off_by = show_difference(claim.metric, off[nearest])
+    reason = f"{min(off)} to {max(off)}: least at {nearest}, off by {off_by}, n = {n}"
+    return Verdict("differs at all epochs", reason)
+
+
+def reproduced_at(judged: JudgedClaim) -> list[int]:
+    """Return the numbers of epochs at which a figure is reproduced."""
+    assert judged.config is not None
+    values = {epochs: list(found.values()) for epochs, found in judged.by_epochs.items()}
+    return _reproduced_at(judged.claim, judged.config, values)
+
+
+def _reproduced_at(
+    claim: ClaimConfig, config: RunConfig, values: Mapping[int, Sequence[float]]
+) -> list[int]:
+    assert claim.value is not None
+    return [
+        epochs
+        for epochs, found in sorted(values.items())
+        if abs(fmean(found) - claim.value) <= prediction_half_width(claim, config, found)
+    ]
+
+
+def spans(chosen: Sequence[int], of: Sequence[int]) -> str:
+    """Return some of the numbers in words: `22, 26 to 30 of 20 to 34`."""
+    parts: list[list[int]] = []
+    for before, number in zip([None, *of], of, strict=False):
+        if number not in chosen:
+            continue
+        if parts and parts[-1][-1] == before:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    words = (f"{p[0]} to {p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)
+    return f"{', '.join(words)} of {of[0]} to {of[-1]}"
 
 
 def _bound(claim: ClaimConfig, config: RunConfig, found: Interval) -> Verdict:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.claims import Candidate, JudgedClaim, match, metric_of, speaks_of
 from cifar_lab.analysis.load_runs import FoundRun, show_value
-from cifar_lab.analysis.statistics import Interval, interval
+from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
 from cifar_lab.config.identity import identity
 from cifar_lab.config.run_config import RunConfig, flatten
 from cifar_lab.config.study_config import ClaimConfig
@@ -75,7 +75,9 @@ class Row:
     @property
     def runs(self) -> tuple[FoundRun, ...]:
         """Every run that the row quotes."""
-        return (*self.judged.values, *self.judged.others, *self.sound_runs)
+        judged = self.judged
+        lengths = [run for found in judged.by_epochs.values() for run in found]
+        return (*judged.values, *judged.others, *lengths, *self.sound_runs)
 
 
 def read_finished(experiments: Sequence[ReportExperiment]) -> list[FoundRun]:
@@ -107,7 +109,8 @@ def rows(
 
     def candidate(config: RunConfig) -> Candidate:
         seeds = by_recipe.get(recipe(config), {})
-        return Candidate(config, tuple(run for _, run in sorted(seeds.items())))
+        lengths = lengths_of(config, runs) if config.study.hinges_on == "epochs" else {}
+        return Candidate(config, tuple(run for _, run in sorted(seeds.items())), lengths)
 
     settings = [[candidate(config) for config in one.configs] for one in experiments]
     every = [one for found in settings for one in found]
@@ -130,6 +133,34 @@ def rows(
                 mean = interval(list(beside.values()), run_metrics.bounds(claim.metric))
                 result.append(Row(experiment, one.config, judged, mean, tuple(beside), same))
     return result
+
+
+def lengths_of(config: RunConfig, runs: Sequence[FoundRun]) -> dict[int, tuple[FoundRun, ...]]:
+    """Return runs of a setting, a constant learning rate's, by the number of epochs they trained.
+
+    Only those count that were scored by their last weights, whether they began anew or continued
+    another run, and only numbers of epochs with three seeds or more; {} if there is only one.
+    """
+    found: dict[int, dict[int, FoundRun]] = {}
+    for run in runs:
+        epochs = run.config.training.epochs
+        if run.summary.scored_weights != "last" and run.summary.best_epoch != epochs:
+            continue
+        if config.scheduler is None and _but_for_epochs(run.config) == _but_for_epochs(config):
+            found.setdefault(epochs, {}).setdefault(run.config.seed, run)
+    enough = {
+        epochs: tuple(run for _, run in sorted(seeds.items()))
+        for epochs, seeds in sorted(found.items())
+        if len(seeds) >= MIN_VALUES
+    }
+    return enough if len(enough) > 1 else {}
+
+
+def _but_for_epochs(config: RunConfig) -> str:
+    training = replace(config.training, epochs=1)
+    evaluation = replace(config.evaluation, scored_weights="last")
+    same = replace(config, training=training, evaluation=evaluation, continue_from=None)
+    return recipe(same)
 
 
 def quoted(found: Iterable[Row]) -> list[FoundRun]:

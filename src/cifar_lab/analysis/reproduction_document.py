@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from cifar_lab.analysis import claims, run_metrics
+from cifar_lab.analysis import claims, epoch_study, run_metrics
 from cifar_lab.analysis.reproduction import Row, quoted, recipe
 from cifar_lab.analysis.summary_tables import markdown, table
 from cifar_lab.runs.provenance import code_hash
@@ -50,7 +50,9 @@ if the measured mean is within the tolerance that the experiment's file states, 
 *differs so far*.
 - A finding in words ("at least", "more than with") is judged by the 95 % interval of the mean, or \
 of the difference of two means.
-- A figure *cannot be judged* where the report leaves out a setting that decides it.
+- A figure *cannot be judged* where the report leaves out a setting that decides it. If it is only \
+the number of epochs, runs of several lengths are judged by the same rule, and the figure is \
+*reproduced at some epochs*, which are named, or *differs at all epochs*.
 
 The rule is the function `judge` in `src/cifar_lab/analysis/claims.py`."""
 
@@ -76,11 +78,18 @@ def short_table(found: Sequence[Row]) -> str:
             claims.reported(row.claim),
             run_metrics.show_interval(row.claim.metric, row.judged.interval),
             str(len(row.judged.values)),
-            row.judged.verdict.word,
+            _in_short(row),
         )
         for row in first.values()
     ]
     return table(header, lines)
+
+
+def _in_short(row: Row) -> str:
+    if row.judged.verdict.word == "reproduced at some epochs":
+        at = claims.spans(claims.reproduced_at(row.judged), list(row.judged.by_epochs))
+        return f"reproduced at {at.partition(' of ')[0]} epochs; the report gives none"
+    return row.judged.verdict.word
 
 
 def guesses(found: Sequence[Row]) -> str:
@@ -149,6 +158,7 @@ def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> st
 def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
     """Yield (name, figure): the overview of accuracies, then the curves of each experiment."""
     from cifar_lab.figures import curves
+    from cifar_lab.figures.epoch_study import draw as draw_epochs
     from cifar_lab.figures.reproduction import Mark, draw_marks
 
     marks = []
@@ -160,8 +170,28 @@ def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
             marks.append(Mark(name, claim.value, measured.mean, measured.ends, word))
     if marks:
         yield "overview", draw_marks(marks)
+    for name, study in _epoch_studies(found).items():
+        yield (
+            f"{name}_epochs",
+            draw_epochs(
+                study.accuracies,
+                study.reported,
+                study.fitting,
+                study.distances,
+                study.between_seeds,
+            ),
+        )
     for name, lines in _curves(found).items():
         yield name, curves.bands(lines)
+
+
+def _epoch_studies(found: Sequence[Row]) -> dict[str, epoch_study.EpochStudy]:
+    """Return the study of each experiment whose report does not give its epochs."""
+    studies = {
+        experiment.name: epoch_study.find([row.judged for row in rows])
+        for experiment, rows in groupby(found, key=lambda row: row.experiment)
+    }
+    return {name: study for name, study in studies.items() if study is not None}
 
 
 def _curves(found: Sequence[Row]) -> dict[str, dict[str, list[RunDir]]]:
@@ -196,6 +226,9 @@ def _report(tag: str, rows: Sequence[Row], pictures: dict[str, str]) -> list[str
         parts.append(full_table(chosen))
         if name in pictures:
             parts.append(f"![Curves of {name}]({pictures[name]})")
+        parts += [str(study) for study in _epoch_studies(chosen).values()]
+        if f"{name}_epochs" in pictures:
+            parts.append(f"![{name} by the number of epochs]({pictures[f'{name}_epochs']})")
         parts += [guesses(chosen), sources(chosen)]
     return parts
 

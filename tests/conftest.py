@@ -14,6 +14,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# precision=auto is fp32 on every machine, so that addresses and values are the same.
+os.environ["CIFAR_LAB_PRECISION"] = str(ROOT / "tests" / "data" / "no_evidence.json")
 TIERS = ("slow", "real_data", "browser", "slurm", "ray", "gpu")
 
 

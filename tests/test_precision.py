@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cifar_lab import train
 from cifar_lab.training import precision
 from cifar_lab.training.precision import EVIDENCE, accurate_and_faster, select_precision
 from cifar_lab.training.preflight import compose_checked
@@ -55,6 +56,7 @@ def test_one_network_without_evidence_is_enough_to_stay_with_fp32(bad: dict[str,
 
 
 def test_auto_follows_the_kind_of_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CIFAR_LAB_PRECISION")
     table = json.loads(EVIDENCE.read_text())
     for kind in ("cpu", *table):
         monkeypatch.setattr(precision, "device_kind", lambda device, kind=kind: kind)
@@ -63,6 +65,34 @@ def test_auto_follows_the_kind_of_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert select_precision("fp32", "cpu") == "fp32"
     monkeypatch.setattr(precision, "device_kind", lambda device: "cpu")
     assert select_precision("auto", "cpu") == "fp32"  # a CPU that computes bf16 by emulation
+
+
+def test_evidence_of_ones_own_is_followed_and_a_wrong_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = precision.device_kind("cpu")
+    file = tmp_path / "evidence.json"
+    monkeypatch.setenv("CIFAR_LAB_PRECISION", str(file))
+    file.write_text(json.dumps({kind: {"bf16": {"networks": {"small": network()}}}}))
+    words = ["dataset=digits", f"output_dir={tmp_path / 'runs'}", "device=cpu"]
+    (run,) = compose_checked(words).runs
+    assert run.config.precision == "bf16"
+    assert f"(auto: on a {kind} as accurate as fp32, and 1.8 to 1.8 times as fast)" in (
+        precision.explain("bf16", "cpu")
+    )
+    wrong: tuple[dict[str, Any], ...] = (
+        {kind: 3},
+        {kind: {"bf16": {}}},
+        {kind: {"fp8": {"networks": {"small": network()}}}},
+    )
+    for content in (*map(json.dumps, wrong), "{"):
+        file.write_text(content)
+        assert train.main(words) == 2
+        assert f"CIFAR_LAB_PRECISION={file} is no table of" in capsys.readouterr().err
+    file.unlink()
+    assert train.main(words) == 2
+    assert "No such file" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("experiment", REPORTS)

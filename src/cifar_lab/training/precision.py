@@ -2,16 +2,21 @@
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from cifar_lab.errors import UsageError
+from cifar_lab.errors import UsageError, first_line
 from cifar_lab.training.device import Precision
 
 EVIDENCE = Path(__file__).with_name("precision_evidence.json")
-"""What scripts/measure_precision found, by kind of device and precision."""
+"""What scripts/measure_precision found, by kind of device and precision.
+
+The environment variable CIFAR_LAB_PRECISION names another file of this form, for what was measured
+on a machine of one's own; the tests name one without evidence, so that they train in fp32.
+"""
 
 _SEEDS = 5
 _POINTS = 1.0  # how far the interval of the difference from fp32 may reach, in percentage points
@@ -42,9 +47,23 @@ def select_precision(name: Precision, device: str) -> Precision:
 
 
 def finding(device: str) -> Finding | None:
-    """Return what makes auto take another precision than fp32 on this device, if anything does."""
-    kind = device_kind(device)
-    return accurate_and_faster(kind, json.loads(EVIDENCE.read_text(encoding="utf-8")))
+    """Return what makes auto take another precision than fp32 on this device, if anything does.
+
+    UsageError where the file that CIFAR_LAB_PRECISION names is no table of evidence.
+    """
+    kind, file = device_kind(device), evidence_file()
+    try:
+        return accurate_and_faster(kind, json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"CIFAR_LAB_PRECISION={file} is no table of scripts/measure_precision: "
+            f"{first_line(error)}"
+        ) from None
+
+
+def evidence_file() -> Path:
+    """Return the file of the evidence: EVIDENCE, or the one that CIFAR_LAB_PRECISION names."""
+    return Path(os.environ.get("CIFAR_LAB_PRECISION") or EVIDENCE)
 
 
 def explain(precision: str, device: str) -> str:
@@ -69,6 +88,8 @@ def accurate_and_faster(kind: str, evidence: Mapping[str, Any]) -> Finding | Non
             for network in networks
         )
         speeds = [network["speed"] for network in networks]
+        if precision not in get_args(Precision):
+            raise ValueError(f"there is no precision {precision!r}")
         if accurate and min(speeds) > 1:
             found.append(Finding(precision, kind, min(speeds), max(speeds)))
     return max(found, key=lambda one: one.slowest, default=None)

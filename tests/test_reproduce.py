@@ -285,6 +285,7 @@ def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
         (["S3", "--only", "S4"], "--only S4 names no claim of these experiments"),
         (["S3", "--seeds", "0"], "--seeds 0 is wrong: it must be at least 1"),
         (["S3", "--jobs", "many"], "--jobs many is wrong: it must be auto or a number"),
+        (["S3", "--jobs-per-gpu", "0"], "--jobs-per-gpu 0 is wrong: it must be a number from 1"),
         (["S3", "--jobs", "0"], "--jobs 0 is wrong: it must be auto or a number from 1"),
         ([], "name a report (S0 to S4), an experiment, or all"),
         (

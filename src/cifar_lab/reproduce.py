@@ -47,6 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--jobs", default="auto", help="runs at a time (default: auto)")
     parser.add_argument(
+        "--jobs-per-gpu",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs that share a GPU (default: 1)",
+    )
+    parser.add_argument(
         "--output-dir", type=cli.path, default=Path("outputs"), help="where the runs are"
     )
     parser.add_argument("--smoke", action="store_true", help="one epoch of each run, for CI")
@@ -65,6 +72,9 @@ def _reproduce(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.seeds < 1:
         raise UsageError(f"--seeds {arguments.seeds} is wrong: it must be at least 1")
+    if not 1 <= arguments.jobs_per_gpu <= 64:
+        given = arguments.jobs_per_gpu
+        raise UsageError(f"--jobs-per-gpu {given} is wrong: it must be a number from 1 to 64")
     arguments.jobs = _jobs(arguments.jobs)
     if not arguments.report and not (arguments.list or arguments.time):
         raise UsageError("name a report (S0 to S4), an experiment, or all; --list shows them")
@@ -177,7 +187,11 @@ def _run(experiments: Sequence[ReportExperiment], arguments: argparse.Namespace)
     with Stop().installed() as stop:
         outcomes = run_all(
             sweep_cells(configs, [_label(config) for config in configs]),
-            LaunchOptions(jobs=arguments.jobs, accept_code=arguments.accept_code),
+            LaunchOptions(
+                jobs=arguments.jobs,
+                jobs_per_gpu=arguments.jobs_per_gpu,
+                accept_code=arguments.accept_code,
+            ),
             stop=stop,
             command=["reproduce", *arguments.report],
         )

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import claims, epoch_study, run_metrics
@@ -38,8 +39,10 @@ _ABOUT = (
 _RULE = """\
 How to read the tables:
 
-- **reported** is what the report prints. **measured** is the mean over runs that differ only in \
-their seed, with the 95 % confidence interval of the mean; **n** is the number of runs.
+- **reported** is what the report prints. **measured** is the mean over runs with \
+different seeds, with the 95 % confidence interval of the mean; **n** is the number of runs. Some \
+of them may have been trained on another device or in another precision (bf16 in place of fp32); \
+the tables of runs name both.
 - **protocol** is how the data were split and which weights were tested. `report` does what the \
 report did, mistakes included. **sound** gives the figure under the sound protocol: validation \
 images are taken from the training set, and the weights that are best on them are tested once.
@@ -109,12 +112,13 @@ def sources(found: Sequence[Row]) -> str:
         (
             f"{run.run.path}",
             run.summary.device_name or "–",
+            run.config.precision,
             duration(run.summary.seconds),
             run.summary.commit or "–",
         )
         for run in runs
     ]
-    return table(("run", "device", "training", "commit"), lines) if lines else ""
+    return table(("run", "device", "precision", "training", "commit"), lines) if lines else ""
 
 
 def other_code(found: Sequence[Row]) -> str:
@@ -134,7 +138,8 @@ def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> st
     counts = Counter(row.judged.verdict.word for row in found)
     runs = quoted(found)
     tags = list(dict.fromkeys(row.config.study.report or "" for row in found))
-    seconds = sum(run.summary.seconds for run in runs)
+    continued = {Path(run.config.continue_from or "").name for run in runs}  # theirs count twice
+    seconds = sum(run.summary.seconds for run in runs if run.run.path.name not in continued)
     parts = [
         "# Reported and measured",
         _ABOUT,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Any, Literal
 
 from cifar_lab.analysis import run_metrics
@@ -92,6 +92,11 @@ class JudgedClaim:
         """The metric that is measured."""
         return metric_of(self.claim, self.config) if self.config else self.claim.metric
 
+    @property
+    def values_by_epochs(self) -> dict[int, list[float]]:
+        """The values of `by_epochs`, one per seed."""
+        return {epochs: list(found.values()) for epochs, found in self.by_epochs.items()}
+
     @cached_property
     def interval(self) -> Interval | None:
         """Mean and interval of the measured values."""
@@ -103,8 +108,7 @@ class JudgedClaim:
         if self.config is None:
             return Verdict("cannot be judged" if self.problem else "not measured yet", self.problem)
         if self.by_epochs and self.claim.value is not None:
-            values = {epochs: list(found.values()) for epochs, found in self.by_epochs.items()}
-            return judge_by_epochs(self.claim, self.config, values)
+            return judge_by_epochs(self.claim, self.values_by_epochs)
         return judge(
             self.claim, self.config, list(self.values.values()), list(self.others.values())
         )
@@ -288,56 +292,57 @@ def judge(
     return Verdict("reproduced" if abs(off) <= half else "differs", reason)
 
 
-def judge_by_epochs(
-    claim: ClaimConfig, config: RunConfig, values: Mapping[int, Sequence[float]]
-) -> Verdict:
+def judge_by_epochs(claim: ClaimConfig, values: Mapping[int, Sequence[float]]) -> Verdict:
     """Return the verdict on a figure of a report that does not say how long it trained.
 
     `values`: one measured value per seed (three or more) for each number of epochs. The figure is
-    reproduced at the numbers of epochs at which `judge` would call it reproduced; where there is
-    none, it differs at all of them.
+    reproduced at the numbers of epochs whose prediction interval for one more run contains it, as
+    in `judge`, but with the variance of the seeds pooled over all numbers of epochs: three seeds
+    alone say little about it. Where there is none, the figure differs at all of them.
     """
     assert claim.value is not None
     off = {epochs: fmean(found) - claim.value for epochs, found in sorted(values.items())}
+    measured = f"{min(off)} to {max(off)}"
     n = min(len(found) for found in values.values())
-    if fits := _reproduced_at(claim, config, values):
-        return Verdict("reproduced at some epochs", f"{spans(fits, list(off))}, n = {n}")
+    if fits := reproduced_at(claim, values):
+        return Verdict(
+            "reproduced at some epochs", f"{spans(fits, list(off))} of {measured}, n = {n}"
+        )
     nearest = min(off, key=lambda epochs: abs(off[epochs]))
     off_by = show_difference(claim.metric, off[nearest])
-    reason = f"{min(off)} to {max(off)}: least at {nearest}, off by {off_by}, n = {n}"
+    reason = f"{measured}: least at {nearest}, off by {off_by}, n = {n}"
     return Verdict("differs at all epochs", reason)
 
 
-def reproduced_at(judged: JudgedClaim) -> list[int]:
+def reproduced_at(claim: ClaimConfig, values: Mapping[int, Sequence[float]]) -> list[int]:
     """Return the numbers of epochs at which a figure is reproduced."""
-    assert judged.config is not None
-    values = {epochs: list(found.values()) for epochs, found in judged.by_epochs.items()}
-    return _reproduced_at(judged.claim, judged.config, values)
-
-
-def _reproduced_at(
-    claim: ClaimConfig, config: RunConfig, values: Mapping[int, Sequence[float]]
-) -> list[int]:
     assert claim.value is not None
+    freedom = sum(len(found) - 1 for found in values.values())
+    pooled = sum((len(found) - 1) * variance(found) for found in values.values()) / freedom
+    t = t_quantile(freedom)
     return [
         epochs
         for epochs, found in sorted(values.items())
-        if abs(fmean(found) - claim.value) <= prediction_half_width(claim, config, found)
+        if abs(fmean(found) - claim.value) <= t * math.sqrt(pooled * (1 + 1 / len(found)))
     ]
 
 
 def spans(chosen: Sequence[int], of: Sequence[int]) -> str:
-    """Return some of the numbers in words: `22, 26 to 30 of 20 to 34`."""
-    parts: list[list[int]] = []
+    """Return some of the numbers in words: `22, 26 to 30`."""
+    return ", ".join(f"{a} to {b}" if a != b else f"{a}" for a, b in neighbours(chosen, of))
+
+
+def neighbours(chosen: Sequence[int], of: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the first and the last of each group of chosen numbers that are next to each other."""
+    groups: list[tuple[int, int]] = []
     for before, number in zip([None, *of], of, strict=False):
         if number not in chosen:
             continue
-        if parts and parts[-1][-1] == before:
-            parts[-1].append(number)
+        if groups and groups[-1][1] == before:
+            groups[-1] = (groups[-1][0], number)
         else:
-            parts.append([number])
-    words = (f"{p[0]} to {p[-1]}" if len(p) > 1 else f"{p[0]}" for p in parts)
-    return f"{', '.join(words)} of {of[0]} to {of[-1]}"
+            groups.append((number, number))
+    return groups
 
 
 def _bound(claim: ClaimConfig, config: RunConfig, found: Interval) -> Verdict:
@@ -377,10 +382,10 @@ def prediction_half_width(claim: ClaimConfig, config: RunConfig, values: Sequenc
     found = interval(values)
     if found is None or found.std is None:
         raise ValueError("a prediction interval needs at least two values")
-    variance = found.std**2 * (1 + 1 / found.n)
+    expected = found.std**2 * (1 + 1 / found.n)
     split = config.split
     drawn = split.method in ("random", "stratified") and split.validation > 0
     if drawn and "val_accuracy" in claim.metric:
         size = config.dataset.train_size or 0
-        variance += found.mean * (1 - found.mean) / max(split.held_out(size), 1)
-    return t_quantile(found.n - 1) * math.sqrt(variance)
+        expected += found.mean * (1 - found.mean) / max(split.held_out(size), 1)
+    return t_quantile(found.n - 1) * math.sqrt(expected)

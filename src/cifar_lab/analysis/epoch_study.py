@@ -29,12 +29,12 @@ class EpochStudy:
     @property
     def accuracies(self) -> dict[int, list[float]]:
         """The measured accuracies for each number of epochs, one per seed."""
-        return {epochs: list(found.values()) for epochs, found in self.accuracy.by_epochs.items()}
+        return self.accuracy.values_by_epochs
 
     @property
     def fitting(self) -> list[int]:
         """The numbers of epochs at which the accuracy is reproduced."""
-        return reproduced_at(self.accuracy)
+        return reproduced_at(self.accuracy.claim, self.accuracies)
 
     @cached_property
     def distances(self) -> dict[int, list[float]]:

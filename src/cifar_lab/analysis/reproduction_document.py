@@ -54,8 +54,9 @@ if the measured mean is within the tolerance that the experiment's file states, 
 - A finding in words ("at least", "more than with") is judged by the 95 % interval of the mean, or \
 of the difference of two means.
 - A figure *cannot be judged* where the report leaves out a setting that decides it. If it is only \
-the number of epochs, runs of several lengths are judged by the same rule, and the figure is \
-*reproduced at some epochs*, which are named, or *differs at all epochs*.
+the number of epochs, runs of several lengths are judged by the same rule, with the variance of \
+the seeds pooled over the lengths, and the figure is *reproduced at some epochs*, which are named, \
+or *differs at all epochs*.
 
 The rule is the function `judge` in `src/cifar_lab/analysis/claims.py`."""
 
@@ -90,8 +91,9 @@ def short_table(found: Sequence[Row]) -> str:
 
 def _in_short(row: Row) -> str:
     if row.judged.verdict.word == "reproduced at some epochs":
-        at = claims.spans(claims.reproduced_at(row.judged), list(row.judged.by_epochs))
-        return f"reproduced at {at.partition(' of ')[0]} epochs; the report gives none"
+        values = row.judged.values_by_epochs
+        at = claims.spans(claims.reproduced_at(row.claim, values), list(values))
+        return f"reproduced at {at} epochs; the report gives none"
     return row.judged.verdict.word
 
 
@@ -181,7 +183,7 @@ def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
             draw_epochs(
                 study.accuracies,
                 study.reported,
-                study.fitting,
+                claims.neighbours(study.fitting, list(study.accuracies)),
                 study.distances,
                 study.between_seeds,
             ),

@@ -16,13 +16,14 @@ Values = Mapping[int, Sequence[float]]
 def draw(
     accuracies: Values,
     reported: float,
-    fitting: Sequence[int],
+    fitting: Sequence[tuple[int, int]],
     distances: Values,
     between_seeds: float,
 ) -> "Figure":
     """Return two panels: the accuracy, with the epochs at which it fits, and the classes' figures.
 
-    Bands reach from the lowest to the highest seed, lines are means. `distances` and
+    Bands reach from the lowest to the highest seed, lines are means. `fitting`: the first and the
+    last number of epochs of each stretch at which the accuracy fits. `distances` and
     `between_seeds` are mean absolute differences as fractions.
     """
     figure = style.new_figure(10, 4.0)
@@ -30,16 +31,18 @@ def draw(
     style.dress(left, "Test accuracy", "epochs of training", "accuracy")
     _band(left, accuracies, style.BLUE, "measured")
     left.axhline(reported, color=style.INK, linewidth=1.2, label=f"reported: {100 * reported:g} %")
-    if fitting:
-        left.axvspan(
-            min(fitting), max(fitting), color=style.GREEN, alpha=0.12, label="reproduced", zorder=0
-        )
+    half = (max(accuracies) - min(accuracies)) / max(len(accuracies) - 1, 1) / 2
+    for index, (first, last) in enumerate(fitting):
+        label = "" if index else "reproduced"
+        ends = (first - half, last + half)
+        left.axvspan(*ends, color=style.GREEN, alpha=0.12, linewidth=0, label=label, zorder=0)
+    left.set_xlim(min(accuracies) - half, max(accuracies) + half)
     style.percent_axis(left.yaxis)
     style.dress(right, "Figures of the classes", "epochs of training", "mean difference (points)")
     points = {epochs: [100 * value for value in found] for epochs, found in distances.items()}
     _band(right, points, style.VERMILLION, "measured and reported")
     right.axhline(
-        100 * between_seeds, color=style.MUTED, linestyle=":", label="two seeds of ours, at a time"
+        100 * between_seeds, color=style.MUTED, linestyle=":", label="between two of our seeds"
     )
     means = {epochs: sum(found) / len(found) for epochs, found in points.items()}
     nearest = min(means, key=means.__getitem__)

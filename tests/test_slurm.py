@@ -158,7 +158,8 @@ def test_a_detached_sweep_goes_on_without_its_command_and_is_sent_once(tmp_path:
         "hydra/launcher=submitit_slurm",
         "hydra.launcher.poll_seconds=0.5",
         "hydra.launcher.mem_gb=1",
-        "training.epochs=20",
+        "+hydra.launcher.additional_parameters={hold: true}",  # none ends before it is counted
+        "training.epochs=1",
         "seed=0,1,2,3,4",
     )
     first = train(tmp_path, *options, "--detach")
@@ -178,6 +179,9 @@ def test_a_detached_sweep_goes_on_without_its_command_and_is_sent_once(tmp_path:
     for record in (tmp_path / "runs").glob(".sweeps/*/sweep.json"):  # as if killed while sending
         record.write_text('{"cells": [')
     again = train(tmp_path, *options)
+    assert again.stdout is not None
+    assert "jobs in SLURM's queue: " in again.stdout.readline()
+    subprocess.run(["scontrol", "release", *map(str, arrays)], check=True)
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     assert "5 finished" in out

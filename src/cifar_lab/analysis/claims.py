@@ -257,11 +257,10 @@ def judge(
     """Return the verdict on a claim, given one measured value per seed.
 
     Cannot be judged: `study.hinges_on` names a guess that decides the figure (for the number of
-    epochs, see `judge_by_epochs`). With three seeds or
-    more: reproduced if the reported figure lies in the 95 % prediction interval for one more run,
-    mean ± t * s * sqrt(1 + 1/n), with the binomial variance added where the validation images are
-    drawn at random (a report's draw is not ours); else differs. With fewer: consistent within the
-    claim's tolerance, else differs so far.
+    epochs, see `judge_by_epochs`). With three seeds or more: reproduced if the reported figure lies
+    in the 95 % prediction interval for one more run, mean ± t * s * sqrt(1 + 1/n), with the
+    binomial variance added where the validation images are drawn at random (a report's draw is not
+    ours); else differs. With fewer: consistent within the claim's tolerance, else differs so far.
 
     What a report says in words: of a bound, the 95 % interval of the mean, and of a comparison with
     `others`, that of the difference (Welch), must lie on the right side (reproduced) or on the

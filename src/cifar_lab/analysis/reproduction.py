@@ -141,12 +141,14 @@ def lengths_of(config: RunConfig, runs: Sequence[FoundRun]) -> dict[int, tuple[F
     Only those count that were scored by their last weights, whether they began anew or continued
     another run, and only numbers of epochs with three seeds or more; {} if there is only one.
     """
+    if config.scheduler is not None:
+        return {}
+    wanted = _but_for_epochs(config)
     found: dict[int, dict[int, FoundRun]] = {}
     for run in runs:
         epochs = run.config.training.epochs
-        if run.summary.scored_weights != "last" and run.summary.best_epoch != epochs:
-            continue
-        if config.scheduler is None and _but_for_epochs(run.config) == _but_for_epochs(config):
+        scored_last = run.summary.scored_weights == "last" or run.summary.best_epoch == epochs
+        if scored_last and _but_for_epochs(run.config) == wanted:
             found.setdefault(epochs, {}).setdefault(run.config.seed, run)
     enough = {
         epochs: tuple(run for _, run in sorted(seeds.items()))

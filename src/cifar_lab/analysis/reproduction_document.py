@@ -185,6 +185,7 @@ def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
                 study.reported,
                 claims.neighbours(study.fitting, list(study.accuracies)),
                 study.distances,
+                study.nearest,
                 study.between_seeds,
             ),
         )

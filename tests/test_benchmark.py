@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from cifar_lab import benchmark
 from cifar_lab.analysis.model_summary import multiply_adds
 from cifar_lab.errors import Unavailable
 from cifar_lab.throughput import images, report, timing
+from cifar_lab.training.build import build_model
 from cifar_lab.training.preflight import compose_checked
 
 TINY = ["dataset=digits", "model.widths=[4,8]", "model.hidden=16", "training.batch_size=16"]
@@ -185,3 +187,24 @@ def test_our_epoch_is_near_the_bound_and_faster_than_a_plain_loop() -> None:
     assert best["epoch", "bound"] >= 1 / 1.10, best
     assert best["epoch", "plain_0"] >= 1.5, best
     assert best["data", "plain_data_0"] >= 8, best
+
+
+def test_the_profile_counts_the_operations_of_a_step(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "benchmark.json"
+    words = [*TINY, "--seconds", "0.1", "--only", "epoch", "--profile", "--json", str(file)]
+    assert benchmark.main(words) == 0
+    output = capfd.readouterr()
+    assert "operation of the training epoch" in output.out
+    assert output.err == ""  # the profiler's own messages are silenced
+    profile = json.loads(file.read_text())["profile"]
+    operations = {one["name"]: one for one in profile["operations"]}
+    model = build_model(compose_checked(TINY).runs[0].config, 10)
+    kinds = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    norms = sum(isinstance(layer, kinds) for layer in model.modules())
+    assert operations["aten::native_batch_norm_backward"]["calls"] == pytest.approx(norms, rel=0.05)
+    assert 0 < profile["busy"] <= 1.0
+    assert sum(one["share"] for one in operations.values()) == pytest.approx(profile["busy"])
+    times = [one["milliseconds"] for one in profile["operations"]]
+    assert times == sorted(times, reverse=True)

@@ -31,6 +31,7 @@ def test_a_rehearsal_runs_every_stage_and_repeats_nothing(tmp_path: Path) -> Non
             rows = list(csv.DictReader(handle))
         assert rows, stage
         Image.open(tmp_path / f"{stage}.png").verify()
+    assert "that the device is busy" in (tmp_path / "throughput.csv").read_text()
     recipes = (tmp_path / "recipes.csv").read_text()
     assert "airbench,finished runs,2.0" in recipes
     again = measure(tmp_path, "--rehearse")

@@ -32,6 +32,9 @@ def _parser() -> cli.Parser:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw a bar chart")
     parser.add_argument(
+        "--profile", action="store_true", help="then show which operations the steps consist of"
+    )
+    parser.add_argument(
         "--only",
         type=lambda text: text.split(","),
         default=[],
@@ -65,7 +68,13 @@ def _benchmark(argv: list[str]) -> int:
     from cifar_lab.throughput.report import benchmark, table
 
     with _bar(what, arguments.seconds) as show:
-        report = benchmark(settings, seconds=arguments.seconds, only=arguments.only, show=show)
+        report = benchmark(
+            settings,
+            seconds=arguments.seconds,
+            only=arguments.only,
+            profile=arguments.profile,
+            show=show,
+        )
     print(table(report))
     if arguments.json is not None:
         import json

@@ -15,6 +15,7 @@ from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.text import markdown_table
 from cifar_lab.throughput.baseline_loop import BaselineProcess
 from cifar_lab.throughput.images import load_images
+from cifar_lab.throughput.profile import Profile, profile_steps, profile_table
 from cifar_lab.throughput.timing import Ratio, Speed, measure, ratio
 from cifar_lab.throughput.variants import choose_variants, make_variants
 from cifar_lab.training.build import make_model
@@ -32,6 +33,7 @@ class Report:
     ratios: list[Ratio]
     multiply_adds: int
     ceiling: float | None
+    profile: Profile | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """Return the report as dicts, lists and numbers, as `--json` writes it."""
@@ -47,11 +49,13 @@ def benchmark(
     *,
     seconds: float = 60.0,
     only: Sequence[str] = (),
+    profile: bool = False,
     show: Callable[[str], None] = lambda label: None,
 ) -> Report:
     """Measure the parts of a run's training step and alternatives to it, for about `seconds`.
 
     `only` picks variants by name or group; those picked by name are measured however long it takes.
+    `profile` then looks at the operations of the training epoch, in a few steps more.
     Images that are unavailable are replaced by random ones, and the report says so. `show` is
     called with what is being done, again and again.
     """
@@ -73,6 +77,10 @@ def benchmark(
         )
     finally:
         baseline.stop()
+    profiled = None
+    if profile:
+        show("the profile of our training epoch")
+        profiled = profile_steps(settings, splits, device)
     model = make_model(settings, splits, device)
     return Report(
         machine=_machine(device),
@@ -89,11 +97,12 @@ def benchmark(
         ratios=_ratios(speeds),
         multiply_adds=multiply_adds(settings, len(splits.class_names), backward=True),
         ceiling=next((s.median for s in speeds if s.name == "matmul" and s.rates), None),
+        profile=profiled,
     )
 
 
 def table(report: Report) -> str:
-    """Return ratios, if there are any, then speeds, as aligned text that is valid Markdown."""
+    """Return ratios, speeds and the profile, as far as measured, as text that is valid Markdown."""
     machine, run = report.machine, report.run
     labels = {speed.name: speed.label for speed in report.speeds}
     lines = [
@@ -115,6 +124,8 @@ def table(report: Report) -> str:
     lines.append(markdown_table(header, rows))
     if left_out := [speed.label for speed in report.speeds if speed.left_out]:
         lines += ["", f"left out, for lack of time ({report.seconds:g} s): {'; '.join(left_out)}"]
+    if report.profile is not None:
+        lines += ["", profile_table(report.profile)]
     return "\n".join(lines)
 
 

@@ -43,7 +43,7 @@ def make_variants(
     return [
         Variant("bound", "bound", "model's own bound: steps on one prepared batch", steps()),
         Variant(
-            "epoch", "epoch", "our training epoch", lambda: _epoch_steps(settings, load(), device)
+            "epoch", "epoch", "our training epoch", lambda: epoch_steps(settings, load(), device)
         ),
         Variant("data", "data", "our data alone", lambda: _data(settings, load(), device)),
         *_baseline_variants(baseline, device),
@@ -168,7 +168,7 @@ def _options(settings: RunConfig, device: str) -> dict[tuple[str, str], dict[str
     return options
 
 
-def _epoch_steps(settings: RunConfig, splits: Splits, device: str) -> Iterator[int]:
+def epoch_steps(settings: RunConfig, splits: Splits, device: str) -> Iterator[int]:
     """Train as a run does, by `fit`, without validation."""
     endless = dataclasses.replace(settings.training, epochs=1_000_000, patience=None)
     settings = dataclasses.replace(settings, training=endless, scheduler=None)

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import judge, judge_by_epochs, prediction_half_width
 from cifar_lab.analysis.statistics import difference_of_means
+from cifar_lab.analysis.verdicts import judge, judge_by_epochs, prediction_half_width
 from cifar_lab.config.run_config import RunConfig, parse, to_plain
 from cifar_lab.config.study_config import ClaimConfig
 from cifar_lab.errors import UsageError

@@ -7,7 +7,8 @@ from itertools import combinations
 from statistics import fmean
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import JudgedClaim, reproduced_at, spans
+from cifar_lab.analysis.claims import JudgedClaim
+from cifar_lab.analysis.verdicts import reproduced_at, spans
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.analysis import claims, epoch_study, run_metrics
+from cifar_lab.analysis import claims, epoch_study, run_metrics, verdicts
 from cifar_lab.analysis.reproduction import Row, quoted, recipe
 from cifar_lab.analysis.summary_tables import markdown, table
 from cifar_lab.runs.provenance import code_hash
@@ -58,7 +58,7 @@ the number of epochs, runs of several lengths are judged by the same rule, with 
 the seeds pooled over the lengths, and the figure is *reproduced at some epochs*, which are named, \
 or *differs at all epochs*.
 
-The rule is the function `judge` in `src/cifar_lab/analysis/claims.py`."""
+The rule is the function `judge` in `src/cifar_lab/analysis/verdicts.py`."""
 
 
 def full_table(found: Sequence[Row]) -> str:
@@ -92,7 +92,7 @@ def short_table(found: Sequence[Row]) -> str:
 def _in_short(row: Row) -> str:
     if row.judged.verdict.word == "reproduced at some epochs":
         values = row.judged.values_by_epochs
-        at = claims.spans(claims.reproduced_at(row.claim, values), list(values))
+        at = verdicts.spans(verdicts.reproduced_at(row.claim, values), list(values))
         return f"reproduced at {at} epochs; the report gives none"
     return row.judged.verdict.word
 
@@ -183,7 +183,7 @@ def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
             draw_epochs(
                 study.accuracies,
                 study.reported,
-                claims.neighbours(study.fitting, list(study.accuracies)),
+                verdicts.neighbours(study.fitting, list(study.accuracies)),
                 study.distances,
                 study.nearest,
                 study.between_seeds,

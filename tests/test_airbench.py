@@ -186,7 +186,7 @@ def test_a_model_without_first_bias_keeps_its_address() -> None:
 def test_the_recipe_before_lookahead_and_first_bias_finds_its_kept_runs() -> None:
     before = ["training.lookahead.every=null", "model.first_bias_epochs=null", "device=cpu"]
     (cell,) = compose_checked(["experiment=airbench_small", *before, "seed=1"]).runs
-    kept = Path(__file__).resolve().parent.parent / "docs" / "results" / "airbench_small"
+    kept = Path(__file__).resolve().parent.parent / "docs" / "results" / "airbench_small_before"
     assert (kept / address(cell.config).name / "config.yaml").is_file()
 
 

@@ -34,6 +34,7 @@ class Operation:
 class Profile:
     """What the steps of a training epoch do.
 
+    `steps` counts full batches: an epoch's smaller last one is a part of a step.
     `milliseconds` is the duration of a step under the profiler, which slows the host. `busy` is
     the part of it in which the operations of the device ran: what is missing from 1 is Python's on
     a CPU, and a GPU that waits for its host. `share` of an operation is that of `milliseconds`.
@@ -93,7 +94,8 @@ def profile_table(profile: Profile) -> str:
     ]
     rest = profile.operations[_SHOWN:]
     if rest:
-        own, share = (sum(getattr(one, key) for one in rest) for key in ("milliseconds", "share"))
+        own = sum(one.milliseconds for one in rest)
+        share = own / profile.milliseconds
         rows.append((f"{len(rest)} others", f"{own:.3g}", "", f"{share:.1%}"))
     header = ("operation of the training epoch", "ms per step", "calls per step", "share")
     summary = (

@@ -81,7 +81,7 @@ HYDRA = (
     *(["--config-name", "../x"], ["--config-name", "mine", "-cd", "conf"], ["--version"], ["--"]),
     *(["--help"], ["-h"], ["--hepl"], ["--lr", "0.1"], ["--lr=0.1"], ["-x"], ["-"], ["--epochs"]),
     *(["hydra.run.dir=x"], ["hydra.mode=MULTIRUN"], ["hydra/launcher=basic"], ["hydra.verbose=1"]),
-    *(["hydra/launcher=nope"], ["hydra/launcher=submitit_local"], ["hydra/sweeper=optuna"]),
+    *(["hydra/launcher=nope"], ["hydra/launcher=submitit_slurm"], ["hydra/sweeper=optuna"]),
     *(
         ["hydra.launcher=null"],
         ["hydra.launcher.x=1"],

@@ -37,8 +37,6 @@ TOP_LEVEL = {
     *(f"cifar_lab.{name}" for name in ("__main__", "api", "cli", "errors")),
 } | {f"cifar_lab.{command}" for command in COMMANDS}
 
-# Private names of submitit that have no public counterpart (docs/decisions/0011).
-THIRD_PARTY = {"job._process"}
 # {model: why it imports more than torch}
 MODELS_OF_OTHERS = {
     "models.pretrained": "reads and compares files of weights",
@@ -253,7 +251,7 @@ def test_no_private_name_is_used_in_another_file() -> None:
 
 def foreign_names(module: str) -> set[str]:
     others = (private_definitions(tree) for other, tree in MODULES.items() if other != module)
-    return set(foreign_private_names(MODULES[module], set().union(*others))) - THIRD_PARTY
+    return set(foreign_private_names(MODULES[module], set().union(*others)))
 
 
 def tracked_texts() -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""hydra/launcher=submitit_slurm on a real SLURM of this machine, and submitit_local."""
+"""hydra/launcher=submitit_slurm on a real SLURM of this machine."""
 
 import os
 import signal
@@ -18,12 +18,10 @@ from cifar_lab.errors import UsageError
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import sweep_cells
-from cifar_lab.sweeps.pool import run_all
 from cifar_lab.sweeps.record import noted_jobs
 from cifar_lab.sweeps.slurm import CellJob, job_list, jobs_with_files, slurm_parameters
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.signals import Stop
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm"
 LONGEST_ARRAY = 3
@@ -190,7 +188,7 @@ def test_a_detached_sweep_goes_on_without_its_command_and_is_sent_once(tmp_path:
 
 
 def test_only_jobs_of_a_cluster_can_be_detached(tmp_path: Path) -> None:
-    for words in (["--detach"], ["detach=true", "hydra/launcher=submitit_local"]):
+    for words in (["--detach"], ["detach=true", "hydra/launcher=ray"]):
         with pytest.raises(UsageError, match="detach=true needs hydra/launcher=submitit_slurm"):
             cifar_lab.sweep(*TINY, f"output_dir={tmp_path}", "seed=0,1", *words)
     assert not list(tmp_path.iterdir())
@@ -227,19 +225,6 @@ def test_jobs_that_no_record_names_are_known_by_their_files(tmp_path: Path) -> N
 
 def test_a_list_of_jobs_is_short() -> None:
     assert job_list(["12_0", "7", "12_2", "12_1", "12_5", "30_4"]) == "7 12_[0-2,5] 30_4"
-
-
-@pytest.mark.slow
-def test_submitit_local_runs_a_sweep(tmp_path: Path) -> None:
-    sizes = ("training.epochs=1", "optimizer=sgd", "optimizer.lr=0.1,1e30")
-    request = compose_checked(
-        [*TINY, "-m", f"output_dir={tmp_path}", *sizes, "hydra/launcher=submitit_local"]
-    )
-    cells = sweep_cells([c.config for c in request.runs], [c.overrides for c in request.runs])
-    with Stop().installed() as stop:
-        outcomes = run_all(cells, LaunchOptions(jobs=2), stop=stop, launcher=request.launcher)
-    assert [o.after for o in outcomes] == ["finished", "failed"]
-    assert "loss" in (outcomes[1].error or "")
 
 
 def test_what_the_launchers_are_asked(tmp_path: Path) -> None:

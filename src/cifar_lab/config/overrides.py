@@ -18,8 +18,7 @@ from cifar_lab.config.schema import convert
 from cifar_lab.errors import UsageError, first_line, shorten
 
 INSTEAD_OF_PLUGINS = {
-    "hydra/launcher": "leave it out and set jobs=N, or choose submitit_slurm, "
-    "submitit_local or ray",
+    "hydra/launcher": "leave it out and set jobs=N, or choose submitit_slurm or ray",
     "hydra/sweeper": "leave it out; -m and lists of values are a grid",
 }
 

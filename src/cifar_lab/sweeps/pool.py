@@ -58,10 +58,6 @@ def make_launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launch
         from cifar_lab.sweeps import ray
 
         return ray.launcher(settings, options)
-    if settings.get("cluster") == "local":
-        from cifar_lab.sweeps import submitit_local
-
-        return submitit_local.launcher(settings, options)
     if "cluster" in settings:
         from cifar_lab.sweeps import slurm
 

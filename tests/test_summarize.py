@@ -397,7 +397,7 @@ def test_the_timing_table_has_a_row_for_each_device(tmp_path: Path) -> None:
         rows = history(epochs, 0.5, 0, validated=True)
         rows = [replace(row, seconds=20.0, images_per_second=2250.0) for row in rows]
         run.rewrite_metrics(rows)
-    text = summary_tables.timing_table([FoundRun(run) for run in [*cpu, gpu]])
+    text = summary_tables.timing_table([FoundRun(run) for run in [*cpu, gpu]]).markdown()
     lines = [
         [cell.strip() for cell in line.replace(r"\|", "/").strip("|").split("|")]
         for line in text.splitlines()

@@ -37,9 +37,9 @@ def _compare(argv: list[str]) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    from cifar_lab.analysis import summary_tables
     from cifar_lab.analysis.load_runs import FoundRun
     from cifar_lab.runs.run_dir import RunDir
+    from cifar_lab.runs.text import Table
 
     if arguments.embed:
         cli.check_output_file("--to", arguments.to, (".png",))
@@ -49,13 +49,9 @@ def _compare(argv: list[str]) -> int:
     said = [_paired(a, b, split) for split in ("test", "validation")]
     print(f"A: {arguments.a} ({a.summary.status})\nB: {arguments.b} ({b.summary.status})\n")
     different = _differences(a, b)
-    print(
-        summary_tables.table(["key", "A", "B"], different)
-        if different
-        else "The configs are equal."
-    )
+    print(Table(["key", "A", "B"], different).markdown() if different else "The configs are equal.")
     print()
-    print(summary_tables.table(["metric", "A", "B", "B - A"], _scores(a, b)))
+    print(Table(["metric", "A", "B", "B - A"], _scores(a, b)).markdown())
     print()
     print("\n".join(line for line in said if line))
     names = {name for name, *_ in different}

@@ -64,7 +64,7 @@ def _summarize(argv: list[str]) -> int:
     write_text(folder / "report.html", page)
     print(summary_tables.summary_md(collection, found, test=arguments.test), end="")
     if arguments.timing:
-        print("\n" + summary_tables.timing_table(collection.runs))
+        print("\n" + summary_tables.timing_table(collection.runs).markdown())
     if arguments.embed:
         _embed(collection.folder / "embedding.png", embedded, arguments.embed)
     return 0 if collection.settings else 1

@@ -9,10 +9,9 @@ from typing import Any
 
 from cifar_lab.analysis import claims, epoch_study, run_metrics, verdicts
 from cifar_lab.analysis.reproduction import Row, quoted, recipe
-from cifar_lab.analysis.summary_tables import markdown, table
 from cifar_lab.runs.provenance import code_hash
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.text import duration
+from cifar_lab.runs.text import Table, duration, markdown
 
 REPORTS = {
     "S0": "A course exercise (Advanced Deep Learning, exercise 1): one convolutional network on "
@@ -64,7 +63,7 @@ The rule is the function `judge` in `src/cifar_lab/analysis/verdicts.py`."""
 def full_table(found: Sequence[Row]) -> str:
     """Return a Markdown table with a line for each row."""
     header = ("figure", "reported", "measured", "n", "protocol", "sound", "verdict", "source")
-    return table(header, [_line(row) for row in found])
+    return Table(header, [_line(row) for row in found]).markdown()
 
 
 def short_table(found: Sequence[Row]) -> str:
@@ -86,7 +85,7 @@ def short_table(found: Sequence[Row]) -> str:
         )
         for row in first.values()
     ]
-    return table(header, lines)
+    return Table(header, lines).markdown()
 
 
 def _in_short(row: Row) -> str:
@@ -120,7 +119,8 @@ def sources(found: Sequence[Row]) -> str:
         )
         for run in runs
     ]
-    return table(("run", "device", "precision", "training", "commit"), lines) if lines else ""
+    header = ("run", "device", "precision", "training", "commit")
+    return Table(header, lines).markdown() if lines else ""
 
 
 def other_code(found: Sequence[Row]) -> str:

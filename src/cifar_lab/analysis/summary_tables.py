@@ -1,8 +1,5 @@
-"""A collection of runs as summary.csv and summary.md, which the console shows too."""
+"""A collection of runs as tables: summary.csv, and summary.md, which the console shows too."""
 
-import csv
-import io
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +8,7 @@ from cifar_lab.analysis.claims import JudgedClaim, reported, show_where
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.errors import shorten
-from cifar_lab.runs.text import duration, markdown_table
+from cifar_lab.runs.text import Table, duration, markdown
 
 WITH_SPREAD = ("best_val_accuracy", "final_val_accuracy", "best_val_loss", "test_accuracy")
 """Metrics that summary.csv gives with standard deviation and interval."""
@@ -29,32 +26,25 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
     with_folds = any(setting.folds is not None for setting in collection.settings)
     header = [*collection.axes, "rank", "chosen", "n", "seeds", *(["folds"] * with_folds)]
     header += ["unfinished", "failed"]
-    for name in names:
-        header += [name, f"{name}_std", f"{name}_low", f"{name}_high"]
+    header += [f"{name}{part}" for name in names for part in ("", "_std", "_low", "_high")]
     header += ["difference_from_best", "p_adjusted", *MEANS]
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([_csv_text(name) for name in header])
+    rows = []
     for setting in collection.settings:
         counts = texts.status_counts(setting)
-        row: list[Any] = [_csv_text(value) for value in setting.key]
-        row += [setting.rank, "yes" if setting.chosen else "", len(setting.finished)]
-        seeds = (run.config.seed for run in setting.finished)
-        row += [" ".join(str(seed) for seed in (dict.fromkeys(seeds) if with_folds else seeds))]
+        failed, finished = counts.get("failed", 0), setting.finished
+        row: list[Any] = [*setting.key, setting.rank, "yes" if setting.chosen else None]
+        seeds = [str(run.config.seed) for run in finished]
+        row += [len(finished), " ".join(dict.fromkeys(seeds) if with_folds else seeds)]
         row += [" ".join(map(str, setting.finished_folds))] * with_folds
-        row += [
-            sum(counts.get(s, 0) for s in ("queued", "running", "interrupted")),
-            counts.get("failed", 0),
-        ]
+        row += [len(setting.runs) - len(finished) - failed, failed]
         for name in names:
             found = setting.interval(name) if shows(name, setting, test=test) else None
-            spread = (found.mean, found.std, found.low, found.high) if found else (None,) * 4
-            row += [_number(value) for value in spread]
+            row += [found.mean, found.std, found.low, found.high] if found else [None] * 4
         against = setting.against_best
-        row += [_number(-against.difference if against else None), _number(setting.p_adjusted)]
-        row += [_number(setting.mean(n) if shows(n, setting, test=test) else None) for n in MEANS]
-        writer.writerow(["" if value is None else value for value in row])
-    return buffer.getvalue()
+        row += [-against.difference if against else None, setting.p_adjusted]
+        row += [setting.mean(n) if shows(n, setting, test=test) else None for n in MEANS]
+        rows.append(row)
+    return Table(header, rows).csv()
 
 
 def summary_md(collection: RunCollection, claims: Claims, *, test: bool) -> str:
@@ -69,20 +59,14 @@ def summary_md(collection: RunCollection, claims: Claims, *, test: bool) -> str:
         parts.append("## Best")
         parts += [f"- {markdown(texts.best_text(collection, setting))}" for setting in best]
     parts += ["## Ranking" if collection.ranked else "## Settings"]
-    parts += [ranking_table(collection, test=test), texts.testing_text(collection)]
+    parts += [ranking_table(collection, test=test).markdown(), texts.testing_text(collection)]
     if claims:
-        parts += ["## Reported and measured", claims_table(collection, claims)]
+        parts += ["## Reported and measured", claims_table(collection, claims).markdown()]
     unfinished = unfinished_table(collection)
-    if unfinished:
-        parts += ["## Unfinished and failed", unfinished]
+    if unfinished.rows:
+        parts += ["## Unfinished and failed", unfinished.markdown()]
     problems = [
-        f"- {markdown(texts.folder_text(collection, run.run.path))}: {markdown(shorten(text, 300))}"
-        for run in collection.runs
-        for text in run.problems
-    ]
-    problems += [
-        f"- {markdown(texts.folder_text(collection, one.path))}: {markdown(one.reason)}"
-        for one in collection.unreadable
+        f"- {markdown(folder)}: {markdown(text)}" for folder, text in texts.problems(collection)
     ]
     if problems:
         parts += ["## Not readable", "\n".join(problems)]
@@ -91,7 +75,7 @@ def summary_md(collection: RunCollection, claims: Claims, *, test: bool) -> str:
 
 def _axes_text(collection: RunCollection) -> str:
     """Return which config groups and keys differ between the runs."""
-    names = [f"`{_code(axis)}`" for axis in collection.axes]
+    names = ["`" + shorten(axis, 80).replace("`", "'") + "`" for axis in collection.axes]
     main = [names[i] for i in collection.main_axes]
     others = [name for name in names if name not in main]
     text = f"Axes: {', '.join(main)}."
@@ -103,14 +87,13 @@ def shows(name: str, setting: SeedGroup, *, test: bool) -> bool:
     return test or setting.chosen or not run_metrics.is_test(name)
 
 
-def ranking_table(collection: RunCollection, *, test: bool) -> str:
-    """Return the settings in order of rank as a Markdown table."""
+def ranking_table(collection: RunCollection, *, test: bool) -> Table:
+    """Return the settings in order of rank."""
     settings = collection.ranking
+    wanted = [collection.metric, "best_val_accuracy", "best_val_loss", "best_epoch"]
     names = [
         name
-        for name in dict.fromkeys(
-            [collection.metric, *("best_val_accuracy", "best_val_loss", "best_epoch")]
-        )
+        for name in dict.fromkeys(wanted)
         if any(setting.mean(name) is not None for setting in settings)
     ]
     tested = [
@@ -131,11 +114,11 @@ def ranking_table(collection: RunCollection, *, test: bool) -> str:
             found = setting.interval(name) if shows(name, setting, test=test) else None
             row.append(run_metrics.show_interval(name, found))
         rows.append([*row, *([texts.verdict_text(setting)] * compared)])
-    return table(header, rows)
+    return Table(header, rows)
 
 
-def claims_table(collection: RunCollection, claims: Claims) -> str:
-    """Return reported against measured as a Markdown table."""
+def claims_table(collection: RunCollection, claims: Claims) -> Table:
+    """Return reported against measured."""
     rows = []
     for report, setting, judged in claims:
         claim, found = judged.claim, judged.interval
@@ -156,11 +139,11 @@ def claims_table(collection: RunCollection, claims: Claims) -> str:
             ]
         )
     header = ["claim", "metric", "where", "reported", "measured", "n", "difference", "verdict"]
-    return table([*header, "source"], rows)
+    return Table([*header, "source"], rows)
 
 
-def unfinished_table(collection: RunCollection) -> str:
-    """Return the runs that are not finished, with their progress or error; "" if all are."""
+def unfinished_table(collection: RunCollection) -> Table:
+    """Return the runs that are not finished, with their progress or error."""
     rows = [
         [
             run.summary.status,
@@ -174,22 +157,20 @@ def unfinished_table(collection: RunCollection) -> str:
         for run in setting.runs
         if not run.finished
     ]
-    header = ["status", "setting", "run", "epoch", "error", "folder"]
-    return table(header, rows) if rows else ""
+    return Table(["status", "setting", "run", "epoch", "error", "folder"], rows)
 
 
-def timing_table(runs: Iterable[FoundRun]) -> str:
-    """Return a Markdown table of training times, a row for each device, precision and model.
+def timing_table(runs: Iterable[FoundRun]) -> Table:
+    """Return training times, a row for each device, precision and model.
 
     Runs that share what decides the time are one row: seconds per epoch is their mean over all
     epochs, images per second all images by all seconds. Runs without an epoch are left out.
     """
     groups: dict[tuple[str, ...], list[FoundRun]] = {}
-    key: tuple[str, ...]
     for run in runs:
         if run.history:
             summary = run.summary
-            key = (
+            key: tuple[str, ...] = (
                 summary.device,
                 summary.device_name or "–",
                 summary.precision,
@@ -199,49 +180,14 @@ def timing_table(runs: Iterable[FoundRun]) -> str:
                 str(run.config.training.batch_size),
             )
             groups.setdefault(key, []).append(run)
-    rows: list[tuple[str, ...]] = []
-    for key in sorted(groups):
-        members = groups[key]
+    rows = []
+    for key, members in sorted(groups.items(), key=lambda item: item[0]):
         epochs = [row for run in members for row in run.history]
         seconds = sum(row.seconds for row in epochs)
         images = sum(row.seconds * row.images_per_second for row in epochs)
         rate = f"{images / seconds:,.0f}" if seconds > 0 else "–"
         counts = (str(len(members)), str(len(epochs)), f"{seconds / len(epochs):.1f}")
-        rows.append((*key, *counts, rate, duration(seconds)))
+        rows.append([*key, *counts, rate, duration(seconds)])
     header = ("device", "device name", "precision", "threads", "model", "dataset", "batch size")
     times = ("runs", "epochs", "seconds per epoch", "images per second", "total")
-    return table((*header, *times), rows)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns are aligned in the source too."""
-    escaped = [[markdown(cell) for cell in row] for row in rows]
-    return markdown_table([markdown(cell) for cell in header], escaped)
-
-
-def markdown(text: str) -> str:
-    """Return text that Markdown shows as it is, on one line; no HTML in it is HTML."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-    line = re.sub(r"&(?=[#\w])", "&amp;", line)
-    line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
-    line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
-    return re.sub(r"^([>#+-])(?= |$)", r"\\\1", line)
-
-
-def _code(text: str) -> str:
-    return shorten(text, 80).replace("`", "'")
-
-
-def _number(value: float | None) -> str | None:
-    if value is None:
-        return None
-    return str(int(value)) if float(value).is_integer() and abs(value) >= 1 else f"{value:.10g}"
-
-
-def _csv_text(text: str) -> str:
-    """Return a cell that no spreadsheet reads as a formula."""
-    try:
-        float(text)
-    except ValueError:
-        return "'" + text if text[:1] in "=+-@\t\r" and text[:1] else text
-    return text
+    return Table((*header, *times), rows)

@@ -46,6 +46,15 @@ def folder_text(collection: RunCollection, path: Path) -> str:
     return shorten(str(path.relative_to(collection.folder)), 200)
 
 
+def problems(collection: RunCollection) -> list[tuple[str, str]]:
+    """Return what cannot be read: folder and reason."""
+    damaged = [(run.run.path, text) for run in collection.runs for text in run.problems]
+    unreadable = [(run.path, run.reason) for run in collection.unreadable]
+    return [
+        (folder_text(collection, path), shorten(text, 300)) for path, text in damaged + unreadable
+    ]
+
+
 def best_text(collection: RunCollection, setting: SeedGroup) -> str:
     """Return the best setting of a dataset, its scores, and how many are as good."""
     found = setting.interval(collection.metric)

@@ -1,7 +1,56 @@
-"""Text tables, durations and names of classes, as every command prints them."""
+"""Tables, durations and names of classes, as every command prints them."""
 
+import csv
+import io
+import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """A header and rows of cells, which are texts, or numbers for CSV; None is an empty cell."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def markdown(self) -> str:
+        """Return a Markdown table in which every cell is shown as it is."""
+        rows = [[markdown(cell) for cell in row] for row in self.rows]
+        return markdown_table([markdown(name) for name in self.header], rows)
+
+    def csv(self) -> str:
+        """Return lines of CSV; no cell is one that a spreadsheet takes for a formula."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerows([_csv_cell(cell) for cell in row] for row in (self.header, *self.rows))
+        return buffer.getvalue()
+
+
+def _csv_cell(cell: str | float | None) -> str:
+    if isinstance(cell, int | float):
+        whole = abs(cell) >= 1 and float(cell).is_integer()
+        return str(int(cell)) if whole else f"{cell:.10g}"
+    text = cell or ""
+    return "'" + text if text.startswith(tuple("=+-@\t\r")) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line; no HTML in it is HTML."""
+    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    line = re.sub(r"&(?=[#\w])", "&amp;", line)
+    line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
+    line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
+    return re.sub(r"^([>#+-])(?= |$)", r"\\\1", line)
 
 
 def align(

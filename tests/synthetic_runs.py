@@ -104,8 +104,8 @@ def _write_run(
     **settings: Any,
 ) -> RunDir:
     run = RunDir.create(run_config.parse(plain_config(folder, **settings)))
-    seed = run.config.seed
-    epochs = run.config.training.epochs
+    seed = run.read_config().seed
+    epochs = run.read_config().training.epochs
     known: dict[str, Any] = {"status": status}
     if status in ("finished", "running", "interrupted", "failed"):
         rows = history(epochs if status == "finished" else 2, accuracy, seed, validated=validated)
@@ -145,7 +145,9 @@ def _write_run(
             known["best_val_accuracy"] = found.accuracy
         if samples:
             write_samples(run, test)
-    base = {name: getattr(queued(run.config), name) for name in RunSummary.__dataclass_fields__}
+    base = {
+        name: getattr(queued(run.read_config()), name) for name in RunSummary.__dataclass_fields__
+    }
     run.write_summary(RunSummary(**(base | known | (summary or {}))))
     return run
 

@@ -272,7 +272,7 @@ def test_unfinished_missing_and_damaged_runs(
 
 
 def write_features(run: RunDir) -> None:
-    draw = np.random.default_rng(run.config.seed)
+    draw = np.random.default_rng(run.read_config().seed)
     labels = np.arange(60) % 10
     features = (labels[:, None] + draw.normal(size=(60, 6))).astype(np.float32)
     run.write_arrays(run.features_file, features=features, labels=labels, indices=np.arange(60))

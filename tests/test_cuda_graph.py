@@ -50,7 +50,7 @@ def test_the_bits_are_those_of_the_plain_step(tmp_path: Path, options: tuple[str
 
 def test_a_run_with_static_buffers_is_resumed_exactly(tmp_path: Path) -> None:
     run = make(tmp_path / "run", "training.cuda_graph=true", "dropout.conv=0.2")
-    assert "bit for bit" in resume_proof.prove(run.config, tmp_path / "proof", stops=4)[-1]
+    assert "bit for bit" in resume_proof.prove(run.read_config(), tmp_path / "proof", stops=4)[-1]
 
 
 def test_there_is_a_graph_for_each_shape_and_set_of_trained_parameters(

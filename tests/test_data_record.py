@@ -176,4 +176,4 @@ def test_known_data_are_recorded_with_their_checksums(tmp_path: Path) -> None:
     line = ["dataset=digits", f"output_dir={tmp_path}", "training.epochs=0", "figures=none"]
     assert train.main([*line, "device=cpu"]) == 0
     run = RunDir.create(compose_checked([*line, "device=cpu"]).runs[0].config)
-    assert run.read_summary().dataset == {"name": "digits", **run.config.dataset.checksums}
+    assert run.read_summary().dataset == {"name": "digits", **run.read_config().dataset.checksums}

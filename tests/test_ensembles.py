@@ -79,7 +79,7 @@ def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_written(
 ) -> None:
     first = str(runs[0].path)
     other = RunDir.create(
-        dataclasses.replace(runs[0].config, output_dir=str(tmp_path), name="others")
+        dataclasses.replace(runs[0].read_config(), output_dir=str(tmp_path), name="others")
     )
     summary = runs[0].read_summary()
     classes = {str(i): 0.5 for i in range(9)}
@@ -94,9 +94,9 @@ def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_written(
     other.write_summary(data)
     message = refused(evaluate.main, [first, str(other.path), "--ensemble"], capsys)
     assert "is tested on other images than" in message
-    settings = dataclasses.replace(runs[0].config.dataset, classes=["no"] * 10)
+    settings = dataclasses.replace(runs[0].read_config().dataset, classes=["no"] * 10)
     classes_of_others = dataclasses.replace(
-        runs[0].config, dataset=settings, output_dir=str(tmp_path), name="classes"
+        runs[0].read_config(), dataset=settings, output_dir=str(tmp_path), name="classes"
     )
     third = RunDir.create(classes_of_others)
     for main, more in ((evaluate.main, "--ensemble"), (predict.main, "x.png")):
@@ -105,7 +105,7 @@ def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_written(
 
 
 def test_images_are_matched_by_their_index(runs: list[RunDir], tmp_path: Path) -> None:
-    mixed = RunDir.create(dataclasses.replace(runs[1].config, output_dir=str(tmp_path)))
+    mixed = RunDir.create(dataclasses.replace(runs[1].read_config(), output_dir=str(tmp_path)))
     found = runs[1].read_predictions()
     order = np.random.default_rng(0).permutation(len(found))
     shuffled = dataclasses.replace(

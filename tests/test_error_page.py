@@ -100,7 +100,7 @@ def test_evaluate_writes_the_mistakes_of_a_run_as_a_page(
     page = path.read_text(encoding="utf-8")
     assert not re.search(r"https?://|@import|<script", page)
     found = confident_mistakes(runs[0].read_predictions(), 3)
-    images = load_splits(runs[0].config, "cpu").official_test.images
+    images = load_splits(runs[0].read_config(), "cpu").official_test.images
     for shown, mistake in zip(pictures(page), found, strict=True):
         assert np.array_equal(shown, images[mistake.index][0].numpy())
         assert f"test image {mistake.index:,}<" in page

@@ -64,7 +64,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 def pixels(run: RunDir) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the test images of the stored predictions as an exported file takes them."""
-    images = load_splits(run.config, "cpu").official_test.images[run.read_predictions().indices]
+    images = load_splits(run.read_config(), "cpu").official_test.images[
+        run.read_predictions().indices
+    ]
     return (images.numpy() / 255).astype(np.float32)
 
 

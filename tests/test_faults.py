@@ -362,11 +362,11 @@ def test_a_renamed_folder_whose_config_was_edited_is_not_run(name: str, stopped:
 def test_a_folder_of_old_code_is_known_by_its_name(stopped: RunDir) -> None:
     summary = dataclasses.replace(stopped.read_summary(), identity=None)
     stopped.write_summary(summary)
-    assert not stopped.holds_other_config(stopped.config)
+    assert not stopped.holds_other_config(stopped.read_config())
     moved = RunDir(stopped.path.rename(stopped.path.with_name("renamed")))
-    assert not moved.holds_other_config(moved.config)
+    assert not moved.holds_other_config(moved.read_config())
     moved = RunDir(moved.path.rename(moved.path.with_name("of-01234567")))
-    assert moved.holds_other_config(moved.config)
+    assert moved.holds_other_config(moved.read_config())
 
 
 def test_an_edited_config_runs_in_a_folder_of_its_own(

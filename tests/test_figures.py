@@ -59,7 +59,7 @@ def make_run(folder: Path, summary: dict[str, Any] | None = None, **settings: An
         "output_dir": str(folder),
     }
     run = RunDir.create(run_config.parse(plain | settings))
-    known = {"status": "finished", "seed": run.config.seed, "choices": plain["choices"]}
+    known = {"status": "finished", "seed": run.read_config().seed, "choices": plain["choices"]}
     known |= {"protocol": "sound", "device": "cpu", "precision": "fp32"}
     run.write_summary(RunSummary(**(known | (summary or {}))))
     return run

@@ -37,11 +37,13 @@ def test_the_steps_are_those_of_the_run_with_another_rate(
     monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
     options = ("optimizer=sgd", "training.step_history=true", "augmentation=crop_flip")
     run = train(tmp_path, *options, "training.epochs=1")
-    found = range_test(run.config, STEPS)
+    found = range_test(run.read_config(), STEPS)
     assert found.losses[0] == pytest.approx(run.read_steps()[0].loss, rel=1e-6)
     assert found.rates[0] == LOWEST
     assert np.diff(np.log(found.rates)) == pytest.approx(np.log(HIGHEST / LOWEST) / (STEPS - 1))
-    scheduled = make(tmp_path, *options, "scheduler=one_cycle", "scheduler.max_lr=0.1").config
+    scheduled = make(
+        tmp_path, *options, "scheduler=one_cycle", "scheduler.max_lr=0.1"
+    ).read_config()
     assert range_test(scheduled, STEPS).losses == pytest.approx(found.losses)
 
 

@@ -467,7 +467,9 @@ def test_a_dataset_without_pictures_has_no_storage_to_choose() -> None:
 def test_parts_are_read_ahead_in_order_and_an_abandoned_reader_ends(
     folder: Path, root: Path, tmp_path: Path
 ) -> None:
-    settings = run_of(folder, "dataset.storage=mapped", f"output_dir={tmp_path / 'out'}").config
+    settings = run_of(
+        folder, "dataset.storage=mapped", f"output_dir={tmp_path / 'out'}"
+    ).read_config()
     split = load_splits(settings, "cpu").train
     assert split.ahead
     order = torch.tensor([5, 3, 3, 8, 0, 1, 2])

@@ -121,7 +121,7 @@ def test_patience_watches_the_monitored_score(monitor: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("monitor", BY_CLASS)
 def test_a_resumed_run_is_the_same(monitor: str, tmp_path: Path) -> None:
     run = make(tmp_path, f"training.monitor={monitor}", "training.patience=1", *UNSTEADY)
-    assert "bit for bit" in resume_proof.prove(run.config, tmp_path / "proof", stops=6)[-1]
+    assert "bit for bit" in resume_proof.prove(run.read_config(), tmp_path / "proof", stops=6)[-1]
 
 
 def test_a_checkpoint_of_an_older_version_resumes(tmp_path: Path) -> None:

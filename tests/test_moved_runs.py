@@ -86,7 +86,7 @@ def test_a_setting_that_changes_no_result_is_taken_into_the_folder(
 ) -> None:
     assert train.main([str(stopped.path), "training.checkpoint_minutes=1"]) == 0
     assert "resumed at epoch 2" in capsys.readouterr().out
-    assert stopped.config.training.checkpoint_minutes == 1
+    assert stopped.read_config().training.checkpoint_minutes == 1
     assert folders(tmp_path) == {stopped.path}
 
 

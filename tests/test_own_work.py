@@ -115,7 +115,7 @@ def test_a_run_folder_trusts_nothing(
         ["--config-dir", "mine", "trust=[my_models]", "dataset=digits", "model=my_net", *TINY]
     )
     run = RunDir.create(request.runs[0].config)
-    assert "trust" not in to_plain(run.config)
+    assert "trust" not in to_plain(run.read_config())
     monkeypatch.setattr(targets, "_TRUSTED", set())
     for command in (train.main, evaluate.main):
         assert command([str(run.path)]) == 2

@@ -39,7 +39,7 @@ def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
 
 
 def test_a_test_image_is_answered_as_in_evaluation(run: RunDir, tmp_path: Path) -> None:
-    splits = load_splits(run.config, "cpu")
+    splits = load_splits(run.read_config(), "cpu")
     scored = run.read_predictions()
     paths = [
         save(tmp_path / f"{i}.png", splits.test.images[splits.test.indices[i], 0].numpy())
@@ -103,7 +103,7 @@ def test_arrays_open_pictures_and_files_are_answered_alike(run: RunDir, tmp_path
 
 
 def test_a_batch_is_answered_as_its_pictures_are(run: RunDir) -> None:
-    size = run.config.evaluation.batch_size
+    size = run.read_config().evaluation.batch_size
     many = np.random.default_rng(0).integers(0, 256, (size + 3, 32, 32), dtype=np.uint8)
     rows = probabilities(run, many)
     assert rows.sum(axis=1) == pytest.approx(1)

@@ -79,7 +79,7 @@ def test_the_cells_of_a_sweep_are_grouped_by_their_setting(place: Place, tmp_pat
     for run in runs:
         found = by_folder[str(run.path.resolve())]
         check_found(run, found)
-        groups.setdefault(found.group, []).append(run.config.optimizer["lr"])
+        groups.setdefault(found.group, []).append(run.read_config().optimizer["lr"])
     assert sorted(groups.values()) == [[0.001] * 2, [0.01] * 2]
 
 

@@ -284,7 +284,7 @@ def test_nobody_tidies_a_folder_that_is_being_created(
 ) -> None:
     """The holder of the lock once removed the temporary files of a process that was creating it."""
     queued = make(tmp_path / "a")
-    config = dataclasses.replace(queued.config, output_dir=str(tmp_path / "b"))
+    config = dataclasses.replace(queued.read_config(), output_dir=str(tmp_path / "b"))
     sync, refused = atomic_io.sync_file, []
 
     def interrupted(handle: IO[bytes]) -> None:

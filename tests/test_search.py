@@ -80,9 +80,9 @@ def test_a_trial_is_a_run_folder_and_a_larger_number_goes_on(tmp_path: Path) -> 
     for trial in trials:
         run = RunDir(trial.user_attrs["folder"])
         assert run.read_summary().best_val_accuracy == trial.value
-        assert run.config.optimizer["lr"] == trial.params["optimizer.lr"]
-        assert run.config.choices["optimizer"] == trial.params["optimizer"]
-        assert "search" not in run.config.choices
+        assert run.read_config().optimizer["lr"] == trial.params["optimizer.lr"]
+        assert run.read_config().choices["optimizer"] == trial.params["optimizer"]
+        assert "search" not in run.read_config().choices
     best = max(trials, key=lambda t: t.value or 0.0)
     lines = closing_lines(
         compose_checked([*TINY, "-m", "search=optuna", *SPACE]).options.search, tmp_path
@@ -181,7 +181,7 @@ def test_a_search_over_seeds_killed_at_any_moment_goes_on_exactly(tmp_path: Path
         assert_same_result(RunDir(calm / "runs" / name), RunDir(killed / "runs" / name))
     for trial in studies[0].trials:
         runs = [RunDir(name) for name in trial.user_attrs["runs"].values()]
-        assert [run.config.seed for run in runs if run.summary_file.exists()] == [0, 1, 2][
+        assert [run.read_config().seed for run in runs if run.summary_file.exists()] == [0, 1, 2][
             : len(trial.intermediate_values)
         ]
         values = [run.read_summary().best_val_accuracy for run in runs if run.summary_file.exists()]
@@ -210,7 +210,7 @@ def test_a_trial_is_pruned_by_the_running_mean_of_its_seeds(
         )
     summaries = [{"best_val_accuracy": accuracy} for accuracy in accuracies]
     runs = [make_run(tmp_path, seed=seed, summary=one) for seed, one in enumerate(summaries)]
-    cells = [Cell(run, run.config, {}, "") for run in runs]
+    cells = [Cell(run, run.read_config(), {}, "") for run in runs]
     trial = Trial(study, study.ask(), cells, ())
     seen = 0
     while trial.goes_on:
@@ -227,7 +227,7 @@ def test_a_trial_is_pruned_by_the_running_mean_of_its_seeds(
 def test_a_trial_fails_with_one_of_its_seeds(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1, status="failed")]
-    trial = Trial(study, study.ask(), [Cell(run, run.config, {}, "") for run in runs], ())
+    trial = Trial(study, study.ask(), [Cell(run, run.read_config(), {}, "") for run in runs], ())
     goes_on = []
     for after, code in (("finished", 0), ("failed", 1)):
         trial.ended(Outcome(trial.cell, "new", after, code=code))

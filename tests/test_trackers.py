@@ -36,7 +36,7 @@ TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 def test_a_tracker_is_no_part_of_a_runs_address(tracker: str, tmp_path: Path) -> None:
     plain, tracked = make(tmp_path), make(tmp_path, f"tracker={tracker}")
     assert tracked.path == plain.path
-    assert "tracker" not in tracked.config.choices
+    assert "tracker" not in tracked.read_config().choices
 
 
 def test_a_tracker_changes_no_bit_of_a_run(tmp_path: Path) -> None:
@@ -350,4 +350,4 @@ def test_two_trackers_are_refused_in_a_past_config(tmp_path: Path) -> None:
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("tensorboard: false", "tensorboard: true"))
     with pytest.raises(UsageError, match="leave one of them out"):
-        _ = run.config
+        _ = run.read_config()

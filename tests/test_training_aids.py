@@ -185,7 +185,7 @@ def test_the_average_is_torchs_once_it_has_warmed_up() -> None:
 
 def test_a_run_validates_and_keeps_the_averaged_weights(splits: Splits, tmp_path: Path) -> None:
     run = train(tmp_path, "training.ema=0.9", "evaluation.scored_weights=averaged")
-    settings, summary = run.config, run.read_summary()
+    settings, summary = run.read_config(), run.read_summary()
     last, best = load_checkpoint(run.last), load_checkpoint(run.best)
     state, _ = build_state(settings, splits, "cpu")
     state.load_state_dict(last)
@@ -210,4 +210,4 @@ def test_a_run_without_an_average_has_none_to_load(splits: Splits, tmp_path: Pat
     run = train(tmp_path, "training.epochs=1")
     assert "averaged" not in load_checkpoint(run.last)
     with pytest.raises(UsageError, match=r"no averaged weights; training\.ema=0\.999"):
-        load_weights(run, "averaged", make_model(run.config, splits, "cpu"))
+        load_weights(run, "averaged", make_model(run.read_config(), splits, "cpu"))

@@ -160,7 +160,7 @@ def test_resnet18_is_fine_tuned_from_a_file_and_evaluated_without_it(tmp_path: P
     assert train.main([*line, "optimizer=sgd"]) == 0
     (run,) = find_runs(tmp_path / "out")
 
-    config = run.config
+    config = run.read_config()
     assert config.model["weights_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert config.dataset.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
     assert config.dataset.std == pytest.approx([(0.229 + 0.224 + 0.225) / 3])

@@ -229,6 +229,6 @@ def check_found(run: RunDir, found: Found) -> None:
     summary = run.read_summary()
     assert found.scores["result/test_accuracy"] == pytest.approx(summary.test_accuracy)
     assert found.scores["result/best_epoch"] == summary.best_epoch
-    assert found.settings["optimizer.lr"] == str(run.config.optimizer["lr"])
+    assert found.settings["optimizer.lr"] == str(run.read_config().optimizer["lr"])
     assert found.settings["folder"] == str(run.path.resolve())
     assert found.figures == {"curves"}

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from cifar_lab.version import __version__
+
 if TYPE_CHECKING:
     from cifar_lab.api import Ensemble, Run, compose, load_run, load_runs, run, sweep
     from cifar_lab.errors import RunFailed, Unavailable, UsageError
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Ensemble",
@@ -14,6 +14,7 @@ __all__ = [
     "RunFailed",
     "Unavailable",
     "UsageError",
+    "__version__",
     "compose",
     "load_run",
     "load_runs",

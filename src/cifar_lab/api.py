@@ -56,7 +56,7 @@ class Run:
     @property
     def config(self) -> RunConfig:
         """All settings: config.yaml."""
-        return RunDir(self.path).config
+        return RunDir(self.path).read_config()
 
     @property
     def summary(self) -> RunSummary:

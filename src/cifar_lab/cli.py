@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-import cifar_lab
 from cifar_lab.config.torchrun import launched
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shorten_path
+from cifar_lab.version import __version__
 
 _MOST_FOLDERS = 200  # pathlib creates each within a call of its own
 
@@ -276,7 +276,7 @@ def versions() -> str:
     """Return the versions of cifar_lab, torch and Hydra as one line, without importing them."""
     import importlib.metadata
 
-    found = [f"cifar_lab {cifar_lab.__version__}"]
+    found = [f"cifar_lab {__version__}"]
     for name, package in (("torch", "torch"), ("Hydra", "hydra-core")):
         try:
             found.append(f"{name} {importlib.metadata.version(package)}")

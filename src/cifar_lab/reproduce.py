@@ -273,7 +273,7 @@ def _costs(experiments: Sequence[ReportExperiment], jobs: int | Literal["auto"])
 def _keep(rows: Sequence[Row], folder: Path) -> None:
     """Copy what the table quotes: config, summary, metrics and report of each run."""
     for run in (found.run for found in reproduction.quoted(rows)):
-        target = folder / run.config.name / run.path.name
+        target = folder / run.read_config().name / run.path.name
         target.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
             if (run.path / name).exists():

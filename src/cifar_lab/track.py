@@ -57,7 +57,7 @@ def _track(argv: list[str]) -> int:
 
         for run in runs:
             with run.lock():
-                forget(run, tracker.destination(run.config.name))
+                forget(run, tracker.destination(run.read_config().name))
     failed = problems + _send(target_config, runs, tracker.wait_seconds)
     if failed:
         raise RunFailed(f"{len(failed)} of the runs were not sent, the first: {failed[0]}")

@@ -71,7 +71,7 @@ def mean_probabilities(
 
 def _test_set(run: RunDir) -> list[Any]:
     """Return what decides which images test a run."""
-    config, record = run.config, run.read_summary().dataset
+    config, record = run.read_config(), run.read_summary().dataset
     source = {k: v for k, v in config.dataset.source.items() if k not in TRANSPORT_ARGUMENTS}
     divided = config.split.source == "test" and config.evaluation.test == "split"
     split = to_plain(config.split) if divided else None

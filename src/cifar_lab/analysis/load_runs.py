@@ -37,7 +37,7 @@ class FoundRun:
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
-        self.config: RunConfig = run.config
+        self.config: RunConfig = run.read_config()
         self.summary: RunSummary = _checked(run.read_summary(), run)
         self.history: list[EpochMetrics] = run.read_metrics()
         self.problems: list[str] = []

@@ -57,7 +57,7 @@ def expected_outputs(run: RunDir, network: Answers, batch_size: int) -> Referenc
     These are the run's stored predictions. Where a plain pass through the network cannot repeat
     them, they are the answers of `network` itself. Raises Unavailable if the data have changed.
     """
-    settings, summary, stored = run.config, run.read_summary(), run.read_predictions()
+    settings, summary, stored = run.read_config(), run.read_summary(), run.read_predictions()
     check_same_data(settings.dataset, summary.dataset, run.path)
     images = Images(load_splits(settings, "cpu").official_test.images, stored.indices)
     why = why_stored_differ(settings, summary.device)

@@ -21,7 +21,7 @@ def model_card(run: RunDir, output: str) -> str:
     """Return the README.md of a finished run's exported model, whose `output` is logits or
     probabilities.
     """
-    settings, summary = run.config, run.read_summary()
+    settings, summary = run.read_config(), run.read_summary()
     model = settings.choices.get("model") or settings.model["_target_"].rpartition(".")[2]
     best = summary.scored_weights == "best"
     epoch = summary.best_epoch if best else summary.epochs

@@ -60,7 +60,7 @@ class NormalisedNetwork(nn.Module):
 
 def load_network(run: RunDir) -> NormalisedNetwork:
     """Return the network with the weights that the run was scored with, on the CPU."""
-    network = NormalisedNetwork(load_model(run), run.config)
+    network = NormalisedNetwork(load_model(run), run.read_config())
     network.to(memory_format=torch.contiguous_format)
     return network.eval().requires_grad_(False)
 
@@ -94,7 +94,7 @@ def metadata(run: RunDir, output: str) -> dict[str, str]:
 
     `output` is "logits", or "probabilities" for a model that ends with a softmax.
     """
-    settings, summary = run.config, run.read_summary()
+    settings, summary = run.read_config(), run.read_summary()
     channels, height, width = settings.dataset.image_shape
     names = run.class_names()
     epoch = summary.best_epoch if summary.scored_weights == "best" else summary.epochs

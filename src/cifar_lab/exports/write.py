@@ -37,7 +37,7 @@ def export(run: RunDir, kind: str, path: Path) -> Exported:
     Raises RunFailed, and writes nothing, if the model cannot be exported or if the outputs of the
     file differ by more than TOLERANCE from the expected ones.
     """
-    settings, module = run.config, FORMATS[kind]
+    settings, module = run.read_config(), FORMATS[kind]
     network = load_network(run)
     size = settings.evaluation.batch_size
     expected = expected_outputs(run, answers_of(network), size)

@@ -28,7 +28,7 @@ def draw(
     """
     predictions = run.read_predictions(split, weights)
     counts = predictions.confusion_matrix
-    config = run.config
+    config = run.read_config()
     names = style.plain_names(run, len(counts))
     kinds = ["none", "rows"] if normalise == "both" else [normalise]
     side = float(np.clip(0.55 * len(counts), 4.2, 8.8))

@@ -33,7 +33,7 @@ def draw(
     `test`: also the test curve, where the study watched it; `steps`: also each training step, where
     the run kept them; `learning_rate`: a third panel, where it changes.
     """
-    config, rows = run.config, run.read_metrics()
+    config, rows = run.read_config(), run.read_metrics()
     step_rows = run.read_steps() if steps else []
     rates = [row.learning_rate for row in rows]
     last = rows[-1].epoch if rows else max(config.training.epochs, 1)

@@ -67,7 +67,7 @@ def panels(
     """Return one panel per run, side by side, with one legend of the classes."""
     if not runs:
         raise UsageError("there is no run to draw; name at least one")
-    configs = [run.config for run in runs]
+    configs = [run.read_config() for run in runs]
     samples = [read_sample(run, sample_size, seed) for run in runs]
     num_classes = max(
         max(int(labels.max()) + 1 for _, labels in samples),

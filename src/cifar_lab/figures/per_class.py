@@ -17,7 +17,7 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
 
     `split` and `weights` name the predictions file.
     """
-    config = run.config
+    config = run.read_config()
     predictions = run.read_predictions(split, weights)
     matrix = predictions.confusion_matrix
     support = matrix.sum(axis=1)

@@ -46,7 +46,7 @@ def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "sco
         )
         lower.bar(middle, found.counts, 0.94 * width, color="#C9C9C9")
         upper.legend(fontsize=style.SMALL, frameon=False, loc="upper left")
-    title = f"{style.run_title(run.config)} · {split} images"
+    title = f"{style.run_title(run.read_config())} · {split} images"
     style.caption(figure, title if found is None else f"{title} · {_in_words(found)}")
     return figure
 

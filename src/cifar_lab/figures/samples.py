@@ -48,7 +48,7 @@ def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> "Figure"
         axes = figure.subplots()
         axes.axis("off")
         style.note(axes, "no images to show")
-        style.caption(figure, style.run_title(run.config))
+        style.caption(figure, style.run_title(run.read_config()))
         return figure
     rows = [-(-len(chosen) // COLUMNS) for _, chosen in sections]
     bars = min(len(names), MOST_BARS + 1)
@@ -59,7 +59,7 @@ def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> "Figure"
     )[:, 0]
     for part, (heading, chosen), row_count in zip(parts, sections, rows, strict=True):
         _section(part, heading, chosen, row_count, names)
-    style.caption(figure, style.run_title(run.config))
+    style.caption(figure, style.run_title(run.read_config()))
     return figure
 
 

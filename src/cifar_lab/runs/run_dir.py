@@ -34,6 +34,10 @@ LONGEST_SEARCH = 20_000
 class RunDir(RunFiles):
     """The folder of one run: its config, files, status and lock; nothing about training."""
 
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(path)
+        self._config: RunConfig | None = None
+
     @classmethod
     def create(cls, config: RunConfig, folder: Path | None = None) -> "RunDir":
         """Create a run's folder, with status queued; None: at the address of its config.
@@ -54,19 +58,23 @@ class RunDir(RunFiles):
             return run
         with run.lock(patience=10):  # another process may be creating the same folder
             if not run.config_file.exists():
-                write_text(run.config_file, dump(config))
+                run._write_config(config)
             if not run.summary_file.exists():
                 run.write_summary(queued(config))
         return run
 
-    @property
-    def config(self) -> RunConfig:
-        """The config in config.yaml, checked as strictly as a command line."""
-        return load(self.config_file)
+    def read_config(self) -> RunConfig:
+        """Return the config in config.yaml, checked as strictly as a command line.
+
+        This object reads the file once; one that `create` has made knows what it wrote.
+        """
+        if self._config is None:
+            self._config = load(self.config_file)
+        return self._config
 
     def own_config(self) -> RunConfig:
         """Return the config; UsageError if it was edited into that of another run."""
-        settings = self.config
+        settings = self.read_config()
         if self.holds_other_config(settings):
             raise UsageError(
                 f"{self.config_file} was edited: its settings are those of another run; restore "
@@ -98,7 +106,7 @@ class RunDir(RunFiles):
         )
 
     def _update_config(self, config: RunConfig) -> None:
-        stored = self.config
+        stored = self.read_config()
         if config.threads is None:
             config = dataclasses.replace(config, threads=stored.threads)
         same_run = identity(stored) == identity(config)
@@ -108,7 +116,11 @@ class RunDir(RunFiles):
         with contextlib.suppress(Unavailable), self.lock():
             if config.threads != stored.threads and self.last.exists():
                 self.resumed_threads(config)
-            write_text(self.config_file, dump(config))
+            self._write_config(config)
+
+    def _write_config(self, config: RunConfig) -> None:
+        write_text(self.config_file, dump(config))
+        self._config = config
 
     # --- the summary and the status -------------------------------------------------------------
 
@@ -147,7 +159,7 @@ class RunDir(RunFiles):
         These are the names for display, else the dataset's own, else those that the evaluation
         found with the images, else none. With a `count`, a class without a name gets its number.
         """
-        dataset = self.config.dataset
+        dataset = self.read_config().dataset
         names = dataset.display_names or dataset.classes or []
         if not names and self.summary_file.exists():
             names = list(self.read_summary().per_class_accuracy)
@@ -207,7 +219,7 @@ class RunDir(RunFiles):
         Other files in the folder stay. The results are moved aside first, so that a failure on the
         way leaves them as they were.
         """
-        config = self.config
+        config = self.read_config()
         try:
             move_aside(self._result_files(), self.path, self.trash)
             self.write_summary(queued(config))
@@ -224,7 +236,7 @@ class RunDir(RunFiles):
     def _result_files(self) -> list[Path]:
         """Return the files that hold the run's results, and no others."""
         summary = self._summary_if_whole()
-        config = self.config
+        config = self.read_config()
         figures = {*config.figures, *(summary.figures if summary is not None else ())}
         return [
             self.metrics_file,

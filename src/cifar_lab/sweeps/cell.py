@@ -132,7 +132,7 @@ def run_cell(run: RunDir, code: str, stop: Stop, options: LaunchOptions) -> tupl
     """
     try:
         targets.trust(options.trust)
-        if code_hash(run.config) != code:
+        if code_hash(run.read_config()) != code:
             raise Unavailable("the code was changed while the sweep ran; run the same line again")
         run_experiment(run, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
     except Stopped as stopped:

@@ -291,7 +291,7 @@ def _run(request: dict[str, Any], is_asked: Callable[[], bool]) -> tuple[int, st
     run = RunDir(request["folder"])
     _within(_LOCK_SECONDS, lambda: is_asked() or not run.is_locked())
     local = workers.launcher(LaunchOptions(**request["options"]))
-    config = run.config
+    config = run.read_config()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "") if config.device == "cuda" else ""
     local.free_gpus = [visible]
     (job,) = local.start([Cell(run, config, {}, request["code"])], Path(request["folder"]))

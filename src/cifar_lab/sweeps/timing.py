@@ -163,7 +163,7 @@ def _finished_beside(cells: Sequence[Cell]) -> list[Cell]:
         for run in find_runs(folder) if folder.is_dir() else ():
             if run.path not in found and run.summary_file.exists():
                 with contextlib.suppress(UsageError, RunFailed):
-                    found[run.path] = Cell(run, run.config, {}, "")
+                    found[run.path] = Cell(run, run.read_config(), {}, "")
     return list(found.values())
 
 

@@ -78,7 +78,7 @@ class Sender:
     def _send(self) -> tuple[Entry, Entry]:
         """Send what is new; return the entries of trackers.json before and after."""
         run, summary = self._run, self._run.read_summary()
-        settings = run.config
+        settings = run.read_config()
         destination = self._tracker.destination(settings.name)
         if self._lock is None:
             self._lock = open_lock(run.trackers_lock)

@@ -31,7 +31,7 @@ def load_model(run: RunDir, *, weights: str | None = None, device: str = "cpu") 
     that are normalised with the dataset's mean and std. Raises UsageError if there are no weights
     yet.
     """
-    settings = run.config
+    settings = run.read_config()
     num_classes = len(run.class_names())
     if num_classes == 0:  # the classes of a folder of images are known once it was evaluated
         raise UsageError(
@@ -61,7 +61,7 @@ def probabilities(
     picture is brought to the model's size, replace the run's own. Raises UsageError for the first
     picture that cannot be read, before a model is built.
     """
-    settings = run.config
+    settings = run.read_config()
     pixels = to_pixels(pictures, settings.dataset.image_shape, fit or settings.dataset.fit)
     device, _ = select_device(device or settings.device)
     model = load_model(run, weights=weights, device=device)

@@ -60,7 +60,7 @@ def run_folder(request: Request) -> Path:
     if request.folder is None:
         return address(run.config)
     past = RunDir(request.folder)
-    stored = past.config
+    stored = past.read_config()
     changed = run.asked_keys - LAUNCH_KEYS
     same_run = not changed or identity(stored) == identity(run.config)
     if past.holds_other_config(stored):

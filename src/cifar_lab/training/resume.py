@@ -45,7 +45,7 @@ def restore(
     source = RunDir(settings.continue_from)
     found = _final_checkpoint(source)
     check_same_data(settings.dataset, recorded_data(found, source.read_summary()), source.path)
-    if _keeps_rates(settings, source.config):
+    if _keeps_rates(settings, source.read_config()):
         state.load_state_dict(found)
         rates = "the learning rate continues too"
     else:
@@ -53,7 +53,10 @@ def restore(
         _load_with_new_rates(state, found, settings, left, steps)
         rates = f"the learning rate is as configured, over the {left} additional epochs"
     state.stopped_early, state.stale_epochs = False, 0
-    if source.config.training.monitor != settings.training.monitor and state.best is not None:
+    if (
+        source.read_config().training.monitor != settings.training.monitor
+        and state.best is not None
+    ):
         state.best_monitored = gain(state.best, settings.training.monitor)
     check_best(source, state)
     if state.best is not None:

@@ -192,12 +192,14 @@ def _evaluate(
 ) -> RunSummary:
     """Score the trained run, check the result and draw the figures; return the summary."""
     run.write_summary(summary)
-    log.info("evaluating: %s", " and ".join(_counts(run.config, splits)))
+    log.info("evaluating: %s", " and ".join(_counts(run.read_config(), splits)))
     summary = dataclasses.replace(summary, **evaluate(run, splits=splits))
     found = sanity_checks.after(run, splits, state, batches)
     warnings = console.log_warnings(summary.warnings, found)
     run.write_summary(dataclasses.replace(summary, warnings=warnings))
-    if figures := [name for name, figure in run.config.figures.items() if figure is not None]:
+    if figures := [
+        name for name, figure in run.read_config().figures.items() if figure is not None
+    ]:
         log.info("drawing figures: %s", listing(figures))
     drawn, problems = draw_figures(run)
     return dataclasses.replace(summary, figures=drawn, warnings=warnings + problems)
@@ -278,7 +280,7 @@ def _stopped_inside(stop: Stop, progress: Progress) -> Stopped:
 def _finished_before(run: RunDir, summary: RunSummary, code: str, accept_code: bool) -> RunSummary:
     if summary.code_hash not in (None, code) and not accept_code:
         raise _made_by_other_code(run, summary.code_hash, code)
-    check_finished(run.config.dataset, summary.dataset, run.path)
+    check_finished(run.read_config().dataset, summary.dataset, run.path)
     score = f"test accuracy {summary.test_accuracy:.2%}" if summary.test_accuracy else "no score"
     log.info("finished before: %s (%s); rerun=true runs it again", run.path, score)
     return summary

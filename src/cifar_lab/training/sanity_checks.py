@@ -47,7 +47,7 @@ def before(
 
 def after(run: RunDir, splits: Splits, state: TrainState, batches: Batches) -> list[str]:
     """Return the warnings after evaluation: about losses, predictions, scores and gates."""
-    settings = run.config
+    settings = run.read_config()
     official = settings.evaluation.test == "official"
     labels = splits.train.labels.cpu().index_select(0, splits.train.indices)
     weights = class_weights(settings.training.class_weights, splits.train, len(splits.class_names))

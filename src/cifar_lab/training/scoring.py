@@ -124,7 +124,9 @@ def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
 def draw_figures(run: RunDir) -> tuple[list[str], list[str]]:
     """Draw the figures that the config names; return those drawn, and a warning for each other."""
     drawn, warnings = [], []
-    wanted = {name: config for name, config in run.config.figures.items() if config is not None}
+    wanted = {
+        name: config for name, config in run.read_config().figures.items() if config is not None
+    }
     with progress_bar("drawing figures", len(wanted), "figure") as advance:
         for name, target_config in wanted.items():
             try:

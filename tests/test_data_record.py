@@ -67,7 +67,8 @@ class Data:
 
 
 @pytest.fixture(params=["npz", "image_folder"])
-def data(request: pytest.FixtureRequest, tmp_path: Path) -> Data:
+def data(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
+    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
     return Data(request.param, tmp_path)
 
 
@@ -82,11 +83,11 @@ def refused(capsys: pytest.CaptureFixture[str], kind: str) -> str:
 def test_a_stopped_run_continues_on_the_same_data_only(
     data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    every_step(monkeypatch)
     run = data.run()
-    with pytest.raises(Stopped):
-        run_experiment(run, stop=StopAt(2))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        every_step(patch)
+        with pytest.raises(Stopped):
+            run_experiment(run, stop=StopAt(2))
     before = run.last.read_bytes()
 
     data.permute()
@@ -104,11 +105,11 @@ def test_a_stopped_run_continues_on_the_same_data_only(
 def test_a_checkpoint_without_a_record_is_compared_with_the_summary(
     data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    every_step(monkeypatch)
     run = data.run()
-    with pytest.raises(Stopped):
-        run_experiment(run, stop=StopAt(2))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        every_step(patch)
+        with pytest.raises(Stopped):
+            run_experiment(run, stop=StopAt(2))
     state = torch.load(run.last, weights_only=True)
     record = state.pop("dataset")
     assert record == json.loads(run.summary_file.read_text())["dataset"]

@@ -18,17 +18,11 @@ from PIL import Image
 
 from cifar_lab.config import compose
 from cifar_lab.datasets import ARRAYS, ImageArrays, cifar10, digits, image_folder, mnist, npz
-from cifar_lab.datasets.archive import sources, unpack
+from cifar_lab.datasets.archive import Source, obtain, sources, unpack
 from cifar_lab.datasets.download import DownloadOptions
 from cifar_lab.datasets.held_out import held_out
 from cifar_lab.datasets.pictures import Fit, read_picture
-from cifar_lab.datasets.store import (
-    Source,
-    data_root,
-    obtain,
-    read_cache,
-    write_cache,
-)
+from cifar_lab.datasets.store import data_root
 from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs import atomic_io
 from cifar_lab.training.preflight import compose_checked
@@ -112,11 +106,11 @@ def test_the_cache_is_a_shared_map_of_the_same_content(counted: Counted) -> None
     assert counted.asked == 1
 
 
-FILES = [f"{name}.npy" for name in ARRAYS] + ["contents.json"]
+FILES = [f"{name}.bin" for name in ARRAYS] + ["contents.json"]
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["known", "recorded"])
-@pytest.mark.parametrize("damage", ["flip", "flip the header", "truncate", "empty", "remove"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
 @pytest.mark.parametrize("file", FILES)
 def test_a_damaged_cache_is_named_and_made_anew(
     counted: Counted, file: str, damage: str, recorded: bool, caplog: pytest.LogCaptureFixture
@@ -125,8 +119,8 @@ def test_a_damaged_cache_is_named_and_made_anew(
     counted.load(checksums)
     path = counted.folder / file
     content = bytearray(path.read_bytes())
-    if damage.startswith("flip"):
-        content[len(content) // 2 if damage == "flip" else 60] ^= 1
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
         path.write_bytes(content)
     elif damage == "truncate":
         path.write_bytes(content[: len(content) // 2])
@@ -144,22 +138,11 @@ def test_a_damaged_cache_is_named_and_made_anew(
 
 def test_a_cache_of_other_content_is_not_used(counted: Counted) -> None:
     counted.load()
-    write_cache(counted.folder, tiny_sets.arrays(train=40))
+    other = Counted(counted.root)
+    other.data = tiny_sets.arrays(train=40)
+    other.load()
     assert tiny_sets.same(counted.load(), counted.data)
     assert counted.asked == 2
-
-
-def test_a_cache_with_an_object_array_is_refused_without_opening_its_pickle(
-    counted: Counted, tmp_path: Path
-) -> None:
-    class Bomb:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    counted.load()
-    np.save(counted.folder / "train_labels.npy", np.array([Bomb()]), allow_pickle=True)
-    assert tiny_sets.same(counted.load(), counted.data)
-    assert not (tmp_path / "ran").exists()
 
 
 def test_a_disk_too_full_for_the_cache_does_not_stop_the_run(
@@ -172,7 +155,7 @@ def test_a_disk_too_full_for_the_cache_does_not_stop_the_run(
     assert tiny_sets.same(counted.load(), counted.data)
     assert "cannot be cached" in caplog.text
     assert "No space left" in caplog.text
-    assert read_cache(counted.folder, {}) is None
+    assert not (counted.folder / "contents.json").exists()
 
 
 # The decoders and the order of the sources
@@ -398,7 +381,8 @@ def load_folder(
 ) -> Any:
     given = None if path is None else str(path)
     options = {"checksums": {}, **options}
-    return image_folder.load(root=Path("unused"), path=given, image_shape=shape, **options)
+    root = Path("unused") if path is None else path.parent / "data"
+    return image_folder.load(root=root, path=given, image_shape=shape, **options)
 
 
 def test_a_divided_folder_of_pictures(tmp_path: Path) -> None:

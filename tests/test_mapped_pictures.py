@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 
 from cifar_lab.config.identity import address
-from cifar_lab.datasets import ImageArrays, decoding, image_folder
-from cifar_lab.datasets.pictures import read_content
-from cifar_lab.errors import RunFailed, Unavailable, UsageError
+from cifar_lab.datasets import ImageArrays, image_folder, pictures
+from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training import sanity_checks
 from cifar_lab.training.build import load_splits
@@ -51,7 +50,7 @@ def write(path: Path, random: np.random.Generator) -> None:
 
 def load(folder: Path, root: Path, storage: image_folder.Storage, **options: Any) -> ImageArrays:
     return image_folder.load(
-        root=root,
+        root=root if storage != "memory" else root / "memory",  # two files, so as to compare them
         checksums={},
         path=str(folder),
         image_shape=SHAPE,
@@ -64,15 +63,15 @@ def caches(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("decoded/pictures/*/contents.json"))
 
 
-def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    decoded: list[Path] = []
-    before = read_content
+def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    decoded: list[bytes] = []
+    before = pictures.decode
 
-    def counted(path: Path) -> bytes:
-        decoded.append(path)
-        return before(path)
+    def counted(content: bytes, *options: Any) -> Any:
+        decoded.append(content)
+        return before(content, *options)
 
-    monkeypatch.setattr(decoding, "read_content", counted)
+    monkeypatch.setattr(pictures, "decode", counted)
     return decoded
 
 
@@ -173,41 +172,14 @@ def test_a_copied_cache_is_verified_by_its_content(
     assert not decoded
 
 
-def test_processes_decode_the_same_in_the_same_order(
-    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = load(folder, root, "memory")
-    monkeypatch.setattr(decoding, "PER_PROCESS", 10)
-    monkeypatch.setattr(decoding, "_cores", lambda: 2)
-    for storage in ("memory", "mapped"):
-        assert tiny_sets.same(load(folder, root, storage), expected)
+def test_threads_decode_in_order(folder: Path) -> None:
     paths = sorted(folder.rglob("*.png"))
-    broken = paths[17]
-    broken.write_bytes(b"?")
-    found = list(decoding.decode_files(paths, SHAPE, "crop"))
-    assert [path for path, one in zip(paths, found, strict=True) if one.error] == [broken]
-
-
-def test_a_killed_process_is_a_failure_in_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "PER_PROCESS", 10)
-    monkeypatch.setattr(decoding, "_cores", lambda: 2)
-    paths = sorted(folder.rglob("*.png")) * 20
-    decoded = decoding.decode_files(paths, SHAPE, "crop")
-    next(decoded)
-    children = subprocess.run(
-        ["pgrep", "-P", str(os.getpid()), "-f", "decoding import serve"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    assert len(children) == 2
-    for child in children:
-        os.kill(int(child), 9)
-    with pytest.raises(RunFailed, match="exit code -9") as caught:
-        list(decoded)
-    assert "\n" not in str(caught.value)
+    paths[17].write_bytes(b"?")
+    decoded = list(pictures.decode_files(paths, SHAPE, "crop"))
+    assert [path for path, one in zip(paths, decoded, strict=True) if one.error] == [paths[17]]
+    for path, picture in zip(paths, decoded, strict=True):
+        if picture.pixels is not None:
+            assert np.array_equal(picture.pixels, pictures.read_picture(path, SHAPE))
 
 
 def test_two_runs_that_start_at_once_decode_once(folder: Path, root: Path) -> None:
@@ -226,16 +198,16 @@ def test_two_runs_that_start_at_once_decode_once(folder: Path, root: Path) -> No
     ]
     ended = [process.communicate() for process in started]
     assert {out for out, _ in ended} == {load(folder, root, "memory").checksums["train_images"]}
-    assert sum("pictures once into" in err for _, err in ended) == 1
+    assert sum("pictures of" in err and "once" in err for _, err in ended) == 1
 
 
 @pytest.mark.slow
 def test_a_killed_decoding_leaves_nothing_that_is_used(folder: Path, root: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\n"
-        "from cifar_lab.datasets import decoding, image_folder\n"
-        "read = decoding.read_content\n"
-        "decoding.read_content = lambda path: (time.sleep(0.05), read(path))[1]\n"
+        "from cifar_lab.datasets import pictures, image_folder\n"
+        "read = pictures.read_content\n"
+        "pictures.read_content = lambda path: (time.sleep(0.05), read(path))[1]\n"
         "image_folder.load(root=Path(sys.argv[1]), checksums={}, path=sys.argv[2], "
         "image_shape=(3, 16, 16), storage='mapped')"
     )
@@ -254,14 +226,14 @@ def test_a_killed_decoding_leaves_nothing_that_is_used(folder: Path, root: Path)
 def test_a_picture_that_changes_while_it_is_read_is_noticed(
     folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = read_content
+    before = pictures.read_content
 
     def changing(path: Path) -> bytes:
         if path.name == "40.png":
             write(path, np.random.default_rng(7))
         return before(path)
 
-    monkeypatch.setattr(decoding, "read_content", changing)
+    monkeypatch.setattr(pictures, "read_content", changing)
     with pytest.raises(Unavailable, match=r"40\.png has changed while it was read"):
         load(folder, root, "mapped")
     assert caches(root) == []

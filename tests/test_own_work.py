@@ -131,8 +131,9 @@ def test_misspelt_own_option_is_answered_with_the_right_one(
 
 @pytest.mark.parametrize("source", ["image_folder", "npz"])
 def test_own_pictures_train_and_are_asked_about(
-    own: Path, source: str, capsys: pytest.CaptureFixture[str]
+    own: Path, source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setenv("CIFAR_LAB_DATA", str(own / "data"))
     words = next(w for w in commands_of_the_page() if f"dataset={source}" in w and w[0] == "train")
     small = ["model=convnet_plain", "model.widths=[4,8]", "model.hidden=16", "training.epochs=1"]
     assert train.main([*words[1:], *small, *TINY]) == 0

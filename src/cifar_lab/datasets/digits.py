@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from cifar_lab.datasets import ImageArrays
+from cifar_lab.datasets.archive import Source, obtain
 from cifar_lab.datasets.held_out import held_out
-from cifar_lab.datasets.store import Source, obtain
 
 TEST_SIZE = 360
 

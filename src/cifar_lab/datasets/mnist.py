@@ -1,7 +1,6 @@
 """MNIST: 60,000 and 10,000 handwritten digits of 1x28x28 in ten classes."""
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.datasets.archive import Archive, FindProblem, NpmPackage, Published, loader
+from cifar_lab.datasets.archive import Archive, Digest, Files, NpmPackage, Published, loader
 from cifar_lab.datasets.download import SourceFailed
 
 FILES = {
@@ -32,7 +31,7 @@ def publish_idx(dataset: Any, checksums: Mapping[str, str]) -> Published:
         Archive(
             f"{folder}/{file}.gz",
             md5[f"{file}.gz"],
-            {f"{folder}/{file}": _array_problem(checksums[name]) if name in checksums else None},
+            {f"{folder}/{file}": _digest(name, checksums)},
         )
         for name, file in FILES.items()
     ]
@@ -43,9 +42,13 @@ def publish_idx(dataset: Any, checksums: Mapping[str, str]) -> Published:
     )
 
 
-def decode_files(
-    contents: Mapping[str, bytes], folder: str, class_names: tuple[str, ...]
-) -> ImageArrays:
+def _digest(name: str, checksums: Mapping[str, str]) -> Digest | None:
+    """Return the digest of an unpacked file, whose array follows four bytes and its shape."""
+    start = 4 + 4 * (3 if name.endswith("images") else 1)
+    return Digest("sha256", checksums[name], start) if name in checksums else None
+
+
+def decode_files(contents: Files, folder: str, class_names: tuple[str, ...]) -> ImageArrays:
     """Decode the four idx files of a folder."""
     arrays = {name: decode_idx(contents[f"{folder}/{file}"]) for name, file in FILES.items()}
     train_images, train_labels, test_images, test_labels = (arrays[name] for name in ARRAYS)
@@ -60,17 +63,6 @@ def decode_idx(content: bytes) -> NDArray[np.uint8]:
         raise SourceFailed("it is not a complete idx file")
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
     return values.reshape(shape) if ndim == 1 else values.reshape(shape[0], 1, *shape[1:])
-
-
-def _array_problem(sha256: str) -> FindProblem:
-    def find_problem(content: bytes) -> str | None:
-        try:
-            found = hashlib.sha256(decode_idx(content).data).hexdigest()
-        except SourceFailed as failed:
-            return str(failed)
-        return None if found == sha256 else f"sha256 of the array {found}, expected {sha256}"
-
-    return find_problem
 
 
 def _publish(dataset: Any, checksums: Mapping[str, str]) -> Published:

@@ -1,8 +1,14 @@
-"""One picture file as an array of a given shape."""
+"""Picture files: which there are, and each as an array of a given shape."""
 
+import contextlib
+import hashlib
 import io
+import os
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -28,24 +34,33 @@ class Unreadable(Exception):
     """A file is not a picture that can be decoded; the message is the reason, in one line."""
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A picture (C, H, W), or None and the reason; and the sha256 of its file, "" if unread."""
+
+    pixels: NDArray[np.uint8] | None
+    error: str
+    sha256: str
+
+
 def find_pictures(path: Path) -> list[Path]:
     """Return the pictures in a folder by name, or the path itself if it is no folder."""
     try:
         if not path.is_dir():
             return [path]
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
     except (OSError, ValueError):  # a path that no file system takes is refused when it is read
         return [path]
-    if not found:
-        kinds = " ".join(sorted(SUFFIXES))
-        raise UsageError(f"{shorten_path(path)} holds no pictures ({kinds})")
-    return found
+    if not pictures:
+        raise UsageError(f"{shorten_path(path)} holds no pictures ({' '.join(sorted(SUFFIXES))})")
+    return pictures
 
 
 def read_picture(path: Path, image_shape: Sequence[int], fit: Fit = "crop") -> NDArray[np.uint8]:
     """Return a picture file as `fit_picture` does; UsageError if it cannot be read."""
     try:
-        return decode(read_content(path), image_shape, fit)
+        with _refusing_bombs():
+            return decode(read_content(path), image_shape, fit)
     except Unreadable as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UsageError(f"{shorten_path(path)}: there is no such picture") from None
@@ -66,19 +81,58 @@ def read_content(path: Path) -> bytes:
         raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from error
 
 
+def decode_files(paths: Sequence[Path], image_shape: Sequence[int], fit: Fit) -> Iterator[Decoded]:
+    """Yield the pictures of files in their order, decoded by as many threads as there are cores.
+
+    Pillow works without Python's global lock: of 1,000 photographs and of 4,000 small pictures,
+    threads decoded as many a second as processes did. Only a few pictures are in memory at a time,
+    however slowly they are taken.
+    """
+
+    def read(path: Path) -> Decoded:
+        digest = ""
+        try:
+            content = read_content(path)
+            digest = hashlib.sha256(content).hexdigest()
+            return Decoded(decode(content, image_shape, fit), "", digest)
+        except Unreadable as error:
+            return Decoded(None, str(error), digest)
+
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with _refusing_bombs(), ThreadPoolExecutor(cores, thread_name_prefix="pictures") as threads:
+        coming: deque[Future[Decoded]] = deque()
+        for path in paths:
+            coming.append(threads.submit(read, path))
+            if len(coming) > 4 * cores:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+@contextlib.contextmanager
+def _refusing_bombs() -> Iterator[None]:
+    """Refuse pictures that are small on disk and enormous in memory: Pillow only warns of them.
+
+    To be entered before threads are started, which share what becomes of a warning.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def decode(content: bytes, image_shape: Sequence[int], fit: Fit = "crop") -> NDArray[np.uint8]:
     """Return the picture in the bytes of a file as `fit_picture` does; Unreadable if there is none.
 
-    Its size is limited as by Pillow, since a small file can contain an enormous picture.
+    Its size is limited as by Pillow.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns about a picture that is small on disk and enormous in memory.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as file:
-                return fit_picture(file, image_shape, fit)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+            return fit_picture(file, image_shape, fit)
     except UnidentifiedImageError:  # its message names an object in memory
         raise Unreadable("its content is of none of these formats") from None
     except Exception as error:

@@ -1,41 +1,47 @@
-"""The data folder: where it is, its locks, its cache of decoded arrays, and how it is filled."""
+"""The data folder: where it is, its locks, and the datasets that were decoded into it.
 
+A decoded dataset is a folder with the bytes of each array in C order, and `contents.json`, which is
+written last and says what they are. Whoever asks maps the files into memory.
+"""
+
+import contextlib
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.datasets.download import SourceFailed, TooSlow
 from cifar_lab.errors import Unavailable, UsageError, first_line, shorten, shorten_path
-from cifar_lab.runs.atomic_io import open_for_appending, remove_leftovers, replacing, try_lock
+from cifar_lab.runs.atomic_io import open_for_appending, replacing, try_lock
 
 log = logging.getLogger("cifar_lab")
 
 
-@dataclass(frozen=True)
-class Source:
-    """One place that may have a dataset.
+class Facts(NamedTuple):
+    """What a decoded dataset holds beside its arrays, as in ImageArrays."""
 
-    `get(patient)` returns the decoded arrays, or None if there is nothing. It raises SourceFailed
-    with the reason in a few words, or, unless it is to be patient, TooSlow. `remedy` is what the
-    user can do so that this source has the data.
-    """
+    class_names: tuple[str, ...]
+    broken: Mapping[str, str] = {}
 
-    name: str
-    get: Callable[[bool], ImageArrays | None]
-    local: bool = False
-    remedy: str | None = None
+
+Add = Callable[[str, Iterable[NDArray[Any]]], None]
+"""Stores an array under its name; it comes in parts, and only one of them is in memory."""
+
+Decode = Callable[[Add, str], Facts]
+"""Adds each array of a dataset. The string says why the data folder cannot be written, if so."""
 
 
 def user_path(setting: str, path: str) -> Path:
@@ -87,153 +93,192 @@ def files_digest(path: Path) -> str | None:
     return digest.hexdigest()
 
 
-def obtain(
-    name: str,
-    root: Path,
-    checksums: Mapping[str, str],
-    find_sources: Callable[[], Sequence[Source]],
+def cached(
+    folder: Path,
+    decode: Decode,
+    what: str,
+    *,
+    checksums: Mapping[str, str] | None = None,
+    mapped: bool = False,
+    nbytes: int = 0,
 ) -> ImageArrays:
-    """Return a dataset from the decoded cache, else from the first of its sources that has it.
+    """Return the dataset `what` that was decoded into a folder; it is decoded now if it is not.
 
-    `checksums` are the sha256 of the decoded arrays in C order, by the name of the array. Without
-    them, each source verifies its own content, and the cache is compared with what was decoded
-    first. Processes that ask at the same time download once. Raises Unavailable if no source has
-    the dataset, UsageError if the data folder has no valid copy and cannot be written.
+    Arrays are verified by their sha256: those in `checksums`, or those that were noted when they
+    were decoded. Processes that ask at the same time decode once. Where the folder cannot be
+    written, the dataset is decoded into memory.
+
+    `mapped`: its `nbytes` may be more than the memory. Then the files must be there, and one whose
+    size and time are those that were noted is taken as it is. Raises UsageError or Unavailable if
+    the folder cannot be written, Unavailable if the disk does not keep what is written.
     """
-    folder = root / "decoded" / name
-    try:
-        cached = read_cache(folder, checksums)
-    except _Damaged:
-        cached = None  # Another process may be writing it: it is read again below, with the lock.
-    if cached is not None:
-        return cached
-    with locked(folder.with_name(f"{name}.lock"), name) as not_writable:
-        try:
-            cached = read_cache(folder, checksums)
-        except _Damaged as damaged:
-            log.warning("%s is damaged (%s); decoding the dataset again", damaged.path, damaged.why)
-            cached = None
-        if cached is not None:
-            return cached
-        arrays = _from_sources(name, root, checksums, find_sources(), not_writable)
+    known = checksums or {}
+    with contextlib.suppress(_Damaged):  # Or is it being written? It is read again with the lock.
+        if arrays := _read(folder, known, mapped):
+            return arrays
+    with locked(folder.with_name(f"{folder.name}.lock"), what) as not_writable:
         if not_writable:
-            return arrays
+            if mapped:
+                raise UsageError(
+                    f"{what} are mapped from a file in {folder.parent}, which cannot be written "
+                    f"({not_writable}); set CIFAR_LAB_DATA to another folder, or "
+                    "dataset.storage=memory"
+                )
+            return _decode_in_memory(decode, not_writable)
         try:
-            write_cache(folder, arrays)
+            if arrays := _read(folder, known, mapped):
+                return arrays
+        except _Damaged as damaged:
+            log.warning("%s is damaged (%s); decoding the dataset again", damaged.path, damaged)
+        try:
+            _decode_into(folder, decode, what, nbytes)
         except OSError as error:
-            log.warning("%s cannot be cached in %s: %s", name, folder, error.strerror)
-            return arrays
-        del arrays  # Before they are mapped: a second copy would double the peak of memory.
+            problem = error.strerror or str(error)
+            if mapped:
+                raise Unavailable(
+                    f"{folder} cannot be written: {problem}; set CIFAR_LAB_DATA to a folder on "
+                    "another disk, or dataset.storage=memory"
+                ) from error
+            log.warning("%s cannot be cached in %s: %s", what, folder, problem)
+            return _decode_in_memory(decode, "")
         try:
-            cached = read_cache(folder, checksums)
+            arrays = _read(folder, known, mapped)
         except _Damaged as damaged:
             raise Unavailable(
-                f"{damaged.path} does not read back as it was written ({damaged.why}); "
-                "check the disk or set CIFAR_LAB_DATA to a folder on another one"
+                f"{damaged.path} does not read back as it was written ({damaged}); check the disk "
+                "or set CIFAR_LAB_DATA to a folder on another one"
             ) from damaged
-        assert cached is not None
-        return cached
-
-
-def _from_sources(
-    name: str,
-    root: Path,
-    checksums: Mapping[str, str],
-    sources: Sequence[Source],
-    not_writable: str,
-) -> ImageArrays:
-    """Ask each source in turn, and the slow ones again after the others."""
-    usable = [source for source in sources if source.local or not not_writable]
-    waiting = [(source, index == len(usable) - 1) for index, source in enumerate(usable)]
-    tried: list[str] = []
-    while waiting:
-        source, patient = waiting.pop(0)
-        try:
-            arrays = source.get(patient)
-            if arrays is None:
-                continue
-            for array, digest in arrays.checksums.items():
-                if checksums.get(array, digest) != digest:
-                    raise SourceFailed(f"its {array} have a wrong sha256 ({digest[:8]}...)")
-        except TooSlow as slow:
-            log.warning("%s: %s; trying the other sources first", source.name, slow)
-            waiting.append((source, True))
-        except (SourceFailed, OSError) as failed:
-            log.warning("%s: %s", source.name, failed)
-            tried.append(f"{source.name}: {failed}")
-        else:
-            log.info("%s: from %s", name, source.name)
-            return arrays
-    if not_writable:
-        raise UsageError(
-            f"the data folder {root} has no valid copy of {name} and cannot be written "
-            f"({not_writable}); set CIFAR_LAB_DATA to a writable folder"
-        )
-    remedies = [source.remedy for source in sources if source.remedy]
-    remedies.append("set CIFAR_LAB_DATA to a folder that has it")
-    raise Unavailable(
-        f"{name} is not in {root} and could not be downloaded "
-        f"(tried {'; '.join(tried) or 'nothing: it has no source'}); {', or '.join(remedies)}"
-    )
+        assert arrays is not None
+        return arrays
 
 
 class _Damaged(Exception):
+    """A file is not what was written; the message is the reason."""
+
     def __init__(self, path: Path, why: str) -> None:
-        super().__init__(path, why)
-        self.path, self.why = path, why
+        super().__init__(why)
+        self.path = path
 
 
-def read_cache(folder: Path, checksums: Mapping[str, str]) -> ImageArrays | None:
-    """Map the decoded arrays of a folder into memory and verify them.
-
-    Returns None if there are none. Raises an error if they are damaged.
-    """
+def _read(folder: Path, checksums: Mapping[str, str], mapped: bool) -> ImageArrays | None:
+    """Map the arrays of a folder into memory and verify them; None if there are none."""
     index = folder / "contents.json"
     try:
         contents = read_record(index)
-        forms = {name: contents["forms"][name] for name in ARRAYS}
-        expected = {name: checksums.get(name, contents["sha256"][name]) for name in ARRAYS}
-        class_names = tuple(contents["class_names"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Damaged(index, str(error)) from error
-    mapped = {}
-    for name in ARRAYS:
-        path = folder / f"{name}.npy"
-        try:
-            # Copy on write: the pages are shared, and torch.from_numpy takes them without a copy.
-            mapped[name] = np.load(path, mmap_mode="c", allow_pickle=False)
-        except Exception as error:
-            # numpy evaluates the header, and a damaged one raises errors of a dozen kinds.
-            raise _Damaged(path, first_line(error)) from error
-        if _form(mapped[name]) != forms[name]:
-            raise _Damaged(path, "its shape does not match")
-    arrays = ImageArrays(**mapped, class_names=class_names)
-    for name in ARRAYS:
-        if arrays.checksums[name] != expected[name]:
-            raise _Damaged(folder / f"{name}.npy", "its sha256 does not match")
-    return arrays
+        facts = Facts(tuple(contents["class_names"]), dict(contents["broken"]))
+        entries = {name: contents["arrays"][name] for name in ARRAYS}
+        arrays = {name: _map(folder, name, entry, mapped) for name, entry in entries.items()}
+        outdated = False
+        for name, entry in entries.items():
+            path = _file(folder, name)
+            state = _state(path)
+            if mapped and state == entry["state"]:
+                continue
+            # Of the file and not of the map, whose pages would stay in memory.
+            digest = digest_of(path, "sha256")
+            if digest != checksums.get(name, entry["sha256"]):
+                raise _Damaged(path, "its sha256 does not match")
+            outdated = outdated or state != entry["state"]
+            entry |= {"sha256": digest, "state": state}
+    except FileNotFoundError as error:
+        if not index.exists():
+            return None
+        raise _Damaged(Path(error.filename), "it is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _Damaged(index, first_line(error)) from error
+    if outdated and mapped:
+        with contextlib.suppress(OSError):
+            write_record(index, contents)
+    return _image_arrays(arrays, entries, facts, mapped)
 
 
-def write_cache(folder: Path, arrays: ImageArrays) -> None:
-    """Write the decoded arrays; contents.json comes last, so that what it names is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
-    contents = {
-        "class_names": list(arrays.class_names),
-        "forms": {name: _form(getattr(arrays, name)) for name in ARRAYS},
-        "sha256": arrays.checksums,
-    }
-    for name in ARRAYS:
-        with replacing(folder / f"{name}.npy") as file:
-            np.save(file, np.ascontiguousarray(getattr(arrays, name)), allow_pickle=False)
+def _map(folder: Path, name: str, entry: Mapping[str, Any], mapped: bool) -> NDArray[Any]:
+    path, dtype, shape = _file(folder, name), np.dtype(entry["dtype"]), tuple(entry["shape"])
+    if dtype.kind not in "iu":  # an array of objects would be one of addresses in memory
+        raise ValueError(f"{name} holds {dtype}")
+    size, expected = path.stat().st_size, dtype.itemsize * prod(shape)
+    if size != expected:
+        raise _Damaged(path, f"it has {size:,} bytes, not {expected:,}")
+    # Copy on write: the pages are shared, and torch.from_numpy takes them without a copy. But Linux
+    # refuses such a map where it is larger than the memory.
+    return np.memmap(path, dtype=dtype, mode="r" if mapped else "c", shape=shape)
+
+
+def _decode_into(folder: Path, decode: Decode, what: str, nbytes: int) -> None:
+    """Decode a dataset into the files of a folder; the caller has its lock."""
+    entries: dict[str, dict[str, Any]] = {}
+
+    def add(name: str, parts: Iterable[NDArray[Any]]) -> None:
+        if not entries:  # What may be there is damaged, unfinished, or of an earlier version.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True, exist_ok=True)
+        with replacing(_file(folder, name)) as file:
+            entries[name] = _pour(parts, file.write)
+        entries[name]["state"] = _state(_file(folder, name))
+
+    free = shutil.disk_usage(folder.parent).free
+    if free < nbytes:
+        raise OSError(
+            errno.ENOSPC,
+            f"{what} take {nbytes / 1e9:,.1f} GB decoded, but {folder.parent} has "
+            f"{free / 1e9:,.1f} GB left",
+        )
+    facts = decode(add, "")
+    contents = {"class_names": facts.class_names, "broken": facts.broken, "arrays": entries}
     write_record(folder / "contents.json", contents)
+
+
+def _decode_in_memory(decode: Decode, not_writable: str) -> ImageArrays:
+    entries, arrays = {}, {}
+
+    def add(name: str, parts: Iterable[NDArray[Any]]) -> None:
+        file = io.BytesIO()
+        entries[name] = entry = _pour(parts, file.write)
+        arrays[name] = np.frombuffer(file.getbuffer(), entry["dtype"]).reshape(entry["shape"])
+
+    facts = decode(add, not_writable)
+    return _image_arrays(arrays, entries, facts, mapped=False)
+
+
+def _pour(parts: Iterable[NDArray[Any]], write: Callable[[memoryview], object]) -> dict[str, Any]:
+    """Write the parts of an array one after another; return its dtype, shape and sha256."""
+    digest, rows, dtype, row_shape = hashlib.sha256(), 0, "|u1", ()
+    for part in parts:
+        content = np.ascontiguousarray(part).data
+        write(content)
+        digest.update(content)
+        rows, dtype, row_shape = rows + len(part), part.dtype.str, part.shape[1:]
+    return {"dtype": dtype, "shape": [rows, *row_shape], "sha256": digest.hexdigest()}
+
+
+def _image_arrays(
+    arrays: Mapping[str, NDArray[Any]],
+    entries: Mapping[str, Mapping[str, Any]],
+    facts: Facts,
+    mapped: bool,
+) -> ImageArrays:
+    train_images, train_labels, test_images, test_labels = (arrays[name] for name in ARRAYS)
+    return ImageArrays(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        class_names=facts.class_names,
+        mapped=mapped,
+        known_checksums={name: entry["sha256"] for name, entry in entries.items()},
+        broken=facts.broken,
+    )
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """Return the hexadecimal digest of a file ("md5" or "sha256")."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def write_record(path: Path, contents: Mapping[str, Any]) -> None:
     """Replace a JSON file by plain contents and their checksum."""
-    record = {"contents": contents, "sha256": _sha256_of_json(contents)}
+    record = {"contents": contents, "sha256": sha256_of_json(contents)}
     with replacing(path) as file:
         file.write(json.dumps(record, indent=1).encode())
 
@@ -241,21 +286,18 @@ def write_record(path: Path, contents: Mapping[str, Any]) -> None:
 def read_record(path: Path) -> Any:
     """Return the contents of such a file; OSError, ValueError, KeyError or TypeError if damaged."""
     record = json.loads(path.read_bytes())
-    if record["sha256"] != _sha256_of_json(record["contents"]):
+    if record["sha256"] != sha256_of_json(record["contents"]):
         raise ValueError("its checksum does not match")
     return record["contents"]
 
 
-def _form(array: NDArray[np.generic]) -> list[object]:
-    return [array.dtype.str, *array.shape]
-
-
-def _sha256_of_json(contents: object) -> str:
-    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+def sha256_of_json(value: object) -> str:
+    """Return the sha256 of plain values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
-def locked(path: Path, name: str) -> Iterator[str]:
+def locked(path: Path, what: str) -> Iterator[str]:
     """Hold the lock of a dataset; yield "", or the reason why the data folder is not writable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +309,16 @@ def locked(path: Path, name: str) -> Iterator[str]:
         waiting = False
         while not try_lock(file):
             if not waiting:
-                log.warning("waiting for another process that prepares %s in %s", name, path.parent)
+                log.warning("waiting for another process that prepares %s in %s", what, path.parent)
             waiting = True
             time.sleep(0.1)
         yield ""
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{name}.bin"
+
+
+def _state(path: Path) -> list[int]:
+    state = path.stat()
+    return [state.st_size, state.st_mtime_ns]

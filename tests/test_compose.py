@@ -28,6 +28,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["+optimizer.lrr=1"], "optimizer.lrr"),
     (["++optimizer.lrr=1"], "optimizer.lrr"),
     (["trainig.epochs=1"], "trainig"),
+    (["training.tensorboard=true"], "write tracker=tensorboard"),
     (["training.epoch=1"], "training.epoch (did you mean epochs?)"),
     (["+training.epoch=1"], "training.epoch"),
     (["model.width=3"], "model.width"),

@@ -57,7 +57,6 @@ def test_addresses_do_not_move(overrides: tuple[str, ...]) -> None:
         "training.step_history=true",
         "training.checkpoint_minutes=1",
         "training.keep_last=false",
-        "training.tensorboard=true",
         "training.best_file_name=x.pt",
         "study.title=x",
         "jobs=2",

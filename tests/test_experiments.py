@@ -214,7 +214,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, RunSumma
         *("experiment=s2_plateau", "dataset=digits", "dataset.mean=null", "dataset.std=null"),
         *("model.widths=[4,8]", "model.hidden=16", "split.validation=0.2", "figures=none"),
         *("scheduler.threshold=10", "training.min_delta=1", "device=cpu"),
-        *("training.print_every=5", "training.step_history=true", "training.tensorboard=true"),
+        *("training.print_every=5", "training.step_history=true", "tracker=tensorboard"),
         f"output_dir={folder}",
     ]
     assert train.main(overrides) == 0

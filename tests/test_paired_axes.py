@@ -1,4 +1,4 @@
-"""Sweeps that are no full grid: zip: words and points."""
+"""Sweeps that are no full grid: points."""
 
 from pathlib import Path
 
@@ -20,15 +20,6 @@ POINTS = (
 def runs_of(*words: str) -> list[tuple[str, float, int]]:
     runs = compose(["dataset=digits", *words]).runs
     return [(r.config.choices["optimizer"], r.config.optimizer["lr"], r.config.seed) for r in runs]
-
-
-def test_zipped_lists_are_taken_together_and_crossed_with_the_others() -> None:
-    assert runs_of("-m", "zip:optimizer=sgd,adam optimizer.lr=0.1,0.001", "seed=0,1") == [
-        ("sgd", 0.1, 0),
-        ("adam", 0.001, 0),
-        ("sgd", 0.1, 1),
-        ("adam", 0.001, 1),
-    ]
 
 
 def test_points_are_a_union_of_small_grids() -> None:
@@ -65,19 +56,13 @@ def test_points_of_a_past_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-m", "zip:seed=0,1 optimizer.lr=1,2,3"], "equal length.*seed has 2, optimizer.lr has 3"),
-        (["-m", "zip:seed=0 optimizer.lr=1"], "of at least two values"),
-        (["-m", "zip:seed=0,1"], "write two or more settings in quotes"),
-        (["-m", "zip:seed=0,1 optimizer.lr=interval(0,1)"], "zip: needs lists of equal length"),
-        (["zip:seed=0,1 optimizer.lr=1,2"], "add -m"),
         (["points=[{seed:1}]"], "add -m"),
-        (["-m", "zip:seed=0,1 optimizer.lr=1,2", "seed=3,4"], "seed is listed twice"),
-        (["-m", "zip:sed=0,1 optimizer.lr=1,2"], "there is no setting sed"),
-        (["-m", "zip:optimizer=sgd,adamm seed=1,2"], "did you mean adam"),
         (["-m", "points=[{optimizer:adamm}]"], "did you mean adam"),
+        (["-m", "points=[{seed:1}]", "seed=2,3", "seed=4,5"], "seed is listed twice"),
+        (["-m", "search=optuna", "points=[{seed:1}]"], "are for a grid"),
+        (["-m", "points=[{sed:1}]"], "there is no setting sed"),
         (["-m", "points=[{}]"], r"points\[0\] is empty"),
         (["-m", "points=3"], "points=3 is wrong: it must be a list"),
-        (["-m", "search=optuna", "zip:seed=0,1 optimizer.lr=1,2"], "are for a grid"),
     ],
 )
 def test_what_cannot_be_paired_is_refused_in_one_line(words: list[str], message: str) -> None:

@@ -16,7 +16,7 @@ from tracker_places import CURVES, no_users_tracker
 from cifar_lab import track
 from cifar_lab import train as train_command
 from cifar_lab.config import targets
-from cifar_lab.errors import Stopped, UsageError
+from cifar_lab.errors import Stopped
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.trackers.process import TrackerProcess
@@ -71,9 +71,8 @@ def check_events(run: RunDir) -> Any:
     return read
 
 
-@pytest.mark.parametrize("override", ["tracker=tensorboard", "training.tensorboard=true"])
-def test_tensorboard_gets_epochs_scores_settings_and_figures(override: str, tmp_path: Path) -> None:
-    run = train(tmp_path, *CURVES, override)
+def test_tensorboard_gets_epochs_scores_settings_and_figures(tmp_path: Path) -> None:
+    run = train(tmp_path, *CURVES, "tracker=tensorboard")
     read = check_events(run)
     (image,) = read.Images("figures/curves")
     assert image.encoded_image_string == (run.figures / "curves.png").read_bytes()
@@ -239,7 +238,6 @@ def test_two_processes_that_send_one_run_send_each_epoch_once(
         (["tracker=trackio", "tracker.server=host"], "tracker.server=host is wrong"),
         (["tracker=trackio", "tracker.server=http://h", "tracker.space=a/b"], "leave one out"),
         (["tracker=tensorboard", "tracker.wait_seconds=0"], "more than 0"),
-        (["tracker=mlflow", "training.tensorboard=true"], "leave one of them out"),
         (["+tracker._target_=torch.load"], "is not a tracker of cifar_lab.trackers"),
         (["+tracker._target_=cifar_lab.trackers.process.Tracking"], "is not a tracker"),
         (["+tracker.uri=http://host"], "tracker has no _target_"),
@@ -343,11 +341,3 @@ def test_the_checks_of_a_tracker_contact_nobody() -> None:
         compose_checked([*TINY, "tracker=mlflow", f"tracker.uri={uri}"])
         with pytest.raises(TimeoutError):
             server.accept()
-
-
-def test_two_trackers_are_refused_in_a_past_config(tmp_path: Path) -> None:
-    run = make(tmp_path, "tracker=mlflow")
-    text = run.config_file.read_text()
-    run.config_file.write_text(text.replace("tensorboard: false", "tensorboard: true"))
-    with pytest.raises(UsageError, match="leave one of them out"):
-        _ = run.read_config()

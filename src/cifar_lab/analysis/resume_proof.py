@@ -68,7 +68,6 @@ def _new_run(config: RunConfig, folder: Path, name: str) -> RunDir:
         config.training,
         print_every=1,  # a yield, and so a possible stop, after each step
         keep_last=True,
-        tensorboard=False,
     )
     return RunDir.create(
         dataclasses.replace(

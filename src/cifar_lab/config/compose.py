@@ -25,18 +25,14 @@ from cifar_lab.config.groups import config_folder, find_options, find_root, sett
 from cifar_lab.config.launch import Dimension, LaunchOptions
 from cifar_lab.config.overrides import (
     INSTEAD_OF_PLUGINS,
-    ZIP,
-    Alternatives,
     check_overrides,
     expand_grid,
     expand_points,
     listed_values,
     parse_overrides,
-    parse_zip,
     search_dimension,
     search_examples,
     value_text,
-    zipped,
 )
 from cifar_lab.config.request import PlannedRun, Request, planned_run, take_launch_options
 from cifar_lab.config.run_config import load, to_plain
@@ -56,14 +52,12 @@ def compose(argv: Sequence[str]) -> Request:
     words = list(line.overrides)
     folder = Path(words.pop(0)) if words and is_run_folder(words[0]) else None
     check_words(words, setting_keys(), after_folder=folder is not None)
-    zips = [parse_zip(word) for word in words if word.startswith(ZIP)]
-    parsed = parse_overrides([word for word in words if not word.startswith(ZIP)])
-    for overrides in (parsed, *zips):
-        check_overrides(overrides)
+    parsed = parse_overrides(words)
+    check_overrides(parsed)
     if folder is not None:
-        return _compose_folder(folder, parsed, zips, line)
+        return _compose_folder(folder, parsed, line)
     with _Composer(line.config_dir, line.config_name) as composer:
-        return composer.request(parsed, zips, line)
+        return composer.request(parsed, line)
 
 
 def complete_shell(argv: Sequence[str]) -> None:
@@ -81,37 +75,36 @@ def complete_shell(argv: Sequence[str]) -> None:
     )()
 
 
-def _paired_axes(
+def _points(
     node: DictConfig,
     parsed: list[Override],
-    zips: list[list[Override]],
     options: dict[str, dict[str, Path]],
-) -> list[Alternatives]:
-    """Return the axes that set several keys at once: those of zip: words, and `points`."""
-    asked = {o.key_or_group for overrides in (parsed, *zips) for o in overrides}
-    axes = [zipped(overrides, options) for overrides in zips]
+    *,
+    multirun: bool,
+) -> list[list[Override]]:
+    """Return the overrides of each of the `points`; UsageError without -m."""
+    asked = {override.key_or_group for override in parsed}
     points = OmegaConf.select(node, "points")
     plain = OmegaConf.to_container(points) if OmegaConf.is_config(points) else points or []
     places = expand_points(plain, asked, options)
-    return [*axes, *([places] if places else [])]
+    if places and not multirun:
+        raise UsageError("points name several runs; add -m to run all of them")
+    return places
 
 
-def _compose_folder(
-    folder: Path, parsed: list[Override], zips: list[list[Override]], line: CommandLine
-) -> Request:
+def _compose_folder(folder: Path, parsed: list[Override], line: CommandLine) -> Request:
     base = to_plain(load(folder / "config.yaml"))
     if any(override.key_or_group.startswith("split") for override in parsed):
         for name in base["dataset"]["computed"]:  # on the images that train now
             base["dataset"][name] = "auto"
     runs = []
     options = LaunchOptions()
-    points = OmegaConf.create({"points": []})
+    of_points = OmegaConf.create({"points": []})
     for override in parsed:
         if override.key_or_group == "points":
-            apply_value(points, override)
-    paired = _paired_axes(points, parsed, zips, {})
-    _need_multirun(paired, multirun=line.multirun)
-    for overrides in expand_grid(parsed, {}, multirun=line.multirun, paired=paired):
+            apply_value(of_points, override)
+    points = _points(of_points, parsed, {}, multirun=line.multirun)
+    for overrides in expand_grid(parsed, {}, multirun=line.multirun, points=points):
         node = OmegaConf.create({**dataclasses.asdict(LaunchOptions()), **base})
         OmegaConf.set_struct(node, True)
         for override in overrides:
@@ -154,35 +147,32 @@ class _Composer:
         self._context.__exit__(*exception)
         GlobalHydra.instance().hydra = self._hydra_before
 
-    def request(
-        self, parsed: list[Override], zips: list[list[Override]], line: CommandLine
-    ) -> Request:
+    def request(self, parsed: list[Override], line: CommandLine) -> Request:
         """Compose every run of a command line."""
-        for override in [*parsed, *(override for word in zips for override in word)]:
+        for override in parsed:
             self._check_choice(override)
         fixed = [o for o in parsed if not o.is_sweep_override()]
         node, hydra = self._compositions.node(fixed), self._compositions.hydra(fixed)
         grid = OmegaConf.select(hydra, "sweeper.params") or {}
         multirun = line.multirun or str(OmegaConf.select(hydra, "mode")) == "RunMode.MULTIRUN"
         if multirun and grid:
-            asked = {o.key_or_group for overrides in (parsed, *zips) for o in overrides}
+            asked = {override.key_or_group for override in parsed}
             extra = [f"{k}={v}" for k, v in grid.items() if k not in asked]
             parsed = parse_overrides(extra) + parsed
             fixed = [o for o in parsed if not o.is_sweep_override()]
-        paired = _paired_axes(node, parsed, zips, self._options)
-        for override in [one for axis in paired for place in axis for one in place]:
+        points = _points(node, parsed, self._options, multirun=multirun)
+        for override in [override for point in points for override in point]:
             self._check_choice(override)
-        _need_multirun(paired, multirun=multirun)
         space: list[Dimension] = []
         if multirun and OmegaConf.select(node, "search.method") != "none":
-            if paired:
+            if points:
                 raise UsageError(
-                    "points and zip: are for a grid; search=optuna chooses each value by itself"
+                    "points are for a grid; search=optuna chooses each value by itself"
                 )
             space = [search_dimension(o, self._options) for o in parsed if o.is_sweep_override()]
             lists = search_examples(space, fixed)
         else:
-            lists = expand_grid(parsed, self._options, multirun=multirun, paired=paired)
+            lists = expand_grid(parsed, self._options, multirun=multirun, points=points)
         runs: list[PlannedRun] = []
         options = LaunchOptions()
         for overrides in lists:
@@ -218,11 +208,6 @@ class _Composer:
                     f"{group}={shorten(value_text(override))} is wrong: it must be one of "
                     f"{listing(options)}{guess}"
                 )
-
-
-def _need_multirun(paired: list[Alternatives], *, multirun: bool) -> None:
-    if paired and not multirun:
-        raise UsageError("points and zip: name several runs; add -m to run all of them")
 
 
 def _launcher(hydra: DictConfig) -> dict[str, Any]:

@@ -42,6 +42,8 @@ def check_overrides(parsed: list[Override]) -> None:
             )
         if override.package is not None:
             raise UsageError(f"{line} is wrong: packages (@) are not supported; write group=OPTION")
+        if key == "training.tensorboard":
+            raise UsageError(f"{line} is wrong: write tracker=tensorboard")
         if key.split(".")[0] == "choices":
             raise UsageError(f"{line} is wrong: choices are filled in; write GROUP=OPTION")
         is_hydra = re.match(r"hydra\b", key) is not None
@@ -52,46 +54,10 @@ def check_overrides(parsed: list[Override]) -> None:
             )
 
 
-ZIP = "zip:"
-"""What a word begins with whose settings take their values together: zip:a=1,2 b=3,4."""
-
-Alternatives = list[list[Override]]
-"""An axis of a grid that sets several keys at once: the overrides of each of its places."""
-
-
-def parse_zip(word: str) -> list[Override]:
-    """Read a `zip:` word; UsageError unless it has several settings."""
-    parts = word.removeprefix(ZIP).split()
-    if len(parts) < 2 or not all("=" in part for part in parts):
-        raise UsageError(
-            f"{shorten(word)} is wrong: write two or more settings in quotes, such as "
-            "'zip:optimizer=sgd,adam optimizer.lr=0.1,0.001'"
-        )
-    return parse_overrides(parts)
-
-
-def zipped(parsed: list[Override], options: Mapping[str, Collection[str]]) -> Alternatives:
-    """Return the places of a `zip:` word; UsageError for lists that differ in length."""
-    lists = [listed_values(o, options) if o.is_sweep_override() else ("",) for o in parsed]
-    lengths = [0 if o.is_interval_sweep() else len(v) for o, v in zip(parsed, lists, strict=True)]
-    if len(set(lengths)) > 1 or lengths[0] < 2:
-        counts = ", ".join(
-            f"{o.key_or_group} has {n}" for o, n in zip(parsed, lengths, strict=True)
-        )
-        raise UsageError(
-            f"{ZIP} needs lists of equal length, of at least two values; {shorten(counts, 160)}"
-        )
-    rows = zip(*lists, strict=True)
-    return [
-        parse_overrides([f"{o.get_key_element()}={v}" for o, v in zip(parsed, row, strict=True)])
-        for row in rows
-    ]
-
-
 def expand_points(
     points: Any, asked: Collection[str], options: Mapping[str, Collection[str]]
-) -> Alternatives:
-    """Return the places of `points`, without the keys that a command line asks for; each once."""
+) -> list[list[Override]]:
+    """Return the runs of `points`, without the keys that a command line asks for; each once."""
     found: dict[tuple[str, ...], list[Override]] = {}
     for place, point in enumerate(convert(list[dict[str, Any]], points, "points")):
         if not point:
@@ -114,11 +80,11 @@ def expand_grid(
     options: Mapping[str, Collection[str]],
     *,
     multirun: bool,
-    paired: Sequence[Alternatives] = (),
+    points: Sequence[list[Override]] = (),
 ) -> list[list[Override]]:
     """Return the overrides of each run: all combinations of the values that are listed.
 
-    `paired` are further axes, which set several keys at once.
+    `points` are one further axis, which sets several keys at once.
     """
     swept = [override for override in parsed if override.is_sweep_override()]
     for override in swept:
@@ -131,20 +97,15 @@ def expand_grid(
         parse_overrides([f"{o.get_key_element()}={v}" for v in listed_values(o, options)])
         for o in swept
     ]
-    keys = [o.key_or_group for o in swept]
-    for axis in paired:
-        keys += dict.fromkeys(o.key_or_group for place in axis for o in place)
+    keys = [override.key_or_group for override in swept]
     for key in keys:
         if keys.count(key) > 1:
             raise UsageError(f"{shorten(key)} is listed twice: it can belong to one axis only")
-    lengths = [*map(len, axes), *map(len, paired)]
-    cells = combinations([range(length) for length in lengths])
     grid = []
-    for cell in cells:
-        chosen = iter([axis[index] for axis, index in zip(axes, cell, strict=False)])
-        together = [axis[i] for axis, i in zip(paired, cell[len(axes) :], strict=True)]
+    for *cell, point in combinations([*axes, points or [[]]]):
+        chosen = iter(cell)
         single = [next(chosen) if o.is_sweep_override() else o for o in parsed]
-        grid.append([*single, *(override for place in together for override in place)])
+        grid.append([*single, *point])
     return grid
 
 

@@ -67,7 +67,6 @@ class TrainingConfig:
     checkpoint_minutes: float = setting(5.0, gt=0, identity=False)
     keep_last: bool = setting(True, identity=False)
     best_file_name: str | None = setting(None, identity=False)
-    tensorboard: bool = setting(False, identity=False)
 
     def check(self, path: str) -> None:
         """Refuse weights of classes that are not above 0."""
@@ -131,7 +130,8 @@ class RunConfig:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise wrong("device", self.device, "auto, cuda, cuda:N, mps or cpu")
         check_name(self.name)
-        self._check_tracker()
+        if self.tracker is not None and not isinstance(self.tracker.get("_target_"), str):
+            raise UsageError("tracker has no _target_; choose an option with tracker=OPTION")
         for figure in self.figures:
             check_figure_name(figure)
         check_folder("output_dir", self.output_dir)
@@ -164,17 +164,6 @@ class RunConfig:
                 "set split.validation=0.1 or training.patience=null"
             )
 
-    def _check_tracker(self) -> None:
-        """Refuse two trackers: `training.tensorboard=true` means tracker=tensorboard."""
-        chosen = (self.tracker or {}).get("_target_")
-        if self.tracker is not None and not isinstance(chosen, str):
-            raise UsageError("tracker has no _target_; choose an option with tracker=OPTION")
-        if self.training.tensorboard and chosen and not chosen.endswith(".TensorBoard"):
-            raise UsageError(
-                "training.tensorboard=true means tracker=tensorboard, but another tracker was "
-                "chosen, too; leave one of them out"
-            )
-
 
 _MAX_BYTES = 2**18
 
@@ -198,12 +187,21 @@ def load(path: Path) -> RunConfig:
         raise UsageError(f"{path} cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {first_line(error)}") from None
+    _replace_dropped_settings(data)
     try:
         return parse(data)
     except UsageError as error:
         raise UsageError(f"{shorten_path(path)}: {error}") from None
     except RecursionError:
         raise UsageError(f"{path}: a list or a group of settings contains itself") from None
+
+
+def _replace_dropped_settings(data: Any) -> None:
+    """Read training.tensorboard of earlier runs as tracker=tensorboard."""
+    training = data.get("training") if isinstance(data, dict) else None
+    wanted = isinstance(training, dict) and training.pop("tensorboard", None) is True
+    if wanted and data.get("tracker") is None:
+        data["tracker"] = {"_target_": "cifar_lab.trackers.tensorboard.TensorBoard"}
 
 
 def _read_yaml(text: str) -> Any:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from cifar_lab.config import targets
-from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import TargetConfig, wrong
 from cifar_lab.errors import UsageError, missing_extra
 from cifar_lab.runs.metrics import EpochMetrics
@@ -92,13 +91,6 @@ class Tracker(ABC):
     @abstractmethod
     def open(self, run: TrackedRun) -> Session:
         """Start the run at the tracker, or continue the one that has its key."""
-
-
-def tracker_of(settings: RunConfig) -> TargetConfig | None:
-    """Return the tracker of a run; `training.tensorboard` is the older way to ask for one."""
-    if settings.tracker is None and settings.training.tensorboard:
-        return {"_target_": f"{__name__}.tensorboard.TensorBoard"}
-    return settings.tracker
 
 
 def build_tracker(target_config: TargetConfig) -> Tracker:

@@ -22,7 +22,7 @@ from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import UsageError, first_line
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.trackers import Tracker, build_tracker, tracker_of
+from cifar_lab.trackers import Tracker, build_tracker
 from cifar_lab.trackers.sending import Report
 
 log = logging.getLogger("cifar_lab")
@@ -177,7 +177,7 @@ class Tracking:
 @contextlib.contextmanager
 def tracking(run: RunDir, settings: RunConfig) -> Iterator[Tracking]:
     """Give a run its tracker, which starts with the first `update` and is closed at the end."""
-    follower = Tracking(run, tracker_of(settings))
+    follower = Tracking(run, settings.tracker)
     try:
         yield follower
     except BaseException:

@@ -42,6 +42,9 @@ def main(key: str, extra: str) -> None:
         size = "" if installed_torch(PYTHON) else "; with torch it takes minutes and up to 6 GB"
         print(f"installing cifar_lab into {VENV}{size}", file=sys.stderr)
         install(f".[{extra}]" if extra else ".")
+        # Editors check the files of conf/ with them; no run needs them.
+        schemas = [PYTHON, "-m", "cifar_lab.describe", "--schema", "conf/schema"]
+        subprocess.run(schemas, check=True, cwd=ROOT)
         for stamp in stamps:
             stamp.write_text(f"{key}\n")
 

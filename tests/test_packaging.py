@@ -181,7 +181,7 @@ def package_files() -> set[str]:
     source = ROOT / "src"
     code = (path for path in (source / "cifar_lab").rglob("*") if "__pycache__" not in path.parts)
     files = {path.relative_to(source).as_posix() for path in code if path.is_file()}
-    configs = [*(ROOT / "conf").rglob("*.yaml"), *(ROOT / "conf" / "schema").glob("*.json")]
+    configs = (ROOT / "conf").rglob("*.yaml")
     conf = {f"cifar_lab/{path.relative_to(ROOT).as_posix()}" for path in configs}
     return files | conf | {"cifar_lab/conf/__init__.py"}
 

@@ -5,6 +5,7 @@ A target of the user's own may have any arguments.
 """
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -65,6 +66,14 @@ def file_schemas() -> dict[str, Schema]:
         name: {"$schema": _DRAFT, "title": f"conf: {name}", **schema}
         for name, schema in found.items()
     }
+
+
+def write_file_schemas(folder: Path) -> None:
+    """Write the schemas of the files of conf/ into a folder, as GROUP.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, schema in file_schemas().items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(schema, indent=1) + "\n", encoding="utf-8")
 
 
 def _composition(make: "_Generator") -> Schema:

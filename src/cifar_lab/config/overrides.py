@@ -3,6 +3,7 @@
 For `cifar_lab.config.compose` only, which composes the config of each set of overrides.
 """
 
+import itertools
 import json
 import math
 import re
@@ -93,19 +94,19 @@ def expand_grid(
             raise UsageError(f"{line} names several values; add -m to run all of them")
         if override.is_interval_sweep():
             raise UsageError(f"{line} is wrong: a grid needs single values; add search=optuna")
-    axes = [
-        parse_overrides([f"{o.get_key_element()}={v}" for v in listed_values(o, options)])
-        for o in swept
-    ]
+    axes: list[Sequence[list[Override]]] = []
+    for override in swept:
+        values = [f"{override.get_key_element()}={v}" for v in listed_values(override, options)]
+        axes.append([[value] for value in parse_overrides(values)])
     keys = [override.key_or_group for override in swept]
     for key in keys:
         if keys.count(key) > 1:
             raise UsageError(f"{shorten(key)} is listed twice: it can belong to one axis only")
     grid = []
-    for *cell, point in combinations([*axes, points or [[]]]):
+    for cell in combinations([*axes, points or [[]]]):
         chosen = iter(cell)
-        single = [next(chosen) if o.is_sweep_override() else o for o in parsed]
-        grid.append([*single, *point])
+        single = [next(chosen) if o.is_sweep_override() else [o] for o in parsed]
+        grid.append(list(itertools.chain(*single, *chosen)))
     return grid
 
 

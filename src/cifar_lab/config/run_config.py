@@ -187,21 +187,14 @@ def load(path: Path) -> RunConfig:
         raise UsageError(f"{path} cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {first_line(error)}") from None
-    _replace_dropped_settings(data)
+    if isinstance(data, dict) and isinstance(data.get("training"), dict):
+        data["training"].pop("tensorboard", None)  # of earlier runs, now a tracker
     try:
         return parse(data)
     except UsageError as error:
         raise UsageError(f"{shorten_path(path)}: {error}") from None
     except RecursionError:
         raise UsageError(f"{path}: a list or a group of settings contains itself") from None
-
-
-def _replace_dropped_settings(data: Any) -> None:
-    """Read training.tensorboard of earlier runs as tracker=tensorboard."""
-    training = data.get("training") if isinstance(data, dict) else None
-    wanted = isinstance(training, dict) and training.pop("tensorboard", None) is True
-    if wanted and data.get("tracker") is None:
-        data["tracker"] = {"_target_": "cifar_lab.trackers.tensorboard.TensorBoard"}
 
 
 def _read_yaml(text: str) -> Any:

@@ -1,7 +1,7 @@
 """A collection of runs as report.html: one file that needs no network, and the data in it."""
 
-import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -9,17 +9,16 @@ from urllib.parse import quote
 import numpy as np
 
 from cifar_lab.analysis import report_details, run_metrics, texts
-from cifar_lab.analysis.claims import JudgedClaim, reported, show_where
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.report_details import rounded
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
-from cifar_lab.analysis.statistics import Interval
-from cifar_lab.analysis.summary_tables import Claims, shows
+from cifar_lab.analysis.summary_tables import Claims, claims_table, shows
 from cifar_lab.errors import shorten
 from cifar_lab.runs.metrics import BY_CLASS
+from cifar_lab.runs.templates import render
 
-PARTS = Path(__file__).with_name("report_page")
-"""The page's markup, style and script."""
+PAGES = Path(__file__).with_name("pages")
+"""The pages' markup, style and script."""
 
 SCORES = ("best_val_accuracy", "best_val_loss", "best_epoch", "test_accuracy")
 CURVES = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", *BY_CLASS)
@@ -45,26 +44,28 @@ LINKED = (
 
 
 def report(collection: RunCollection, claims: Claims, *, test: bool) -> str:
-    """Return the page, with the collection's data in it."""
-    text = json.dumps(_data(collection, claims, test=test), ensure_ascii=False, allow_nan=False)
-    # Inside a script element only "<" could end it; json.loads reads the escape back.
-    safe = text.replace("<", "\\u003c").encode("utf-8", "replace").decode("utf-8")
-    page = (PARTS / "report.html").read_text(encoding="utf-8")
-    for mark, name in (("/*STYLE*/", "report.css"), ("/*SCRIPT*/", "report.js")):
-        page = page.replace(mark, (PARTS / name).read_text(encoding="utf-8"), 1)
-    return page.replace("/*DATA*/null", safe, 1)
+    """Return the page, with the data in it that its script sorts, filters and draws."""
+    ranking = collection.ranking
+    places = {id(setting): place for place, setting in enumerate(ranking)}
+    data = _data(collection, test=test)
+    return render(
+        PAGES / "report.html",
+        title=shorten(collection.folder.resolve().name, 120),
+        counts=texts.counts_text(collection),
+        best=[texts.best_text(collection, setting) for setting in ranking if setting.chosen],
+        notes=collection.notes,
+        testing=texts.testing_text(collection),
+        claims=claims_table(collection, claims),
+        judged=[(places.get(id(setting)), judged.verdict) for _, setting, judged in claims],
+        problems=texts.problems(collection),  # last: what `_data` could not read is among them
+        data=data,
+    )
 
 
-def _data(collection: RunCollection, claims: Claims, *, test: bool) -> dict[str, Any]:
+def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
     ranking = collection.ranking
     reference = {setting.dataset: setting for setting in reversed(ranking)}
-    places = {id(setting): place for place, setting in enumerate(ranking)}
     return {
-        "title": shorten(collection.folder.resolve().name, 120),
-        "counts": texts.counts_text(collection),
-        "notes": collection.notes,
-        "best": [texts.best_text(collection, one) for one in ranking if one.chosen],
-        "testing": texts.testing_text(collection),
         "metric": collection.metric,
         "words": {name: run_metrics.in_words(name) for name in (*SCORES, collection.metric)},
         "fraction": run_metrics.is_fraction(collection.metric),
@@ -76,11 +77,6 @@ def _data(collection: RunCollection, claims: Claims, *, test: bool) -> dict[str,
             _setting(collection, setting, reference[setting.dataset], place, test=test)
             for place, setting in enumerate(ranking)
         ],
-        "claims": [
-            _claim(tag, None if setting is None else places[id(setting)], judged)
-            for tag, setting, judged in claims
-        ],
-        "problems": _problems(collection),
     }
 
 
@@ -105,8 +101,8 @@ def _setting(
         "all": len(setting.runs),
         "status": ", ".join(f"{n} {s}" for s, n in texts.status_counts(setting).items()),
         "scores": {
-            name: _interval(name, found)
-            for name in dict.fromkeys(names)
+            name: {"value": rounded(found.mean), "text": run_metrics.show_interval(name, found)}
+            for name in names
             if (found := setting.interval(name)) is not None
         },
         "curves": _curves(setting, min(max(MOST_POINTS // few, 30), 200)),
@@ -123,8 +119,7 @@ def _run(collection: RunCollection, run: FoundRun) -> dict[str, Any]:
     there = [(name, file) for name, file in LINKED if (run.run.path / file).is_file()]
     return {
         "folder": shorten(str(folder), 200),
-        "links": [["folder", _address(folder)]]
-        + [[name, _address(folder / file)] for name, file in there],
+        "links": [[name, _address(folder / file)] for name, file in [("folder", ""), *there]],
         "run": run.replicate_text,
         "status": run.summary.status,
         "epochs": texts.progress_text(run),
@@ -138,10 +133,6 @@ def _address(path: Path) -> str:
     return "./" + quote(os.fsencode(path.as_posix()))
 
 
-def _interval(name: str, found: Interval) -> dict[str, Any]:
-    return {"value": rounded(found.mean), "text": run_metrics.show_interval(name, found)}
-
-
 def _curves(setting: SeedGroup, most: int) -> dict[str, Any]:
     """Return each curve: the mean over the runs, and the lowest and highest run where many are.
 
@@ -149,42 +140,17 @@ def _curves(setting: SeedGroup, most: int) -> dict[str, Any]:
     """
     histories = [run.history for run in setting.finished or setting.runs if run.history]
     length = min(map(len, histories), default=0)
-    spread = np.linspace(0, length - 1, min(length, most)).astype(int) if length else np.arange(0)
-    places = np.unique(spread).tolist()
+    places = np.unique(np.linspace(0, length - 1, min(length, most)).astype(int)).tolist()
     curves: dict[str, Any] = {"epochs": [histories[0][i].epoch for i in places]}
     for name in CURVES:
-        found = [[getattr(history[i], name) for history in histories] for i in places]
-        whole = [all(v is not None and np.isfinite(v) for v in values) for values in found]
+        points = [[getattr(history[i], name) for history in histories] for i in places]
+        whole = [all(v is not None and np.isfinite(v) for v in values) for values in points]
         if not any(whole):
             continue
-        pairs = list(zip(found, whole, strict=True))
-        lines = [[rounded(sum(v) / len(v)) if ok else None for v, ok in pairs]]
-        if len(histories) > 1:
-            lines += [[rounded(end(v)) if ok else None for v, ok in pairs] for end in (min, max)]
-        curves[name] = lines
+        lines: list[Callable[[list[float]], float]] = [lambda values: sum(values) / len(values)]
+        lines += [min, max] if len(histories) > 1 else []
+        curves[name] = [
+            [rounded(line(v)) if ok else None for v, ok in zip(points, whole, strict=True)]
+            for line in lines
+        ]
     return curves
-
-
-def _claim(tag: str, place: int | None, judged: JudgedClaim) -> dict[str, Any]:
-    claim, found = judged.claim, judged.interval
-    return {
-        "id": claim.id or tag,
-        "metric": judged.metric,
-        "where": show_where(claim.where),
-        "setting": place,
-        "reported": reported(claim),
-        "measured": run_metrics.show_interval(claim.metric, found),
-        "n": 0 if found is None else found.n,
-        "off": run_metrics.show_difference(claim.metric, judged.off),
-        "verdict": judged.verdict.word,
-        "reason": judged.verdict.reason,
-        "source": judged.source,
-    }
-
-
-def _problems(collection: RunCollection) -> list[list[str]]:
-    found = [[texts.folder_text(collection, u.path), u.reason] for u in collection.unreadable]
-    for run in collection.runs:
-        folder = texts.folder_text(collection, run.run.path)
-        found += [[folder, shorten(problem, 300)] for problem in run.problems]
-    return found

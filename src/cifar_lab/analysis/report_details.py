@@ -1,7 +1,5 @@
 """What report.html shows of one setting: differences, confusion matrix, calibration, mistakes."""
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +7,7 @@ import numpy as np
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.load_runs import MISSING, FoundRun, show_value
+from cifar_lab.analysis.pictures import data_address, side_by_side, thumbnail
 from cifar_lab.analysis.seed_groups import SeedGroup
 from cifar_lab.analysis.statistics import interval
 from cifar_lab.errors import RunFailed, UsageError, shorten
@@ -116,54 +115,39 @@ def mistakes(setting: SeedGroup, *, lossless: bool) -> dict[str, Any] | None:
         if not path.exists():
             continue
         try:
-            images, items = _worst(run)
+            shown = _worst(run, lossless=lossless)
         except (UsageError, RunFailed) as error:
             run.note(str(error))
-            continue
         except (KeyError, IndexError, ValueError, TypeError) as error:
             run.note(f"{path} is damaged: {type(error).__name__}: {error}")
-            continue
-        if items:
-            return {"items": items, "run": run.replicate_text, **strip(images, lossless=lossless)}
+        else:
+            if shown is not None:
+                return shown
     return None
 
 
-def _worst(run: FoundRun) -> tuple[np.ndarray[Any, Any], list[dict[str, Any]]]:
-    """Return the images (n, C, H, W) of the worst mistakes, and what each was taken for."""
+def _worst(run: FoundRun, *, lossless: bool) -> dict[str, Any] | None:
+    """Return the worst mistakes of a run: one picture of them, and what each was taken for."""
     path = run.run.samples_file
     arrays = run.run.read_arrays(path)
     chosen = np.flatnonzero(arrays["kind"] == "worst")[:MOST_MISTAKES]
     images, labels, logits = (arrays[name][chosen] for name in ("images", "labels", "logits"))
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise RunFailed(f"{path} is damaged: its images are {images.dtype}{images.shape}")
+    if not len(chosen):
+        return None
     guessed = Predictions(logits.astype(np.float32), labels, labels)
     names = _class_names(run, logits.shape[1])
-    found = zip(labels, guessed.predicted, guessed.probabilities.max(axis=1), strict=True)
-    return images, [
-        {"label": names[int(label)], "guess": names[int(guess)], "p": rounded(float(probability))}
-        for label, guess, probability in found
-    ]
-
-
-def strip(images: np.ndarray[Any, Any], *, lossless: bool) -> dict[str, Any]:
-    """Return images (n, C, H, W) uint8 side by side as one picture in a data address."""
-    from PIL import Image
-
-    pictures = []
-    for image in images:
-        plane = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
-        picture = Image.fromarray(np.ascontiguousarray(plane)).convert("RGB")
-        picture.thumbnail((LARGEST_THUMBNAIL, LARGEST_THUMBNAIL))
-        pictures.append(picture)
-    width, height = pictures[0].size
-    whole = Image.new("RGB", (width * len(pictures), height))
-    for place, picture in enumerate(pictures):
-        whole.paste(picture, (place * width, 0))
-    buffer = io.BytesIO()
-    if lossless:
-        whole.save(buffer, "PNG", optimize=True)
-    else:
-        whole.save(buffer, "JPEG", quality=88, subsampling=0)
-    kind = "png" if lossless else "jpeg"
-    text = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return {"strip": f"data:image/{kind};base64,{text}", "width": width, "height": height}
+    strip = side_by_side([thumbnail(image, LARGEST_THUMBNAIL) for image in images])
+    width, height = strip.width // len(images), strip.height
+    sure = guessed.probabilities.max(axis=1)
+    return {
+        "items": [
+            {"label": names[int(label)], "guess": names[int(guess)], "p": rounded(float(p))}
+            for label, guess, p in zip(labels, guessed.predicted, sure, strict=True)
+        ],
+        "run": run.replicate_text,
+        "strip": data_address(strip, lossless=lossless),
+        "width": width,
+        "height": height,
+    }

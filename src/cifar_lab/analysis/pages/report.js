@@ -434,25 +434,10 @@ function showSetting(setting) {
 }
 
 // --- the rest of the page
-document.title = data.title + " · summary";
-$("title").textContent = data.title;
-$("counts").textContent = data.counts;
-$("best").append(...data.best.map(text => el("p", {}, text)));
-$("notes").append(...data.notes.map(text => el("p", { class: "note" }, text)));
-$("testing").textContent = data.testing;
-if (data.claims.length) {
-  $("claims-section").hidden = false;
-  const names = ["claim", "metric", "where", "reported", "measured", "n", "difference", "verdict", "source"];
-  $("claims").tHead.append(el("tr", {}, ...names.map(name => el("th", { scope: "col", class: "plain" }, name))));
-  $("claims").tBodies[0].append(...data.claims.map(c => el("tr", { tabindex: c.setting === null ? null : 0, onclick: () => c.setting !== null && select(c.setting),
-    onkeydown: event => { if (event.key === "Enter" && c.setting !== null) select(c.setting); } },
-    ...[c.id, c.metric, c.where, c.reported, c.measured, c.n, c.off].map(text => el("td", { title: String(text).length > 40 ? text : null }, text)),
-    el("td", { class: "wrap" }, el("span", { class: /^(reproduced|consistent)/.test(c.verdict) ? "good" : /^differs/.test(c.verdict) ? "bad" : null }, c.verdict),
-      c.reason ? el("span", { class: "verdict-detail" }, ` (${c.reason})`) : null), el("td", { class: "wrap" }, c.source))));
-}
-if (data.problems.length) {
-  $("problems-section").hidden = false;
-  $("problems").tBodies[0].append(...data.problems.map(row => el("tr", {}, ...row.map(text => el("td", {}, text)))));
+for (const row of document.querySelectorAll("#claims [data-setting]")) {
+  const choose = () => select(Number(row.dataset.setting));
+  row.addEventListener("click", choose);
+  row.addEventListener("keydown", event => { if (event.key === "Enter") choose(); });
 }
 
 // The address keeps sort, filter, selection and curves, so that a link to the page shows the same.

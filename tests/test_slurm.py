@@ -10,16 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from submitit.core.utils import DelayedSubmission
 
 import cifar_lab
-from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import sweep_cells
-from cifar_lab.sweeps.record import noted_jobs
-from cifar_lab.sweeps.slurm import CellJob, job_list, jobs_with_files, slurm_parameters
+from cifar_lab.sweeps.slurm import job_list, sent_jobs, slurm_parameters, write_cells
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 
@@ -183,7 +180,7 @@ def test_a_detached_sweep_goes_on_without_its_command_and_is_sent_once(tmp_path:
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     assert "5 finished" in out
-    folders = (tmp_path / "runs").glob(".sweeps/*/jobs/*_submitted.pkl")
+    folders = (tmp_path / "runs").glob(".sweeps/*/jobs/*/*_submitted.pkl")
     assert len({path.name.partition("_submitted")[0] for path in folders}) == 5
 
 
@@ -194,33 +191,17 @@ def test_only_jobs_of_a_cluster_can_be_detached(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_record_of_a_sweep_is_passed_over(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for name, content in (
-        ("1", '{"cells": [{"folder": "a", "job": "7_0"}, {"folder": "b"}]}'),
-        ("2", '{"cells": [{"folder"'),
-        ("3", '{"cells": [5]}'),
-        ("4", "[]"),
-    ):
-        (tmp_path / ".sweeps" / name).mkdir(parents=True)
-        (tmp_path / ".sweeps" / name / "sweep.json").write_text(content)
-    found = list(noted_jobs(tmp_path))
-    assert found == [(tmp_path / "a", tmp_path / ".sweeps" / "1", "7_0")]
-    assert sum("is damaged and was passed over" in line for line in caplog.messages) == 3
-
-
-def test_jobs_that_no_record_names_are_known_by_their_files(tmp_path: Path) -> None:
-    jobs = tmp_path / ".sweeps" / "1" / "jobs"
-    jobs.mkdir(parents=True)
-    for job in ("7_0", "7_1"):
-        called = CellJob(tmp_path / f"run-{job}", "code", LaunchOptions())
-        DelayedSubmission(called).dump(jobs / f"{job}_submitted.pkl")
-    (jobs / "7_2_submitted.pkl").write_bytes(b"")
-    (jobs / "7_3_submitted.pkl").write_bytes(b"no pickle")
-    found = list(jobs_with_files(tmp_path, {"7_1", "7_2", "7_3", "8"}))
-    assert found == [(tmp_path / "run-7_1", jobs.parent, "7_1")]
-    assert not list(jobs_with_files(tmp_path, set()))
+def test_jobs_that_an_earlier_line_sent_are_known_by_their_files(tmp_path: Path) -> None:
+    words = [*TINY, "-m", f"output_dir={tmp_path}", "seed=0,1,2"]
+    cells = sweep_cells([c.config for c in compose_checked(words).runs])
+    parent = tmp_path / "runs"
+    jobs = parent / ".sweeps" / "1" / "jobs" / "1"
+    write_cells(cells, jobs)
+    for job in ("7_0", "7_1", "7_2"):
+        (jobs / f"{job}_submitted.pkl").touch()
+    sent = sent_jobs(parent, ["7_1", "8"])
+    assert {name: job.job_id for name, job in sent.items()} == {str(cells[1].run.path): "7_1"}
+    assert not sent_jobs(parent, [])
 
 
 def test_a_list_of_jobs_is_short() -> None:
@@ -234,10 +215,10 @@ def test_what_the_launchers_are_asked(tmp_path: Path) -> None:
     )
     cells = sweep_cells([c.config for c in request.runs])
     parameters = slurm_parameters(request.launcher, cells)
-    assert parameters["partition"] == "gpu"
-    assert parameters["time"] == 7
-    assert parameters["cpus_per_task"] == 3
-    assert "gpus_per_node" not in parameters
+    assert parameters["slurm_partition"] == "gpu"
+    assert parameters["slurm_timeout_min"] == 7
+    assert parameters["slurm_cpus_per_task"] == 3
+    assert "slurm_gpus_per_node" not in parameters
     for option in ("joblib", "rq"):
         with pytest.raises(UsageError, match=f"hydra/launcher={option} is not supported"):
             compose_checked([*TINY, f"hydra/launcher={option}"])

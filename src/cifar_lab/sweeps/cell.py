@@ -1,23 +1,37 @@
-"""One run of a sweep: its folder, its state on disk, and how a process runs it."""
+"""One run of a sweep: its folder, its state on disk, and the process that runs it.
 
+    python -m cifar_lab.sweeps.cell RUN_DIR
+
+A cell is a process on a folder, and its result is the folder: the exit code says how it ended, as
+that of every command, and summary.json says why.
+"""
+
+import argparse
+import contextlib
 import dataclasses
 import json
+import logging
+import os
+import re
 import signal
+import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_lab.config import targets
 from cifar_lab.config.identity import address
-from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.provenance import code_hash
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.summary import RunSummary
+from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.training.data_record import check_finished
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.signals import Stop
+
+log = logging.getLogger("cifar_lab")
 
 THREADS = 1
 """CPU threads of a cell that asks for no number: the same for every cell, machine and `jobs`."""
@@ -25,8 +39,8 @@ THREADS = 1
 DONE = ("finished", "other code", "damaged")
 """States of cells that a sweep leaves alone."""
 
-LEFT_OUT = (3, 130, 143)
-"""Exit codes of cells that did not fail: unavailable now, or stopped and saved."""
+STOPPED = (129, 130, 143)
+"""Exit codes of cells that a signal stopped, with everything saved."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,17 @@ class Cell:
         except (UsageError, RunFailed) as error:
             return str(error)
         return ""
+
+    def why(self, code: int) -> str | None:
+        """Return why the process of this cell ended with an exit code; None if all is well."""
+        if code == 0:
+            return None
+        if code in STOPPED:
+            return f"stopped by {signal.Signals(code - 128).name}; all is saved"
+        with contextlib.suppress(UsageError, RunFailed):
+            if (summary := self.summary()) is not None and summary.error is not None:
+                return re.sub(r"^(UsageError|Unavailable|RunFailed|Damaged): ", "", summary.error)
+        return self.problem() or f"it ended with exit code {code}; see its train.log"
 
     def data_problem(self) -> str | None:
         """Return how the data have changed since a finished cell was trained; None if they did not.
@@ -125,26 +150,66 @@ def short_names(cells: Sequence[Cell]) -> list[str]:
     return [s if last.count(s) == 1 else key for key, s in zip(keys, last, strict=True)]
 
 
-def run_cell(run: RunDir, code: str, stop: Stop, options: LaunchOptions) -> tuple[int, str | None]:
-    """Run a folder in this process; return the exit code and a message, None if all went well.
+def main(argv: Sequence[str] | None = None, stop: Stop | None = None) -> int:
+    """Run the folder that a command line names in this process; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m cifar_lab.sweeps.cell")
+    parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR")
+    parser.add_argument("--code", help="hash of the sources to run; others are refused")
+    parser.add_argument("--accept-code", action="store_true")
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE")
+    attached = "save and end when standard input ends, as it does with the process that has it"
+    parser.add_argument("--attached", action="store_true", help=attached)
+    asked = parser.parse_args(argv)
+    log.setLevel(logging.INFO)
+    log.propagate = False  # train.log has it
+    with (stop or Stop()).installed() as stop:
+        try:
+            if asked.attached:
+                threading.Thread(target=_stop_after_input, daemon=True).start()
+            targets.trust(asked.trust)
+            return run_cell(asked.run_dir, stop, code=asked.code, accept_code=asked.accept_code)
+        except Stopped as stopped:  # before the run began, or after its end
+            return 128 + stopped.signal
+
+
+def run_cell(run: RunDir, stop: Stop, *, code: str | None, accept_code: bool = False) -> int:
+    """Run a folder in this process; return the exit code. What is wrong is in its summary.json.
 
     `code` is the hash of the sources when the sweep began: a cell that would run others is refused.
     """
     try:
-        targets.trust(options.trust)
-        if code_hash(run.read_config()) != code:
+        if code is not None and code_hash(run.read_config()) != code:
             raise Unavailable("the code was changed while the sweep ran; run the same line again")
-        run_experiment(run, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
+        run_experiment(run, stop=stop, accept_code=accept_code)
     except Stopped as stopped:
-        name = signal.Signals(stopped.signal).name
-        return 128 + stopped.signal, f"stopped by {name}; all is saved"
-    except (UsageError, Unavailable, RunFailed) as error:
-        return error.exit_code, str(error)
-    except OSError as error:
-        return 1, f"{error.filename or run.path}: {error.strerror or error}"
-    return 0, None
+        return 128 + stopped.signal
+    except (UsageError, Unavailable, RunFailed, OSError) as error:
+        note(run, str(error))
+        return getattr(error, "exit_code", 1)
+    return 0
+
+
+def note(run: RunDir, error: str, status: Status | None = None) -> None:
+    """Write into a run's summary.json why it has no result, unless it says so or is in use."""
+    with contextlib.suppress(UsageError, Unavailable, RunFailed, OSError), run.lock():
+        summary = run.read_summary()
+        told = summary.error is not None and (summary.error in error or error in summary.error)
+        if summary.status != "finished" and (status or not told):
+            status = status or summary.status
+            run.write_summary(dataclasses.replace(summary, status=status, error=error))
+
+
+def _stop_after_input() -> None:
+    """Stop the run when standard input ends."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _key_value(line: str) -> tuple[str, str]:
     key, _, value = line.partition("=")
     return key.lstrip("+"), value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

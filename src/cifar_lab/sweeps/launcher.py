@@ -1,6 +1,7 @@
 """Where cells run: what the loop of a sweep asks of a back end."""
 
 import os
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,12 +10,14 @@ from typing import Any, Literal
 
 from cifar_lab.config.launch import MAX_RUNS, LaunchOptions
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.sweeps.cell import Cell
+from cifar_lab.sweeps.cell import STOPPED, Cell, note
 from cifar_lab.sweeps.outcome import Outcome
+from cifar_lab.sweeps.server import LOST
 from cifar_lab.training import device
 from cifar_lab.training.signals import Stop
 
 _BYTES_PER_JOB = 1_500_000_000  # what a process with torch and CIFAR-10 needs, with room
+_OWN_CODES = (2, 3, *STOPPED)  # with which a cell ends that says why
 
 
 class Job(ABC):
@@ -22,6 +25,7 @@ class Job(ABC):
 
     id = ""
     before = "new"
+    loss = "its process ended without a result; see its train.log"
 
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
@@ -35,25 +39,32 @@ class Job(ABC):
             self.stop()
 
     def outcome(self) -> Outcome:
-        """Return what became of an ended job."""
-        code, error = self.result()
-        after = self.cell.state()
-        if after == "finished" and code in (130, 143):  # the signal came too late
-            code, error = 0, None
+        """Return what became of an ended job, by its exit code and what is in its folder."""
+        code, after = self.poll() or 0, self.cell.state()
+        if after == "finished":
+            code = 0  # the signal came too late
+        elif code == LOST and self.was_asked:
+            code = 143
+        if code not in (0, *_OWN_CODES) and after not in ("failed", "damaged"):
+            note(self.cell.run, self._how_it_ended(code), "failed")
+            code, after = 1, self.cell.state()
         seconds = time.monotonic() - self._started
-        return Outcome(self.cell, self.before, after, seconds, code, error)
+        return Outcome(self.cell, self.before, after, seconds, code, self.cell.why(code))
+
+    def _how_it_ended(self, code: int) -> str:
+        """Return why a process ended that did not say so itself."""
+        if -code not in list(signal.Signals):
+            return self.loss
+        name = signal.Signals(-code).name
+        return f"killed by {name}{' (out of memory?)' * (name == 'SIGKILL')}"
 
     @abstractmethod
     def stop(self) -> None:
-        """Send the signal after which the run saves and ends."""
+        """Let the run save and end."""
 
     @abstractmethod
-    def has_ended(self) -> bool:
-        """Return whether nothing of the job runs any more."""
-
-    @abstractmethod
-    def result(self) -> tuple[int, str | None]:
-        """Return the exit code of an ended job and a message, None if all went well."""
+    def poll(self) -> int | None:
+        """Return the exit code of a job that has ended, None while it runs."""
 
 
 class Launcher(ABC):
@@ -75,17 +86,32 @@ class Launcher(ABC):
         self.free_gpus = list(reversed(gpus))
         return count
 
+    def is_sent(self, cell: Cell) -> bool:
+        """Return whether an earlier command has started this cell, which `start` then takes up."""
+        return False
+
     def is_free(self, cell: Cell) -> bool:
-        """Return whether the cell's folder can be worked in now."""
-        return not cell.run.is_locked()
+        """Return whether a cell can be started now, or taken up."""
+        return self.is_sent(cell) or not cell.run.is_locked()
+
+    def arguments(self, cell: Cell) -> list[str]:
+        """Return what follows `python -m cifar_lab.sweeps.cell`."""
+        flags = ["--accept-code"] * self.options.accept_code
+        flags += ["--attached"] * (not self.is_detached)
+        trusted = [word for module in self.options.trust for word in ("--trust", module)]
+        return [str(cell.run.path.absolute()), "--code", cell.code, *flags, *trusted]
 
     @abstractmethod
     def start(self, cells: Sequence[Cell], folder: Path) -> Sequence[Job]:
         """Start cells; `folder` is for the launcher's own files."""
 
-    @abstractmethod
     def wait(self, jobs: Sequence[Any], stop: Stop) -> None:
         """Return when a job has ended or a signal came, and after a while in any case."""
+        deadline, signal_before = time.monotonic() + 0.25, stop.signal
+        while stop.signal == signal_before and time.monotonic() < deadline:
+            if any(job.poll() is not None for job in jobs):
+                return
+            time.sleep(0.02)
 
     @abstractmethod
     def abandon(self, jobs: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ from cifar_lab.analysis.texts import best_text
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import align, duration
-from cifar_lab.sweeps.cell import LEFT_OUT, Cell, short_names
+from cifar_lab.sweeps.cell import STOPPED, Cell, short_names
 from cifar_lab.training.signals import Stop
 
 
@@ -33,7 +33,7 @@ class Outcome:
     @property
     def has_failed(self) -> bool:
         """Whether the run failed, as opposed to being stopped or unavailable now."""
-        return self.code not in (0, *LEFT_OUT)
+        return self.code not in (0, 3, *STOPPED)
 
 
 def closing_table(outcomes: Sequence[Outcome]) -> str:
@@ -101,6 +101,6 @@ def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
             f"{len(failed)} of {count} cells failed (the table says why); the same line tries "
             "them again"
         )
-    left_out = [o for o in outcomes if o.code in LEFT_OUT]
+    left_out = [o for o in outcomes if o.code in (3, *STOPPED)]
     if left_out:
         raise Unavailable(f"{len(left_out)} of {count} cells were left out: {left_out[0].error}")

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cifar_lab.config.launch import LaunchOptions
+from cifar_lab.errors import RunFailed, Unavailable, UsageError
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.sweeps import workers
+from cifar_lab.sweeps import local
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.console import LiveLine
 from cifar_lab.sweeps.launcher import Job, Launcher
@@ -58,11 +59,11 @@ def make_launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launch
         from cifar_lab.sweeps import ray
 
         return ray.launcher(settings, options)
-    if "cluster" in settings:
+    if settings.get("cluster") == "slurm":
         from cifar_lab.sweeps import slurm
 
         return slurm.launcher(settings, options)
-    return workers.launcher(options)
+    return local.launcher(options)
 
 
 def run_all(
@@ -143,7 +144,7 @@ def fill_slots(
                 for job in running:
                     if source.is_behind(job):
                         job.ask_to_stop()
-                for job in [job for job in running if job.has_ended()]:
+                for job in [job for job in running if job.poll() is not None]:
                     running.remove(job)
                     close(job.outcome())
                 line.show([job.cell for job in running], source.waiting(), slots)
@@ -168,11 +169,13 @@ def _start(
             break
         cell, before = found
         record.add([cell])
-        if launcher.is_free(cell):
+        try:
+            if not launcher.is_sent(cell):
+                _make_ready(cell, launcher.options.rerun)
             taken.append(found)
-        else:
-            error = f"{cell.run.path} is in use by another process; wait for it or stop it"
-            close(Outcome(cell, before, "in use", 0.0, 3, error))
+        except (UsageError, Unavailable, RunFailed) as error:
+            after = "in use" if isinstance(error, Unavailable) else cell.state()
+            close(Outcome(cell, before, after, 0.0, error.exit_code, str(error)))
     if not taken:
         return []
     cells = [cell for cell, _ in taken]
@@ -181,6 +184,19 @@ def _start(
     for job, (_, before) in zip(jobs, taken, strict=True):
         job.before = before
     return jobs
+
+
+def _make_ready(cell: Cell, rerun: bool) -> None:
+    """Discard results that are in the way, once: a cell that is tried again goes on from its own.
+
+    Raises Unavailable if the folder is in use.
+    """
+    if cell.run.is_locked():
+        raise Unavailable(f"{cell.run.path} is in use by another process; wait for it or stop it")
+    if rerun:
+        with cell.run.lock():
+            cell.run.own_config()
+            cell.run.discard_results()
 
 
 class _Grid(Source):

@@ -20,14 +20,21 @@ from typing import Any, Literal
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting, wrong
-from cifar_lab.errors import RunFailed, Unavailable, UsageError, missing_extra
+from cifar_lab.errors import RunFailed, Unavailable, missing_extra
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.ray_driver import RayDriver
-from cifar_lab.training.run import note_killed
+from cifar_lab.sweeps.server import LOST, ServedProcess, Server
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
+
+_RAY_DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # it would send the whole working folder
+    # of a local Ray: cells as important as local processes, no workers that cannot run cells
+    "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -76,24 +83,20 @@ class _Ray(Launcher):
     def __init__(self, settings: RaySettings, options: LaunchOptions) -> None:
         super().__init__(options)
         self.settings = settings
-        self._driver: RayDriver | None = None
-        self._jobs: dict[int, _RayJob] = {}
-        self._folder = Path()
+        self._server: Server | None = None
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Connect to the cluster; return how many cells its nodes hold, or `jobs` if it is set.
 
         Raises Unavailable if no node can ever hold one and `jobs` does not say to wait for some.
         """
-        self._driver = driver = self._connect()
-        count = len(driver.nodes)
-        log.info("Ray (%s): %d node%s", self.settings.target, count, "s" * (count != 1))
+        nodes = self._connect()
+        log.info("Ray (%s): %d node%s", self.settings.target, len(nodes), "s" * (len(nodes) != 1))
         if self.options.jobs != "auto":
             return max(1, min(self.options.jobs, len(configs)))
-        fitting = min(sum(_fitting(node, self._needs(c)) for node in driver.nodes) for c in configs)
+        fitting = min(sum(_fitting(node, self._needs(c)) for node in nodes) for c in configs)
         if fitting == 0:
-            driver.close()
-            self._driver = None
+            self.abandon([])
             needs = " and ".join(f"{v:g} {k}" for k, v in _resources(self._needs(configs[0])))
             raise Unavailable(
                 f"no node of the Ray cluster has {needs} for a cell; jobs=N waits for nodes to come"
@@ -103,91 +106,86 @@ class _Ray(Launcher):
     def _needs(self, config: RunConfig) -> dict[str, Any]:
         return task_options(config, self.settings, self.options)
 
-    def _connect(self) -> RayDriver:
+    def _connect(self) -> list[dict[str, float]]:
+        """Start the process that speaks with Ray; return what each node has."""
+        target = self.settings.target
         passed = {k: v for k, v in os.environ.items() if k.startswith("CIFAR_LAB_")}
-        return RayDriver(
-            self.settings.target,
-            {**passed, **(self.settings.env_vars or {})},
-            _own_modules(self.options.trust),
-        )
+        env_vars = {**passed, **(self.settings.env_vars or {})}
+        arguments = f"{target!r}, {env_vars!r}, {_own_modules(self.options.trust)!r}"
+        code = f"from cifar_lab.sweeps import ray_driver; ray_driver.serve({arguments})"
+        server = Server(code, {**_RAY_DEFAULTS, **os.environ})
+        try:
+            answer = server.hello()
+        except RunFailed as error:
+            answer = {"error": str(error)}
+        except BaseException:
+            server.kill_all()
+            raise
+        if "error" in answer:
+            server.kill_all()
+            raise Unavailable(f"Ray ({target}) cannot be used: {answer['error']}")
+        self._server = server
+        nodes: list[dict[str, float]] = answer["nodes"]
+        return nodes
 
     def start(self, cells: Sequence[Cell], folder: Path) -> list["_RayJob"]:
-        self._folder = folder.absolute()
-        jobs = [_RayJob(cell, self) for cell in cells]
-        for job in jobs:
-            self.submit(job)
-        return jobs
+        return [_RayJob(cell, self) for cell in cells]
 
-    def submit(self, job: "_RayJob") -> None:
-        """Send a cell to Ray, for the first time or again."""
-        self._jobs[id(job)] = job
-        cell = {
-            "folder": str(job.cell.run.path.absolute()),
-            "code": job.cell.code,
-            "record": str(self._folder / "sweep.json"),
+    def submit(self, cell: Cell) -> ServedProcess | None:
+        """Send a cell to Ray; None if the process that speaks with it is gone."""
+        assert self._server is not None
+        content = {
+            "folder": str(cell.run.path.absolute()),
+            "arguments": self.arguments(cell),
             "cwd": str(Path.cwd()),
-            "options": {
-                "trust": self.options.trust,
-                "rerun": job.is_to_rerun(),
-                "accept_code": self.options.accept_code,
-            },
+            "needs": self._needs(cell.config),
         }
-        self._send(start=id(job), cell=cell, needs=self._needs(job.cell.config))
-
-    def cancel(self, job: "_RayJob") -> None:
-        """Let a cell save and end."""
-        self._send(stop=id(job))
+        with contextlib.suppress(RunFailed):
+            return self._server.start(content, stdout=2)
+        return None
 
     def wait(self, jobs: Sequence["_RayJob"], stop: Stop) -> None:
-        assert self._driver is not None
-        deadline = time.monotonic() + 0.25
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                answer = self._driver.receive(left)
-            except EOFError:
-                self._reconnect(stop)
-                return
-            if answer is None:
-                return
-            job = self._jobs.pop(answer["ended" if "ended" in answer else "lost"])
-            if "ended" in answer:
-                job.ended = (answer["code"], answer["error"])
-            else:
-                job.lose(answer["error"])
+        super().wait(jobs, stop)
+        lost = [job for job in jobs if job.is_lost()]
+        if not lost:
+            return
+        why = "its worker or its node is lost"
+        assert self._server is not None
+        if not self._server.is_alive():
+            why = "the Ray cluster was lost"
+            self._reconnect(stop)
+        for job in lost:
+            job.was_asked |= stop.signal is not None
+            job.go_on(why, self.settings.max_retries)
 
     def abandon(self, jobs: Sequence["_RayJob"]) -> None:
-        if self._driver is not None:
-            self._driver.close()
-
-    def _send(self, **command: Any) -> None:
-        assert self._driver is not None
-        self._driver.send(command)
+        if self._server is not None:
+            if not jobs:
+                self._server.close(15)
+            self._server.kill_all()  # what is left of a local Ray too
+            self._server = None
 
     def _reconnect(self, stop: Stop) -> None:
-        """Wait for a lost cluster, then send the cells again that it ran."""
-        assert self._driver is not None
-        why = self._driver.last_words()
-        self._driver.close()
-        self._driver = None
-        seconds = self.settings.reconnect_seconds
-        log.warning("Ray (%s) is lost: %s; waiting up to %g s", self.settings.target, why, seconds)
+        """Wait for a lost cluster."""
+        assert self._server is not None
+        why, target, seconds = (
+            self._server.last_words(),
+            self.settings.target,
+            self.settings.reconnect_seconds,
+        )
+        self._server.kill_all()
+        log.warning("Ray (%s) is lost: %s; waiting up to %g s", target, why, seconds)
         deadline = time.monotonic() + seconds
         while stop.signal is None:
             try:
-                problem = _no_answer(self.settings.target)
-                if problem is not None:
+                if problem := _no_answer(target):
                     raise Unavailable(problem)
-                self._driver = self._connect()
-                break
+                self._connect()
+                return
             except Unavailable as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"{error}; the same line goes on from here") from None
                 time.sleep(1)
-        lost, self._jobs = list(self._jobs.values()), {}
-        for job in lost:
-            if stop.signal is not None:
-                job.was_asked = True
-            job.lose("the Ray cluster was lost")
 
 
 class _RayJob(Job):
@@ -195,45 +193,33 @@ class _RayJob(Job):
 
     def __init__(self, cell: Cell, launcher: _Ray) -> None:
         super().__init__(cell)
-        self.ended: tuple[int, str | None] | None = None
-        self._launcher = launcher
-        self._losses = 0
-        self._summary_before = self._summary()
+        self._launcher, self._losses, self._is_given_up = launcher, 0, False
+        self._process = launcher.submit(cell)
 
     def stop(self) -> None:
-        self._launcher.cancel(self)
+        if self._process is not None:
+            self._process.stdin.close()
 
-    def has_ended(self) -> bool:
-        return self.ended is not None
+    def is_lost(self) -> bool:
+        """Return whether the worker of the task is gone, and the task is to be sent again."""
+        gone = self._process is None or self._process.poll() == LOST
+        return gone and not self._is_given_up
 
-    def result(self) -> tuple[int, str | None]:
-        assert self.ended is not None
-        return self.ended
+    def poll(self) -> int | None:
+        if self.is_lost():
+            return None
+        return LOST if self._process is None else self._process.poll()
 
-    def is_to_rerun(self) -> bool:
-        """Return whether results in the folder are to be discarded: not those of this sweep."""
-        return self._launcher.options.rerun and self._summary() == self._summary_before
-
-    def lose(self, why: str) -> None:
-        """Send the cell again after its worker was lost, unless it was stopped or is lost often."""
+    def go_on(self, why: str, retries: int) -> None:
+        """Send the cell again after a loss, unless it was stopped or is lost often."""
         self._losses += 1
-        allowed = self._launcher.settings.max_retries
-        if self.was_asked:
-            self.ended = 143, "stopped; it goes on from its last checkpoint"
-        elif self._losses > allowed:
-            error = f"lost {self._losses} times, now: {why}"
-            with contextlib.suppress(Unavailable, UsageError, RunFailed, OSError):
-                note_killed(self.cell.run, error)
-            self.ended = 1, error
+        self._is_given_up = self.was_asked or self._losses > retries
+        if self._is_given_up:
+            self.loss = f"lost {self._losses} times, now: {why}"
         else:
             name = self.cell.run.path.name
-            log.warning("%s: %s (try %d of %d follows)", name, why, self._losses + 1, allowed + 1)
-            self._launcher.submit(self)
-
-    def _summary(self) -> bytes:
-        with contextlib.suppress(OSError):
-            return self.cell.run.summary_file.read_bytes()
-        return b""
+            log.warning("%s: %s (try %d of %d follows)", name, why, self._losses + 1, retries + 1)
+            self._process = self._launcher.submit(self.cell)
 
 
 def task_options(

@@ -1,21 +1,16 @@
 """The sweep's own record, `.sweeps/<id>/sweep.json` beside its cells."""
 
 import json
-import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.errors import Damaged, UsageError, shorten_path
 from cifar_lab.runs.atomic_io import write_text
-from cifar_lab.runs.reading import read_bytes
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.outcome import Outcome
-
-log = logging.getLogger("cifar_lab")
 
 
 class Record:
@@ -69,22 +64,6 @@ class Record:
         self._content["cells"] = list(self._cells.values())
         text = json.dumps(self._content, indent=1, ensure_ascii=False) + "\n"
         write_text(self.folder / "sweep.json", text)
-
-
-def noted_jobs(parent: Path) -> Iterator[tuple[Path, Path, str]]:
-    """Yield (run folder, folder of the record, job id) of all jobs that sweeps here have noted.
-
-    A record that cannot be read is passed over with a warning.
-    """
-    for file in sorted(parent.glob(".sweeps/*/sweep.json")):
-        try:
-            cells = json.loads(read_bytes(file))["cells"]
-            noted = [(str(cell["folder"]), cell["job"]) for cell in cells if "job" in cell]
-        except (UsageError, Damaged, OSError, ValueError, TypeError, LookupError, RecursionError):
-            log.warning("warning: %s is damaged and was passed over", shorten_path(file))
-            continue
-        for folder, job in noted:
-            yield parent / folder, file.parent, str(job)
 
 
 def _timestamp() -> str:

@@ -6,60 +6,61 @@ and goes on from there, in another process and perhaps on another machine.
 """
 
 import contextlib
-import dataclasses
+import itertools
 import logging
 import os
-import pickle
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cifar_lab.config.identity import address
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, missing_extra, shorten
+from cifar_lab.errors import Stopped, Unavailable, UsageError, missing_extra, shorten
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.sweeps.cell import Cell, run_cell
+from cifar_lab.sweeps import cell as cell_module
+from cifar_lab.sweeps.cell import Cell, note
 from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.record import noted_jobs
+from cifar_lab.sweeps.server import LOST
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
 
-_OURS = ("cluster", "poll_seconds", "max_num_timeout")  # settings that submitit does not know
+_OURS = ("cluster", "poll_seconds", "max_num_timeout")  # settings that are no parameter of a job
+_ENDED = {"finished": 0, "failed": 1, "damaged": 1, "interrupted": 143}  # exit codes by states
 
 
 class CellJob:
-    """What submitit pickles and calls: one folder to run. Returns (exit code, message)."""
+    """What submitit pickles and calls: the arguments of one cell."""
 
-    def __init__(self, path: Path, code: str, options: LaunchOptions) -> None:
-        self.path, self.code, self.options = path, code, options
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.arguments = arguments
 
-    def __call__(self) -> tuple[int, str | None]:
-        """Run the folder; a job that SLURM has started before goes on from its checkpoint."""
-        log.setLevel(logging.INFO)
-        log.addHandler(logging.StreamHandler(sys.stdout))
+    def __call__(self) -> None:
+        """Run the cell; a job that SLURM has started before goes on from its checkpoint."""
+        from submitit.core.utils import UncompletedJobError
+
         queue_again = signal.getsignal(signal.SIGUSR2)  # submitit's own handler
-        again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-        options = dataclasses.replace(self.options, rerun=self.options.rerun and not again)
-        with _Notice().installed() as notice:
-            code, error = run_cell(RunDir(self.path), self.code, notice, options)
-            if code >= 128 and notice.signal == signal.SIGTERM:
-                time.sleep(1)  # SLURM may send SIGTERM just before SIGUSR2
-            if code >= 128 and notice.signal == signal.SIGUSR2 and callable(queue_again):
+        notice = _Notice()
+        if cell_module.main(self.arguments, notice) < 128:
+            return
+        if notice.signal == signal.SIGUSR2 and callable(queue_again):
+            try:
                 queue_again(signal.SIGUSR2, None)  # does not come back
-        return code, error
+            except UncompletedJobError as error:  # it ran into its time too often
+                note(RunDir(self.arguments[0]), str(error), "failed")
+                raise
+        time.sleep(1)  # SLURM may send SIGTERM just before SIGUSR2, which submitit handles again
 
     def checkpoint(self) -> Any:
-        """Return what submitit queues again: the same folder."""
+        """Return what submitit queues again: the same cell."""
         from submitit.helpers import DelayedSubmission
 
-        options = dataclasses.replace(self.options, rerun=False)
-        return DelayedSubmission(CellJob(self.path, self.code, options))
+        return DelayedSubmission(self)
 
 
 class _Notice(Stop):
@@ -108,41 +109,49 @@ class _Slurm(Launcher):
         self._settings = settings
         self._queue = _in_queue()
         self._missing: set[str] = set()
+        self._sent: dict[str, Any] = {}
         self.most_at_once = _longest_array()
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
-        return len(configs)  # SLURM has a queue of its own
+        """Find the jobs that earlier commands sent; SLURM has a queue of its own for all."""
+        for parent in {address(config).parent for config in configs}:
+            self._sent |= sent_jobs(parent, self._queue)
+        return len(configs)
 
-    def is_free(self, cell: Cell) -> bool:
-        return True  # a job that an earlier command sent may hold the folder; it is waited for
+    def is_sent(self, cell: Cell) -> bool:
+        return os.path.normpath(cell.run.path) in self._sent
 
     def start(self, cells: Sequence[Cell], folder: Path) -> list["_SlurmJob"]:
         """Send the cells as one array, but for those that an earlier command sent."""
-        jobs = self._sent_before(cells)
-        to_send = [cell for cell in cells if cell.run.path not in jobs]
+        to_send = [cell for cell in cells if not self.is_sent(cell)]
         if to_send:
-            jobs |= self._send(to_send, folder.absolute() / "jobs")
-        started = [_SlurmJob(cell, jobs[cell.run.path], self) for cell in cells]
-        log.info("%d jobs in SLURM's queue: %s", len(started), job_list(j.id for j in started))
-        return started
+            sent = self._send(to_send, folder.absolute() / "jobs")
+            self._sent |= {
+                os.path.normpath(cell.run.path): job
+                for cell, job in zip(to_send, sent, strict=True)
+            }
+        jobs = [_SlurmJob(c, self._sent.pop(os.path.normpath(c.run.path)), self) for c in cells]
+        log.info("%d jobs in SLURM's queue: %s", len(jobs), job_list(job.id for job in jobs))
+        return jobs
 
-    def _send(self, cells: Sequence[Cell], folder: Path) -> dict[Path, Any]:
+    def _send(self, cells: Sequence[Cell], folder: Path) -> list[Any]:
         import submitit
 
-        executor = submitit.SlurmExecutor(
-            folder=folder, max_num_timeout=self._settings["max_num_timeout"]
+        folder /= str(time.time_ns())
+        write_cells(cells, folder)
+        executor = submitit.AutoExecutor(
+            folder, cluster="slurm", slurm_max_num_timeout=self._settings["max_num_timeout"]
         )
         executor.update_parameters(**slurm_parameters(self._settings, cells))
         try:
             with executor.batch():
-                sent = [executor.submit(cell_job(cell, self.options)) for cell in cells]
+                return [executor.submit(CellJob(self.arguments(cell))) for cell in cells]
         except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
             said = str(getattr(error, "stderr", None) or error).strip().splitlines() or [""]
             raise Unavailable(
                 f"SLURM did not take {len(cells)} jobs: {shorten(said[-1], 120)}; the jobs that it "
                 "took before go on, and the same line sends the others"
             ) from None
-        return {cell.run.path: job for cell, job in zip(cells, sent, strict=True)}
 
     def wait(self, jobs: Sequence["_SlurmJob"], stop: Stop) -> None:
         deadline = time.monotonic() + self._settings["poll_seconds"]
@@ -163,19 +172,6 @@ class _Slurm(Launcher):
         self._missing.add(job)
         return gone
 
-    def _sent_before(self, cells: Sequence[Cell]) -> dict[Path, Any]:
-        """Return the jobs of these cells that an earlier line sent and that are not over."""
-        from submitit import SlurmJob
-
-        sent: dict[str, tuple[Path, str]] = {}
-        for parent in {cell.run.path.parent for cell in cells} if self._queue else ():
-            noted = [found for found in noted_jobs(parent) if found[2] in self._queue]
-            others = self._queue - {job for _, _, job in noted}
-            for folder, record, job in [*noted, *jobs_with_files(parent, others)]:
-                sent[os.path.normpath(folder)] = (record.absolute() / "jobs", job)
-        paths = {cell.run.path: os.path.normpath(cell.run.path) for cell in cells}
-        return {path: SlurmJob(*sent[normal]) for path, normal in paths.items() if normal in sent}
-
 
 class _SlurmJob(Job):
     """A job of SLURM, seen from the command that waits for it."""
@@ -183,52 +179,54 @@ class _SlurmJob(Job):
     def __init__(self, cell: Cell, job: Any, launcher: _Slurm) -> None:
         super().__init__(cell)
         self.id = job.job_id
-        self._job, self._launcher = job, launcher
+        self.loss = f"job {self.id} ended without a result; {job.paths.stderr} may say why"
+        self._result, self._launcher = job.paths.result_pickle, launcher
 
     def stop(self) -> None:
         subprocess.run(["scancel", self.id], check=False, timeout=60)
 
-    def has_ended(self) -> bool:
-        return self._job.paths.result_pickle.exists() or self._launcher.is_gone(self.id)
-
-    def result(self) -> tuple[int, str | None]:
-        return job_result(self.cell, self._job)
+    def poll(self) -> int | None:
+        if self._result.exists():  # it was not killed: the folder tells the rest
+            return _ENDED.get(self.cell.state(), 3)
+        return LOST if self._launcher.is_gone(self.id) else None
 
 
 def slurm_parameters(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
     """Return submitit's parameters for these cells."""
-    from submitit import SlurmExecutor
-
     given = {k: v for k, v in settings.items() if k not in _OURS and v not in (None, {})}
     threads = max((cell.config.threads or 1 for cell in cells), default=1)
     on_cuda = any(cell.config.device.startswith("cuda") for cell in cells)
     defaults: dict[str, Any] = {"cpus_per_task": threads}
     if on_cuda and "gres" not in given:
         defaults["gpus_per_node"] = 1
-    names: dict[str, str] = dict(SlurmExecutor._equivalence_dict())  # type: ignore[arg-type]
-    return {names.get(str(k), str(k)): v for k, v in {**defaults, **given}.items()}
+    return {f"slurm_{name}": value for name, value in {**defaults, **given}.items()}
 
 
-def jobs_with_files(parent: Path, jobs: Collection[str]) -> Iterator[tuple[Path, Path, str]]:
-    """Yield (run folder, folder of the record, job id) of those jobs that sweeps here have sent.
+def write_cells(cells: Sequence[Cell], folder: Path) -> None:
+    """Note in the folder of an array which cells its tasks run, before it is sent."""
+    folder.mkdir(parents=True)
+    beside = folder.parents[3]
+    lines = [f"{os.path.relpath(cell.run.path.absolute(), beside)}\n" for cell in cells]
+    (folder / "cells.txt").write_text("".join(lines), encoding="utf-8")
 
-    They are known by submitit's files, which are there before a record names the jobs. A command
-    that was killed in between has sent them, and a job without its file does nothing.
+
+def sent_jobs(parent: Path, queue: Iterable[str]) -> dict[str, Any]:
+    """Return the jobs of a queue that sweeps below `parent` have sent, by their run folders.
+
+    They are known by submitit's files, so that those of a command are found that was killed while
+    it was sending. A job without its file does nothing.
     """
-    from submitit.core.utils import DelayedSubmission
+    from submitit import SlurmJob
 
-    for file in sorted(parent.glob(".sweeps/*/jobs/*_submitted.pkl")) if jobs else ():
+    sent: dict[str, Any] = {}
+    wanted = set(queue)
+    for file in sorted(parent.glob(".sweeps/*/jobs/*/*_submitted.pkl")) if wanted else ():
         job = file.name.removesuffix("_submitted.pkl")
-        if job in jobs:
-            with contextlib.suppress(OSError, EOFError, pickle.UnpicklingError):  # nor with this
-                called = DelayedSubmission.load(file).function
-                if isinstance(called, CellJob):
-                    yield parent / called.path.name, file.parents[1], job
-
-
-def cell_job(cell: Cell, options: LaunchOptions) -> CellJob:
-    """Return what submitit is to call for a cell."""
-    return CellJob(cell.run.path.absolute(), cell.code, options)
+        if job in wanted:
+            names = (file.parent / "cells.txt").read_text(encoding="utf-8").splitlines()
+            name = names[int(job.partition("_")[2] or 0)]
+            sent[os.path.normpath(parent / name)] = SlurmJob(file.parent.absolute(), job)
+    return sent
 
 
 def job_list(ids: Iterable[str]) -> str:
@@ -244,15 +242,11 @@ def job_list(ids: Iterable[str]) -> str:
 
 def _ranges(numbers: Sequence[int]) -> str:
     """Return ascending numbers as SLURM writes them: 4, or [0-3,5]."""
-    if len(numbers) == 1:
-        return str(numbers[0])
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1] = [parts[-1][0], number]
-        else:
-            parts.append([number])
-    return f"[{','.join('-'.join(map(str, part)) for part in parts)}]"
+    # numbers that follow each other differ from their positions by the same
+    groups = itertools.groupby(enumerate(numbers), lambda item: item[1] - item[0])
+    parts = [[number for _, number in group] for _, group in groups]
+    shown = [str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts]
+    return shown[0] if len(numbers) == 1 else f"[{','.join(shown)}]"
 
 
 def _longest_array() -> int:
@@ -276,17 +270,3 @@ def _ask(command: Sequence[str]) -> str:
         detail = getattr(error, "stderr", None) or str(error)
         raise UsageError(f"SLURM does not answer: {detail.strip().splitlines()[-1]}") from None
     return answer.stdout
-
-
-def job_result(cell: Cell, job: Any) -> tuple[int, str | None]:
-    """Return the exit code and message that a job left, or what its folder tells without one."""
-    if job.paths.result_pickle.exists():
-        status, value = job._get_outcome_and_result()
-        if status == "success":
-            code, error = value
-            return code, error
-        return 1, f"job {job.job_id}: {str(value).strip().splitlines()[-1]}"
-    with contextlib.suppress(UsageError, RunFailed):
-        if cell.is_finished():
-            return 0, None
-    return 1, f"job {job.job_id} ended without a result; {job.paths.stderr} may say why"

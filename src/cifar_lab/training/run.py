@@ -69,14 +69,6 @@ def run_experiment(
                 raise record_end(run, summary, cause) from error
 
 
-def note_killed(run: RunDir, error: str) -> None:
-    """Record that a run's process ended before it could do so itself: the run counts as failed."""
-    with run.lock():
-        summary = run.read_summary()
-        if summary.status != "finished":
-            run.write_summary(dataclasses.replace(summary, status="failed", error=error))
-
-
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
     """A run that is about to train: its data, its state, and its summary with status running."""

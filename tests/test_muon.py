@@ -13,7 +13,7 @@ from cifar_lab.analysis import resume_proof
 from cifar_lab.errors import UsageError
 from cifar_lab.models.airbench import Airbench
 from cifar_lab.optimizers.muon import Muon, orthogonalize
-from cifar_lab.runs.provenance import code_hash
+from cifar_lab.runs.provenance import code_version
 from cifar_lab.training.build import build_model
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.state import build_optimizer
@@ -145,12 +145,12 @@ def test_a_model_without_hidden_matrices_is_refused() -> None:
         build_optimizer(target_config, nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
 
 
-def test_the_code_of_the_optimizer_is_part_of_the_code_hash(
+def test_the_code_of_the_optimizer_is_part_of_the_code_version(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def both() -> list[str]:
         lines = ([*TINY, "optimizer=muon"], TINY)
-        return [code_hash(compose_checked(line).runs[0].config) for line in lines]
+        return [code_version(compose_checked(line).runs[0].config) for line in lines]
 
     before = both()
     monkeypatch.setattr("cifar_lab.runs.provenance._CHOSEN_BY_CONFIG", ("cifar_lab.models.",))

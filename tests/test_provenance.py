@@ -1,4 +1,4 @@
-"""The code hash covers every file that can change a result, and only these."""
+"""What decides a result besides the config: RESULTS_VERSION and the files of the targets."""
 
 import json
 import os
@@ -6,27 +6,31 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cifar_lab.runs.provenance import other_code, reuse_note
+from cifar_lab.runs.summary import RunSummary
+
 ROOT = Path(__file__).resolve().parents[1]
 
-HASHES = """
+SCRIPT = """
 import json, sys
 from pathlib import Path
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.config.targets import trust
-from cifar_lab.runs.provenance import code_hash
+from cifar_lab.runs.provenance import code_version
 
 package, options, edits = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 config = compose_checked([*options, "device=cpu"]).runs[0].config
-found = {"": code_hash(config)}
+found = {"": code_version(config)}
 for name, (old, new) in edits.items():
     path = package / name
     text = path.read_text()
     assert old in text, name
     path.write_text(text.replace(old, new, 1) if old else text + new)
-    found[name] = code_hash(config)
+    found[name] = code_version(config)
     path.write_text(text)
 print(json.dumps(found))
 """
@@ -42,14 +46,14 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "src" / "cifar_lab"
 
 
-def hashes(
+def code_versions(
     package: Path, edits: dict[str, tuple[str, str]], *options: str, cwd: Path | None = None
 ) -> dict[str, str]:
-    """Return the hash as it is (under ""), and after each edit alone: (text, what replaces it).
+    """Return the code version now (under ""), and after each edit (text, what replaces it) alone.
 
     An empty text appends.
     """
-    command = [sys.executable, "-c", HASHES, str(package), json.dumps(options), json.dumps(edits)]
+    command = [sys.executable, "-c", SCRIPT, str(package), json.dumps(options), json.dumps(edits)]
     answer = subprocess.run(
         command,
         capture_output=True,
@@ -65,30 +69,17 @@ def hashes(
 CHANGE = ("", "\n_CHANGED = 1\n")
 
 
-def test_every_file_that_can_change_a_result_changes_the_hash(package: Path) -> None:
-    files = [*package.glob("training/*.py"), *package.glob("datasets/*.py")]
-    names = [str(file.relative_to(package)) for file in files]
-    assert {"datasets/held_out.py", "training/loop.py", "training/scoring.py"} <= {*names}
-    names += ["runs/metrics.py", "models/convnet.py"]
-    found = hashes(package, dict.fromkeys(names, CHANGE), "dataset=digits")
-    assert [name for name in names if found[name] == found[""]] == []
-
-
-def test_what_changes_no_result_leaves_the_hash(package: Path) -> None:
-    docstring = '    """Return the docstring of another day."""\n    '
+def test_the_files_of_the_targets_decide_the_hash_and_no_others(package: Path) -> None:
     edits = {
+        "models/convnet.py": CHANGE,
+        "training/loop.py": CHANGE,  # RESULTS_VERSION stands for it
         "figures/curves.py": CHANGE,
-        "analysis/statistics.py": CHANGE,
-        "config/compose.py": CHANGE,
-        "cli.py": CHANGE,
         "models/two_branch.py": CHANGE,  # another model than the run's
-        "training/loop.py": ("", "\n# a comment\n"),
-        "models/convnet.py": ('"""', '"""Another docstring. '),
-        "runs/metrics.py": ("", '\n"""Text that nothing reads."""\n'),
-        "training/device.py": ("    import torch\n", docstring + "import torch\n"),
     }
-    found = hashes(package, edits, "dataset=digits")
-    assert [name for name in edits if found[name] != found[""]] == []
+    versions = code_versions(package, edits, "dataset=digits")
+    assert [name for name in edits if versions[name] != versions[""]] == ["models/convnet.py"]
+    docstring = {"models/convnet.py": ('"""', '"""Another docstring. ')}
+    assert len(set(code_versions(package, docstring, "dataset=digits").values())) == 1
 
 
 def test_ones_own_modules_count_with_what_they_import(package: Path, tmp_path: Path) -> None:
@@ -110,6 +101,74 @@ def test_ones_own_modules_count_with_what_they_import(package: Path, tmp_path: P
     edits = dict.fromkeys([*names, "models/two_branch.py", "models/convnet.py"], CHANGE)
     line = ["dataset=digits", "model=two_branch", "dropout=none"]
     line += ["trust=[my_models]", "model._target_=my_models.net.Net"]
-    found = hashes(package, edits, *line, cwd=tmp_path)
+    found = code_versions(package, edits, *line, cwd=tmp_path)
     changed = [name for name in edits if found[name] != found[""]]
     assert changed == [*names[: len(own)], "models/two_branch.py"]
+
+
+STARTED: dict[str, Any] = {
+    "status": "finished",
+    "seed": 0,
+    "choices": {},
+    "protocol": "sound",
+    "device": "cpu",
+    "precision": "fp32",
+}
+
+
+def summary_of(**fields: Any) -> RunSummary:
+    return RunSummary(**{**STARTED, **fields})
+
+
+def test_another_results_version_and_other_files_are_told_apart() -> None:
+    assert other_code(summary_of(status="queued"), "1-abc") is None
+    assert other_code(summary_of(results_version=1, targets_hash="abc"), "1-abc") is None
+    difference = other_code(summary_of(results_version=1, targets_hash="abc"), "2-abc")
+    assert difference == "results version 1, this is 2"
+    difference = other_code(summary_of(results_version=1, targets_hash="abc"), "1-def")
+    assert difference == "its model's or optimizer's files have the hash abc, now def"
+
+
+def test_a_run_of_before_results_versions_counts_as_version_1() -> None:
+    old = summary_of(code_hash="ba03026b6001")
+    assert other_code(old, "1-abc") is None
+    assert other_code(old, "2-abc") == "results version 1, this is 2"
+    assert "counts as version 1" in (reuse_note(old) or "")
+
+
+NOTE = """
+import sys
+from cifar_lab.runs import provenance
+from cifar_lab.runs.summary import RunSummary
+
+commit = sys.argv[1] or provenance.commit()
+made = RunSummary("finished", 0, {}, "sound", "cpu", "fp32", results_version=1, commit=commit)
+print(commit, provenance.reuse_note(made))
+"""
+
+
+def test_an_edited_training_loop_is_named_when_a_finished_run_is_used_again(
+    package: Path,
+) -> None:
+    git = ["git", "-C", str(package.parents[1]), "-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+
+    def note(commit: str) -> tuple[str, str]:
+        command = [sys.executable, "-c", NOTE, commit]
+        environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+        answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert answer.returncode == 0, answer.stderr
+        made_at, _, words = answer.stdout.strip().partition(" ")
+        return made_at, words
+
+    commit, answer = note("")
+    assert answer == "None"
+    (package / "figures" / "curves.py").write_text("")  # decides no result
+    assert note(commit)[1] == "None"
+    loop = package / "training" / "loop.py"
+    loop.write_text(loop.read_text() + "\n_CHANGED = 1\n")
+    assert note(commit)[1] == (
+        f"it was made at commit {commit}, this is {commit}+, and the code of training or datasets "
+        "differs"
+    )

@@ -188,7 +188,7 @@ def test_a_report_without_epochs_is_judged_by_runs_of_several_lengths(
 def test_what_other_code_made_is_shown_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    s3(tmp_path, 0.005, [0.50], code_hash="0" * 12)
+    s3(tmp_path, 0.005, [0.50], results_version=99)
     words = ["S3", "--only", "S3-0.005-test", "--output-dir", str(tmp_path), "--device", "cpu"]
     assert reproduce.main(words) == 3
     said = capsys.readouterr()

@@ -308,10 +308,10 @@ def test_settings_beside_the_address_are_taken_over(tmp_path: Path) -> None:
     run = make(tmp_path)
     again = make(tmp_path, "training.checkpoint_minutes=1", "training.keep_last=false")
     assert again.path == run.path
-    assert run.read_config().training.checkpoint_minutes == 1
+    assert RunDir(run.path).read_config().training.checkpoint_minutes == 1
     with run.lock():  # at work: it keeps what it has read
         make(tmp_path, "training.checkpoint_minutes=2")
-    assert run.read_config().training.checkpoint_minutes == 1
+    assert RunDir(run.path).read_config().training.checkpoint_minutes == 1
 
 
 def test_other_code_is_asked_about_before_it_goes_on(
@@ -322,13 +322,14 @@ def test_other_code_is_asked_about_before_it_goes_on(
         run_experiment(run, stop=StopAt(1))
     saved = run.last.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("cifar_lab.runs.provenance.code_hash", lambda config: "0" * 12)
+        patch.setattr("cifar_lab.runs.provenance.RESULTS_VERSION", 99)
+        patch.setattr("cifar_lab.training.run.RESULTS_VERSION", 99)
         with pytest.raises(Unavailable, match="made by other code"):
             run_experiment(run)
         assert run.status == "interrupted"
         assert run.last.read_bytes() == saved
         run_experiment(run, accept_code=True)
-        assert run.read_summary().code_hash == "0" * 12
+        assert run.read_summary().results_version == 99
     with pytest.raises(Unavailable, match="rerun=true"):
         run_experiment(run)
     assert differences(reference, run) == []

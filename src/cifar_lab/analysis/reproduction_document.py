@@ -9,7 +9,8 @@ from typing import Any
 
 from cifar_lab.analysis import claims, epoch_study, run_metrics, verdicts
 from cifar_lab.analysis.reproduction import Row, quoted, recipe
-from cifar_lab.runs.provenance import code_hash
+from cifar_lab.runs.provenance import code_version
+from cifar_lab.runs.provenance import other_code as differs_from
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import Table, duration, markdown
 
@@ -126,7 +127,7 @@ def sources(found: Sequence[Row]) -> str:
 def other_code(found: Sequence[Row]) -> str:
     """Return how many of the runs behind the rows were made by other code; "" if none were."""
     runs = quoted(found)
-    others = sum(run.summary.code_hash not in (None, code_hash(run.config)) for run in runs)
+    others = sum(differs_from(run.summary, code_version(run.config)) is not None for run in runs)
     if not others:
         return ""
     return f"Made by other code than today's: {others} of these {len(runs)} runs."

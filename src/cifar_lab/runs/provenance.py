@@ -15,26 +15,24 @@ from pathlib import Path
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.targets import resolve
+from cifar_lab.runs.summary import RunSummary
+from cifar_lab.version import RESULTS_VERSION
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_CHECKOUT = _PACKAGE.parents[1]  # where it is one
 
-# All of training/, even the part that only prints: a list of exceptions would have to be kept by
-# hand, and a module that is wrongly on it changes results without changing the hash.
-_DECIDES_RESULTS = ("training", "datasets", "runs/metrics.py")
 _CHOSEN_BY_CONFIG = ("cifar_lab.models.", "cifar_lab.optimizers.")
+_ENGINE = ("src/cifar_lab/training", "src/cifar_lab/datasets")  # decide results, not in the hash
 
 
-def code_hash(config: RunConfig) -> str:
-    """Return 12 hex digits of the code that decides a run's result.
+def code_version(config: RunConfig) -> str:
+    """Return what decides a run's result beside its config, such as `1-0123456789ab`.
 
-    It covers the meaning (not comments, docstrings and layout) of the training loop and everything
-    around it, the datasets, the metrics, the files of the config's targets, and those modules of
-    one's own which they import. A result with another hash is never presented silently.
+    That is RESULTS_VERSION and 12 hex digits of the files of the config's targets (models,
+    optimizers, loaders) and of those modules of one's own which they import: users edit these. Only
+    their meaning counts, not comments, docstrings and layout.
     """
     sources: set[Path] = set()
-    for name in _DECIDES_RESULTS:
-        path = _PACKAGE / name
-        sources |= set(path.rglob("*.py")) if path.is_dir() else {path}
     for role in ("dataset.source", "model", "activation", "optimizer", "scheduler"):
         target_config = config.dataset.source if role == "dataset.source" else getattr(config, role)
         if target_config is not None and target_config.get("_target_") is not None:
@@ -46,7 +44,50 @@ def code_hash(config: RunConfig) -> str:
         state = source.stat()
         meaning = _meaning(source, state.st_mtime_ns, state.st_size)
         digest.update(f"{name}\n{meaning}\n".encode())
-    return digest.hexdigest()[:12]
+    return f"{RESULTS_VERSION}-{digest.hexdigest()[:12]}"
+
+
+def other_code(summary: RunSummary, code: str) -> str | None:
+    """Return how the code that made a run differs from `code` of today; None if it does not.
+
+    A run of before results had a version counts as version 1, whatever files its targets had.
+    """
+    now, _, targets = code.partition("-")
+    if summary.results_version is None and summary.code_hash is None:  # it has not started yet
+        return None
+    if str(summary.results_version or 1) != now:
+        return f"results version {summary.results_version or 1}, this is {now}"
+    if summary.targets_hash in (None, targets):
+        return None
+    return f"its model's or optimizer's files have the hash {summary.targets_hash}, now {targets}"
+
+
+def reuse_note(summary: RunSummary) -> str | None:
+    """Return what to tell of a finished run that is used again, None if there is nothing.
+
+    That its code had no version yet, or that the training code of this checkout was edited since:
+    a developer's change is not always meant to raise RESULTS_VERSION, and may change results.
+    """
+    if summary.results_version is None and summary.code_hash is not None:
+        return "it is older than results versions and counts as version 1"
+    if summary.commit is not None and _engine_changed_since(summary.commit.rstrip("+")):
+        return (
+            f"it was made at commit {summary.commit}, this is {commit()}, and the code of training "
+            "or datasets differs"
+        )
+    return None
+
+
+@functools.cache
+def _engine_changed_since(revision: str) -> bool:
+    """Whether the checkout's training code differs from a commit's; False if git cannot tell."""
+    if not (_CHECKOUT / ".git").exists():
+        return False
+    command = ["git", "-C", str(_CHECKOUT), "diff", "--quiet", revision, "--", *_ENGINE]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=10).returncode == 1
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def versions() -> dict[str, str]:
@@ -59,14 +100,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def commit() -> str | None:
     """Return the git commit of the checkout that this code runs from, "+" if it is changed."""
-    folder = _PACKAGE.parents[1]
-    if not (folder / ".git").exists():
+    if not (_CHECKOUT / ".git").exists():
         return None
     try:
         answer = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--abbrev=12", "--dirty=+"],
+            ["git", "-C", str(_CHECKOUT), "describe", "--always", "--abbrev=12", "--dirty=+"],
             capture_output=True,
             text=True,
             timeout=10,
@@ -81,8 +122,7 @@ def _own_files(modules: set[str]) -> set[Path]:
     """Return the files of a target's modules and of the modules of one's own that they import.
 
     One's own are the modules of the target's package, and those outside the installed packages.
-    Of cifar_lab only models and optimizers count here: what else decides a result is covered as a
-    whole.
+    Of cifar_lab only models and optimizers count: RESULTS_VERSION stands for the rest.
     """
     packages = {module.partition(".")[0] for module in modules} - {"torch"}
     found: dict[str, Path] = {}

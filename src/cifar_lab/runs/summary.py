@@ -19,6 +19,8 @@ class RunSummary:
     """The result of a run: accuracies are fractions, losses means per image, seconds wall clock.
 
     `best_epoch` is the one that `training.monitor` chose, and the `best_val_*` are its scores.
+    `results_version` and `targets_hash` are those of the code that trained it; runs of before these
+    have a `code_hash` instead.
     """
 
     status: Status
@@ -58,6 +60,8 @@ class RunSummary:
     continued_from: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
+    results_version: int | None = None
+    targets_hash: str | None = None
     code_hash: str | None = None
     dataset: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)

@@ -24,7 +24,7 @@ from cifar_lab.config import targets
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
-from cifar_lab.runs.provenance import code_hash
+from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.training.data_record import check_finished
@@ -45,7 +45,7 @@ STOPPED = (129, 130, 143)
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep: its folder, config, what tells it from the others, today's code hash."""
+    """One run of a sweep: folder, config, what tells it from the others, today's code version."""
 
     run: RunDir
     config: RunConfig
@@ -65,8 +65,7 @@ class Cell:
         if summary is None:
             return "new"
         has_result = summary.status == "finished" or self.run.last.exists()
-        same_code = summary.code_hash in (None, self.code)
-        if has_result and not same_code and summary.status != "running":
+        if has_result and summary.status != "running" and other_code(summary, self.code):
             return "other code"
         return summary.status
 
@@ -137,7 +136,7 @@ def sweep_cells(
         roles = (settled.model, settled.activation, settled.optimizer, settled.scheduler)
         sources = json.dumps([settled.dataset.source, *roles], sort_keys=True)
         if sources not in codes:
-            codes[sources] = code_hash(settled)
+            codes[sources] = code_version(settled)
         labels = {key: one.get(key, "") for key in axes}
         cells.setdefault(run.path, Cell(run, settled, labels, codes[sources]))
     return list(cells.values())
@@ -154,7 +153,7 @@ def main(argv: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Run the folder that a command line names in this process; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m cifar_lab.sweeps.cell")
     parser.add_argument("run_dir", type=RunDir, metavar="RUN_DIR")
-    parser.add_argument("--code", help="hash of the sources to run; others are refused")
+    parser.add_argument("--code", help="code version to run; another is refused")
     parser.add_argument("--accept-code", action="store_true")
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE")
     attached = "save and end when standard input ends, as it does with the process that has it"
@@ -175,10 +174,10 @@ def main(argv: Sequence[str] | None = None, stop: Stop | None = None) -> int:
 def run_cell(run: RunDir, stop: Stop, *, code: str | None, accept_code: bool = False) -> int:
     """Run a folder in this process; return the exit code. What is wrong is in its summary.json.
 
-    `code` is the hash of the sources when the sweep began: a cell that would run others is refused.
+    `code` is the `code_version` when the sweep began: a cell that would run others is refused.
     """
     try:
-        if code is not None and code_hash(run.read_config()) != code:
+        if code is not None and code_version(run.read_config()) != code:
             raise Unavailable("the code was changed while the sweep ran; run the same line again")
         run_experiment(run, stop=stop, accept_code=accept_code)
     except Stopped as stopped:

@@ -115,7 +115,7 @@ class Sender:
         about = {
             "folder": str(self._run.path.resolve()),
             "commit": summary.commit,
-            "code_hash": summary.code_hash,
+            "results_version": str(summary.results_version or ""),
             "device_name": summary.device_name,
         }
         return TrackedRun(

@@ -7,7 +7,7 @@ import torch
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import parse
 from cifar_lab.errors import Stopped, UsageError
-from cifar_lab.runs.provenance import code_hash
+from cifar_lab.runs.provenance import code_version
 from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.device import configure
 from cifar_lab.training.distributed import Group, lost_connection
@@ -40,7 +40,7 @@ def _train(group: Group, stop: Stop, request: dict[str, Any]) -> None:
     """Build the run as process 0 does, take over its state, and train."""
     targets.trust(request["trust"])
     settings = parse(request["settings"])
-    if code_hash(settings) != request["code"]:
+    if code_version(settings) != request["code"]:
         raise UsageError("its code is not that of process 0; install the same on all machines")
     device = group.device(settings.device)
     configure(device, request["threads"], settings.deterministic)

@@ -31,6 +31,7 @@ from cifar_lab.training.scoring import draw_figures, evaluate
 from cifar_lab.training.signals import Stop
 from cifar_lab.training.splits import Splits
 from cifar_lab.training.state import TrainState
+from cifar_lab.version import RESULTS_VERSION
 
 log = logging.getLogger("cifar_lab")
 
@@ -55,7 +56,7 @@ def run_experiment(
         summary = queued(settings) if rerun else run.read_summary()
         if summary.status == "running":  # and nobody held the lock: its process was killed
             summary = dataclasses.replace(summary, status="interrupted")
-        code = provenance.code_hash(settings)
+        code = provenance.code_version(settings)
         if summary.status == "finished" and not rerun:
             return _finished_before(run, summary, code, accept_code)
         if rerun:
@@ -117,8 +118,8 @@ def _prepare(
     """Build the run, or restore it from its checkpoint, and check it; write its summary."""
     started = time.perf_counter()
     checkpoint = run.read_last(log.warning)
-    if checkpoint is not None and summary.code_hash not in (None, code) and not accept_code:
-        raise _made_by_other_code(run, summary.code_hash, code)
+    if checkpoint is not None and not accept_code:
+        _check_code(run, summary, code)
     threads = settings.threads if checkpoint is None else run.resumed_threads(settings)
     device, threads = _configure(run, settings, threads)
     if group is not None:
@@ -145,7 +146,8 @@ def _prepare(
         continued_from=continued or summary.continued_from,
         versions=provenance.versions(),
         commit=provenance.commit(),
-        code_hash=code,
+        results_version=RESULTS_VERSION,
+        targets_hash=code.partition("-")[2],
         dataset=state.dataset,
     )
     run.write_summary(summary)
@@ -270,19 +272,22 @@ def _stopped_inside(stop: Stop, progress: Progress) -> Stopped:
 
 
 def _finished_before(run: RunDir, summary: RunSummary, code: str, accept_code: bool) -> RunSummary:
-    if summary.code_hash not in (None, code) and not accept_code:
-        raise _made_by_other_code(run, summary.code_hash, code)
+    if not accept_code:
+        _check_code(run, summary, code)
     check_finished(run.read_config().dataset, summary.dataset, run.path)
     score = f"test accuracy {summary.test_accuracy:.2%}" if summary.test_accuracy else "no score"
     log.info("finished before: %s (%s); rerun=true runs it again", run.path, score)
+    if (note := provenance.reuse_note(summary)) is not None:
+        log.info("%s: %s", run.path.name, note)
     return summary
 
 
-def _made_by_other_code(run: RunDir, before: str | None, code: str) -> Unavailable:
-    return Unavailable(
-        f"{run.path} was made by other code ({before}, this is {code}): rerun=true runs it again, "
-        "accept_code=true accepts it"
-    )
+def _check_code(run: RunDir, summary: RunSummary, code: str) -> None:
+    if (difference := provenance.other_code(summary, code)) is not None:
+        raise Unavailable(
+            f"{run.path} was made by other code ({difference}): rerun=true runs it again, "
+            "accept_code=true accepts it"
+        )
 
 
 def _is_done(epoch: int, step: int, state: TrainState) -> bool:

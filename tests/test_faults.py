@@ -19,7 +19,7 @@ import torch
 from tiny_runs import TINY, StopAt, at_yield, make, train
 
 from cifar_lab import train as train_command
-from cifar_lab.analysis.resume_proof import differences
+from cifar_lab.analysis.run_differences import differences
 from cifar_lab.errors import Damaged, Stopped, Unavailable, UsageError
 from cifar_lab.runs.checkpoints import CHECKPOINT_FORMAT, load_checkpoint
 from cifar_lab.runs.run_dir import RunDir

@@ -12,7 +12,7 @@ import torch
 from tiny_runs import TINY
 
 from cifar_lab import train as train_command
-from cifar_lab.analysis import resume_proof
+from cifar_lab.analysis import resume_proof, run_differences
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_state, load_splits
@@ -66,7 +66,7 @@ def test_logits_are_close_to_those_of_the_cpu() -> None:
 def test_deterministic_runs_are_equal_and_resume_exactly(tmp_path: Path, graph: str) -> None:
     words = (*ON_GPU, "dropout.conv=0.2", f"training.cuda_graph={graph}")
     twice = [finished(tmp_path / name, *words[2:]) for name in ("one", "other")]
-    assert resume_proof.differences(*twice) == []
+    assert run_differences.differences(*twice) == []
     config = config_of(f"output_dir={tmp_path}", *words)
     assert "bit for bit" in resume_proof.prove(config, tmp_path / "proof", stops=4)[-1]
 
@@ -95,7 +95,7 @@ def test_a_run_that_was_killed_goes_on_exactly(tmp_path: Path) -> None:
     assert run.status == "interrupted"
     run_experiment(run)
     calm = finished(tmp_path / "calm", "training.epochs=40")
-    assert resume_proof.differences(run, calm) == []
+    assert run_differences.differences(run, calm) == []
 
 
 def test_the_host_does_not_wait_within_an_epoch() -> None:

@@ -14,7 +14,7 @@ from tiny_runs import TINY, StopAt, at_yield, every_step, make, train
 
 from cifar_lab import prove_resume
 from cifar_lab.analysis import resume_proof
-from cifar_lab.analysis.resume_proof import differences
+from cifar_lab.analysis.run_differences import differences
 from cifar_lab.config.run_config import load
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.checkpoints import load_checkpoint

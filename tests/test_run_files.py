@@ -22,7 +22,7 @@ from tiny_runs import TINY, StopAt, make, train
 
 from cifar_lab import evaluate, predict, summarize
 from cifar_lab import train as train_command
-from cifar_lab.analysis.resume_proof import differences
+from cifar_lab.analysis.run_differences import differences
 from cifar_lab.errors import Damaged, Stopped, Unavailable, UsageError
 from cifar_lab.runs import atomic_io, run_dir
 from cifar_lab.runs.checkpoints import load_checkpoint

@@ -38,6 +38,7 @@ def _compare(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis.load_runs import FoundRun
+    from cifar_lab.analysis.run_differences import config_differences
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.runs.text import Table
 
@@ -48,7 +49,7 @@ def _compare(argv: list[str]) -> int:
         _check_features([a, b])
     said = [_paired(a, b, split) for split in ("test", "validation")]
     print(f"A: {arguments.a} ({a.summary.status})\nB: {arguments.b} ({b.summary.status})\n")
-    different = _differences(a, b)
+    different = config_differences(a, b, replicates=True)
     print(Table(["key", "A", "B"], different).markdown() if different else "The configs are equal.")
     print()
     print(Table(["metric", "A", "B", "B - A"], _scores(a, b)).markdown())
@@ -92,26 +93,6 @@ def _paired(a: "FoundRun", b: "FoundRun", split: str) -> str:
         points, width = 100 * abs(test.difference), 50 * (test.high - test.low)
         words += f" {points:.2f} points are less than the interval's {width:.2f} to either side."
     return words
-
-
-def _differences(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
-    from cifar_lab.analysis.load_runs import MISSING, REPLICATES, show_value
-
-    of_a, of_b = (
-        {
-            **run.choices,
-            **run.identity,
-            **dict(zip(REPLICATES, run.replicate, strict=True)),
-            "threads": run.summary.threads,
-        }
-        for run in (a, b)
-    )
-    rows = []
-    for name in dict.fromkeys([*of_a, *of_b]):
-        shown = [show_value(s[name]) if name in s else MISSING for s in (of_a, of_b)]
-        if shown[0] != shown[1]:
-            rows.append([name, *shown])
-    return rows
 
 
 def _scores(a: "FoundRun", b: "FoundRun") -> list[list[str]]:

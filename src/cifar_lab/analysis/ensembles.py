@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cifar_lab.config.identity import TRANSPORT_ARGUMENTS
-from cifar_lab.config.run_config import to_plain
+from cifar_lab.analysis.load_runs import identity_without
 from cifar_lab.errors import UsageError, shorten_path
 from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.metrics import Predictions
@@ -69,13 +68,13 @@ def mean_probabilities(
     return np.mean(each, axis=0), each
 
 
-def _test_set(run: RunDir) -> list[Any]:
+def _test_set(run: RunDir) -> dict[str, Any]:
     """Return what decides which images test a run."""
-    config, record = run.read_config(), run.read_summary().dataset
-    source = {k: v for k, v in config.dataset.source.items() if k not in TRANSPORT_ARGUMENTS}
+    config = run.read_config()
     divided = config.split.source == "test" and config.evaluation.test == "split"
-    split = to_plain(config.split) if divided else None
-    return [config.dataset.name, source, split, record.get("test_labels")]
+    parts = ("dataset.name", "dataset.source.", *(["split."] if divided else []))
+    values = {k: v for k, v in identity_without(config).items() if k.startswith(parts)}
+    return values | {"test_labels": run.read_summary().dataset.get("test_labels")}
 
 
 def _other_images(run: RunDir, first: RunDir) -> UsageError:

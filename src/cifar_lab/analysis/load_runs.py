@@ -5,19 +5,16 @@ the others are read all the same.
 """
 
 import dataclasses
-import functools
 import json
 import math
-import typing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.config.identity import TRANSPORT_ARGUMENTS
+from cifar_lab.config.identity import identity
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
-from cifar_lab.config.schema import convert
 from cifar_lab.errors import RunFailed, UsageError, shorten
 from cifar_lab.runs.metrics import EpochMetrics, Integers, Predictions
 from cifar_lab.runs.run_dir import RunDir, find_runs
@@ -32,13 +29,25 @@ REPLICATES = ("seed", "split.fold")
 MISSING = "–"
 
 
+def identity_without(config: RunConfig, *keys: str) -> dict[str, Any]:
+    """Return what makes a run what it is, by dotted key, but for `keys`.
+
+    Two runs are the same run but for `keys` where these are equal.
+    """
+    plain = identity(config, with_defaults=True)
+    # What a run computes from its images follows from them: each fold has images of its own.
+    dataset = plain["dataset"] | dict.fromkeys(config.dataset.computed, "auto")
+    plain["dataset"] = {k: v for k, v in dataset.items() if k not in ("checksums", "classes")}
+    return {key: value for key, value in flatten(plain).items() if key not in keys}
+
+
 class FoundRun:
     """A run folder as it was read: config, summary and history, checked."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self.config: RunConfig = run.read_config()
-        self.summary: RunSummary = _checked(run.read_summary(), run)
+        self.summary: RunSummary = _finite(run.read_summary())
         self.history: list[EpochMetrics] = run.read_metrics()
         self.problems: list[str] = []
         self._confusion: dict[tuple[str, str], Integers] = {}
@@ -51,16 +60,7 @@ class FoundRun:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The config values that make the run what it is, by dotted key, without REPLICATES."""
-        plain = _identity(self.config)
-        source = plain["dataset"]
-        # each fold has training images of its own
-        source |= dict.fromkeys(self.config.dataset.computed, "auto")
-        for name in ("checksums", "classes"):
-            source.pop(name)
-        for name in TRANSPORT_ARGUMENTS:
-            source["source"].pop(name, None)
-        flat = flatten(plain)
-        return {key: value for key, value in flat.items() if key not in REPLICATES}
+        return identity_without(self.config, *REPLICATES)
 
     @cached_property
     def replicate(self) -> tuple[Any, ...]:
@@ -157,41 +157,14 @@ def show_value(value: Any) -> str:
     return shorten(json.dumps(value, ensure_ascii=False), 60)
 
 
-def _checked(summary: RunSummary, run: RunDir) -> RunSummary:
-    """Return the summary without what is not finite; RunFailed if a value is of a wrong kind."""
-    hints = _summary_hints()
-    values = {}
-    for name in ("status", "seed", "device", "precision", "protocol", "test_size", "error"):
-        values[name] = getattr(summary, name)
-    numbers = [n for n, hint in hints.items() if hint in (float | None, int | None, float, int)]
-    for name in numbers:
-        value = getattr(summary, name)
-        if isinstance(value, float) and not math.isfinite(value):
-            value = 0.0 if hints[name] in (float, int) else None
-        values[name] = value
-    values["device_name"], values["warnings"] = summary.device_name, summary.warnings
-    values["choices"], values["scored_weights"] = summary.choices, summary.scored_weights
-    try:
-        checked = {n: convert(hints[n], value, n) for n, value in values.items()}
-    except UsageError as error:
-        raise RunFailed(f"summary.json is damaged: {error}") from None
-    return dataclasses.replace(summary, **checked)
-
-
-def _identity(value: Any) -> Any:
-    """Return a config as plain values, without the fields that do not make it another run."""
-    if not dataclasses.is_dataclass(value):
-        return to_plain(value)
-    return {
-        spec.name: _identity(getattr(value, spec.name))
-        for spec in dataclasses.fields(value)
-        if spec.metadata.get("identity", True)
+def _finite(summary: RunSummary) -> RunSummary:
+    """Return a summary without numbers that are not finite: a run that diverged has such losses."""
+    replaced: dict[str, Any] = {
+        spec.name: spec.default
+        for spec in dataclasses.fields(summary)
+        if isinstance(value := getattr(summary, spec.name), float) and not math.isfinite(value)
     }
-
-
-@functools.cache
-def _summary_hints() -> dict[str, Any]:
-    return typing.get_type_hints(RunSummary)
+    return dataclasses.replace(summary, **replaced)
 
 
 def _reason(error: BaseException, run: RunDir) -> str:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.load_runs import MISSING, FoundRun, show_value
+from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.pictures import data_address, side_by_side, thumbnail
+from cifar_lab.analysis.run_differences import config_differences
 from cifar_lab.analysis.seed_groups import SeedGroup
 from cifar_lab.analysis.statistics import interval
 from cifar_lab.errors import RunFailed, UsageError, shorten
@@ -33,17 +34,12 @@ def difference(setting: SeedGroup, best: SeedGroup) -> list[list[str]]:
     The target of a config group follows from the option, and is left out where that differs.
     """
     here, there = setting.runs[0], best.runs[0]
-    rows = []
-    for mine, other in ((here.choices, there.choices), (here.identity, there.identity)):
-        for key in dict.fromkeys([*mine, *other]):
-            group = key.removesuffix("._target_")
-            if group != key and here.choices.get(group) != there.choices.get(group):
-                continue
-            a = show_value(mine[key]) if key in mine else MISSING
-            b = show_value(other[key]) if key in other else MISSING
-            if a != b:
-                rows.append([shorten(key, 80), a, b])
-    return rows
+    options = {g for g in here.choices if here.choices[g] != there.choices.get(g)}
+    return [
+        [shorten(key, 80), *values]
+        for key, *values in config_differences(here, there)
+        if not (key.endswith("._target_") and key.removesuffix("._target_") in options)
+    ]
 
 
 def confusion(setting: SeedGroup, *, test: bool) -> dict[str, Any] | None:

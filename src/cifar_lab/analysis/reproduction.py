@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.claims import Candidate, JudgedClaim, match, metric_of, speaks_of
-from cifar_lab.analysis.load_runs import FoundRun, show_value
+from cifar_lab.analysis.load_runs import FoundRun, identity_without, show_value
 from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
 from cifar_lab.config.identity import identity
 from cifar_lab.config.run_config import RunConfig, flatten
@@ -177,5 +177,4 @@ def is_asked(claim: ClaimConfig, only: str | None) -> bool:
 
 def recipe(config: RunConfig) -> str:
     """Return what runs that measure the same figure have in common."""
-    plain = {k: v for k, v in identity(config).items() if k not in _NOT_THE_RECIPE}
-    return json.dumps(plain, sort_keys=True)
+    return json.dumps(identity_without(config, *_NOT_THE_RECIPE), sort_keys=True)

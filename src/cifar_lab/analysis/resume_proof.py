@@ -3,17 +3,14 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
+from cifar_lab.analysis.run_differences import differences
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped
-from cifar_lab.runs.checkpoints import load_checkpoint
-from cifar_lab.runs.metrics import TIMES, EpochMetrics, columns
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.loop import Progress
 from cifar_lab.training.run import run_experiment
@@ -98,56 +95,3 @@ def _run_until(run: RunDir, number: int) -> str | None:
                 raise  # a real signal
             return str(stopped)
     return None
-
-
-def differences(one: RunDir, other: RunDir) -> list[str]:
-    """Return what differs between two runs' files, but for times, in words."""
-    found = []
-    for path in (one.last, one.best):
-        mine, theirs = _lasting(one, path.name), _lasting(other, path.name)
-        found += [f"{path.name}: {where}" for where in _unlike(mine, theirs)]
-    rows = [
-        [{k: getattr(r, k) for k in columns(type(r)) if k not in TIMES} for r in run.read_metrics()]
-        for run in (one, other)
-    ]
-    if rows[0] != rows[1]:
-        found.append("metrics.csv")
-    for path in sorted(one.path.glob("predictions*.npz")):
-        arrays = [run.read_arrays(run.path / path.name) for run in (one, other)]
-        if any(not np.array_equal(arrays[0][k], arrays[1][k]) for k in arrays[0]):
-            found.append(path.name)
-    return found
-
-
-def _lasting(run: RunDir, name: str) -> dict[str, Any]:
-    """Return a checkpoint without its times; {} if there is none."""
-    path = run.path / name
-    if not path.exists():
-        return {}
-    state = load_checkpoint(path)
-    state.pop("seconds", None)
-    for table in ("history", "best"):
-        if table in state:
-            names = columns(EpochMetrics)[: state[table].shape[1]]
-            kept = [i for i, name in enumerate(names) if name not in TIMES]
-            state[table] = state[table][:, kept]
-    return state
-
-
-def _unlike(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Yield where two nested containers of tensors and plain values differ in a bit."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping) and one.keys() == other.keys():
-        for key in one:
-            yield from _unlike(one[key], other[key], f"{where}.{key}".lstrip("."))
-    elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        if len(one) != len(other):
-            yield where
-        for index, pair in enumerate(zip(one, other, strict=False)):
-            yield from _unlike(*pair, f"{where}[{index}]")
-    elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        same_kind = one.dtype == other.dtype and one.shape == other.shape
-        bits = [t.contiguous().view(-1).view(torch.uint8) for t in (one, other)]
-        if not same_kind or not torch.equal(*bits):
-            yield where
-    elif type(one) is not type(other) or one != other:
-        yield where

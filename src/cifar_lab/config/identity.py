@@ -22,12 +22,13 @@ _MAX_NAME = 100
 _FORBIDDEN_IN_NAMES = re.compile(r"[^\w.+\-]")
 
 
-def identity(config: RunConfig) -> dict[str, Any]:
+def identity(config: RunConfig, *, with_defaults: bool = False) -> dict[str, Any]:
     """Return what makes two runs the same run: identity fields that differ from their default.
 
-    Defaults are left out, so that a new setting moves no folder that is already there.
+    Defaults are left out, so that a new setting moves no folder that is already there; to show
+    what differs between runs, they are wanted.
     """
-    result = _changed_fields(config)
+    result = _identity_fields(config, with_defaults)
     if "device" in result:
         result["device"] = result["device"].split(":")[0]
     source = {
@@ -66,14 +67,17 @@ def address(config: RunConfig) -> Path:
     return Path(config.output_dir) / config.name / f"{readable}-{identity_hash(config)}"
 
 
-def _changed_fields(value: Any) -> dict[str, Any]:
-    """Return the identity fields of a dataclass that differ from their default, as plain values."""
+def _identity_fields(value: Any, with_defaults: bool) -> dict[str, Any]:
+    """Return the identity fields of a dataclass as plain values."""
     result: dict[str, Any] = {}
     for spec in dataclasses.fields(value):
         item = getattr(value, spec.name)
-        if not spec.metadata.get("identity", True) or item == default_of(spec):
+        if not spec.metadata.get("identity", True):
             continue
-        plain = _changed_fields(item) if dataclasses.is_dataclass(item) else to_plain(item)
+        if item == default_of(spec) and not with_defaults:
+            continue
+        nested = dataclasses.is_dataclass(item)
+        plain = _identity_fields(item, with_defaults) if nested else to_plain(item)
         if plain or not dataclasses.is_dataclass(item):
             result[spec.name] = plain
     return result

@@ -39,7 +39,7 @@ def _parser() -> cli.Parser:
         type=lambda text: text.split(","),
         default=[],
         metavar="NAME,...",
-        help="measure some: bound, epoch, data, plain, plain_data, options, matmul, or one by name",
+        help="measure some: bound, epoch, data, plain, plain_data, matmul, or one by name",
     )
     return parser
 
@@ -59,17 +59,17 @@ def _benchmark(argv: list[str]) -> int:
         return 0
     if len(request.runs) != 1:
         raise UsageError(f"a benchmark is of one run, but this is {len(request.runs)}")
-    settings = request.runs[0].config
+    config = request.runs[0].config
     what = (
-        f"measuring {settings.choices.get('model', 'the model')} on {settings.dataset.name} with "
-        f"{settings.device} for about {arguments.seconds:g} s"
+        f"measuring {config.choices.get('model', 'the model')} on {config.dataset.name} with "
+        f"{config.device} for about {arguments.seconds:g} s"
     )
 
     from cifar_lab.throughput.report import benchmark, table
 
     with _bar(what, arguments.seconds) as show:
         report = benchmark(
-            settings,
+            config,
             seconds=arguments.seconds,
             only=arguments.only,
             profile=arguments.profile,

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from cifar_lab.figures import style
 
 _PANELS = {
-    "Training step": ("bound", "epoch", "plain", "options"),
+    "Training step": ("bound", "epoch", "plain"),
     "Data alone": ("data", "plain_data"),
 }
-_COLOURS = {"epoch": style.BLUE, "data": style.BLUE, "bound": style.GREEN, "options": style.GREEN}
+_COLOURS = {"epoch": style.BLUE, "data": style.BLUE, "bound": style.GREEN}
 
 
 def draw_speeds(report: Mapping[str, Any]) -> Figure:

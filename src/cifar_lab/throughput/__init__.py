@@ -1,1 +1,1 @@
-"""What `benchmark` measures: variants of the training step, and the baseline loop."""
+"""What `benchmark` measures: a run's training loop and its parts, beside a baseline loop."""

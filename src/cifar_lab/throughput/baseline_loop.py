@@ -1,14 +1,15 @@
 """The baseline: a training loop as most people write it, to measure against.
 
 PIL transforms, a DataLoader, fp32, contiguous tensors and `loss.item()` in every step, on the same
-images. It runs in a process of its own, because a run changes settings of its process, such as
-those of the allocator, that most people leave as they are.
+images. Its turns run in a process of their own, because a run changes settings of its process,
+such as those of the allocator, that most people leave as they are.
 """
 
+import contextlib
 import functools
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,17 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from cifar_lab.config.data_config import AugmentationConfig
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.throughput.images import load_images
-from cifar_lab.training.batches import Normalisation
+from cifar_lab.throughput.our_loops import load_images
+from cifar_lab.throughput.timing import rate
 from cifar_lab.training.build import make_model, normalisation
-from cifar_lab.training.splits import Split
+from cifar_lab.training.device import wait_for
+from cifar_lab.training.splits import Split, Splits
 from cifar_lab.training.state import build_optimizer
+
+Loader = DataLoader[tuple[Any, int]]
+Steps = Generator[int, None, None]
+"""Yields the number of images of each step, without end."""
 
 
 class PictureDataset(Dataset[tuple[Any, int]]):
@@ -46,23 +51,16 @@ class PictureDataset(Dataset[tuple[Any, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(
-            Image.fromarray(np.asarray(self.images[self.rows[index]]))
-        ), self.labels[index]
+        image = Image.fromarray(np.asarray(self.images[self.rows[index]]))
+        return self.transform(image), self.labels[index]
 
 
-def make_loader(
-    split: Split,
-    augmentation: AugmentationConfig,
-    normalisation: Normalisation,
-    *,
-    batch_size: int,
-    workers: int,
-) -> DataLoader[tuple[Any, int]]:
+def make_loader(config: RunConfig, split: Split, workers: int, start_method: str) -> Loader:
     """Return the loader of a split: RandomCrop, RandomHorizontalFlip, ToTensor, Normalize."""
     from torchvision import transforms  # slow to import, and needed in this process only
 
     steps: list[Any] = []
+    augmentation, pixels = config.augmentation, normalisation(config)
     if augmentation.crop_padding:
         size = tuple(split.images.shape[2:])
         mode = "reflect" if augmentation.padding_mode == "reflect" else "constant"
@@ -71,32 +69,23 @@ def make_loader(
     if augmentation.horizontal_flip:
         steps.append(transforms.RandomHorizontalFlip())
     steps.append(transforms.ToTensor())
-    if normalisation.mean is not None and normalisation.std is not None:
-        steps.append(transforms.Normalize(normalisation.mean, normalisation.std))
+    if pixels.mean is not None and pixels.std is not None:
+        steps.append(transforms.Normalize(pixels.mean, pixels.std))
     return DataLoader(
         PictureDataset(split, transforms.Compose(steps)),
-        batch_size=batch_size,
+        batch_size=config.training.batch_size,
         shuffle=True,
         num_workers=workers,
         pin_memory=split.device.type == "cuda",
+        # Otherwise workers would start as this process did, by spawning, which takes seconds.
+        multiprocessing_context=start_method if workers else None,
     )
 
 
-def read(loader: DataLoader[tuple[Any, int]], device: str) -> Iterator[int]:
-    """Read batches without end; yield the number of images of each."""
-    while True:
-        for images, labels in loader:
-            images, labels = images.to(device), labels.to(device)
-            yield len(labels)
-
-
-def train(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loader: DataLoader[tuple[Any, int]],
-    device: str,
-) -> Iterator[int]:
-    """Train without end; yield the number of images of each step."""
+def train(config: RunConfig, splits: Splits, device: str, loader: Loader) -> Steps:
+    """Train as the tutorials do."""
+    model = make_model(config, splits, device).to(memory_format=torch.contiguous_format)
+    optimizer = build_optimizer(config.optimizer, model)
     criterion = nn.CrossEntropyLoss()
     model.train()
     while True:
@@ -113,88 +102,62 @@ def train(
             yield len(labels)
 
 
+def read(config: RunConfig, splits: Splits, device: str, loader: Loader) -> Steps:
+    """Read the batches alone."""
+    while True:
+        for images, labels in loader:
+            images, labels = images.to(device), labels.to(device)
+            yield len(labels)
+
+
+BaselineLoop = Callable[[RunConfig, Splits, str, Loader], Steps]
+"""Takes the config, the splits, the device and the loader of the training split."""
+
+
 class BaselineProcess:
-    """The process of a run's baseline loops; the first step that is asked of it starts it."""
+    """The process in which the turns of baseline loops run; the first turn starts it."""
 
-    def __init__(self, settings: RunConfig, device: str) -> None:
-        self._settings = settings
-        self._device = device
-        self._connection: Connection | None = None
+    def __init__(self, config: RunConfig, device: str) -> None:
+        arguments = (config, device, multiprocessing.get_start_method())
+        self._pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), _prepare, arguments
+        )
 
-    def steps(self, kind: str, workers: int) -> Iterator[int]:
-        """Do a step (`train`) or read a batch (`read`) each time; yield its number of images."""
-        try:
-            while True:
-                yield self._ask(kind, workers, more=True)
-        finally:
-            self._ask(kind, workers, more=False)
+    def turn(self, loop: BaselineLoop, workers: int, seconds: float) -> float:
+        """Let a loop work for so many seconds; return its images per second."""
+        return self._pool.submit(_turn, loop, workers, seconds).result()
 
     def stop(self) -> None:
         """End the process, if it has started."""
-        if self._connection is not None:
-            self._connection.send(None)
-            self._connection.close()
-            self._connection = None
-
-    def _ask(self, kind: str, workers: int, *, more: bool) -> int:
-        if self._connection is None:
-            context = multiprocessing.get_context("spawn")
-            self._connection, other = context.Pipe()
-            arguments = (other, self._settings, self._device, multiprocessing.get_start_method())
-            context.Process(target=_serve, args=arguments).start()
-            other.close()
-        try:
-            self._connection.send((kind, workers, more))
-            answer = self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise RuntimeError("the process of the baseline loop ended") from error
-        if isinstance(answer, Exception):
-            raise answer
-        return int(answer)
+        self._pool.shutdown()
 
 
-def _serve(connection: Connection, settings: RunConfig, device: str, start_method: str) -> None:
-    """Answer the requests of `BaselineProcess` until it ends."""
-    # Otherwise a DataLoader would start its workers as this process was started: by spawning.
-    multiprocessing.set_start_method(start_method, force=True)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    splits, _ = load_images(settings, device)
-
-    @functools.cache
-    def loader(workers: int) -> DataLoader[tuple[Any, int]]:
-        return make_loader(
-            splits.train,
-            settings.augmentation,
-            normalisation(settings),
-            batch_size=settings.training.batch_size,
-            workers=workers,
-        )
-
-    def start(kind: str, workers: int) -> Iterator[int]:
-        if kind == "read":
-            return read(loader(workers), device)
-        model = make_model(settings, splits, device).to(memory_format=torch.contiguous_format)
-        optimizer = build_optimizer(settings.optimizer, model)
-        return train(model, optimizer, loader(workers), device)
-
-    running: dict[tuple[str, int], Iterator[int]] = {}
-    while (asked := _received(connection)) is not None:
-        kind, workers, more = asked
-        try:
-            if more and (kind, workers) not in running:
-                running[kind, workers] = start(kind, workers)
-            done = next(running[kind, workers]) if more else 0
-            if not more:
-                running.pop((kind, workers)).close()  # type: ignore[attr-defined]
-            connection.send(done)
-        except Exception as error:
-            connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+_run: tuple[RunConfig, str, str]  # of this process: its config, device, how workers start
 
 
-def _received(connection: Connection) -> Any:
-    """Return the next request, or None if the other end is closed."""
-    try:
-        return connection.recv()
-    except EOFError:
-        return None
+def _prepare(config: RunConfig, device: str, start_method: str) -> None:
+    global _run
+    _run = config, device, start_method
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+@functools.cache
+def _splits() -> Splits:
+    config, device, _ = _run
+    return load_images(config, device)[0]
+
+
+@functools.cache
+def _loader(workers: int) -> Loader:
+    config, _, start_method = _run
+    return make_loader(config, _splits().train, workers, start_method)
+
+
+def _turn(loop: BaselineLoop, workers: int, seconds: float) -> float:
+    config, device, _ = _run
+    # Closing the loop ends its workers, which would go on during the turns of other loops.
+    with contextlib.closing(loop(config, _splits(), device, _loader(workers))) as steps:
+        for _ in range(2 * workers + 1):  # batches that workers prepare before the turn
+            next(steps)
+        return rate(steps, seconds, lambda: wait_for(device))

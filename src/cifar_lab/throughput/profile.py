@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.text import markdown_table
-from cifar_lab.throughput.variants import epoch_steps
+from cifar_lab.throughput import our_loops
 from cifar_lab.training.device import wait_for
 from cifar_lab.training.splits import Splits
 
@@ -46,7 +46,7 @@ class Profile:
     operations: list[Operation]
 
 
-def profile_steps(settings: RunConfig, splits: Splits, device: str) -> Profile:
+def profile_steps(config: RunConfig, splits: Splits, device: str) -> Profile:
     """Train for a few steps and return their profile, the longest operation first.
 
     On CUDA these are the kernels of the GPU, otherwise torch's operations on the CPU.
@@ -55,8 +55,8 @@ def profile_steps(settings: RunConfig, splits: Splits, device: str) -> Profile:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     on_gpu = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    steps = epoch_steps(settings, splits, device)
-    batch_size = settings.training.batch_size
+    steps = our_loops.train(config, splits, device)
+    batch_size = config.training.batch_size
     _train(steps, _WARM_UP_STEPS * batch_size)
     wait_for(device)
     # acc_events: without it, torch warns that events of earlier cycles are gone; here is only one.
@@ -75,7 +75,7 @@ def profile_steps(settings: RunConfig, splits: Splits, device: str) -> Profile:
         operations.append(Operation(event.key, own, event.count / count, own / total))
     operations.sort(key=lambda operation: -operation.milliseconds)
     busy = sum(operation.share for operation in operations)
-    return Profile(count, total, busy, [one for one in operations if one.milliseconds > 0])
+    return Profile(count, total, busy, [row for row in operations if row.milliseconds > 0])
 
 
 def _train(steps: Iterator[int], images: int) -> int:
@@ -89,12 +89,12 @@ def _train(steps: Iterator[int], images: int) -> int:
 def profile_table(profile: Profile) -> str:
     """Return the longest operations as aligned text that is valid Markdown."""
     rows = [
-        (one.name[:_NAME_WIDTH], f"{one.milliseconds:.3g}", f"{one.calls:.3g}", f"{one.share:.1%}")
-        for one in profile.operations[:_SHOWN]
+        (row.name[:_NAME_WIDTH], f"{row.milliseconds:.3g}", f"{row.calls:.3g}", f"{row.share:.1%}")
+        for row in profile.operations[:_SHOWN]
     ]
     rest = profile.operations[_SHOWN:]
     if rest:
-        own = sum(one.milliseconds for one in rest)
+        own = sum(row.milliseconds for row in rest)
         share = own / profile.milliseconds
         rows.append((f"{len(rest)} others", f"{own:.3g}", "", f"{share:.1%}"))
     header = ("operation of the training epoch", "ms per step", "calls per step", "share")

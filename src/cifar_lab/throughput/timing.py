@@ -1,6 +1,6 @@
-"""Time variants of a computation in turns, so that what else the machine does affects all alike.
+"""Time loops in turns, so that what else the machine does affects all alike.
 
-The variants run as A B C A B C ..., and a ratio is the median of the ratios within each round.
+The loops run as A B C A B C ..., and a ratio is the median of the ratios within each round.
 Absolute times of two runs of this program are hardly comparable.
 """
 
@@ -9,59 +9,44 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from cifar_lab.errors import UsageError, first_line
 
 _ROUNDS = 5
 _FEWEST_ROUNDS = 3
 _SLICE_SECONDS = (0.05, 2.0)
-# What an option raises that this machine does not support: it becomes a row with the reason.
+# What a loop raises that this machine does not support: it becomes a row with the reason.
 _UNSUPPORTED = (RuntimeError, OSError, ImportError, UsageError)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """Something to measure: `start` returns an iterator that yields each step's number of images.
+class Loop:
+    """Something to measure: `turn` works for so many seconds and returns images per second.
 
-    `restart` asks for a new iterator in each turn, whose first `warm_up` steps are not timed, so
-    that worker processes neither deliver images prepared before the turn nor go on working after
-    it. `start_seconds` is about how long the first start takes, where that is long.
+    `start_seconds` is about how long the first turn takes to start, where that is long.
     """
 
     name: str
     group: str
     label: str
-    start: Callable[[], Iterator[int]]
-    warm_up: int = 2
-    restart: bool = False
-    threads: int | None = None
+    turn: Callable[[float], float]
     start_seconds: float = 0.0
 
 
 @dataclass
 class Speed:
-    """What was measured: images per second of each round, or the problem that prevented it.
+    """What was measured: images per second of each round, their median and quartiles.
 
-    `left_out`: there was not enough time.
+    Nothing, if a `problem` prevented it, or if it was `left_out` for lack of time.
     """
 
     name: str
     group: str
     label: str
     rates: list[float] = field(default_factory=list)
+    images_per_second: float | None = None
+    quartiles: tuple[float, float] | None = None
     problem: str | None = None
     left_out: bool = False
-
-    @property
-    def median(self) -> float:
-        """Images per second, the median of the rounds."""
-        return statistics.median(self.rates) if self.rates else float("nan")
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        """The lower and the upper quartile of the rounds."""
-        return _quartiles(self.rates)
 
 
 @dataclass(frozen=True)
@@ -75,141 +60,93 @@ class Ratio:
     high: float
 
 
+def rate(steps: Iterator[int], seconds: float, synchronise: Callable[[], None]) -> float:
+    """Do steps, at least one, for so many seconds; return images per second.
+
+    `synchronise` waits for the device, whose work would otherwise count for the next turn.
+    """
+    synchronise()
+    started = time.perf_counter()
+    images = next(steps)
+    while time.perf_counter() - started < seconds:
+        images += next(steps)
+    synchronise()
+    return images / (time.perf_counter() - started)
+
+
 def measure(
-    variants: Sequence[Variant],
+    loops: Sequence[Loop],
     *,
     seconds: float,
-    synchronise: Callable[[], None],
     required: Collection[str] = (),
     show: Callable[[str], None] = lambda label: None,
 ) -> list[Speed]:
-    """Time the variants in turns, for about `seconds` from the first start to the last turn.
+    """Time the loops in turns, for about `seconds` from the first start to the last turn.
 
-    The first variant that works and those in `required` are measured at least three times, however
+    The first loop that works and those in `required` are measured at least three times, however
     long that takes. Of the others, those that do not fit into the time are left out. `show` is
-    called with the label of each variant when its turn begins.
+    called with the label of each loop when its turn begins.
     """
-    return _Measurement(variants, seconds, synchronise, required, show).run()
+    deadline = time.perf_counter() + seconds
+    speeds = [Speed(loop.name, loop.group, loop.label) for loop in loops]
+    shortest, longest = _SLICE_SECONDS
 
-
-@dataclass(frozen=True)
-class _Turn:
-    """Images per second, and the seconds that such a turn takes, warm-up steps included."""
-
-    rate: float
-    seconds: float
-
-
-class _Measurement:
-    def __init__(
-        self,
-        variants: Sequence[Variant],
-        seconds: float,
-        synchronise: Callable[[], None],
-        required: Collection[str],
-        show: Callable[[str], None],
-    ) -> None:
-        self._variants = variants
-        self._deadline = time.perf_counter() + seconds
-        self._synchronise = synchronise
-        self._required = set(required)
-        self._show = show
-        self._speeds = {v.name: Speed(v.name, v.group, v.label) for v in variants}
-        self._running: dict[str, Iterator[int]] = {}
-
-    def run(self) -> list[Speed]:
-        self._start_all()
-        low, high = _SLICE_SECONDS
-        share = self._left() / (_ROUNDS * max(len(self._ready()), 1))
-        slice_seconds = min(max(share, low), high)
-        rounds, round_seconds = 0, 0.0
-        while self._ready() and (rounds < _FEWEST_ROUNDS or round_seconds < self._left()):
-            started = time.perf_counter()
-            for variant in self._ready():
-                turn = self._turn(variant, slice_seconds)
-                if turn is not None:
-                    self._speeds[variant.name].rates.append(turn.rate)
-            round_seconds = time.perf_counter() - started
-            rounds += 1
-        return list(self._speeds.values())
-
-    def _ready(self) -> list[Variant]:
-        """Return the variants that work here and are not left out."""
-        speeds = self._speeds
-        return [
-            v for v in self._variants if not (speeds[v.name].problem or speeds[v.name].left_out)
-        ]
-
-    def _start_all(self) -> None:
-        """Start the variants, and leave those out that do not fit into the time."""
-        planned = 0.0  # for the shortest possible turns of the variants that are in
-        for variant in self._variants:
-            is_optional = variant.name not in self._required and planned > 0
-            if is_optional and self._left() < planned + variant.start_seconds:
-                self._speeds[variant.name].left_out = True
-                continue
-            first = self._turn(variant, 0.0)  # compiles and allocates
-            if first is not None and variant.restart:  # later turns do not start a process
-                first = self._turn(variant, 0.0)
-            if first is None:
-                continue
-            turn = max(first.seconds, _SLICE_SECONDS[0])
-            if is_optional and self._left() < planned + _FEWEST_ROUNDS * turn:
-                self._speeds[variant.name].left_out = True
-            else:
-                planned += _FEWEST_ROUNDS * turn
-
-    def _left(self) -> float:
-        return self._deadline - time.perf_counter()
-
-    def _turn(self, variant: Variant, seconds: float) -> "_Turn | None":
-        """Do at least one step; return None if the variant does not work here."""
-        self._show(variant.label)
-        threads = torch.get_num_threads()
-        if variant.threads is not None:
-            torch.set_num_threads(variant.threads)
+    def turn(loop: Loop, speed: Speed, slice_seconds: float) -> None:
+        show(loop.label)
         try:
-            return self._time(variant, seconds)
+            speed.rates.append(loop.turn(slice_seconds))
         except _UNSUPPORTED as error:
-            speed = self._speeds[variant.name]
             speed.problem = f"{type(error).__name__}: {first_line(error, 120)}"
-            speed.rates.clear()
-            return None
-        finally:
-            if variant.threads is not None:
-                torch.set_num_threads(threads)
 
-    def _time(self, variant: Variant, seconds: float) -> "_Turn":
-        began = time.perf_counter()
-        if variant.name not in self._running or variant.restart:
-            self._running[variant.name] = variant.start()
-            for _ in range(variant.warm_up):
-                next(self._running[variant.name])
-        steps = self._running[variant.name]
-        self._synchronise()
+    chosen: list[tuple[Loop, Speed]] = []
+    planned = 0.0  # seconds of the shortest possible turns of the chosen loops
+    for loop, speed in zip(loops, speeds, strict=True):
+        is_optional = loop.name not in required and planned > 0
+        speed.left_out = is_optional and _until(deadline) < planned + loop.start_seconds
+        if speed.left_out:
+            continue
+        turn(loop, speed, 0.0)  # starts processes, allocates and compiles
         started = time.perf_counter()
-        images = next(steps)
-        while time.perf_counter() - started < seconds:
-            images += next(steps)
-        self._synchronise()
-        rate = images / (time.perf_counter() - started)
-        if not variant.restart:
-            return _Turn(rate, time.perf_counter() - started)
-        self._running.pop(variant.name).close()  # type: ignore[attr-defined]
-        return _Turn(rate, time.perf_counter() - began)
+        if speed.problem is None:
+            turn(loop, speed, 0.0)
+        speed.rates.clear()
+        needed = _FEWEST_ROUNDS * max(time.perf_counter() - started, shortest)
+        speed.left_out = is_optional and _until(deadline) < planned + needed
+        if speed.problem is None and not speed.left_out:
+            chosen.append((loop, speed))
+            planned += needed
+
+    share = _until(deadline) / (_ROUNDS * max(len(chosen), 1))
+    rounds, round_seconds = 0, 0.0
+    while chosen and (rounds < _FEWEST_ROUNDS or round_seconds < _until(deadline)):
+        started = time.perf_counter()
+        for loop, speed in chosen:
+            turn(loop, speed, min(max(share, shortest), longest))
+        chosen = [(loop, speed) for loop, speed in chosen if speed.problem is None]
+        round_seconds = time.perf_counter() - started
+        rounds += 1
+    for speed in speeds:
+        if speed.problem is None and speed.rates:
+            speed.images_per_second, speed.quartiles = _middle(speed.rates)
+    return speeds
+
+
+def _until(deadline: float) -> float:
+    return deadline - time.perf_counter()
 
 
 def ratio(speeds: Sequence[Speed], name: str, over: str) -> Ratio | None:
     """Return how much faster one speed is than another, round by round; None if one is missing."""
-    found = {speed.name: speed.rates for speed in speeds}
-    if not found.get(name) or not found.get(over):
+    rates = {speed.name: speed.rates for speed in speeds if speed.images_per_second}
+    if name not in rates or over not in rates:
         return None
-    ratios = [a / b for a, b in zip(found[name], found[over], strict=False)]
-    return Ratio(name, over, statistics.median(ratios), *_quartiles(ratios))
+    median, (low, high) = _middle([a / b for a, b in zip(rates[name], rates[over], strict=False)])
+    return Ratio(name, over, median, low, high)
 
 
-def _quartiles(values: Sequence[float]) -> tuple[float, float]:
-    if len(values) < 2:
-        return (values[0], values[0]) if values else (float("nan"), float("nan"))
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high
+def _middle(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Return the median and the quartiles."""
+    if len(values) == 1:
+        return values[0], (values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return median, (low, high)

@@ -3,8 +3,10 @@
 import dataclasses
 import importlib
 import json
+import os
 import socket
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,9 @@ from tracker_places import CURVES, no_users_tracker
 
 from cifar_lab import track
 from cifar_lab import train as train_command
-from cifar_lab.config import targets
 from cifar_lab.errors import Stopped
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.trackers.process import TrackerProcess
 from cifar_lab.training.loop import Progress
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
@@ -32,13 +32,13 @@ TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 # --- what a tracker is no part of -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tracker", TRACKERS)
-def test_a_tracker_is_no_part_of_a_runs_address(tracker: str, tmp_path: Path) -> None:
-    plain, tracked = make(tmp_path), make(tmp_path, f"tracker={tracker}")
+def test_a_tracker_is_no_part_of_a_runs_address(tmp_path: Path) -> None:
+    plain, tracked = make(tmp_path), make(tmp_path, "tracker=mlflow")
     assert tracked.path == plain.path
     assert "tracker" not in tracked.read_config().choices
 
 
+@pytest.mark.slow
 def test_a_tracker_changes_no_bit_of_a_run(tmp_path: Path) -> None:
     plain = train(tmp_path / "plain")
     tracked = train(tmp_path / "tracked", "tracker=tensorboard")
@@ -89,6 +89,7 @@ class StopAfterEpoch2(Stop):
         return progress.kind == "epoch" and progress.epoch == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_adds_to_its_events_and_rerun_starts_new_ones(tmp_path: Path) -> None:
     asked = ("tracker=tensorboard", "training.epochs=4")
     run = make(tmp_path, *asked)
@@ -137,6 +138,7 @@ class Broken(Tracker):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "words"),
     [
@@ -203,23 +205,23 @@ class Sent(Session):
 '''
 
 
+@pytest.mark.slow
 def test_two_processes_that_send_one_run_send_each_epoch_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """As after kill -9: the process of the killed run still sends when the run goes on."""
     (tmp_path / "slow_tracker.py").write_text(SLOW)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    targets.trust(["slow_tracker"])
     run = train(tmp_path, "training.epochs=4")
     summary = run.read_summary()
     run.write_summary(dataclasses.replace(summary, status="running"))
     file = tmp_path / "epochs.txt"
-    target_config = {"_target_": "slow_tracker.Slow", "file": str(file), "wait_seconds": 60}
-    processes = [TrackerProcess(target_config, live=True, output=2) for _ in range(2)]
-    for process in processes:
-        assert process.ask(run.path)
-    with ThreadPoolExecutor() as pool:  # either may be the first, and it waits for its end
-        assert list(pool.map(lambda process: process.end(60), processes)) == [True, True]
+    words = ["+tracker._target_=slow_tracker.Slow", f"+tracker.file={file}"]
+    line = [sys.executable, "-m", "cifar_lab.track", str(run.path), "--follow", *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    processes = [
+        subprocess.Popen([*line, "--trust", "slow_tracker"], env=environment) for _ in range(2)
+    ]
+    assert [process.wait(60) for process in processes] == [0, 0]
     assert file.read_text().split() == ["1", "2", "3", "4"]
 
 
@@ -239,7 +241,7 @@ def test_two_processes_that_send_one_run_send_each_epoch_once(
         (["tracker=trackio", "tracker.server=http://h", "tracker.space=a/b"], "leave one out"),
         (["tracker=tensorboard", "tracker.wait_seconds=0"], "more than 0"),
         (["+tracker._target_=torch.load"], "is not a tracker of cifar_lab.trackers"),
-        (["+tracker._target_=cifar_lab.trackers.process.Tracking"], "is not a tracker"),
+        (["+tracker._target_=cifar_lab.trackers.sending.Sender"], "is not a tracker"),
         (["+tracker.uri=http://host"], "tracker has no _target_"),
     ],
 )

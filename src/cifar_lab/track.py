@@ -3,8 +3,8 @@
 A run that the tracker has already is not sent again.
 """
 
+import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,6 @@ from cifar_lab.errors import RunFailed, Unavailable, UsageError, listing, shorte
 if TYPE_CHECKING:
     from cifar_lab.config.schema import TargetConfig
     from cifar_lab.runs.run_dir import RunDir
-    from cifar_lab.trackers.process import TrackerProcess
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +30,15 @@ def _track(argv: list[str]) -> int:
     parser.add_argument(
         "--again", action="store_true", help="send as new runs what the tracker has lost"
     )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="send one run, also while it trains; without tracker=OPTION to that of its config",
+    )
     parser.add_trust()
-    arguments = parser.parse_args(argv)
-    folders = [word for word in arguments.words if "=" not in word]
-    overrides = [word for word in arguments.words if "=" in word]
+    arguments = parser.parse_intermixed_args(argv)
+    folders = [word for word in arguments.words if "=" not in word or Path(word).is_dir()]
+    overrides = [word for word in arguments.words if word not in folders]
     if len(folders) != 1:
         raise UsageError(
             f"track takes one folder, and {len(folders)} are named: python -m cifar_lab.track "
@@ -43,25 +47,73 @@ def _track(argv: list[str]) -> int:
     from cifar_lab.config import targets
 
     targets.trust(arguments.trust)
-    target_config = _tracker(overrides)
+    target_config = _tracker(overrides) if overrides or not arguments.follow else None
 
-    from cifar_lab.runs.run_dir import find_runs
-    from cifar_lab.trackers import build_tracker
+    from cifar_lab.runs.run_dir import RunDir, find_runs
 
-    tracker = build_tracker(target_config)
+    if arguments.follow:  # a run that trains starts this as a process of its own
+        run = RunDir(folders[0])
+        _send(run, target_config or run.read_config().tracker)
+        return 0
     runs, problems = _finished(find_runs(Path(folders[0])))
     if not runs:
         raise UsageError(f"{shorten_path(Path(folders[0]))} has no finished run")
-    if arguments.again:
-        from cifar_lab.trackers.record import forget
-
-        for run in runs:
+    debug = os.environ.get("CIFAR_LAB_DEBUG") == "1"
+    for run in runs:
+        try:
             with run.lock():
-                forget(run, tracker.destination(run.read_config().name))
-    failed = problems + _send(target_config, runs, tracker.wait_seconds)
-    if failed:
-        raise RunFailed(f"{len(failed)} of the runs were not sent, the first: {failed[0]}")
+                _send(run, target_config, again=arguments.again, quiet=not debug)
+        except RunFailed as error:
+            if run is runs[0]:
+                raise Unavailable(str(error)) from None  # the others would fail as well
+            problems.append(str(error))
+    if problems:
+        raise RunFailed(f"{len(problems)} of the runs were not sent, the first: {problems[0]}")
     return 0
+
+
+def _send(
+    run: "RunDir",
+    target_config: "TargetConfig | None",
+    *,
+    again: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Send a run, until it has ended, and say so; RunFailed if the tracker fails.
+
+    `again`: as a new run. `quiet` drops what the tracker's client prints.
+    """
+    from cifar_lab.trackers import build_tracker
+    from cifar_lab.trackers.record import read_entry, write_entry
+    from cifar_lab.trackers.sending import follow
+
+    if target_config is None:
+        raise _no_tracker()
+    tracker = build_tracker(target_config)
+    destination = tracker.destination(run.read_config().name)
+    if again:
+        write_entry(run, destination, None)
+    was_there = read_entry(run, destination).complete
+
+    def give_up() -> None:
+        print(
+            f"cifar_lab: {shorten_path(run.path)} was not sent: the tracker gave no answer within "
+            f"{tracker.wait_seconds:g} seconds (tracker.wait_seconds); what was sent stays there",
+            file=sys.__stderr__,
+            flush=True,
+        )
+        os._exit(Unavailable.exit_code)  # the client's threads would keep the process alive
+
+    with contextlib.ExitStack() as stack:
+        if quiet:
+            nowhere = stack.enter_context(Path(os.devnull).open("w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        entry = follow(run, tracker, give_up)
+    if entry.problem is not None:
+        raise RunFailed(f"{shorten_path(run.path)} was not sent: {entry.problem}")
+    how = "was there already" if was_there else "sent"
+    print(f"{run.path}: {how}" + (f", {entry.link}" if entry.link else ""), flush=True)
 
 
 def _tracker(overrides: Sequence[str]) -> "TargetConfig":
@@ -76,8 +128,12 @@ def _tracker(overrides: Sequence[str]) -> "TargetConfig":
 
     config = compose(overrides).runs[0].config
     if config.tracker is None:
-        raise UsageError("track needs a tracker: add tracker=tensorboard, mlflow, wandb or trackio")
+        raise _no_tracker()
     return config.tracker
+
+
+def _no_tracker() -> UsageError:
+    return UsageError("track needs a tracker: add tracker=tensorboard, mlflow, wandb or trackio")
 
 
 def _finished(runs: "Sequence[RunDir]") -> "tuple[list[RunDir], list[str]]":
@@ -94,45 +150,6 @@ def _finished(runs: "Sequence[RunDir]") -> "tuple[list[RunDir], list[str]]":
     if others:
         print(f"left out, not finished: {listing([run.path.name for run in others])}")
     return finished, problems
-
-
-def _send(target_config: "TargetConfig", runs: "Sequence[RunDir]", patience: float) -> list[str]:
-    """Send runs one after the other; return what went wrong with some.
-
-    Raises Unavailable if the first that is tried fails, since the others will fail as well, or if
-    the tracker does not answer.
-    """
-    from cifar_lab.trackers.process import TrackerProcess
-
-    debug = os.environ.get("CIFAR_LAB_DEBUG") == "1"
-    process = TrackerProcess(target_config, live=False, output=2 if debug else subprocess.DEVNULL)
-    problems = []
-    try:
-        for run in runs:
-            with run.lock():
-                problem = _send_one(process, run, patience)
-            if problem is not None and run is runs[0]:
-                raise Unavailable(problem)
-            problems += [problem] if problem is not None else []
-    finally:
-        process.end(1)
-    return problems
-
-
-def _send_one(process: "TrackerProcess", run: "RunDir", patience: float) -> str | None:
-    """Send one run and say so; return what went wrong."""
-    process.ask(run.path)
-    report = process.report(patience)
-    if report is None:
-        raise Unavailable(
-            f"{shorten_path(run.path)} was not sent: the tracker gave no answer within "
-            f"{patience:g} seconds (tracker.wait_seconds); what was sent stays there"
-        )
-    if report.problem is not None:
-        return f"{shorten_path(run.path)} was not sent: {report.problem}"
-    how = "sent" if report.is_new else "was there already"
-    print(f"{run.path}: {how}" + (f", {report.link}" if report.link else ""), flush=True)
-    return None
 
 
 if __name__ == "__main__":

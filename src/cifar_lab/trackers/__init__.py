@@ -2,7 +2,7 @@
 
 A tracker gets what a run's folder holds, and nothing else, so that a run that trains and a run of
 last year are sent in the same way (`sending`). A run that trains never waits for its tracker: a
-process of its own does the sending (`process`).
+process of its own, `python -m cifar_lab.track RUN_DIR --follow`, does the sending (`process`).
 """
 
 import dataclasses
@@ -80,8 +80,8 @@ class Tracker(ABC):
     def __post_init__(self) -> None:
         if not 0 < self.wait_seconds <= 3600:
             raise wrong("tracker.wait_seconds", self.wait_seconds, "more than 0 and at most 3600")
-        found = importlib.util.find_spec(self.package)
-        if found is None or found.origin is None:  # W&B's folder ./wandb looks like a package, too
+        spec = importlib.util.find_spec(self.package)
+        if spec is None or spec.origin is None:  # W&B's folder ./wandb looks like a package, too
             raise missing_extra(f"tracker={self.package}", self.title, self.package)
 
     @abstractmethod

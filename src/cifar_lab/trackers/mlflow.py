@@ -17,7 +17,6 @@ from cifar_lab.trackers import (
     values_of,
     without_password,
 )
-from cifar_lab.trackers.sending import times_of
 
 _KEY = "run_key"
 _LONGEST_VALUE = 500  # characters of a parameter that every server of the last years takes
@@ -76,17 +75,17 @@ class _Session(Session):
         self._run = run
         self._client = MlflowClient(tracking_uri=tracker.uri)
         experiment = self._experiment(tracker.experiment or run.project)
-        found = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{run.key}'")
+        earlier = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{run.key}'")
         group = tracker.group or run.group
         tags = {_KEY: run.key, "group": group, "mlflow.source.name": "cifar_lab", **run.about}
-        if found:
-            mine = found[0]
+        if earlier:
+            mine = earlier[0]
         else:
             mine = self._client.create_run(experiment, tags=tags, run_name=run.name)
         self._id = mine.info.run_id
         self._client.update_run(self._id, status="RUNNING")
         self._client.set_tag(self._id, "folder", run.about["folder"])
-        history = self._client.get_metric_history(self._id, "train_loss") if found else []
+        history = self._client.get_metric_history(self._id, "train_loss") if earlier else []
         self.epochs = max((metric.step for metric in history), default=0)
         self._send_settings(run.settings, mine.data.params)
         server = tracker.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
@@ -97,15 +96,15 @@ class _Session(Session):
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return str(self._client.create_experiment(name))
             except MlflowException:  # another run of the sweep has just created it
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
                     raise
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def _send_settings(self, settings: Mapping[str, Any], sent: Mapping[str, str]) -> None:
         """Send settings that are not there; MLflow refuses another value for one that is."""
@@ -120,7 +119,10 @@ class _Session(Session):
         from mlflow.entities import Metric
 
         ended = (self._run.folder / "metrics.csv").stat().st_mtime
-        times = [int(1000 * t) for t in times_of(rows, ended)]
+        times: list[int] = []  # in milliseconds, of the ends of the epochs
+        for row in reversed(rows):
+            times.insert(0, int(1000 * ended))
+            ended -= row.seconds
         for start in range(0, len(rows), _ROWS_PER_REQUEST):
             part = slice(start, start + _ROWS_PER_REQUEST)
             metrics = [

@@ -16,13 +16,14 @@ from cifar_lab.runs.run_dir import RunDir
 class Entry:
     """A run at a tracker: its key there, the epochs that were sent, whether the result was.
 
-    `link` is the address of its page.
+    `link` is the address of its page, `problem` why the last attempt to send something failed.
     """
 
     key: str
     epochs: int = 0
     complete: bool = False
     link: str | None = None
+    problem: str | None = None
 
 
 def read_entry(run: RunDir, destination: str) -> Entry:
@@ -30,25 +31,19 @@ def read_entry(run: RunDir, destination: str) -> Entry:
     return _read(run).get(destination) or Entry(secrets.token_hex(6))
 
 
-def write_entry(run: RunDir, destination: str, entry: Entry) -> None:
-    """Note the state of a run at a destination."""
-    _write(run, {**_read(run), destination: entry})
-
-
-def forget(run: RunDir, destination: str) -> None:
-    """Remove what is known of a run at a destination, so that it is sent as a new one."""
-    _write(run, {name: entry for name, entry in _read(run).items() if name != destination})
-
-
-def _write(run: RunDir, entries: dict[str, Entry]) -> None:
-    content = {name: dataclasses.asdict(one) for name, one in entries.items()}
+def write_entry(run: RunDir, destination: str, entry: Entry | None) -> None:
+    """Note the state of a run at a destination; None: it is not known there."""
+    entries = {name: other for name, other in _read(run).items() if name != destination}
+    if entry is not None:
+        entries[destination] = entry
+    content = {name: dataclasses.asdict(entry) for name, entry in entries.items()}
     write_text(run.trackers_file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read(run: RunDir) -> dict[str, Entry]:
     try:
         content = json.loads(read_bytes(run.trackers_file))
-        return {str(name): parse_as(Entry, one, "") for name, one in dict(content).items()}
+        return {str(name): parse_as(Entry, entry, "") for name, entry in dict(content).items()}
     except FileNotFoundError:
         return {}
     except (ValueError, TypeError, UsageError, RecursionError) as error:

@@ -17,7 +17,6 @@ from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import UsageError, did_you_mean, first_line, shorten_path
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.trackers import build_tracker
 from cifar_lab.training.auto_normalisation import with_numbers
 from cifar_lab.training.batches import batch_bounds
 from cifar_lab.training.build import build_model
@@ -113,6 +112,8 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
         if figure is not None:
             targets.bind(figure, f"figures.{name}", {"run": None})
     if config.tracker is not None:
+        from cifar_lab.trackers import build_tracker
+
         build_tracker(config.tracker)
     if config.continue_from is not None:
         _check_source(config, Path(config.continue_from))

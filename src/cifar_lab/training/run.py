@@ -1,9 +1,11 @@
 """One run, from the config.yaml in its folder to summary.json."""
 
+import contextlib
 import dataclasses
 import logging
 import signal
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -16,7 +18,6 @@ from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.second_name import second_name
 from cifar_lab.runs.summary import RunSummary, queued
-from cifar_lab.trackers.process import Tracking, tracking
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_state, load_splits
@@ -61,13 +62,24 @@ def run_experiment(
             return _finished_before(run, summary, code, accept_code)
         if rerun:
             run.discard_results()
-        with log_to(run), tracking(run, settings) as tracker:
+        with log_to(run), _tracking(run, settings) as tell_tracker:
             try:
                 prepared = _prepare(run, settings, summary, code, accept_code, group)
-                return _run(run, settings, prepared, stop or Stop(), tracker)
+                return _run(run, settings, prepared, stop or Stop(), tell_tracker)
             except (Exception, KeyboardInterrupt, Stopped) as error:
                 cause = error if group is None else group.explain(error)
                 raise record_end(run, summary, cause) from error
+
+
+def _tracking(
+    run: RunDir, settings: RunConfig
+) -> contextlib.AbstractContextManager[Callable[[], None]]:
+    """Return what lets a tracker follow the run; without a tracker, nothing of it is imported."""
+    if settings.tracker is None:
+        return contextlib.nullcontext(lambda: None)
+    from cifar_lab.trackers.process import tracking
+
+    return tracking(run, settings, settings.tracker)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +94,17 @@ class _Prepared:
 
 
 def _run(
-    run: RunDir, settings: RunConfig, prepared: _Prepared, stop: Stop, tracker: Tracking
+    run: RunDir,
+    settings: RunConfig,
+    prepared: _Prepared,
+    stop: Stop,
+    tell_tracker: Callable[[], None],
 ) -> RunSummary:
     started = prepared.started
     state, batches = prepared.state, prepared.batches
     console.log_start(settings)
     epochs_before, training_since = state.epoch + state.step / len(batches), time.perf_counter()
-    _train(run, settings, prepared, stop, tracker)
+    _train(run, settings, prepared, stop, tell_tracker)
     training = time.perf_counter() - training_since
     release_memory()
     summary = dataclasses.replace(prepared.summary, **training_fields(state))
@@ -212,7 +228,7 @@ def _train(
     settings: RunConfig,
     prepared: _Prepared,
     stop: Stop,
-    tracker: Tracking,
+    tell_tracker: Callable[[], None],
 ) -> None:
     """Drive `fit` to its end: the one place that handles rows, checkpoints and signals."""
     saved = time.monotonic()
@@ -226,7 +242,7 @@ def _train(
         settings.evaluation,
         watched=watched,
     )
-    tracker.update()
+    tell_tracker()
     with console.Bars(settings.training.epochs) as bars, stop.graceful():
         for progress in progress_of_run:
             bars.show(progress)
@@ -235,7 +251,7 @@ def _train(
             console.log_step(settings, progress)
             if progress.row is not None:
                 run.append_metrics(progress.row)
-                tracker.update()
+                tell_tracker()
                 console.log_epoch(settings, state, progress.row)
                 if progress.improved:
                     _write_best(run, settings, state, progress.row)

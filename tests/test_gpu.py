@@ -19,7 +19,7 @@ from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.criterion import make_criterion
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.step import make_step
+from cifar_lab.training.step import Step
 
 pytestmark = pytest.mark.gpu
 
@@ -102,7 +102,7 @@ def test_the_host_does_not_wait_within_an_epoch() -> None:
     config = config_of("device=cuda", "augmentation=crop_flip")
     state, batches = build_state(config, load_splits(config, "cuda"), "cuda")
     criterion = make_criterion(config.training, batches.split, batches.num_classes)
-    step = make_step(state, criterion, config.training)
+    step = Step(state, criterion, config.training)
     state.train_mode(head_only=False)
     epoch = batches.epoch(1)
     step(*next(epoch))  # what is set up once may wait

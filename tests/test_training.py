@@ -224,14 +224,14 @@ def test_schedules_step_when_they_are_asked_to() -> None:
     calls: list[Any] = []
     scheduler = SimpleNamespace(step=lambda *values: calls.append(values))
     per_batch = Schedule(scheduler, "batch")
-    per_batch.after_batch()
+    per_batch.after_step(1)
     per_batch.after_epoch(row(1, 0.5))
     assert calls == [()]
     per_epoch = Schedule(scheduler, "epoch")
-    per_epoch.after_batch()
+    per_epoch.after_step(1)
     per_epoch.after_epoch(row(1, 0.5))
     assert calls == [(), ()]
-    Schedule().after_batch()
+    Schedule().after_step(1)
     Schedule().after_epoch(row(1, 0.5))
 
 
@@ -310,6 +310,7 @@ def test_the_device_is_read_at_most_twice_a_second(
     ticks = itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: next(ticks) * 0.01)
     monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr("cifar_lab.training.group.time", clock)
     state, batches = build_state(config, splits, "cpu")
     readings: list[int] = []
     tolist = Tensor.tolist
@@ -350,7 +351,7 @@ def test_no_step_moves_anything_between_host_and_device(
 ) -> None:
     """On `meta`, which stands for a GPU: each copy would make the host wait for the device."""
     monkeypatch.setattr(Tensor, "tolist", lambda self: [1.0, 1, 1])
-    monkeypatch.setattr(loop, "_YIELD_SECONDS", math.inf)
+    monkeypatch.setattr("cifar_lab.training.group.YIELD_SECONDS", math.inf)
     assert splits.validation is not None
     train, validation = (
         dataclasses.replace(

@@ -159,9 +159,9 @@ def test_the_average_is_torchs_once_it_has_warmed_up() -> None:
         optimizer.zero_grad()
         model(torch.randn(4, 1, 4, 4)).square().sum().backward()
         optimizer.step()
-        warm.after_step(1000 + step)
+        warm.after_step(1001 + step)
         theirs.update_parameters(model)
-        ours.after_step(step)
+        ours.after_step(step + 1)
         decays.append(min(0.5, (1 + step) / (10 + step)))
         for name, tensor in model.state_dict().items():
             plain[name] = decays[-1] * plain[name] + (1 - decays[-1]) * tensor.double()

@@ -59,7 +59,7 @@ class StopAt(Stop):
 
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `fit` yield after each step, so that a run can be stopped after any of them."""
-    monkeypatch.setattr("cifar_lab.training.loop._YIELD_SECONDS", 0.0)
+    monkeypatch.setattr("cifar_lab.training.group.YIELD_SECONDS", 0.0)
 
 
 def at_yield(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:

@@ -128,12 +128,16 @@ def run(*overrides: str) -> Run:
     RunFailed where the command ends with exit code 2, 3 or 1.
     """
     request = _compose(overrides, "run")
-    from cifar_lab.sweeps.outcome import raise_for
-    from cifar_lab.sweeps.start import start_many, start_run
+    from cifar_lab.training.run import open_run, run_experiment
 
     with _stopping() as stop, _torch_settings_kept():
         if not request.runs_elsewhere:
-            return Run(start_run(request, stop).path)
+            opened, options = open_run(request), request.options
+            run_experiment(opened, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
+            return Run(opened.path)
+        from cifar_lab.sweeps.outcome import raise_for
+        from cifar_lab.sweeps.start import start_many
+
         outcomes = start_many(request, overrides, stop)  # one job of a cluster
         raise_for(outcomes, stop)
         return Run(outcomes[0].cell.run.path)
@@ -187,7 +191,7 @@ def _compose(words: Sequence[str], function: str) -> Request:
         raise UsageError(
             f"cifar_lab.{function} is for one process; torchrun is for python -m cifar_lab.train"
         )
-    from cifar_lab.sweeps.start import check_launch
+    from cifar_lab.config.request import check_launch
     from cifar_lab.training.preflight import compose_checked
 
     request = compose_checked(words)

@@ -110,29 +110,25 @@ def run(
     show_log(silent=place is not None and place.rank > 0)
     arguments = list(sys.argv[1:] if argv is None else argv)
     with _standard_streams(drop_output=trains):
-        return _run(command, arguments)
-
-
-def _run(command: Callable[[list[str]], int], arguments: list[str]) -> int:
-    try:
-        if "--version" in arguments:
-            print(versions(), flush=True)
-            return 0
-        code = command(arguments)
-        sys.stdout.flush()
-        return code
-    except SystemExit as finished:  # argparse has printed a help page
-        return int(finished.code or 0)
-    except Stopped as stopped:
-        return _say(stopped, 128 + stopped.signal)
-    except KeyboardInterrupt as error:
-        return _say(error, 130, "stopped")
-    except (UsageError, Unavailable, RunFailed) as error:
-        return _say(error, error.exit_code)
-    except BrokenPipeError:
-        return 1
-    except OSError as error:
-        return _say(error, *_explain(error))
+        try:
+            if "--version" in arguments:
+                print(versions(), flush=True)
+                return 0
+            code = command(arguments)
+            sys.stdout.flush()
+            return code
+        except SystemExit as finished:  # argparse has printed a help page
+            return int(finished.code or 0)
+        except Stopped as stopped:
+            return _say(stopped, 128 + stopped.signal)
+        except KeyboardInterrupt as error:
+            return _say(error, 130, "stopped")
+        except (UsageError, Unavailable, RunFailed) as error:
+            return _say(error, error.exit_code)
+        except BrokenPipeError:
+            return 1
+        except OSError as error:
+            return _say(error, *_explain(error))
 
 
 @contextlib.contextmanager

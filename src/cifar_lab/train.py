@@ -1,31 +1,33 @@
 """Train and evaluate one run, or with -m (or an experiment that is a grid) many."""
 
 import dataclasses
+import functools
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
 from cifar_lab.config.command_line import parse_command_line
-from cifar_lab.config.request import Request
+from cifar_lab.config.request import Request, check_launch
 from cifar_lab.config.torchrun import Launched, launched
-from cifar_lab.errors import UsageError
+from cifar_lab.errors import UsageError, listing
 
 if TYPE_CHECKING:
-    from cifar_lab.training.distributed import Group
+    from cifar_lab.runs.run_dir import RunDir
+    from cifar_lab.runs.summary import RunSummary
+    from cifar_lab.training.distributed import Processes
+    from cifar_lab.training.signals import Stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m cifar_lab.train [RUN_DIR] [GROUP=OPTION] [key=value] [-m]`."""
-    return cli.run(_train, argv, trains=True, distributed=True)
-
-
-def _train(argv: list[str]) -> int:
     place = launched()
-    return _train_alone(argv) if place is None else _train_together(argv, place)
+    command = train_words if place is None else functools.partial(train_together, place)
+    return cli.run(command, argv, trains=True, distributed=True)
 
 
-def _train_together(argv: list[str], place: Launched) -> int:
+def train_together(place: Launched, words: list[str]) -> int:
     """Train one run in the processes of torchrun; the first one reads the command line."""
     from cifar_lab.training.distributed import joined
     from cifar_lab.training.follower import follow
@@ -33,24 +35,25 @@ def _train_together(argv: list[str], place: Launched) -> int:
 
     with joined(place) as group:
         if group.rank == 0:
-            return _train_alone(argv, group)
+            return train_words(words, group)
         with Stop().installed() as stop:
             return follow(group, stop)
 
 
-def _train_alone(argv: list[str], group: "Group | None" = None) -> int:
-    if "-h" in argv or "--help" in argv:
+def train_words(words: list[str], group: "Processes | None" = None) -> int:
+    """Do what the words of a command line ask for; return the exit code."""
+    if "-h" in words or "--help" in words:
         from cifar_lab.config.help_page import help_page
 
-        line = parse_command_line([word for word in argv if word not in ("-h", "--help")])
+        line = parse_command_line([word for word in words if word not in ("-h", "--help")])
         print(help_page(line.config_dir))
         return 0
     from cifar_lab.config.compose import complete_shell, compose
 
-    if "-sc" in argv or "--shell-completion" in argv:
-        complete_shell(argv)
+    if "-sc" in words or "--shell-completion" in words:
+        complete_shell(words)
         return 0
-    request = compose(argv)
+    request = compose(words)
     if request.shown is None or request.touches_targets:  # shipped options are known to be right
         from cifar_lab.training.preflight import check_request
 
@@ -58,33 +61,52 @@ def _train_alone(argv: list[str], group: "Group | None" = None) -> int:
     if request.shown is not None:
         print(request.shown)
         return 0
-    # torch is imported from here on, for those requests that need it
-    from cifar_lab.sweeps.start import check_launch
-
     check_launch(request)
     if group is not None:
         if request.runs_elsewhere:
             raise UsageError(cli.NOT_TOGETHER)
         group.check(request.runs[0].config)
-    return _plan(request) if request.options.plan else _start(request, argv, group)
-
-
-def _start(request: Request, argv: Sequence[str], group: "Group | None") -> int:
-    from cifar_lab.sweeps.outcome import raise_for
-    from cifar_lab.sweeps.start import closing_text, start_many, start_run, what_next
+    if request.options.plan:
+        print(_plan(request))
+        return 0
+    from cifar_lab.training.run import open_run, run_experiment
     from cifar_lab.training.signals import Stop
 
     with Stop().installed() as stop:
         if request.runs_elsewhere:
-            outcomes = start_many(request, argv, stop)
-            print(closing_text(request, outcomes), flush=True)
-            raise_for(outcomes, stop)
+            _run_many(request, words, stop)
         else:
-            print(what_next(start_run(request, stop, group)), flush=True)
+            run, options = open_run(request), request.options
+            summary = run_experiment(
+                run, stop=stop, rerun=options.rerun, accept_code=options.accept_code, group=group
+            )
+            print(_what_next(run, summary), flush=True)
     return 0
 
 
-def _plan(request: Request) -> int:
+def _run_many(request: Request, words: list[str], stop: "Stop") -> None:
+    from cifar_lab.sweeps.outcome import raise_for
+    from cifar_lab.sweeps.start import closing_text, start_many
+
+    outcomes = start_many(request, words, stop)
+    print(closing_text(request, outcomes), flush=True)
+    raise_for(outcomes, stop)
+
+
+def _what_next(run: "RunDir", summary: "RunSummary") -> str:
+    """Return the last lines of `train`: what the run's folder has, and commands that use it."""
+    folder, beside = shlex.quote(str(run.path)), shlex.quote(str(run.path.parent))
+    lines = [f"run folder: {run.path}"]
+    if summary.figures:
+        drawn = listing([f"{name}.png" for name in summary.figures])
+        lines.append(f"figures: {run.figures} ({drawn})")
+    lines.append(f"to classify pictures: python -m cifar_lab.predict {folder} IMAGE...")
+    lines.append(f"to compare with other runs: python -m cifar_lab.summarize {beside}")
+    return "\n".join(lines)
+
+
+def _plan(request: Request) -> str:
+    """Return what would run: the state of every cell, and how long it would take."""
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.sweeps.cell import sweep_cells
     from cifar_lab.sweeps.launcher import fitting_jobs
@@ -101,10 +123,10 @@ def _plan(request: Request) -> int:
         cells = [dataclasses.replace(cells[0], run=RunDir(run_folder(request)))]
     options = request.options
     jobs, _ = fitting_jobs([cell.config for cell in cells], options.jobs, options.jobs_per_gpu)
-    print(plan(cells, jobs, rerun=options.rerun))
+    text = plan(cells, jobs, rerun=options.rerun)
     if request.space:
-        print(f"a search: {search_size(options.search)} such as these")
-    return 0
+        text += f"\na search: {search_size(options.search)} such as these"
+    return text
 
 
 if __name__ == "__main__":

@@ -126,3 +126,45 @@ def _merge_protocol(plain: dict[str, Any], protocols: Any, asked: Collection[str
             if not isinstance(target, dict):
                 raise UsageError(f"protocols: there is no setting {shorten(key)}")
         target[name] = value
+
+
+def check_launch(request: Request) -> None:
+    """Raise UsageError for a search that cannot work, and where nothing can be detached."""
+    options = request.options
+    if options.detach and request.launcher.get("cluster") != "slurm":
+        raise UsageError(
+            "detach=true needs hydra/launcher=submitit_slurm: other runs end with the command"
+        )
+    if options.detach and request.space:
+        raise UsageError(
+            "detach=true is wrong in a search: it chooses what to try by the results before"
+        )
+    if options.search.method != "none" and not request.space:
+        raise UsageError(
+            f"search={options.search.method} has no values to choose from: add -m and "
+            "values such as optimizer=sgd,adam or 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
+        )
+    if any(dimension.key == "training.monitor" for dimension in request.space):
+        raise UsageError(
+            "training.monitor is wrong as an axis of a search: it is the score by which trials are "
+            "compared; give it one value"
+        )
+    if request.space and options.rerun and not options.plan:
+        raise UsageError("rerun=true is wrong in a search: choose another search.study instead")
+    search = options.search
+    if request.space and (search.seeds > 1 or search.confirm):
+        _check_seeds(request, "search.seeds" if search.seeds > 1 else "search.confirm")
+
+
+def _check_seeds(request: Request, key: str) -> None:
+    """Refuse a search among seeds or folds whose trials have several seeds anyway."""
+    axes = [d.key for d in request.space if d.key in ("seed", "split.seed", "split.fold")]
+    count = getattr(request.options.search, key.partition(".")[2])
+    if axes:
+        raise UsageError(
+            f"{key}={count} repeats every setting with other seeds, and {axes[0]} is an axis of "
+            f"the search: leave out one of them"
+        )
+    first, search = request.runs[0].config.seed, request.options.search
+    if first + search.seeds + search.confirm > 2**32:
+        raise UsageError(f"{key}={count} counts seeds up from seed={first}: give a smaller seed")

@@ -17,7 +17,7 @@ from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.criterion import make_criterion
 from cifar_lab.training.loop import fit
 from cifar_lab.training.splits import Splits, make_splits
-from cifar_lab.training.step import make_step
+from cifar_lab.training.step import Step
 
 OurLoop = Callable[[RunConfig, Splits, str], Iterator[int]]
 """Takes the config, the splits and the device."""
@@ -65,7 +65,7 @@ def train_on_one_batch(config: RunConfig, splits: Splits, device: str) -> Iterat
         state.model.compile(dynamic=False)
     state.train_mode(head_only=False)
     criterion = make_criterion(config.training, splits.train, len(splits.class_names))
-    step = make_step(state, criterion, config.training)
+    step = Step(state, criterion, config.training)
     while True:
         step(images, labels)
         yield len(labels)

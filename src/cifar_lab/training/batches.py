@@ -17,7 +17,7 @@ from torch.nn import functional
 from cifar_lab.config.data_config import AugmentationConfig
 from cifar_lab.training.augment import EpochAugmentation
 from cifar_lab.training.device import derive_seed
-from cifar_lab.training.distributed import Group, Part, divide
+from cifar_lab.training.group import Group, Part
 from cifar_lab.training.reading import read_images
 from cifar_lab.training.splits import Split
 
@@ -100,7 +100,7 @@ class Batches:
         self.num_classes = num_classes
         self.memory_format = memory_format
         self.sampler = sampler
-        self.group = group
+        self.group = group or Group()
         self.bounds = batch_bounds(len(split), batch_size)
 
     def __len__(self) -> int:
@@ -108,11 +108,9 @@ class Batches:
         return len(self.bounds)
 
     def part(self, batch: int) -> Part:
-        """Return which rows of a batch this process computes: all of them without a group."""
+        """Return which rows of a batch this process computes."""
         begin, end = self.bounds[batch]
-        if self.group is None:
-            return Part(0, end - begin, end - begin)
-        return divide(end - begin, self.group.rank, self.group.world)
+        return self.group.divide(end - begin)
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of epoch `number`, from batch `start` on."""
@@ -157,7 +155,7 @@ class Batches:
                 changed = further.change(images[part], batch)
                 normalised = self.normalisation(changed, self.memory_format)
                 finished, answers = further.finish(normalised, labels[part], batch)
-                if whole and self.group is not None:
+                if whole:
                     own = self.part(batch)
                     finished, answers = (t[own.first : own.last] for t in (finished, answers))
                 yield finished, answers

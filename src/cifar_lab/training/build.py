@@ -16,7 +16,7 @@ from cifar_lab.errors import UsageError
 from cifar_lab.training.batches import Batches, Normalisation
 from cifar_lab.training.criterion import check_class_weights
 from cifar_lab.training.device import derive_seed, memory_format, seeded
-from cifar_lab.training.distributed import Group, synchronise_batch_norm
+from cifar_lab.training.group import Group
 from cifar_lab.training.lookahead import Lookahead
 from cifar_lab.training.splits import Split, Splits, load_arrays, make_splits, split_indices
 from cifar_lab.training.state import TrainState, build_optimizer, make_schedule
@@ -79,7 +79,10 @@ def build_state(
     if initial_weights and load is not None:
         load(download=True)
     _initialize(model, settings, splits.train)
-    if group is not None and settings.training.sync_batch_norm:
+    group = group or Group()
+    if group.world > 1 and settings.training.sync_batch_norm:
+        from cifar_lab.training.distributed import synchronise_batch_norm
+
         model = synchronise_batch_norm(model)
     target_config = optimizer_settings(settings.optimizer, device)
     optimizer = build_optimizer(target_config, model)

@@ -8,38 +8,27 @@ the trained run.
 
 import contextlib
 import io
+import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.run_config import RunConfig, to_plain
 from cifar_lab.config.schema import wrong
 from cifar_lab.config.torchrun import Launched
 from cifar_lab.errors import RunFailed, UsageError, first_line
+from cifar_lab.training.dropout import is_dense
+from cifar_lab.training.group import YIELD_SECONDS, Group, Part
 
-_YIELD_SECONDS = 0.5
+log = logging.getLogger("cifar_lab")
+
 _NOTICE_SECONDS = 3.0  # how long process 0 waits for the reason why another one has ended
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "connection was aborted")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows [first, last) that one process takes of a batch of `total` images.
-
-    Of a batch with fewer than two images per process, some processes compute rows that belong to
-    another one, because batch norm needs two images; these rows are not `counted`.
-    """
-
-    first: int
-    last: int
-    total: int
-    counted: bool = True
 
 
 def divide(total: int, rank: int, world: int) -> Part:
@@ -50,13 +39,13 @@ def divide(total: int, rank: int, world: int) -> Part:
     return Part(first, last, total, counted=rank < working)
 
 
-class Group:
-    """The processes of one run; `part` is the part of the present batch that this one computes."""
+class Processes(Group):
+    """The processes of torchrun, connected; this is one of them."""
 
     def __init__(self, place: Launched) -> None:
+        super().__init__()
         self.rank, self.world, self.local_rank = place.rank, place.world, place.local_rank
         self._local_world = place.local_world
-        self.part = Part(0, 0, 0)
         on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
         if on_gpus and self.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(self.local_rank)
@@ -70,9 +59,9 @@ class Group:
 
     # --- what process 0 asks of the others ------------------------------------------------------
 
-    def check(self, settings: RunConfig) -> None:
+    def check(self, config: RunConfig) -> None:
         """Raise UsageError for a run that several processes cannot train."""
-        device, size = settings.device, settings.training.batch_size
+        device, size = config.device, config.training.batch_size
         if device == "mps" or ":" in device:
             raise UsageError(
                 f"device={device} is wrong with torchrun: it must be cpu or cuda, and each process "
@@ -87,61 +76,61 @@ class Group:
         if size < 2 * self.world:
             right = f"at least {2 * self.world}, two images for each of {self.world} processes"
             raise wrong("training.batch_size", size, right)
-        if settings.training.cuda_graph is True:
+        if config.training.cuda_graph is True:
             raise wrong("training.cuda_graph", True, "auto or false with torchrun")
-        if settings.training.sync_batch_norm and device == "cpu":
+        if config.training.sync_batch_norm and device == "cpu":
             right = "false on a CPU: torch's SyncBatchNorm is for GPUs"
             raise wrong("training.sync_batch_norm", True, right)
 
-    def start(self, settings: Mapping[str, Any], **others: Any) -> None:
-        """Send the settings of the run, and what else they need, to the other processes."""
+    def start(self, config: RunConfig, **others: Any) -> None:
+        """Send the config of the run, and what else they need, to the other processes."""
+        log.info("processes: %d", self.world)
         self._told = True
-        self.share({"settings": dict(settings), **others})
+        self.share({"config": to_plain(config), **others})
 
     def end(self) -> None:
         """Tell the others that nothing is to be trained, unless they have been told otherwise."""
         if self.rank == 0 and not self._told:
             self._told = True
-            self.share({"settings": None})
+            self.share({"config": None})
 
     def device(self, name: str) -> str:
         """Return the device of this process in a run whose device is `name`."""
         return f"cuda:{self.local_rank}" if name == "cuda" and self.rank else name
 
     def own_seed(self, seed: int) -> int:
-        """Return a seed that differs between the processes; that of process 0 is `seed`."""
+        """Return the seed of process 0 plus this process's number."""
         return (seed + self.rank) % 2**63
+
+    def divide(self, total: int) -> Part:
+        """Return this process's rows of a batch."""
+        return divide(total, self.rank, self.world)
 
     # --- exchange -------------------------------------------------------------------------------
 
     def share(self, value: Any = None) -> Any:
-        """Return process 0's value, tensors and plain values, in all processes; on the CPU."""
+        """Return process 0's value; only tensors and plain values are read."""
         buffer = io.BytesIO()
         if self.rank == 0:
             torch.save(value, buffer)
-        size = torch.tensor([len(buffer.getvalue())])
-        dist.broadcast(size, 0)
-        content = torch.zeros(int(size), dtype=torch.uint8)
-        if self.rank == 0:
-            content.copy_(torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8))
-        dist.broadcast(content, 0)
-        received = io.BytesIO(content.numpy().tobytes())
-        return torch.load(received, map_location="cpu", weights_only=True)
+        content = [buffer.getvalue()]
+        dist.broadcast_object_list(content, 0, device=torch.device("cpu"))
+        return torch.load(io.BytesIO(content[0]), map_location="cpu", weights_only=True)
 
     def share_buffers(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-        """Give all processes those buffers of process 0 that are among `weights`, in place."""
+        """Broadcast the buffers of process 0."""
         for name in dict(model.named_buffers()):
             if name in weights:
                 dist.broadcast(weights[name], 0)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes."""
+        """Return the sum over all processes."""
         total = values.detach().clone()
         dist.all_reduce(total)
         return total
 
     def gather(self, columns: Tensor) -> Tensor:
-        """Return the columns (2, n) of whole numbers of all processes, in their order."""
+        """Return the columns of all processes: a sum of what is zero but for each one's own."""
         counts = torch.zeros(self.world, dtype=torch.long)
         counts[self.rank] = columns.shape[1]
         ends = self.sum(counts).cumsum(0).tolist()
@@ -150,13 +139,13 @@ class Group:
         return self.sum(gathered)
 
     def any(self, wanted: bool) -> bool:
-        """Whether at least one process wants something; all of them ask at the same time."""
+        """Whether at least one process wants it."""
         flag = torch.tensor([int(wanted)])
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag)
 
     def is_due(self) -> bool:
-        """Whether training is to yield after this step: in all processes at the same one.
+        """Whether training yields after this step, at the same one in all processes.
 
         Process 0 measures the time and decides how many steps there are until the next yield, so
         that no step waits for a clock.
@@ -165,7 +154,7 @@ class Group:
         if self._steps < self._interval:
             return False
         taken = max(time.perf_counter() - self._since, 1e-6)
-        wished = min(round(self._steps * _YIELD_SECONDS / taken), 2 * self._interval)
+        wished = min(round(self._steps * YIELD_SECONDS / taken), 2 * self._interval)
         interval = torch.tensor([max(wished, 1)])
         dist.broadcast(interval, 0)
         self._interval, self._steps, self._since = int(interval), 0, time.perf_counter()
@@ -173,19 +162,17 @@ class Group:
 
     # --- a training step ------------------------------------------------------------------------
 
-    def part_of_loss(self, loss: Tensor, weight: Tensor | None) -> Tensor:
-        """Return what a part's mean loss adds to that of the batch.
-
-        `weight` is the sum of the weights of the part's images, None if each weighs as much.
-        """
-        if weight is None:
+    def part_of_loss(self, loss: Tensor, weight: Callable[[], Tensor | None]) -> Tensor:
+        """Return the part's share of the batch's mean loss, by images or by their weights."""
+        weight_of_part = weight()
+        if weight_of_part is None:
             counted = self.part.last - self.part.first if self.part.counted else 0
             return loss * (counted / self.part.total)
-        own = weight.detach() * float(self.part.counted)
+        own = weight_of_part.detach() * float(self.part.counted)
         return loss * (own / self.sum(own))
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace the gradients by their sums over all processes."""
+        """Add the gradients up in one exchange."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             return
@@ -195,11 +182,24 @@ class Group:
         for gradient, total in zip(gradients, torch.split(flat, sizes), strict=True):
             gradient.copy_(total.view(gradient.shape))
 
-    def of_batch(self, loss: Tensor, correct: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Return loss, hits and images of the batch, from what the part adds to its loss."""
+    def of_batch(self, loss: Tensor, correct: Tensor, count: int) -> tuple[Tensor, Tensor, int]:
+        """Add loss and hits up; rows that another process counts do not count here."""
         own = torch.stack([loss.detach().float(), correct * float(self.part.counted)])
         loss, correct = self.sum(own)
         return loss, correct, self.part.total
+
+    def whole_mask(self, like: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Draw for the whole batch, as one process would, and return this part's rows."""
+        part = self.part
+        rows, remainder = divmod(len(like), part.last - part.first)
+        if remainder:
+            raise ValueError(f"dropout of {list(like.shape)}: the first dimension is no batch")
+        shape = (rows * part.total, *like.shape[1:])
+        if is_dense(like):  # in the layout of the part
+            whole = like.new_empty_strided(shape, (like[0].numel(), *like.stride()[1:]))
+        else:
+            whole = like.new_empty(shape)
+        return draw(whole)[rows * part.first : rows * part.last]
 
     # --- failures -------------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Group:
         return failed
 
     def explain(self, error: BaseException) -> BaseException:
-        """Return the error of another process that is the cause of a lost connection, if it is."""
+        """Return the error that another process has left in the store, where it is the cause."""
         if not lost_connection(error):
             return error
         deadline = time.monotonic() + _NOTICE_SECONDS
@@ -234,13 +234,13 @@ def lost_connection(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def joined(place: Launched) -> Iterator[Group]:
+def joined(place: Launched) -> Iterator[Processes]:
     """Connect this process with the others of torchrun for a block.
 
     After an error the connections are left to the end of the process: closing them could wait for
     a process that has ended.
     """
-    group = Group(place)
+    group = Processes(place)
     try:
         yield group
     except BaseException:

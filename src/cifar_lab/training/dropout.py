@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.training.distributed import Group
+from cifar_lab.training.group import Group
 
 
 class KeyedDropout(nn.Dropout):
@@ -12,24 +12,18 @@ class KeyedDropout(nn.Dropout):
     In a `group` of processes each draws the masks of the whole batch and uses those of its part.
     """
 
-    def __init__(self, p: float, generator: torch.Generator, group: Group | None = None) -> None:
+    def __init__(self, p: float, generator: torch.Generator, group: Group | None = None):
         super().__init__(p)
         self.generator = generator
-        self.group = group
+        self.group = group or Group()
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero each element with probability p and scale the others by 1 / (1 - p)."""
         if not self.training or self.p == 0:
             return input
-        if self.group is None:
-            return input * dropout_mask(input, self.p, self.generator)
-        part = self.group.part
-        each, remainder = divmod(len(input), part.last - part.first)
-        if remainder:
-            raise ValueError(f"dropout of {list(input.shape)}: the first dimension is no batch")
-        whole = _as_many(input, each * part.total)
-        mask = dropout_mask(whole, self.p, self.generator)
-        return input * mask[each * part.first : each * part.last]
+        return input * self.group.whole_mask(
+            input, lambda like: dropout_mask(like, self.p, self.generator)
+        )
 
 
 def dropout_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
@@ -47,7 +41,7 @@ def dropout_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
     threshold = round(p * 65536) - 32768
     kept = bits.view(torch.int16)[:count] >= threshold
     mask = torch.empty_like(like)
-    if not _is_dense(mask):  # a transposed view, say
+    if not is_dense(mask):  # a transposed view, say
         mask = torch.empty(like.shape, dtype=like.dtype)
     # as_strided writes in memory order, so that no layout needs a copy of the mask.
     flat = mask.as_strided((count,), (1,))
@@ -65,15 +59,8 @@ def key_dropout(model: nn.Module, generator: torch.Generator, group: Group | Non
                 setattr(parent, name, keyed)
 
 
-def _as_many(like: Tensor, count: int) -> Tensor:
-    """Return an uninitialised tensor with `count` rows and the layout of `like`."""
-    shape = (count, *like.shape[1:])
-    if not _is_dense(like):
-        return like.new_empty(shape)
-    return like.new_empty_strided(shape, (like[0].numel(), *like.stride()[1:]))
-
-
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor fills its memory without gaps, contiguous or channels last."""
     return tensor.is_contiguous() or (
         tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     )

@@ -10,12 +10,12 @@ from cifar_lab.errors import Stopped, UsageError
 from cifar_lab.runs.provenance import code_version
 from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.device import configure
-from cifar_lab.training.distributed import Group, lost_connection
+from cifar_lab.training.distributed import Processes, lost_connection
 from cifar_lab.training.loop import Diverged, fit
 from cifar_lab.training.signals import Stop
 
 
-def follow(group: Group, stop: Stop) -> int:
+def follow(group: Processes, stop: Stop) -> int:
     """Train the run that process 0 opens, until it ends; return the exit code.
 
     What process 0 says too, and what follows from the end of another process, is not repeated
@@ -23,7 +23,7 @@ def follow(group: Group, stop: Stop) -> int:
     """
     try:
         request = group.share()
-        if request["settings"] is not None:
+        if request["config"] is not None:
             _train(group, stop, request)
     except Diverged:
         return Diverged.exit_code
@@ -36,10 +36,10 @@ def follow(group: Group, stop: Stop) -> int:
     return 0
 
 
-def _train(group: Group, stop: Stop, request: dict[str, Any]) -> None:
+def _train(group: Processes, stop: Stop, request: dict[str, Any]) -> None:
     """Build the run as process 0 does, take over its state, and train."""
     targets.trust(request["trust"])
-    settings = parse(request["settings"])
+    settings = parse(request["config"])
     if code_version(settings) != request["code"]:
         raise UsageError("its code is not that of process 0; install the same on all machines")
     device = group.device(settings.device)

@@ -20,11 +20,10 @@ from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, StepMetrics, gain, sc
 from cifar_lab.training.batches import Batches, in_order
 from cifar_lab.training.criterion import hits, make_criterion
 from cifar_lab.training.device import autocast, derive_seed
+from cifar_lab.training.group import Group
 from cifar_lab.training.splits import Split
 from cifar_lab.training.state import TrainState
-from cifar_lab.training.step import Step, make_step
-
-_YIELD_SECONDS = 0.5
+from cifar_lab.training.step import Step
 
 
 class Diverged(RunFailed):
@@ -51,12 +50,12 @@ def fit(
     state: TrainState,
     batches: Batches,
     validation: Split | None,
-    settings: TrainingConfig,
+    config: TrainingConfig,
     evaluation: EvaluationConfig | None = None,
     *,
     watched: Split | None = None,
 ) -> Iterator[Progress]:
-    """Train until `settings.epochs` epochs are done or patience ends; yield on the way.
+    """Train until `config.epochs` epochs are done or patience ends; yield on the way.
 
     The state is consistent at every yield: saved there and loaded again, training continues
     exactly. `validation` is scored after each epoch, by the settings of `evaluation` (the defaults
@@ -67,23 +66,23 @@ def fit(
     if state.compiled:
         # One graph per batch size: an epoch has two, and kernels for any size are slower.
         state.model.compile(dynamic=False)
-    criterion = make_criterion(settings, batches.split, batches.num_classes)
-    step = make_step(state, criterion, settings)
-    while state.epoch < settings.epochs and not state.stopped_early:
+    step = Step(state, make_criterion(config, batches.split, batches.num_classes), config)
+    while state.epoch < config.epochs and not state.stopped_early:
         epoch = state.epoch + 1
-        yield from _train_epoch(state, batches, settings, step)
+        yield from train_epoch(state, batches, config, step)
         train_loss, train_accuracy, images = _means(state, epoch)
-        if state.group is not None:
-            state.group.share_buffers(state.model, state.scored_weights())
+        state.group.share_buffers(state.model, state.scored_weights())
         scores: dict[str, float | None] = {"val_loss": None, "val_accuracy": None}
         for name, split in (("val", validation), ("test", watched)):
             if split is not None:
-                by_class = name == "val" and settings.monitor in BY_CLASS
-                found = yield from _score(state, split, batches, evaluation, by_class=by_class)
-                scores |= {f"{name}_{quantity}": value for quantity, value in found.items()}
-                if not math.isfinite(found["loss"]):
+                by_class = name == "val" and config.monitor in BY_CLASS
+                measured = yield from score_split(
+                    state, split, batches, evaluation, by_class=by_class
+                )
+                scores |= {f"{name}_{quantity}": value for quantity, value in measured.items()}
+                if not math.isfinite(measured["loss"]):
                     raise Diverged(
-                        f"the {name} loss became {found['loss']} in epoch {epoch}; "
+                        f"the {name} loss became {measured['loss']} in epoch {epoch}; "
                         f"try a smaller optimizer.lr (it is {state.used_rate:g})"
                     )
         row = EpochMetrics(
@@ -95,75 +94,62 @@ def fit(
             images_per_second=images / state.seconds if state.seconds > 0 else 0.0,
             **scores,
         )
-        improved = _close_epoch(state, row, settings)
+        improved = _close_epoch(state, row, config)
+        steps = len(batches)
         yield Progress(
-            kind="epoch",
-            phase="train",
-            epoch=epoch,
-            step=len(batches),
-            steps=len(batches),
-            loss=row.train_loss,
-            accuracy=row.train_accuracy,
-            row=row,
-            improved=improved,
+            "epoch", "train", epoch, steps, steps, train_loss, train_accuracy, row, improved
         )
 
 
-def _train_epoch(
-    state: TrainState, batches: Batches, settings: TrainingConfig, step: Step
+def train_epoch(
+    state: TrainState, batches: Batches, config: TrainingConfig, step: Step
 ) -> Iterator[Progress]:
+    """Train the rest of an epoch, from the step that the state is at; yield on the way."""
     epoch, group = state.epoch + 1, state.group
     if state.step == 0:
         seed = derive_seed(state.seed, "dropout", epoch)
         state.generator.manual_seed(seed)
         if state.compiled:
-            torch.manual_seed(seed if group is None else group.own_seed(seed))
+            torch.manual_seed(group.own_seed(seed))
         state.sums.zero_()
         state.seconds = 0.0
-    state.train_mode(head_only=epoch <= settings.frozen_epochs)
-    started, noted = time.perf_counter(), time.perf_counter()
-    seconds_before = state.seconds
-    recent: list[Tensor] = []
+    state.train_mode(head_only=epoch <= config.frozen_epochs)
+    started, seconds_before = time.perf_counter(), state.seconds
+    group.yielded()
+    recent: list[Tensor] = []  # loss and accuracy of the steps since the last yield
     for images, labels in batches.epoch(epoch, start=state.step):
-        if group is not None:
-            group.part = batches.part(state.step)
-        loss, logits = step(images, labels)
-        state.used_rate = state.learning_rate
-        state.schedule.after_batch()
+        group.part = batches.part(state.step)
+        loss, logits = step.passes(images, labels)
+        step.update()
         with torch.no_grad():
-            correct = hits(logits, labels)
-            count = len(labels)
-            if group is not None:
-                loss, correct, count = group.of_batch(loss, correct)
+            loss, correct, count = group.of_batch(loss, hits(logits, labels), len(labels))
+            # Sums stay on the device: reading them would wait for a GPU at every step.
             state.sums += torch.stack([loss * count, correct, torch.full_like(correct, count)])
-            if settings.step_history:
+            if config.step_history:
                 recent.append(torch.stack([loss, correct / count]))
         state.step += 1
-        if state.lookahead is not None:
-            state.lookahead.after_step(state.epoch * len(batches) + state.step)
-        if state.average is not None:
-            state.average.after_step(state.epoch * len(batches) + state.step - 1)
-        now = time.perf_counter()
-        state.seconds = seconds_before + now - started
-        wanted = settings.print_every is not None and (state.step - 1) % settings.print_every == 0
-        due = now - noted >= _YIELD_SECONDS if group is None else group.is_due()
-        if due or wanted or state.step == len(batches):
-            loss_mean, accuracy, _ = _means(state, epoch)
+        state.used_rate = state.learning_rate
+        for follower in state.followers:
+            follower.after_step(state.epoch * len(batches) + state.step)
+        state.seconds = seconds_before + time.perf_counter() - started
+        wanted = config.print_every is not None and (state.step - 1) % config.print_every == 0
+        if group.is_due() or wanted or state.step == len(batches):
+            train_loss, accuracy, _ = _means(state, epoch)
             yield Progress(
                 kind="step",
                 phase="train",
                 epoch=epoch,
                 step=state.step,
                 steps=len(batches),
-                loss=loss_mean,
+                loss=train_loss,
                 accuracy=accuracy,
                 step_rows=_step_rows(recent, epoch, state.step),
             )
             recent.clear()
-            noted = time.perf_counter()
+            group.yielded()
 
 
-def _score(
+def score_split(
     state: TrainState,
     split: Split,
     batches: Batches,
@@ -179,8 +165,8 @@ def _score(
     state.model.eval()
     epoch, group = state.epoch + 1, state.group
     sums = torch.zeros_like(state.sums)
-    classes: list[Tensor] = []  # of each batch, labels above predictions: (2, B)
-    noted, steps = time.perf_counter(), math.ceil(len(split) / evaluation.batch_size)
+    classes = [torch.zeros(2, 0, dtype=torch.long, device=sums.device)]  # labels over predictions
+    clock, steps = Group(), math.ceil(len(split) / evaluation.batch_size)
     ordered = in_order(
         split,
         batch_size=evaluation.batch_size,
@@ -188,7 +174,7 @@ def _score(
         memory_format=batches.memory_format,
         crop_padding=evaluation.crop_padding,
         crop_seed=derive_seed(state.seed, "evaluation", epoch),
-        every=(0, 1) if group is None else (group.rank, group.world),
+        every=(group.rank, group.world),
     )
     for done, (images, labels) in enumerate(ordered, start=1):
         with torch.no_grad(), autocast(state.device, state.precision):
@@ -199,40 +185,36 @@ def _score(
             sums += torch.stack([loss, correct, torch.full_like(correct, len(labels))])
             if by_class:
                 classes.append(torch.stack([labels, predicted]))
-        due = time.perf_counter() - noted >= _YIELD_SECONDS or done == steps
-        if due and group is None:
+        if group.world == 1 and (clock.is_due() or done == steps):
             total, right, count = sums.tolist()
             yield Progress("step", "validation", epoch, done, steps, total / count, right / count)
-            noted = time.perf_counter()
-            state.model.eval()
-    if group is not None:
-        sums = group.sum(sums)
-    total, right, count = sums.tolist()
+            clock.yielded()
+            state.model.eval()  # whoever was yielded to may have used the model
+    total, right, count = group.sum(sums).tolist()
     scores = {"loss": total / count, "accuracy": right / count}
     if by_class:
-        pairs = torch.cat(classes, dim=1) if classes else torch.zeros(2, 0, dtype=torch.long)
-        pairs = pairs.cpu() if group is None else group.gather(pairs.cpu())
+        pairs = group.gather(torch.cat(classes, dim=1).cpu())
         balanced, macro_f1 = scores_by_class(*pairs.numpy())
         scores |= {"balanced_accuracy": balanced, "macro_f1": macro_f1}
     return scores
 
 
-def _close_epoch(state: TrainState, row: EpochMetrics, settings: TrainingConfig) -> bool:
+def _close_epoch(state: TrainState, row: EpochMetrics, config: TrainingConfig) -> bool:
     """Record an epoch: history, best, schedule, patience. Return whether it is the best so far."""
     state.history.append(row)
     state.epoch, state.step = row.epoch, 0
-    now = gain(row, settings.monitor)
-    before = None if state.best is None else gain(state.best, settings.monitor)
+    now = gain(row, config.monitor)
+    before = None if state.best is None else gain(state.best, config.monitor)
     improved = now is not None and (before is None or now > before)
     if improved:
         state.best = row
     state.schedule.after_epoch(row)
-    if settings.patience is not None and now is not None:
-        if state.best_monitored is None or now > state.best_monitored + settings.min_delta:
+    if config.patience is not None and now is not None:
+        if state.best_monitored is None or now > state.best_monitored + config.min_delta:
             state.best_monitored, state.stale_epochs = now, 0
         else:
             state.stale_epochs += 1
-        state.stopped_early = state.stale_epochs >= settings.patience
+        state.stopped_early = state.stale_epochs >= config.patience
     return improved
 
 

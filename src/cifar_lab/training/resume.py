@@ -10,7 +10,7 @@ from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import optimizer_settings
 from cifar_lab.training.data_record import check_same_data, recorded_data
-from cifar_lab.training.distributed import Group
+from cifar_lab.training.group import Group
 from cifar_lab.training.state import (
     STEPS_OF_THE_RUN,
     TrainState,
@@ -65,15 +65,14 @@ def restore(
     return str(source.path)
 
 
-def check_processes(checkpoint: dict[str, Any] | None, group: Group | None) -> list[str]:
+def check_processes(checkpoint: dict[str, Any] | None, group: Group) -> list[str]:
     """Warn if another number of processes trained so far than trains from here on."""
-    now = 1 if group is None else group.world
-    before = now if checkpoint is None else checkpoint.get("processes", 1)
-    if before == now:
+    before = group.world if checkpoint is None else checkpoint.get("processes", 1)
+    if before == group.world:
         return []
     return [
-        f"the number of processes changes from {before} to {now}: sums are rounded differently, "
-        "and batch norm sees other parts of a batch"
+        f"the number of processes changes from {before} to {group.world}: sums are rounded "
+        "differently, and batch norm sees other parts of a batch"
     ]
 
 

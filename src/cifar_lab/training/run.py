@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 
 from cifar_lab.config import targets
-from cifar_lab.config.run_config import RunConfig, to_plain
+from cifar_lab.config.request import Request
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import Stopped, Unavailable, listing
 from cifar_lab.runs import provenance
 from cifar_lab.runs.checkpoints import weights_checksum
@@ -20,12 +21,13 @@ from cifar_lab.runs.second_name import second_name
 from cifar_lab.runs.summary import RunSummary, queued
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
-from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.build import build_state, check_data, load_splits
 from cifar_lab.training.data_record import check_finished, data_record
 from cifar_lab.training.device import configure, describe_device, release_memory, select_device
-from cifar_lab.training.distributed import Group
-from cifar_lab.training.loop import Progress, fit
+from cifar_lab.training.group import Group
+from cifar_lab.training.loop import fit
 from cifar_lab.training.precision import explain
+from cifar_lab.training.preflight import run_folder
 from cifar_lab.training.resume import check_best, check_processes, restore
 from cifar_lab.training.run_record import log_to, record_end, training_fields
 from cifar_lab.training.scoring import draw_figures, evaluate
@@ -52,113 +54,110 @@ def run_experiment(
     or the run's own error if it failed, with status `failed` and the error in its folder. `group`
     are the processes that train it together, of which this is the first.
     """
+    stop, group = stop or Stop(), group or Group()
     with run.lock():
-        settings = run.own_config()
-        summary = queued(settings) if rerun else run.read_summary()
+        config = run.own_config()
+        summary = queued(config) if rerun else run.read_summary()
         if summary.status == "running":  # and nobody held the lock: its process was killed
             summary = dataclasses.replace(summary, status="interrupted")
-        code = provenance.code_version(settings)
+        code = provenance.code_version(config)
+        has_result = summary.status == "finished" or run.last.exists()
+        difference = provenance.other_code(summary, code) if has_result else None
+        if difference is not None and not accept_code and not rerun:
+            raise Unavailable(
+                f"{run.path} was made by other code ({difference}): rerun=true runs it again, "
+                "accept_code=true accepts it"
+            )
         if summary.status == "finished" and not rerun:
-            return _finished_before(run, summary, code, accept_code)
+            return _finished_before(run, config, summary)
         if rerun:
             run.discard_results()
-        with log_to(run), _tracking(run, settings) as tell_tracker:
+        with log_to(run), _tracking(run, config) as tell_tracker:
             try:
-                prepared = _prepare(run, settings, summary, code, accept_code, group)
-                return _run(run, settings, prepared, stop or Stop(), tell_tracker)
+                training = _prepare(run, config, summary, code, group)
+                console.log_start(config)
+                since, epochs_before = time.perf_counter(), training.epochs_done
+                train_to_end(training, stop, tell_tracker)
+                seconds = time.perf_counter() - since
+                release_memory()
+                return _finish(training, seconds, training.epochs_done - epochs_before)
             except (Exception, KeyboardInterrupt, Stopped) as error:
-                cause = error if group is None else group.explain(error)
-                raise record_end(run, summary, cause) from error
+                raise record_end(run, summary, group.explain(error)) from error
+
+
+def open_run(request: Request) -> RunDir:
+    """Return the folder of the one run of a request, made once its data are known to be there."""
+    config, run = request.runs[0].config, RunDir(run_folder(request))
+    if request.options.rerun or not run.summary_file.exists() or run.status != "finished":
+        check_data(config)
+    return RunDir.create(config, run.path)
+
+
+def _finished_before(run: RunDir, config: RunConfig, summary: RunSummary) -> RunSummary:
+    check_finished(config.dataset, summary.dataset, run.path)
+    score = f"test accuracy {summary.test_accuracy:.2%}" if summary.test_accuracy else "no score"
+    log.info("finished before: %s (%s); rerun=true runs it again", run.path, score)
+    if (note := provenance.reuse_note(summary)) is not None:
+        log.info("%s: %s", run.path.name, note)
+    return summary
 
 
 def _tracking(
-    run: RunDir, settings: RunConfig
+    run: RunDir, config: RunConfig
 ) -> contextlib.AbstractContextManager[Callable[[], None]]:
     """Return what lets a tracker follow the run; without a tracker, nothing of it is imported."""
-    if settings.tracker is None:
+    if config.tracker is None:
         return contextlib.nullcontext(lambda: None)
     from cifar_lab.trackers.process import tracking
 
-    return tracking(run, settings, settings.tracker)
+    return tracking(run, config, config.tracker)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prepared:
-    """A run that is about to train: its data, its state, and its summary with status running."""
+class Training:
+    """A run that trains: its data, its state, and its summary as training began."""
 
+    run: RunDir
+    config: RunConfig
     splits: Splits
     state: TrainState
     batches: Batches
     summary: RunSummary
     started: float
 
-
-def _run(
-    run: RunDir,
-    settings: RunConfig,
-    prepared: _Prepared,
-    stop: Stop,
-    tell_tracker: Callable[[], None],
-) -> RunSummary:
-    started = prepared.started
-    state, batches = prepared.state, prepared.batches
-    console.log_start(settings)
-    epochs_before, training_since = state.epoch + state.step / len(batches), time.perf_counter()
-    _train(run, settings, prepared, stop, tell_tracker)
-    training = time.perf_counter() - training_since
-    release_memory()
-    summary = dataclasses.replace(prepared.summary, **training_fields(state))
-    summary = _evaluate(run, summary, prepared.splits, state, batches)
-    run.drop_checkpoints(last=not settings.training.keep_last)
-    epochs = state.epoch - epochs_before
-    summary = dataclasses.replace(
-        summary,
-        status="finished",
-        seconds=summary.seconds or time.perf_counter() - started,
-        epoch_seconds=training / epochs if epochs > 0.5 else None,
-        overhead_seconds=time.perf_counter() - started - training,
-    )
-    run.write_summary(summary)
-    console.log_result(settings, state, summary)
-    return summary
+    @property
+    def epochs_done(self) -> float:
+        """How many epochs are trained, with the part of the present one that is done."""
+        return self.state.epoch + self.state.step / len(self.batches)
 
 
 def _prepare(
-    run: RunDir,
-    settings: RunConfig,
-    summary: RunSummary,
-    code: str,
-    accept_code: bool,
-    group: Group | None,
-) -> _Prepared:
+    run: RunDir, config: RunConfig, summary: RunSummary, code: str, group: Group
+) -> Training:
     """Build the run, or restore it from its checkpoint, and check it; write its summary."""
     started = time.perf_counter()
     checkpoint = run.read_last(log.warning)
-    if checkpoint is not None and not accept_code:
-        _check_code(run, summary, code)
-    threads = settings.threads if checkpoint is None else run.resumed_threads(settings)
-    device, threads = _configure(run, settings, threads)
-    if group is not None:
-        log.info("processes: %d", group.world)
-        group.start(to_plain(settings), code=code, threads=threads, trust=targets.trusted())
-    splits = load_splits(settings, device)
-    fresh = checkpoint is None and settings.continue_from is None
-    state, batches = build_state(settings, splits, device, initial_weights=fresh, group=group)
+    threads = config.threads if checkpoint is None else run.resumed_threads(config)
+    device, threads = _configure(run, config, threads)
+    group.start(config, code=code, threads=threads, trust=targets.trusted())
+    splits = load_splits(config, device)
+    fresh = checkpoint is None and config.continue_from is None
+    state, batches = build_state(config, splits, device, initial_weights=fresh, group=group)
     log.info(splits.checked)
     if splits.storage is not None:
         log.info(splits.storage)
-    state.dataset = data_record(settings.dataset)
-    continued = restore(run, settings, state, len(batches), checkpoint)
-    if group is not None:
+    state.dataset = data_record(config.dataset)
+    continued = restore(run, config, state, len(batches), checkpoint)
+    if group.world > 1:
         group.share(state.state_dict())
     summary = dataclasses.replace(
-        queued(settings),
+        queued(config),
         status="running",
         device=device,
         device_name=describe_device(device),
         threads=threads,
         parameters=sum(p.numel() for p in state.model.parameters()),
-        initial_learning_rate=settings.optimizer.get("lr"),
+        initial_learning_rate=config.optimizer.get("lr"),
         continued_from=continued or summary.continued_from,
         versions=provenance.versions(),
         commit=provenance.commit(),
@@ -167,104 +166,70 @@ def _prepare(
         dataset=state.dataset,
     )
     run.write_summary(summary)
-    found = check_processes(checkpoint, group)
-    found += sanity_checks.before(settings, splits, state, batches, run)
-    summary = dataclasses.replace(summary, warnings=console.log_warnings([], found))
+    warnings = check_processes(checkpoint, group)
+    warnings += sanity_checks.before(config, splits, state, batches, run)
+    summary = dataclasses.replace(summary, warnings=console.log_warnings([], warnings))
     run.write_summary(summary)
-    _rewrite_rows(run, settings, state)
-    return _Prepared(splits, state, batches, summary, started)
-
-
-def _rewrite_rows(run: RunDir, settings: RunConfig, state: TrainState) -> None:
-    """Remove rows of epochs and steps that are past the checkpoint, which will be done again."""
+    # Rows past the checkpoint go: their epochs and steps will be done again.
     run.rewrite_metrics(
         state.history,
-        watched=settings.evaluation.watch_test,
-        by_class=settings.training.monitor in BY_CLASS,
+        watched=config.evaluation.watch_test,
+        by_class=config.training.monitor in BY_CLASS,
     )
-    if settings.training.step_history:
-        run.rewrite_steps([r for r in run.read_steps() if _is_done(r.epoch, r.step, state)])
+    if config.training.step_history:
+        done = (state.epoch, state.step)
+        run.rewrite_steps([r for r in run.read_steps() if (r.epoch - 1, r.step) <= done])
+    return Training(run, config, splits, state, batches, summary, started)
 
 
-def _configure(run: RunDir, settings: RunConfig, threads: int | None) -> tuple[str, int]:
+def _configure(run: RunDir, config: RunConfig, threads: int | None) -> tuple[str, int]:
     """Set what torch keeps for the process; return the device and the number of threads."""
-    device, reason = select_device(settings.device)
-    threads = configure(device, threads, settings.deterministic)
-    torch.manual_seed(settings.seed)
+    device, reason = select_device(config.device)
+    threads = configure(device, threads, config.deterministic)
+    torch.manual_seed(config.seed)
     log.info("run folder: %s", run.path)
-    precision = settings.precision + explain(settings.precision, device)
+    precision = config.precision + explain(config.precision, device)
     log.info("device: %s (%s), precision: %s, threads: %d", device, reason, precision, threads)
     return device, threads
 
 
-def _evaluate(
-    run: RunDir, summary: RunSummary, splits: Splits, state: TrainState, batches: Batches
-) -> RunSummary:
-    """Score the trained run, check the result and draw the figures; return the summary."""
-    run.write_summary(summary)
-    log.info("evaluating: %s", " and ".join(_counts(run.read_config(), splits)))
-    summary = dataclasses.replace(summary, **evaluate(run, splits=splits))
-    found = sanity_checks.after(run, splits, state, batches)
-    warnings = console.log_warnings(summary.warnings, found)
-    run.write_summary(dataclasses.replace(summary, warnings=warnings))
-    if figures := [
-        name for name, figure in run.read_config().figures.items() if figure is not None
-    ]:
-        log.info("drawing figures: %s", listing(figures))
-    drawn, problems = draw_figures(run)
-    return dataclasses.replace(summary, figures=drawn, warnings=warnings + problems)
-
-
-def _counts(settings: RunConfig, splits: Splits) -> list[str]:
-    """Return how many images of which split are scored, in words."""
-    official = settings.evaluation.test == "official"
-    test = splits.official_test if official else splits.test
-    named = {"test": test, "validation": splits.validation}
-    return [f"{len(split):,} {name} images" for name, split in named.items() if split is not None]
-
-
-def _train(
-    run: RunDir,
-    settings: RunConfig,
-    prepared: _Prepared,
-    stop: Stop,
-    tell_tracker: Callable[[], None],
-) -> None:
+def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None]) -> None:
     """Drive `fit` to its end: the one place that handles rows, checkpoints and signals."""
+    run, config, state = training.run, training.config, training.state
     saved = time.monotonic()
-    splits, state = prepared.splits, prepared.state
-    watched = splits.test if settings.evaluation.watch_test else None
-    progress_of_run = fit(
+    steps_of_run = fit(
         state,
-        prepared.batches,
-        splits.validation,
-        settings.training,
-        settings.evaluation,
-        watched=watched,
+        training.batches,
+        training.splits.validation,
+        config.training,
+        config.evaluation,
+        watched=training.splits.test if config.evaluation.watch_test else None,
     )
     tell_tracker()
-    with console.Bars(settings.training.epochs) as bars, stop.graceful():
-        for progress in progress_of_run:
+    with console.Bars(config.training.epochs) as bars, stop.graceful():
+        for progress in steps_of_run:
             bars.show(progress)
             if progress.step_rows:
                 run.append_steps(progress.step_rows)
-            console.log_step(settings, progress)
+            console.log_step(config, progress)
             if progress.row is not None:
                 run.append_metrics(progress.row)
                 tell_tracker()
-                console.log_epoch(settings, state, progress.row)
+                console.log_epoch(config, state, progress.row)
                 if progress.improved:
-                    _write_best(run, settings, state, progress.row)
-            stopping = stop.is_wanted(progress)
-            if state.group is not None:
-                stopping = state.group.any(stopping)
+                    _write_best(run, config, state, progress.row)
+            stopping = state.group.any(stop.is_wanted(progress))
             minutes = (time.monotonic() - saved) / 60
-            due = minutes >= settings.training.checkpoint_minutes
+            due = minutes >= config.training.checkpoint_minutes
             if progress.row is not None or stopping or due:
                 run.write_last(state.state_dict())
                 saved = time.monotonic()
             if stopping:
-                raise _stopped_inside(stop, progress)
+                raise Stopped(
+                    stop.signal or signal.SIGTERM,
+                    f"stopped in epoch {progress.epoch}, step {progress.step} of {progress.steps}; "
+                    "everything is saved, the same command resumes from there",
+                )
     if stop.signal is not None:  # it came after the last yield
         raise Stopped(stop.signal, "stopped after training; the same command evaluates the run")
     if state.stopped_early:
@@ -272,47 +237,51 @@ def _train(
             "Early stopping triggered at epoch %d. No significant improvement in the validation "
             "metric for %d epochs.",
             state.epoch,
-            settings.training.patience,
+            config.training.patience,
         )
     if not run.last.exists():  # zero epochs: the untrained weights are the result
         run.write_last(state.state_dict())
     check_best(run, state)
 
 
-def _stopped_inside(stop: Stop, progress: Progress) -> Stopped:
-    return Stopped(
-        stop.signal or signal.SIGTERM,
-        f"stopped in epoch {progress.epoch}, step {progress.step} of {progress.steps}; everything "
-        "is saved, the same command resumes from there",
+def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
+    """Score the trained run, check the result, draw the figures; return the final summary.
+
+    `seconds` and `epochs` are those of this process's training.
+    """
+    run, config, splits, state = training.run, training.config, training.splits, training.state
+    summary = dataclasses.replace(training.summary, **training_fields(state))
+    run.write_summary(summary)
+    test = splits.official_test if config.evaluation.test == "official" else splits.test
+    scored = {"test": test, "validation": splits.validation}
+    counts = [f"{len(s):,} {name} images" for name, s in scored.items() if s is not None]
+    log.info("evaluating: %s", " and ".join(counts))
+    summary = dataclasses.replace(summary, **evaluate(run, splits=splits))
+    questionable = sanity_checks.after(run, splits, state, training.batches)
+    warnings = console.log_warnings(summary.warnings, questionable)
+    run.write_summary(dataclasses.replace(summary, warnings=warnings))
+    if figures := [name for name, figure in config.figures.items() if figure is not None]:
+        log.info("drawing figures: %s", listing(figures))
+    drawn, problems = draw_figures(run)
+    run.drop_checkpoints(last=not config.training.keep_last)
+    total = time.perf_counter() - training.started
+    summary = dataclasses.replace(
+        summary,
+        status="finished",
+        figures=drawn,
+        warnings=warnings + problems,
+        seconds=summary.seconds or total,
+        epoch_seconds=seconds / epochs if epochs > 0.5 else None,
+        overhead_seconds=total - seconds,
     )
-
-
-def _finished_before(run: RunDir, summary: RunSummary, code: str, accept_code: bool) -> RunSummary:
-    if not accept_code:
-        _check_code(run, summary, code)
-    check_finished(run.read_config().dataset, summary.dataset, run.path)
-    score = f"test accuracy {summary.test_accuracy:.2%}" if summary.test_accuracy else "no score"
-    log.info("finished before: %s (%s); rerun=true runs it again", run.path, score)
-    if (note := provenance.reuse_note(summary)) is not None:
-        log.info("%s: %s", run.path.name, note)
+    run.write_summary(summary)
+    console.log_result(config, state, summary)
     return summary
 
 
-def _check_code(run: RunDir, summary: RunSummary, code: str) -> None:
-    if (difference := provenance.other_code(summary, code)) is not None:
-        raise Unavailable(
-            f"{run.path} was made by other code ({difference}): rerun=true runs it again, "
-            "accept_code=true accepts it"
-        )
-
-
-def _is_done(epoch: int, step: int, state: TrainState) -> bool:
-    return (epoch - 1, step) <= (state.epoch, state.step)
-
-
-def _write_best(run: RunDir, settings: RunConfig, state: TrainState, row: EpochMetrics) -> None:
+def _write_best(run: RunDir, config: RunConfig, state: TrainState, row: EpochMetrics) -> None:
     """Write best.pt; its second name replaces that of the previous best epoch."""
-    name = second_name(settings, row.epoch, row.val_accuracy or 0.0)
+    name = second_name(config, row.epoch, row.val_accuracy or 0.0)
     weights = state.scored_weights()
     state.best_checksum = weights_checksum(weights)
     best = {
@@ -322,9 +291,9 @@ def _write_best(run: RunDir, settings: RunConfig, state: TrainState, row: EpochM
     }
     run.write_best(best, name)
     earlier = [r for r in state.history if r.epoch < row.epoch]
-    best_before = best_row(earlier, settings.training.monitor)
+    best_before = best_row(earlier, config.training.monitor)
     if name is not None and best_before is not None:
-        former = second_name(settings, best_before.epoch, best_before.val_accuracy or 0.0)
+        former = second_name(config, best_before.epoch, best_before.val_accuracy or 0.0)
         if former is not None and former != name:
             (run.path / former).unlink(missing_ok=True)
     if name is None:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,20 @@ from cifar_lab.config.targets import build, resolve
 from cifar_lab.errors import UsageError, first_line
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, has_scores_by_class
 from cifar_lab.training.device import derive_seed
-from cifar_lab.training.distributed import Group
 from cifar_lab.training.dropout import key_dropout
+from cifar_lab.training.group import Group
 from cifar_lab.training.lookahead import Lookahead
 from cifar_lab.training.weight_average import WeightAverage
 
 STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
 """Arguments of schedulers that, left null, are the number of steps of the whole run."""
+
+
+class Follower(Protocol):
+    """What follows the optimizer; `steps` are those taken so far, over all epochs."""
+
+    def after_step(self, steps: int) -> None:
+        """Do what is to be done after a step."""
 
 
 class Schedule:
@@ -29,7 +36,7 @@ class Schedule:
         self.step = step
         self.monitor = monitor
 
-    def after_batch(self) -> None:
+    def after_step(self, steps: int) -> None:
         """Step a scheduler that counts batches."""
         if self.scheduler is not None and self.step == "batch":
             self.scheduler.step()
@@ -119,7 +126,7 @@ class TrainState:
     [loss * images, correct, images] of the current epoch, on the device; `used_rate` is the
     learning rate of the last step; `dataset` is the record of the data that are trained on;
     `best_checksum` is that of the weights in best.pt; with an `average`, these are the averaged
-    ones. `group` are the processes that train together, None where there is only one.
+    ones. `group` are the processes that train together, most often this one alone.
     """
 
     model: nn.Module
@@ -131,7 +138,7 @@ class TrainState:
     compiled: bool = False
     lookahead: Lookahead | None = None
     average: WeightAverage | None = None
-    group: Group | None = None
+    group: Group = field(default_factory=Group)
     generator: torch.Generator = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
     sums: Tensor = field(init=False)
@@ -189,6 +196,12 @@ class TrainState:
         return logits
 
     @property
+    def followers(self) -> list[Follower]:
+        """What has something to do after each step of the optimizer, in this order."""
+        candidates = (self.schedule, self.lookahead, self.average)
+        return [follower for follower in candidates if follower is not None]
+
+    @property
     def learning_rate(self) -> float:
         """The rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
@@ -198,7 +211,7 @@ class TrainState:
         scheduler = self.schedule.scheduler
         averaged = {"averaged": self.scored_weights()} if self.average is not None else {}
         slow = {"lookahead": self.lookahead.state_dict()} if self.lookahead is not None else {}
-        processes = {"processes": self.group.world} if self.group is not None else {}
+        processes = {"processes": self.group.world} if self.group.world > 1 else {}
         return {
             **processes,
             **slow,
@@ -260,9 +273,8 @@ class TrainState:
     def take_over(self, state: dict[str, Any]) -> None:
         """Load the state of process 0; draws from torch's global generators stay this process's."""
         self.load_state_dict(state)
-        if self.group is not None:
-            seed = derive_seed(self.seed, "global", self.epoch, self.step)
-            torch.manual_seed(self.group.own_seed(seed))
+        seed = derive_seed(self.seed, "global", self.epoch, self.step)
+        torch.manual_seed(self.group.own_seed(seed))
 
 
 def history_tensor(rows: list[EpochMetrics]) -> Tensor:

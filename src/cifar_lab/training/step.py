@@ -7,7 +7,7 @@ because its learning rate changes and not every optimizer can be captured.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,53 +17,60 @@ from cifar_lab.training.criterion import Criterion
 from cifar_lab.training.device import autocast
 from cifar_lab.training.state import TrainState, global_generators, set_global_generators
 
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes images (B, C, H, W) and labels; returns the loss and the logits (B, classes)."""
-
 _WARM_UP = 3  # passes before a capture, as torch's documentation of CUDA graphs asks for
 
 
-def make_step(state: TrainState, criterion: Criterion, settings: TrainingConfig) -> Step:
-    """Return the function that trains on one batch."""
-    graphed = GraphedPasses(state, criterion) if settings.cuda_graph is True else None
+class Step:
+    """Trains on a batch: `passes` leaves its gradients, `update` moves the weights by them."""
 
-    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if graphed is not None:
-            loss, logits = graphed(images, labels)
-        else:
-            loss, logits = _passes(state, criterion, images, labels)
-        if state.group is not None:
-            state.group.sum_gradients(state.model.parameters())
-        if settings.clip_grad_norm is not None:
-            state.scaler.unscale_(state.optimizer)
-            nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_grad_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        if graphed is None:
-            state.optimizer.zero_grad(set_to_none=True)
+    def __init__(self, state: TrainState, criterion: Criterion, config: TrainingConfig) -> None:
+        self._state, self._clip = state, config.clip_grad_norm
+        self._graphed = config.cuda_graph is True
+        self.passes: Passes = Passes(state, criterion)
+        if self._graphed:
+            self.passes = GraphedPasses(self.passes)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Train on images (B, C, H, W) and labels; return the loss and the logits (B, classes)."""
+        loss, logits = self.passes(images, labels)
+        self.update()
         return loss, logits
 
-    return step
+    def update(self) -> None:
+        """Take the optimizer's step with the gradients of all processes."""
+        state = self._state
+        state.group.sum_gradients(state.model.parameters())
+        if self._clip is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(state.model.parameters(), self._clip)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if not self._graphed:  # a graph writes its gradients to where they are
+            state.optimizer.zero_grad(set_to_none=True)
 
 
-def _passes(
-    state: TrainState, criterion: Criterion, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Add the gradients of a batch to the parameters; return its loss and logits.
+class Passes:
+    """The forward and the backward pass of a batch.
 
-    In a group of processes these are the gradients of the process's part of the batch, and what
-    this part adds to the batch's loss.
+    In a group of processes the gradients are those of this process's part of the batch, and the
+    loss is what this part adds to the batch's.
     """
-    with autocast(state.device, state.precision):
-        logits = state.model(images)
-        loss = criterion(logits.float(), labels)
-    if state.group is not None:
-        loss = state.group.part_of_loss(loss, criterion.weight_of(labels))
-    state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-    return loss.detach(), logits.detach()
+
+    def __init__(self, state: TrainState, criterion: Criterion) -> None:
+        self.state, self.criterion = state, criterion
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a batch to the parameters; return its loss and logits."""
+        state = self.state
+        with autocast(state.device, state.precision):
+            logits = state.model(images)
+            loss = self.criterion(logits.float(), labels)
+        loss = state.group.part_of_loss(loss, lambda: self.criterion.weight_of(labels))
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach(), logits.detach()
 
 
-class GraphedPasses:
+class GraphedPasses(Passes):
     """Computes the loss, the logits and the gradients of batches on static buffers.
 
     A graph is for batches of one shape and one set of parameters that train, and a run has a few of
@@ -72,8 +79,9 @@ class GraphedPasses:
     this shape.
     """
 
-    def __init__(self, state: TrainState, criterion: Criterion) -> None:
-        self._state, self._criterion = state, criterion
+    def __init__(self, passes: Passes) -> None:
+        super().__init__(passes.state, passes.criterion)
+        self._passes = passes
         self._graphs: dict[object, _Graph] = {}
 
     @property
@@ -83,22 +91,21 @@ class GraphedPasses:
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and the logits; the gradients are those of this batch alone."""
-        model = self._state.model
+        model = self.state.model
         trained = tuple(parameter.requires_grad for parameter in model.parameters())
         modes = tuple(module.training for module in model.modules())
         key = (images.shape, labels.shape, labels.dtype, trained, modes)
         if key not in self._graphs:
-            self._graphs[key] = _Graph(self._state, self._criterion, images, labels)
+            self._graphs[key] = _Graph(self._passes, images, labels)
         return self._graphs[key].run(images, labels)
 
 
 class _Graph:
     """The passes on buffers of one shape: captured on CUDA, repeated elsewhere."""
 
-    def __init__(
-        self, state: TrainState, criterion: Criterion, images: Tensor, labels: Tensor
-    ) -> None:
-        self._state, self._criterion = state, criterion
+    def __init__(self, passes: Passes, images: Tensor, labels: Tensor) -> None:
+        self._passes, self._state = passes, passes.state
+        state = passes.state
         self._images, self._labels = images.clone(), labels.clone()
         self._parameters = list(state.model.parameters())
         self._captured: torch.cuda.CUDAGraph | None = None
@@ -120,7 +127,7 @@ class _Graph:
 
     def _pass(self) -> tuple[Tensor, Tensor]:
         self._state.optimizer.zero_grad(set_to_none=True)
-        return _passes(self._state, self._criterion, self._images, self._labels)
+        return self._passes(self._images, self._labels)
 
     def _warm_up(self) -> None:
         if not self._state.device.startswith("cuda"):
@@ -139,9 +146,7 @@ class _Graph:
         graph.register_generator_state(self._state.generator)  # of dropout masks
         self._state.optimizer.zero_grad(set_to_none=True)
         with torch.cuda.graph(graph):
-            self._loss, self._logits = _passes(
-                self._state, self._criterion, self._images, self._labels
-            )
+            self._loss, self._logits = self._passes(self._images, self._labels)
         self._gradients = [parameter.grad for parameter in self._parameters]
         self._captured = graph
 

@@ -12,7 +12,7 @@ class WeightAverage:
 
     After each step, average <- d average + (1 - d) weights. Buffers such as batch norm's statistics
     take part; whole numbers are the model's. So that the initial weights do not weigh on a short
-    run, d = min(decay, (1 + n) / (10 + n)) at step n, counted from 0, as in TensorFlow's
+    run, d = min(decay, (1 + n) / (10 + n)) after n earlier steps, as in TensorFlow's
     `ExponentialMovingAverage`.
     """
 
@@ -22,15 +22,15 @@ class WeightAverage:
         self._current = {n: t for n, t in named.items() if t.is_floating_point()}
         self._average = {name: t.detach().clone() for name, t in self._current.items()}
 
-    def decay(self, step: int) -> float:
-        """Return the share of the average that stays at a step, counted from 0."""
-        return min(self._decay, (1 + step) / (10 + step))
+    def decay(self, steps: int) -> float:
+        """Return the share of the average that stays after so many steps of training."""
+        return min(self._decay, steps / (9 + steps))
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        """Follow the optimizer's step with this number, counted from 0 over all epochs."""
+    def after_step(self, steps: int) -> None:
+        """Follow the optimizer's step; `steps` were taken so far, over all epochs."""
         average, current = list(self._average.values()), list(self._current.values())
-        torch._foreach_lerp_(average, current, 1 - self.decay(step))
+        torch._foreach_lerp_(average, current, 1 - self.decay(steps))
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """Return the logits of the model with the averaged weights; its own stay as they are."""

@@ -15,7 +15,8 @@ from cifar_lab.config.identity import address
 from cifar_lab.models.airbench import Airbench, BiasNorm
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import build_model, build_state, load_splits
+from cifar_lab.training.build import build_model, build_state
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
 from cifar_lab.training.predict import mean_logits
 from cifar_lab.training.preflight import compose_checked

@@ -17,7 +17,7 @@ from tiny_runs import TINY, at_yield, every_step
 import cifar_lab
 from cifar_lab import train as command
 from cifar_lab.config.compose import compose as compose_words
-from cifar_lab.training.build import load_splits
+from cifar_lab.training.data import load_splits
 
 
 @pytest.fixture(scope="module")

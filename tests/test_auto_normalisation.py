@@ -13,8 +13,8 @@ from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training import auto_normalisation
-from cifar_lab.training.build import load_splits
+from cifar_lab.training import data
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
 
 AUTO = ("dataset.mean=auto", "dataset.std=auto")
@@ -91,7 +91,7 @@ def test_a_config_that_is_only_shown_loads_no_data(
     def load(*_: object) -> None:
         raise AssertionError("data were loaded")
 
-    monkeypatch.setattr(auto_normalisation, "load_dataset", load)
+    monkeypatch.setattr(data, "load_dataset", load)
     assert train.main([*TINY, *AUTO, "--cfg", "job"]) == 0
     assert "mean: auto" in capsys.readouterr().out
     assert config("dataset.mean=[0.3]", "dataset.std=[0.4]").dataset.mean == [0.3]

@@ -12,14 +12,8 @@ from torchvision.transforms import v2
 
 from cifar_lab.config.data_config import AugmentationConfig, SplitConfig
 from cifar_lab.errors import UsageError
-from cifar_lab.training.batches import (
-    AugmentationParams,
-    Batches,
-    Normalisation,
-    augment,
-    in_order,
-    sample_augmentation,
-)
+from cifar_lab.training.augment import AugmentationParams, augment, sample_augmentation
+from cifar_lab.training.batches import Batches, Normalisation, in_order
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.splits import Split, check_disjoint, split_indices
 

@@ -141,7 +141,7 @@ def test_cifar10s_statistics_are_s1s() -> None:
 
 
 def test_augmented_images_are_those_of_training_in_the_order_asked(tmp_path: Path) -> None:
-    from cifar_lab.training.build import load_splits
+    from cifar_lab.training.data import load_splits
     from cifar_lab.training.preflight import compose_checked
 
     line = ["dataset=digits", "device=cpu", "model.widths=[4,8]", "model.hidden=8"]

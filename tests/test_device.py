@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from cifar_lab.training.build import build_state, load_splits, optimizer_settings
+from cifar_lab.training.build import build_state, optimizer_settings
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
 
 FAULTS = """

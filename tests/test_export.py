@@ -15,7 +15,7 @@ from tiny_runs import make, train
 from cifar_lab import export
 from cifar_lab.exports import onnx_file, safetensors_file
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import load_splits
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 

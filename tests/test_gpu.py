@@ -15,8 +15,9 @@ from cifar_lab import train as train_command
 from cifar_lab.analysis import resume_proof, run_differences
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.build import build_state
 from cifar_lab.training.criterion import make_criterion
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.step import Step

@@ -79,7 +79,7 @@ def test_a_thousand_epochs(tmp_path: Path) -> None:
 def fewer_images(settings: Any, where: str) -> Any:
     import dataclasses
 
-    from cifar_lab.training.build import load_splits
+    from cifar_lab.training.data import load_splits
 
     splits = load_splits(settings, where)
     assert splits.validation is not None

@@ -11,7 +11,7 @@ from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import LookaheadConfig
 from cifar_lab.errors import Stopped, UsageError
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.lookahead import Lookahead
+from cifar_lab.training.averages import Lookahead
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 

@@ -20,9 +20,9 @@ from cifar_lab.datasets import ImageArrays, image_folder, pictures
 from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training import sanity_checks
-from cifar_lab.training.build import load_splits
+from cifar_lab.training.batches import read_images
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.reading import read_images
 from cifar_lab.training.run import run_experiment
 
 SHAPE = (3, 16, 16)

@@ -16,8 +16,8 @@ from cifar_lab.datasets.pictures import Fit
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import load_splits
 from cifar_lab.training.classify import probabilities
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 

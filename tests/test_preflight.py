@@ -10,6 +10,8 @@ from cifar_lab import evaluate, train
 from cifar_lab.errors import UsageError
 from cifar_lab.training.preflight import check, compose_checked
 
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
@@ -49,3 +51,11 @@ def test_evaluate_refuses_a_device_that_is_none(
     run = make(tmp_path)
     assert evaluate.main([str(run.path), "--device", "meta"]) == 2
     assert "device=meta is wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["s0_variants", "s2_plateau", "airbench_small"])
+def test_a_kept_run_answers_with_its_address(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """s0_variants continues from a folder that is not among the kept ones."""
+    folder = next(path for path in (RESULTS / name).iterdir() if path.is_dir())
+    assert train.main([str(folder), "plan=true"]) == 0
+    assert folder.name in capsys.readouterr().out

@@ -158,7 +158,8 @@ def test_a_row_torn_by_a_crash_is_written_again(tmp_path: Path, reference: RunDi
 
 def test_runs_before_and_beside_change_nothing(tmp_path: Path, reference: RunDir) -> None:
     """Two runs interleaved step by step in one process, after others, with other seeds."""
-    from cifar_lab.training.build import build_state, load_splits
+    from cifar_lab.training.build import build_state
+    from cifar_lab.training.data import load_splits
     from cifar_lab.training.loop import fit
 
     def start(config: Any) -> Any:

@@ -19,7 +19,8 @@ from cifar_lab.runs.metrics import EpochMetrics, Predictions
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training import config_checks, sanity_checks
 from cifar_lab.training.batches import Batches
-from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.build import build_state
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.splits import Split, Splits

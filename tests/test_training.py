@@ -24,7 +24,8 @@ from cifar_lab.errors import UsageError
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.training import loop
 from cifar_lab.training.batches import Batches, Normalisation
-from cifar_lab.training.build import build_model, build_state, load_splits, normalisation
+from cifar_lab.training.build import build_model, build_state, normalisation
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.dropout import KeyedDropout, dropout_mask, key_dropout
 from cifar_lab.training.loop import Diverged, Progress, fit
@@ -387,7 +388,8 @@ def test_no_step_moves_anything_between_host_and_device(
 COMPILED = """
 import sys
 from torch._dynamo.utils import counters
-from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.build import build_state
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.loop import fit
 

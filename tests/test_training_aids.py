@@ -16,13 +16,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.checkpoints import load_checkpoint
-from cifar_lab.training.build import build_state, check_data, load_splits, make_model
+from cifar_lab.training.averages import WeightAverage
+from cifar_lab.training.build import build_state, make_model
 from cifar_lab.training.criterion import Criterion, class_weights
+from cifar_lab.training.data import check_data, load_splits
 from cifar_lab.training.loop import fit
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.scoring import load_weights
 from cifar_lab.training.splits import Split, Splits
-from cifar_lab.training.weight_average import WeightAverage
 
 
 def config_of(*overrides: str) -> RunConfig:

@@ -138,7 +138,7 @@ def _write_errors(runs: "Sequence[RunDir]", count: int) -> Path:
 
     from cifar_lab.analysis.error_page import error_page
     from cifar_lab.runs.atomic_io import write_text
-    from cifar_lab.training.build import load_splits
+    from cifar_lab.training.data import load_splits
 
     images = load_splits(runs[0].own_config(), "cpu").official_test.images
 

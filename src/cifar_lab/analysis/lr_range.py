@@ -11,7 +11,8 @@ import torch
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
-from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.build import build_state
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import configure, select_device
 from cifar_lab.training.loop import Diverged, fit
 from cifar_lab.training.state import Schedule

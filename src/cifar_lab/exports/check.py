@@ -13,8 +13,7 @@ from cifar_lab.config.run_config import RunConfig
 from cifar_lab.exports.network import Answers
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import load_splits
-from cifar_lab.training.data_record import check_same_data
+from cifar_lab.training.data import check_same_data, load_splits
 
 TOLERANCE = 1e-4
 """How far an output of an exported file may be from the run's own."""

@@ -27,7 +27,7 @@ from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, Status
-from cifar_lab.training.data_record import check_finished
+from cifar_lab.training.data import check_finished
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.signals import Stop
 

@@ -9,7 +9,7 @@ from cifar_lab.sweeps import optuna_search, search_report
 from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
 from cifar_lab.sweeps.outcome import Outcome, closing_table, detached_text
 from cifar_lab.sweeps.pool import run_all
-from cifar_lab.training.build import check_data
+from cifar_lab.training.data import check_data
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.signals import Stop
 

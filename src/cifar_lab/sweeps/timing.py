@@ -14,7 +14,8 @@ from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.training import device
 from cifar_lab.training.batches import Batches
-from cifar_lab.training.build import build_state, load_splits, normalisation
+from cifar_lab.training.build import build_state, normalisation
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
 from cifar_lab.training.predict import predict
 from cifar_lab.training.splits import Split

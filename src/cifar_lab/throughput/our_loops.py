@@ -13,8 +13,9 @@ import torch
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.errors import Unavailable, first_line
-from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.build import build_state
 from cifar_lab.training.criterion import make_criterion
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
 from cifar_lab.training.splits import Splits, make_splits
 from cifar_lab.training.step import Step

@@ -1,9 +1,10 @@
-"""Augmentations beyond crop and flip: policies of torchvision, erased boxes, mixed images.
+"""Augmentations: crop and flip, policies of torchvision, erased boxes, mixed images.
 
-As those of `batches`, all draws come from CPU generators keyed by (seed, epoch), each kind from one
-of its own: an augmentation changes no draw of another one, and a resumed run continues exactly.
+All draws come from CPU generators keyed by (seed, epoch), each kind from one of its own: an
+augmentation changes no draw of another one, and a resumed run continues exactly.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from cifar_lab.config.data_config import AugmentationConfig
 from cifar_lab.training.device import derive_seed, seeded
+from cifar_lab.training.splits import Split
 
 # Zhong et al. 2017 (arXiv:1708.04896), as torchvision.transforms.RandomErasing has it.
 _ERASED_AREA = (0.02, 0.33)
@@ -34,28 +36,39 @@ class Mixing:
     box: tuple[int, int, int, int] | None
 
 
-class EpochAugmentation:
-    """The augmentations of one epoch's `count` images, drawn at once.
+def needs_whole_batches(config: AugmentationConfig) -> bool:
+    """Whether images are mixed, or draws made for one after another, so that no part suffices."""
+    return bool(config.policy or config.mixup or config.cutmix)
 
-    `bounds` are those of the batches, or of the parts of them that are needed.
-    Applied in the order of torchvision's reference recipes: the policy to uint8 images, erasing to
-    normalised ones, mixing to a finished batch.
+
+class EpochAugmentation:
+    """The augmentations of one epoch, drawn at once, for images of `split` in the given `order`.
+
+    `bounds` are those of the batches, or of the parts of them that are needed. `generator` draws
+    crops and flips. Applied in the order of torchvision's reference recipes: crop, flip and policy
+    to uint8 images, erasing to normalised ones, mixing to a finished batch.
     """
 
     def __init__(
         self,
         config: AugmentationConfig,
+        split: Split,
+        order: Tensor,
         bounds: Sequence[tuple[int, int]],
-        shape: tuple[int, int],
         num_classes: int,
         *,
-        count: int,
+        generator: torch.Generator,
         seed: int,
         epoch: int,
-        device: torch.device,
     ) -> None:
-        self._policy, self._bounds, self._classes = config.policy, bounds, num_classes
+        self._config, self._bounds, self._classes = config, bounds, num_classes
         self._seed, self._epoch = seed, epoch
+        device, count = split.device, len(order)
+        self._params = sample_augmentation(count, config, generator, device)
+        if config.flips == "alternating" and config.horizontal_flip:
+            mirrored = alternating_flips(len(split.images), seed, epoch).to(device)
+            self._params = dataclasses.replace(self._params, flip=mirrored[order])
+        shape = (split.images.shape[2], split.images.shape[3])
         self._mixings = sample_mixings(
             config, len(bounds), shape, derive_seed(seed, "mixing", epoch)
         )
@@ -67,13 +80,17 @@ class EpochAugmentation:
             generator = torch.Generator().manual_seed(derive_seed(seed, "erasing", epoch))
             self._boxes.append(sample_erasing(count, config.erasing, shape, generator).to(device))
 
+    def crop_and_flip(self, images: Tensor, part: slice) -> Tensor:
+        """Return the uint8 images (B, C, H, W) of a part of the epoch, cropped and flipped."""
+        reflect = self._config.padding_mode == "reflect"
+        return augment(images, self._config.crop_padding, self._params, part, reflect=reflect)
+
     def change(self, images: Tensor, batch: int) -> Tensor:
         """Return the uint8 images (B, C, H, W) of a batch, each changed by the policy."""
-        if self._policy is None:
+        if self._config.policy is None:
             return images
-        return apply_policy(
-            images, self._policy, derive_seed(self._seed, "policy", self._epoch, batch)
-        )
+        seed = derive_seed(self._seed, "policy", self._epoch, batch)
+        return apply_policy(images, self._config.policy, seed)
 
     def finish(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Return normalised images (B, C, H, W), erased and mixed, and their labels.
@@ -86,6 +103,75 @@ class EpochAugmentation:
         if not self._mixings:
             return images, labels
         return mix(images, labels, self._mixings[batch], self._classes)
+
+
+@dataclass(frozen=True)
+class AugmentationParams:
+    """The random augmentation of N images: crop offsets (N,) and flips (N,), None where unused."""
+
+    top: Tensor | None
+    left: Tensor | None
+    flip: Tensor | None
+
+
+def sample_augmentation(
+    count: int, augmentation: AugmentationConfig, generator: torch.Generator, device: torch.device
+) -> AugmentationParams:
+    """Draw the augmentation of `count` images: offsets uniform in 0..2*padding, flips fair."""
+    span = 2 * augmentation.crop_padding + 1
+    top = left = flip = None
+    if span > 1:
+        top = torch.randint(span, (count,), generator=generator).to(device)
+        left = torch.randint(span, (count,), generator=generator).to(device)
+    if augmentation.horizontal_flip:
+        flip = torch.randint(2, (count,), generator=generator).bool().to(device)
+    return AugmentationParams(top, left, flip)
+
+
+def augment(
+    images: Tensor, padding: int, params: AugmentationParams, part: slice, *, reflect: bool = False
+) -> Tensor:
+    """Return uint8 images (B, C, H, W), padded, cropped to their size again, and flipped.
+
+    The same as torchvision's `crop(pad(image, padding), top, left, H, W)`, then `hflip`; the
+    padding is 0, or with `reflect` the mirrored image (padding_mode="reflect").
+    """
+    if params.top is None and params.flip is None:
+        return images
+    height, width = images.shape[2:]
+    rows = torch.arange(height, device=images.device).expand(len(images), -1)
+    columns = torch.arange(width, device=images.device).expand(len(images), -1)
+    if params.flip is not None:
+        columns = torch.where(params.flip[part, None], width - 1 - columns, columns)
+    if params.top is not None and params.left is not None:
+        rows = rows + params.top[part, None]
+        columns = columns + params.left[part, None]
+        if reflect:
+            rows = _reflected(rows - padding, height)
+            columns = _reflected(columns - padding, width)
+        else:
+            images = functional.pad(images, [padding] * 4)
+    pixels = rows[:, :, None] * images.shape[3] + columns[:, None, :]
+    wanted = pixels.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    cropped = images.flatten(2).gather(2, wanted)
+    return cropped.view(*images.shape[:2], height, width)
+
+
+def _reflected(positions: Tensor, size: int) -> Tensor:
+    """Return positions outside 0..size-1 mirrored at the first and the last pixel."""
+    last = size - 1
+    return last - (last - positions.abs()).abs()
+
+
+def alternating_flips(count: int, seed: int, epoch: int) -> Tensor:
+    """Return which of `count` images are mirrored in an epoch, (N,) booleans.
+
+    Each image is mirrored in every second epoch (Jordan 2024, arXiv:2404.00498), from a random one
+    of the first two on.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "flips"))
+    first = torch.randint(2, (count,), generator=generator)
+    return (first + epoch) % 2 == 1
 
 
 def apply_policy(images: Tensor, name: str, seed: int) -> Tensor:

@@ -1,24 +1,28 @@
-"""Batches of a split, with augmentation and normalisation.
+"""Batches of a split: an index, an augmentation and a normalisation.
 
-A batch is an index, a crop, a flip and a normalisation. Every random draw of an epoch is made at
-once by a CPU generator keyed by (seed, epoch), so the batches are the same on every device and a
-resumed run continues exactly.
+Every random draw of an epoch is made at once by a CPU generator keyed by (seed, epoch), so the
+batches are the same on every device and a resumed run continues exactly.
 """
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cifar_lab.config.data_config import AugmentationConfig
-from cifar_lab.training.augment import EpochAugmentation
+from cifar_lab.training.augment import (
+    EpochAugmentation,
+    augment,
+    needs_whole_batches,
+    sample_augmentation,
+)
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.group import Group, Part
-from cifar_lab.training.reading import read_images
 from cifar_lab.training.splits import Split
 
 # Images that are cropped and flipped at once: on a GPU few kernel launches, on a CPU what stays in
@@ -118,43 +122,31 @@ class Batches:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", number))
         positions = self.split.indices[self.order(generator)]
         order = positions.to(device)
-        params = sample_augmentation(len(order), self.augmentation, generator, device)
-        if self.augmentation.flips == "alternating" and params.flip is not None:
-            mirrored = self._alternating_flips(number).to(device)
-            params = dataclasses.replace(params, flip=mirrored[order])
-        height, width = self.split.images.shape[2:]
         # What mixes images, or draws for one after another, needs the whole batch.
-        config = self.augmentation
-        whole = bool(config.policy or config.mixup or config.cutmix)
+        whole = needs_whole_batches(self.augmentation)
         bounds = self.bounds if whole else self._bounds_of_parts()
-        further = EpochAugmentation(
-            config,
+        augmentation = EpochAugmentation(
+            self.augmentation,
+            self.split,
+            order,
             bounds,
-            (height, width),
             self.num_classes,
-            count=len(order),
+            generator=generator,
             seed=self.seed,
             epoch=number,
-            device=device,
         )
         groups = self._groups(bounds[start:])
         chunks = [slice(batches[0][0], batches[-1][1]) for batches in groups]
         batch = start
         read = read_images(self.split, positions, chunks)
         for batches, chunk, chosen in zip(groups, chunks, read, strict=True):
-            images = augment(
-                chosen,
-                self.augmentation.crop_padding,
-                params,
-                chunk,
-                reflect=self.augmentation.padding_mode == "reflect",
-            )
+            images = augmentation.crop_and_flip(chosen, chunk)
             labels = self.split.labels.index_select(0, order[chunk])
             for begin, end in batches:
                 part = slice(begin - chunk.start, end - chunk.start)
-                changed = further.change(images[part], batch)
+                changed = augmentation.change(images[part], batch)
                 normalised = self.normalisation(changed, self.memory_format)
-                finished, answers = further.finish(normalised, labels[part], batch)
+                finished, answers = augmentation.finish(normalised, labels[part], batch)
                 if whole:
                     own = self.part(batch)
                     finished, answers = (t[own.first : own.last] for t in (finished, answers))
@@ -179,12 +171,6 @@ class Batches:
                 groups.append([(begin, end)])
         return groups
 
-    def _alternating_flips(self, number: int) -> Tensor:
-        """Return which images of the official set are mirrored in epoch `number`, (N,) booleans."""
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "flips"))
-        first = torch.randint(2, (len(self.split.images),), generator=generator)
-        return (first + number) % 2 == 1
-
     def order(self, generator: torch.Generator) -> Tensor:
         """Return the positions within the split in the order of an epoch (a permutation)."""
         count = len(self.split)
@@ -198,58 +184,6 @@ class Batches:
         weights = [1.0] * count
         weighted = WeightedRandomSampler(weights, count, replacement=False, generator=generator)
         return torch.tensor(list(weighted))
-
-
-@dataclass(frozen=True)
-class AugmentationParams:
-    """The random augmentation of N images: crop offsets (N,) and flips (N,), None where unused."""
-
-    top: Tensor | None
-    left: Tensor | None
-    flip: Tensor | None
-
-
-def sample_augmentation(
-    count: int, augmentation: AugmentationConfig, generator: torch.Generator, device: torch.device
-) -> AugmentationParams:
-    """Draw the augmentation of `count` images: offsets uniform in 0..2*padding, flips fair."""
-    span = 2 * augmentation.crop_padding + 1
-    top = left = flip = None
-    if span > 1:
-        top = torch.randint(span, (count,), generator=generator).to(device)
-        left = torch.randint(span, (count,), generator=generator).to(device)
-    if augmentation.horizontal_flip:
-        flip = torch.randint(2, (count,), generator=generator).bool().to(device)
-    return AugmentationParams(top, left, flip)
-
-
-def augment(
-    images: Tensor, padding: int, params: AugmentationParams, part: slice, *, reflect: bool = False
-) -> Tensor:
-    """Return uint8 images (B, C, H, W), padded, cropped to their size again, and flipped.
-
-    The same as torchvision's `crop(pad(image, padding), top, left, H, W)`, then `hflip`; the
-    padding is 0, or with `reflect` the mirrored image (padding_mode="reflect").
-    """
-    if params.top is None and params.flip is None:
-        return images
-    height, width = images.shape[2:]
-    rows = torch.arange(height, device=images.device).expand(len(images), -1)
-    columns = torch.arange(width, device=images.device).expand(len(images), -1)
-    if params.flip is not None:
-        columns = torch.where(params.flip[part, None], width - 1 - columns, columns)
-    if params.top is not None and params.left is not None:
-        rows = rows + params.top[part, None]
-        columns = columns + params.left[part, None]
-        if reflect:
-            rows = _reflected(rows - padding, height)
-            columns = _reflected(columns - padding, width)
-        else:
-            images = functional.pad(images, [padding] * 4)
-    pixels = rows[:, :, None] * images.shape[3] + columns[:, None, :]
-    wanted = pixels.flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    cropped = images.flatten(2).gather(2, wanted)
-    return cropped.view(*images.shape[:2], height, width)
 
 
 def in_order(
@@ -278,7 +212,53 @@ def in_order(
         yield normalisation(images, memory_format), split.labels.index_select(0, indices[part])
 
 
-def _reflected(positions: Tensor, size: int) -> Tensor:
-    """Return positions outside 0..size-1 mirrored at the first and the last pixel."""
-    last = size - 1
-    return last - (last - positions.abs()).abs()
+def read_images(
+    split: Split, order: Tensor, parts: Sequence[slice]
+) -> Generator[Tensor, None, None]:
+    """Yield the images, uint8 (B, C, H, W) on the split's device, at each part of `order`.
+
+    `order` are indices (M,) of the official set, on the CPU. Where the split's images are read
+    ahead, a thread copies the next part while the caller works on one; the images are the same.
+    """
+    if not split.ahead:
+        places = order.to(split.images.device)
+        for part in parts:
+            yield split.images.index_select(0, places[part])
+        return
+    copy = _copier(split, order)
+    with ThreadPoolExecutor(1, thread_name_prefix="images") as thread:
+        coming: deque[Future[Tensor]] = deque()
+        for part in parts:
+            coming.append(thread.submit(copy, part))
+            if len(coming) > 1:
+                yield _taken(coming.popleft().result())
+        while coming:
+            yield _taken(coming.popleft().result())
+
+
+def _copier(split: Split, order: Tensor) -> Callable[[slice], Tensor]:
+    """Return what copies a part, in another thread than the one that trains."""
+    # numpy copies rows without further threads, which would take the cores of the training step.
+    source, places = split.images.numpy(), order.numpy()
+    on_cuda = split.device.type == "cuda"
+    stream = torch.cuda.Stream(split.device) if on_cuda else None  # type: ignore[no-untyped-call]
+
+    def copy(part: slice) -> Tensor:
+        chosen = places[part]
+        rows = torch.empty((len(chosen), *source.shape[1:]), dtype=torch.uint8, pin_memory=on_cuda)
+        np.take(source, chosen, axis=0, out=rows.numpy(), mode="clip")
+        if stream is None:
+            return rows.to(split.device)
+        with torch.cuda.stream(stream):
+            images = rows.to(split.device, non_blocking=True)
+        stream.synchronize()
+        return images
+
+    return copy
+
+
+def _taken(images: Tensor) -> Tensor:
+    """Tell CUDA's allocator that this thread's stream uses what the other one has made."""
+    if images.is_cuda:
+        images.record_stream(torch.cuda.current_stream(images.device))
+    return images

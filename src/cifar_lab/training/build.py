@@ -1,64 +1,22 @@
 """From a config to objects: the splits on the device, the model, the state of training."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from cifar_lab.config import targets
-from cifar_lab.config.data_config import DatasetConfig
-from cifar_lab.config.run_config import RunConfig, to_plain
-from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.store import data_root, files_digest
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
+from cifar_lab.training.averages import Lookahead, WeightAverage
 from cifar_lab.training.batches import Batches, Normalisation
-from cifar_lab.training.criterion import check_class_weights
 from cifar_lab.training.device import derive_seed, memory_format, seeded
 from cifar_lab.training.group import Group
-from cifar_lab.training.lookahead import Lookahead
-from cifar_lab.training.splits import Split, Splits, load_arrays, make_splits, split_indices
+from cifar_lab.training.splits import Split, Splits
 from cifar_lab.training.state import TrainState, build_optimizer, make_schedule
-from cifar_lab.training.weight_average import WeightAverage
 
 _SHOWN = 5000  # training images that a model may see before its first step,
 _SHOWN_BYTES = 1 << 30  # or fewer, if they have more bytes than this
-_LOADED: dict[str, ImageArrays] = {}
-
-
-def load_dataset(dataset: DatasetConfig) -> ImageArrays:
-    """Return a dataset's arrays; the last dataset is kept for the run that follows its check."""
-    key = json.dumps([to_plain(dataset), source_digest(dataset)], sort_keys=True)
-    if key not in _LOADED:
-        _LOADED.clear()
-        _LOADED[key] = load_arrays(dataset, data_root())
-    return _LOADED[key]
-
-
-def source_digest(dataset: DatasetConfig) -> str | None:
-    """Return a digest of the state of the user's files that the data come from, if any are there.
-
-    It changes with names, sizes and times, and so without reading the files.
-    """
-    path = dataset.source.get("path")
-    return files_digest(Path(path).expanduser()) if isinstance(path, str) else None
-
-
-def check_data(settings: RunConfig) -> None:
-    """Load a run's dataset and divide it, before anything is written.
-
-    Raises UsageError if the data are wrong, Unavailable if they cannot be fetched now.
-    """
-    arrays = load_dataset(settings.dataset)
-    split_indices(settings.split, arrays.train_labels, arrays.test_labels)
-    check_class_weights(settings.training.class_weights, len(arrays.class_names))
-
-
-def load_splits(settings: RunConfig, device: str) -> Splits:
-    """Load a run's dataset onto a device and divide it."""
-    arrays = load_dataset(settings.dataset)
-    return make_splits(arrays, settings.dataset, settings.split, device)
 
 
 def build_state(

@@ -8,7 +8,8 @@ from cifar_lab.config import targets
 from cifar_lab.config.run_config import parse
 from cifar_lab.errors import Stopped, UsageError
 from cifar_lab.runs.provenance import code_version
-from cifar_lab.training.build import build_state, load_splits
+from cifar_lab.training.build import build_state
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import configure
 from cifar_lab.training.distributed import Processes, lost_connection
 from cifar_lab.training.loop import Diverged, fit

@@ -17,10 +17,10 @@ from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import UsageError, did_you_mean, first_line, shorten_path
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.auto_normalisation import with_numbers
 from cifar_lab.training.batches import batch_bounds
 from cifar_lab.training.build import build_model
 from cifar_lab.training.criterion import check_class_weights
+from cifar_lab.training.data import with_numbers
 from cifar_lab.training.device import check_compiler, one_thread, seeded, select_device
 from cifar_lab.training.precision import select_precision
 from cifar_lab.training.state import build_optimizer, build_scheduler, classifier_of
@@ -39,7 +39,8 @@ def check_request(request: Request) -> Request:
     For `dataset.mean=auto` the data are loaded, since the numbers are part of a run's address; but
     not for a request that only shows a config.
     """
-    configs = [check(run.config, run.asked_keys) for run in request.runs]
+    planned = request.options.plan
+    configs = [check(run.config, run.asked_keys, planned=planned) for run in request.runs]
     if request.shown is None:
         configs = [with_numbers(config) for config in configs]
     runs = [
@@ -76,12 +77,13 @@ def run_folder(request: Request) -> Path:
 _FOR_PICTURES = {"fit": "have one size", "storage": "come from a cache of their own"}
 
 
-def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
+def check(config: RunConfig, asked: Collection[str] = (), *, planned: bool = False) -> RunConfig:
     """Return a config as it runs here; UsageError if it cannot. Nothing is loaded or written.
 
     The model is built and trained on two images for one step, with the optimizer and the scheduler;
     device and precision are resolved. Injected settings that the model does not take (dropout, the
-    activation) are emptied, and refused if they are among the keys that the user `asked` for.
+    activation) are emptied, and refused if they are among the keys that the user `asked` for. If it
+    is only `planned`, the run that a kept run continued from may be elsewhere.
     """
     config = _without_unused_settings(config, asked)
     config = _with_settings_of_weights(config, asked)
@@ -116,7 +118,9 @@ def check(config: RunConfig, asked: Collection[str] = ()) -> RunConfig:
 
         build_tracker(config.tracker)
     if config.continue_from is not None:
-        _check_source(config, Path(config.continue_from))
+        start = Path(config.continue_from)
+        if not planned or "continue_from" in asked or start.exists():
+            _check_source(config, start)
     with one_thread():
         model = _try_model(config)
         if config.training.frozen_epochs:

@@ -9,7 +9,7 @@ from cifar_lab.runs.checkpoints import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import optimizer_settings
-from cifar_lab.training.data_record import check_same_data, recorded_data
+from cifar_lab.training.data import check_same_data, recorded_data
 from cifar_lab.training.group import Group
 from cifar_lab.training.state import (
     STEPS_OF_THE_RUN,

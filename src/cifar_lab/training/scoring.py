@@ -20,9 +20,9 @@ from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.metrics import Predictions, best_row, separation
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import in_order
-from cifar_lab.training.build import load_splits, make_model, normalisation
+from cifar_lab.training.build import make_model, normalisation
 from cifar_lab.training.console import progress_bar
-from cifar_lab.training.data_record import check_same_data
+from cifar_lab.training.data import check_same_data, load_splits
 from cifar_lab.training.device import derive_seed, memory_format, select_device
 from cifar_lab.training.predict import predict
 from cifar_lab.training.splits import Split, Splits

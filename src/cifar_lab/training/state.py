@@ -11,11 +11,10 @@ from cifar_lab.config.schema import TargetConfig, convert, wrong
 from cifar_lab.config.targets import build, resolve
 from cifar_lab.errors import UsageError, first_line
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, has_scores_by_class
+from cifar_lab.training.averages import Lookahead, WeightAverage
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.dropout import key_dropout
 from cifar_lab.training.group import Group
-from cifar_lab.training.lookahead import Lookahead
-from cifar_lab.training.weight_average import WeightAverage
 
 STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
 """Arguments of schedulers that, left null, are the number of steps of the whole run."""

@@ -51,7 +51,7 @@ TIMES = ("seconds", "images_per_second")
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One training step, kept on request (S4-15): loss and accuracy of its batch."""
+    """One training step, kept on request, for S4's curve: loss and accuracy of its batch."""
 
     epoch: int
     step: int

@@ -196,7 +196,7 @@ def in_order(
     crop_seed: int = 0,
     every: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a split's batches in its order, for evaluation; `crop_padding` crops them (S0-06).
+    """Yield a split's batches in its order; with `crop_padding` cropped at random, as S0 did.
 
     `every` (first, step) leaves out all batches but each `step`-th from the `first` on.
     """

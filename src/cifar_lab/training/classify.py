@@ -31,16 +31,16 @@ def load_model(run: RunDir, *, weights: str | None = None, device: str = "cpu") 
     that are normalised with the dataset's mean and std. Raises UsageError if there are no weights
     yet.
     """
-    settings = run.read_config()
+    config = run.read_config()
     num_classes = len(run.class_names())
     if num_classes == 0:  # the classes of a folder of images are known once it was evaluated
         raise UsageError(
             f"{run.path} does not name its classes yet; finish the run first: "
             f"python -m cifar_lab.train {run.path}"
         )
-    weights = weights or weights_to_score(run, settings)
-    with seeded(settings.seed):
-        model: nn.Module = build_model(settings, num_classes)
+    weights = weights or weights_to_score(run, config)
+    with seeded(config.seed):
+        model: nn.Module = build_model(config, num_classes)
     load_weights(run, weights, model)
     model.to(device)
     model.to(memory_format=memory_format(device))
@@ -61,18 +61,18 @@ def probabilities(
     picture is brought to the model's size, replace the run's own. Raises UsageError for the first
     picture that cannot be read, before a model is built.
     """
-    settings = run.read_config()
-    pixels = to_pixels(pictures, settings.dataset.image_shape, fit or settings.dataset.fit)
-    device, _ = select_device(device or settings.device)
+    config = run.read_config()
+    pixels = to_pixels(pictures, config.dataset.image_shape, fit or config.dataset.fit)
+    device, _ = select_device(device or config.device)
     model = load_model(run, weights=weights, device=device)
-    normalise, layout = normalisation(settings), memory_format(device)
+    normalise, layout = normalisation(config), memory_format(device)
     rows = torch.empty(len(pixels), len(run.class_names()), dtype=torch.float64)
-    size = settings.evaluation.batch_size
+    size = config.evaluation.batch_size
     with torch.inference_mode():
         for first in range(0, len(pixels), size):
             images = normalise(pixels[first : first + size].to(device), layout)
             logits = mean_logits(
-                model, images, settings.evaluation.views, settings.evaluation.views_margin
+                model, images, config.evaluation.views, config.evaluation.views_margin
             )
             rows[first : first + size] = logits.double()
     return (rows if sum_to_one(rows) else rows.softmax(dim=1)).numpy()

@@ -98,20 +98,20 @@ class Bars:
         self._bar, self._key = None, None
 
 
-def log_start(settings: RunConfig) -> None:
+def log_start(config: RunConfig) -> None:
     """Log what is about to be trained, in S0's words."""
     log.info(
         "Training model %s with learning rate: %s, optimizer: %s and activation function: %s",
-        class_name(settings.model),
-        settings.optimizer.get("lr"),
-        class_name(settings.optimizer),
-        class_name(settings.activation),
+        class_name(config.model),
+        config.optimizer.get("lr"),
+        class_name(config.optimizer),
+        class_name(config.activation),
     )
 
 
-def log_step(settings: RunConfig, progress: Progress) -> None:
+def log_step(config: RunConfig, progress: Progress) -> None:
     """Log a training step, every `training.print_every` steps."""
-    every = settings.training.print_every
+    every = config.training.print_every
     in_training = progress.phase == "train" and progress.kind == "step"
     if every and in_training and (progress.step - 1) % every == 0:
         log.info(
@@ -123,9 +123,9 @@ def log_step(settings: RunConfig, progress: Progress) -> None:
         )
 
 
-def log_epoch(settings: RunConfig, state: TrainState, row: EpochMetrics) -> None:
+def log_epoch(config: RunConfig, state: TrainState, row: EpochMetrics) -> None:
     """Log the scores of an epoch, and the new learning rate if a plateau has reduced it."""
-    log.info("Epoch %d/%d", row.epoch, settings.training.epochs)
+    log.info("Epoch %d/%d", row.epoch, config.training.epochs)
     log.info("train loss: %.4f accuracy: %.2f%%", row.train_loss, 100 * row.train_accuracy)
     if row.val_loss is not None and row.val_accuracy is not None:
         log.info("valid loss: %.4f accuracy: %.2f%%", row.val_loss, 100 * row.val_accuracy)
@@ -149,16 +149,16 @@ def log_warnings(known: list[str], found: list[str]) -> list[str]:
     return known + new
 
 
-def log_result(settings: RunConfig, state: TrainState, summary: RunSummary) -> None:
+def log_result(config: RunConfig, state: TrainState, summary: RunSummary) -> None:
     """Log S2's table of a run (S0-18, S2-08), and the test score below it."""
     best = state.best
     cells = {
-        "Model": class_name(settings.model),
+        "Model": class_name(config.model),
         "Best Validation Accuracy": f"{best.val_accuracy:.4f}" if best else "-",
         "Validation Loss": f"{best.val_loss:.4f}" if best else "-",
-        "Learning Rate": f"{best.learning_rate:g}" if best else f"{settings.optimizer.get('lr')}",
-        "Optimizer": class_name(settings.optimizer),
-        "Activation": class_name(settings.activation),
+        "Learning Rate": f"{best.learning_rate:g}" if best else f"{config.optimizer.get('lr')}",
+        "Optimizer": class_name(config.optimizer),
+        "Activation": class_name(config.activation),
         "Epoch": str(best.epoch if best else summary.epochs),
     }
     lines = align([list(cells.keys()), list(cells.values())], separator=" | ")

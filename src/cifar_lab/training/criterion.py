@@ -55,10 +55,10 @@ def hits(logits: Tensor, labels: Tensor) -> Tensor:
     return labels.gather(1, predicted[:, None]).sum()
 
 
-def make_criterion(settings: TrainingConfig, train: Split, num_classes: int) -> Criterion:
+def make_criterion(config: TrainingConfig, train: Split, num_classes: int) -> Criterion:
     """Return the loss that the settings ask for, on the device of the training split."""
-    weights = class_weights(settings.class_weights, train, num_classes)
-    return Criterion(settings.label_smoothing, weights)
+    weights = class_weights(config.class_weights, train, num_classes)
+    return Criterion(config.label_smoothing, weights)
 
 
 def class_weights(setting: Weights, train: Split, num_classes: int) -> Tensor | None:

@@ -40,23 +40,23 @@ def follow(group: Processes, stop: Stop) -> int:
 def _train(group: Processes, stop: Stop, request: dict[str, Any]) -> None:
     """Build the run as process 0 does, take over its state, and train."""
     targets.trust(request["trust"])
-    settings = parse(request["config"])
-    if code_version(settings) != request["code"]:
+    config = parse(request["config"])
+    if code_version(config) != request["code"]:
         raise UsageError("its code is not that of process 0; install the same on all machines")
-    device = group.device(settings.device)
-    configure(device, request["threads"], settings.deterministic)
-    torch.manual_seed(settings.seed)
-    splits = load_splits(settings, device)
-    state, batches = build_state(settings, splits, device, group=group)
+    device = group.device(config.device)
+    configure(device, request["threads"], config.deterministic)
+    torch.manual_seed(config.seed)
+    splits = load_splits(config, device)
+    state, batches = build_state(config, splits, device, group=group)
     state.take_over(group.share())
-    watched = splits.test if settings.evaluation.watch_test else None
+    watched = splits.test if config.evaluation.watch_test else None
     with stop.graceful():
         for progress in fit(
             state,
             batches,
             splits.validation,
-            settings.training,
-            settings.evaluation,
+            config.training,
+            config.evaluation,
             watched=watched,
         ):
             if group.any(stop.is_wanted(progress)):

@@ -106,7 +106,7 @@ def train_epoch(
 ) -> Iterator[Progress]:
     """Train the rest of an epoch, from the step that the state is at; yield on the way."""
     epoch, group = state.epoch + 1, state.group
-    if state.step == 0:
+    if state.step == 0:  # else the epoch goes on: the generators' states came with the checkpoint
         seed = derive_seed(state.seed, "dropout", epoch)
         state.generator.manual_seed(seed)
         if state.compiled:

@@ -23,7 +23,7 @@ log = logging.getLogger("cifar_lab")
 
 def restore(
     run: RunDir,
-    settings: RunConfig,
+    config: RunConfig,
     state: TrainState,
     steps: int,
     checkpoint: dict[str, Any] | None,
@@ -35,29 +35,26 @@ def restore(
     """
     if checkpoint is not None:
         trained_on = recorded_data(checkpoint, run.read_summary())
-        check_same_data(settings.dataset, trained_on, run.path)
+        check_same_data(config.dataset, trained_on, run.path)
         state.load_state_dict(checkpoint)
         check_best(run, state)
         log.info("resumed at epoch %d, step %d", state.epoch + 1, state.step)
         return None
-    if settings.continue_from is None:
+    if config.continue_from is None:
         return None
-    source = RunDir(settings.continue_from)
+    source = RunDir(config.continue_from)
     found = _final_checkpoint(source)
-    check_same_data(settings.dataset, recorded_data(found, source.read_summary()), source.path)
-    if _keeps_rates(settings, source.read_config()):
+    check_same_data(config.dataset, recorded_data(found, source.read_summary()), source.path)
+    if _keeps_rates(config, source.read_config()):
         state.load_state_dict(found)
         rates = "the learning rate continues too"
     else:
-        left = settings.training.epochs - found["epoch"]
-        _load_with_new_rates(state, found, settings, left, steps)
+        left = config.training.epochs - found["epoch"]
+        _load_with_new_rates(state, found, config, left, steps)
         rates = f"the learning rate is as configured, over the {left} additional epochs"
     state.stopped_early, state.stale_epochs = False, 0
-    if (
-        source.read_config().training.monitor != settings.training.monitor
-        and state.best is not None
-    ):
-        state.best_monitored = gain(state.best, settings.training.monitor)
+    if source.read_config().training.monitor != config.training.monitor and state.best is not None:
+        state.best_monitored = gain(state.best, config.training.monitor)
     check_best(source, state)
     if state.best is not None:
         run.write_best(load_checkpoint(source.best))
@@ -113,24 +110,23 @@ def _final_checkpoint(source: RunDir) -> dict[str, Any]:
     return found
 
 
-def _keeps_rates(settings: RunConfig, before: RunConfig) -> bool:
+def _keeps_rates(config: RunConfig, before: RunConfig) -> bool:
     """Whether optimizer and schedule are the same and the schedule does not span the whole run."""
     spans_run = any(
-        key in STEPS_OF_THE_RUN and value is None
-        for key, value in (settings.scheduler or {}).items()
+        key in STEPS_OF_THE_RUN and value is None for key, value in (config.scheduler or {}).items()
     )
-    same = (before.optimizer, before.scheduler) == (settings.optimizer, settings.scheduler)
+    same = (before.optimizer, before.scheduler) == (config.optimizer, config.scheduler)
     return same and not spans_run
 
 
 def _load_with_new_rates(
-    state: TrainState, found: dict[str, Any], settings: RunConfig, epochs: int, steps: int
+    state: TrainState, found: dict[str, Any], config: RunConfig, epochs: int, steps: int
 ) -> None:
     """Load a checkpoint, but not its learning rates: the schedule starts anew over `epochs`."""
     # The schedule of the whole run has changed the settings of the optimizer that was built.
-    target_config = optimizer_settings(settings.optimizer, state.device)
+    target_config = optimizer_settings(config.optimizer, state.device)
     state.optimizer = build_optimizer(target_config, state.model)
-    state.schedule = make_schedule(settings.scheduler, state.optimizer, epochs, steps)
+    state.schedule = make_schedule(config.scheduler, state.optimizer, epochs, steps)
     fresh = [
         {key: value for key, value in group.items() if key != "params"}
         for group in state.optimizer.param_groups

@@ -137,6 +137,7 @@ def _prepare(
     """Build the run, or restore it from its checkpoint, and check it; write its summary."""
     started = time.perf_counter()
     checkpoint = run.read_last(log.warning)
+    # Another number of threads adds up in another order, and so gives other bits.
     threads = config.threads if checkpoint is None else run.resumed_threads(config)
     device, threads = _configure(run, config, threads)
     group.start(config, code=code, threads=threads, trust=targets.trusted())
@@ -208,6 +209,7 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
     tell_tracker()
     with console.Bars(config.training.epochs) as bars, stop.graceful():
         for progress in steps_of_run:
+            # Rows first: one that is newer than the checkpoint is dropped when the run is resumed.
             bars.show(progress)
             if progress.step_rows:
                 run.append_steps(progress.step_rows)

@@ -1,7 +1,7 @@
 """Sanity checks: mistakes of the reproduced reports and other pitfalls, detected in a run.
 
 Each check returns warnings, none if all is well; `run_experiment` logs them and keeps them in
-summary.json. docs/reports.md lists the reports' mistakes by the numbers that are given here.
+summary.json. docs/reports.md lists the reports' mistakes with what is done about each.
 """
 
 import dataclasses
@@ -30,27 +30,27 @@ _LEARNT = 0.995  # a loss below this share of a constant answer's loss is not ch
 
 
 def before(
-    settings: RunConfig, splits: Splits, state: TrainState, batches: Batches, run: RunDir
+    config: RunConfig, splits: Splits, state: TrainState, batches: Batches, run: RunDir
 ) -> list[str]:
     """Return the warnings before training: about the config, the batches and the model."""
     images = probe(splits.train, batches)
     return [
         *splits.warnings,
-        *check_config(settings, test_size=len(splits.test)),
+        *check_config(config, test_size=len(splits.test)),
         *check_order(sampled(batches), splits),
-        *check_learning_rate(settings, state.learning_rate, state.epoch),
+        *check_learning_rate(config, state.learning_rate, state.epoch),
         *check_outputs(state.model, images),
         *check_gates(state.model, images),
-        *check_siblings(run, folds=settings.split.folds is not None),
+        *check_siblings(run, folds=config.split.folds is not None),
     ]
 
 
 def after(run: RunDir, splits: Splits, state: TrainState, batches: Batches) -> list[str]:
     """Return the warnings after evaluation: about losses, predictions, scores and gates."""
-    settings = run.read_config()
-    official = settings.evaluation.test == "official"
+    config = run.read_config()
+    official = config.evaluation.test == "official"
     labels = splits.train.labels.cpu().index_select(0, splits.train.indices)
-    weights = class_weights(settings.training.class_weights, splits.train, len(splits.class_names))
+    weights = class_weights(config.training.class_weights, splits.train, len(splits.class_names))
     warnings = check_learning(state.history, labels, weights)
     warnings += check_predictions(
         run.read_predictions(), splits.official_test if official else splits.test, splits.test
@@ -65,7 +65,7 @@ def after(run: RunDir, splits: Splits, state: TrainState, batches: Batches) -> l
 def check_order(indices: Tensor, splits: Splits) -> list[str]:
     """Check the order in which an epoch visits images: (N,) indices of the official set.
 
-    Mistake 19: two samplers over the whole set, whose draws overlap.
+    S1 had two samplers over the whole set, whose draws overlapped.
     """
     warnings = []
     repeated = len(indices) - len(set(indices.tolist()))
@@ -87,14 +87,14 @@ def check_order(indices: Tensor, splits: Splits) -> list[str]:
     return warnings
 
 
-def check_learning_rate(settings: RunConfig, actual: float, epoch: int) -> list[str]:
-    """Compare the optimizer's rate with the config's (mistake 10: text and code differ).
+def check_learning_rate(config: RunConfig, actual: float, epoch: int) -> list[str]:
+    """Compare the optimizer's rate with the config's: in S1, text and code differ.
 
     A scheduler may change it; without one they are the same, unless the optimizer came from
     another run (continue_from).
     """
-    stated = settings.optimizer.get("lr")
-    if stated is None or settings.scheduler is not None or actual == stated:
+    stated = config.optimizer.get("lr")
+    if stated is None or config.scheduler is not None or actual == stated:
         return []
     return [
         f"the optimizer's learning rate is {actual:g} after epoch {epoch}, but optimizer.lr says "
@@ -103,7 +103,7 @@ def check_learning_rate(settings: RunConfig, actual: float, epoch: int) -> list[
 
 
 def check_outputs(model: nn.Module, images: Tensor) -> list[str]:
-    """Warn if the outputs are already probabilities: the loss applies softmax too (mistake 46)."""
+    """Warn if the outputs are already probabilities: the loss applies softmax too (S4)."""
     model.eval()
     with seeded(0), torch.no_grad():
         outputs = model(images).float()
@@ -172,7 +172,7 @@ def check_learning(
 def check_predictions(predictions: Predictions, asked: Split, split: Split) -> list[str]:
     """Compare the images that were scored with those that should have been.
 
-    Mistake 48: a last batch left out. Mistake 3: supports that are not the split's size.
+    S4 left out a last batch, and S0's supports are not the size of the split.
     """
     warnings = []
     scored = torch.from_numpy(predictions.indices)
@@ -191,7 +191,7 @@ def check_predictions(predictions: Predictions, asked: Split, split: Split) -> l
 
 
 def check_interval(accuracy: float, images: int) -> list[str]:
-    """Warn of a validation split too small to compare epochs or runs (mistake 16)."""
+    """Warn of a validation split too small to compare epochs or runs."""
     half = binomial_half_width(accuracy, images)
     if not half > _WIDE:
         return []
@@ -202,7 +202,7 @@ def check_interval(accuracy: float, images: int) -> list[str]:
 
 
 def check_siblings(run: RunDir, *, folds: bool = False) -> list[str]:
-    """Check the runs beside this one: one rate for SGD and Adam (7), one seed for all (43).
+    """Check the runs beside this one: one learning rate for SGD and Adam, one seed for all.
 
     Only runs of the same dataset and experiment are compared. Runs with `folds` may have one seed.
     """

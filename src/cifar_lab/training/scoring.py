@@ -42,19 +42,19 @@ def evaluate(
     replaces the run's own. Features are kept too if a figure of the run needs them or `features` is
     true. Raises UsageError if the folder has no weights yet, Unavailable if its data have changed.
     """
-    settings = run.own_config()
-    device, _ = select_device(device or settings.device)
-    scored = weights_to_score(run, settings)
+    config = run.own_config()
+    device, _ = select_device(device or config.device)
+    scored = weights_to_score(run, config)
     if splits is None:
-        check_same_data(settings.dataset, run.read_summary().dataset, run.path)
-        splits = load_splits(settings, device)
-    scorer = _Scorer(run, settings, splits, make_model(settings, splits, device), device)
+        check_same_data(config.dataset, run.read_summary().dataset, run.path)
+        splits = load_splits(config, device)
+    scorer = _Scorer(run, config, splits, make_model(config, splits, device), device)
     fields: dict[str, Any] = {"scored_weights": scored}
     has_last = run.last.exists()
     if has_last:
         last = scorer.score("last", "test", "last")
         fields["test_accuracy_last"] = last.accuracy
-    if has_last and settings.training.ema:
+    if has_last and config.training.ema:
         fields["test_accuracy_averaged"] = scorer.score("averaged", "test", "averaged").accuracy
     if has_last and scored == "last":
         test = last
@@ -63,12 +63,12 @@ def evaluate(
         test = scorer.score(scored, "test", "scored")
     if splits.validation is not None:
         scorer.score(scored, "validation", "scored")
-    names = tuple(settings.dataset.display_names or splits.class_names)
+    names = tuple(config.dataset.display_names or splits.class_names)
     _write_reports(run, test, names)
-    _write_samples(run, splits.official_test, test, settings.seed)
-    if features or {"pca", "tsne"} & {name for name, figure in settings.figures.items() if figure}:
+    _write_samples(run, splits.official_test, test, config.seed)
+    if features or {"pca", "tsne"} & {name for name, figure in config.figures.items() if figure}:
         load_weights(run, scored, scorer.model)
-        fields["separation"] = _write_features(run, scorer.model, splits.test, settings)
+        fields["separation"] = _write_features(run, scorer.model, splits.test, config)
     return fields | _test_fields(test, names)
 
 
@@ -77,14 +77,14 @@ class _Scorer:
     """Predicts with any of a run's weights, and writes the predictions into its folder."""
 
     run: RunDir
-    settings: RunConfig
+    config: RunConfig
     splits: Splits
     model: Any
     device: str
 
     def score(self, weights: str, split_name: str, kept_as: str) -> Predictions:
-        settings, splits = self.settings, self.splits
-        official = settings.evaluation.test == "official"
+        config, splits = self.config, self.splits
+        official = config.evaluation.test == "official"
         test = splits.official_test if official else splits.test
         split = test if split_name == "test" else splits.validation
         assert split is not None
@@ -95,11 +95,11 @@ class _Scorer:
             predictions = predict(
                 self.model,
                 split,
-                normalisation(settings),
-                settings.evaluation,
+                normalisation(config),
+                config.evaluation,
                 memory_format=memory_format(self.device),
-                precision=settings.precision,
-                crop_seed=derive_seed(settings.seed, "evaluation", 0),
+                precision=config.precision,
+                crop_seed=derive_seed(config.seed, "evaluation", 0),
                 advance=advance,
             )
         self.run.write_predictions(predictions, split_name, kept_as)
@@ -139,16 +139,16 @@ def draw_figures(run: RunDir) -> tuple[list[str], list[str]]:
     return drawn, warnings
 
 
-def weights_to_score(run: RunDir, settings: RunConfig) -> str:
+def weights_to_score(run: RunDir, config: RunConfig) -> str:
     """Return which weights a run is scored with: best, or last if it has no validation images.
 
     Raises Damaged if there was a best epoch but its weights are lost.
     """
-    if settings.evaluation.scored_weights != "best":
-        return settings.evaluation.scored_weights
+    if config.evaluation.scored_weights != "best":
+        return config.evaluation.scored_weights
     if run.best.exists():
         return "best"
-    best = best_row(run.read_metrics(), settings.training.monitor)
+    best = best_row(run.read_metrics(), config.training.monitor)
     if best is not None:
         raise Damaged(
             f"{run.best} is missing: the weights of the best epoch, {best.epoch}, are lost; "
@@ -163,11 +163,11 @@ def check_scorable(run: RunDir, device: str | None = None) -> None:
     UsageError for a folder that is no run's, a target that is not allowed, a device that is not
     here and weights that are not there yet; Damaged for lost weights.
     """
-    settings = run.own_config()
-    select_device(device or settings.device)
-    targets.resolve(settings.model["_target_"], "model")
-    targets.resolve(settings.dataset.source.get("_target_"), "dataset.source")
-    _weights_file(run, weights_to_score(run, settings))
+    config = run.own_config()
+    select_device(device or config.device)
+    targets.resolve(config.model["_target_"], "model")
+    targets.resolve(config.dataset.source.get("_target_"), "dataset.source")
+    _weights_file(run, weights_to_score(run, config))
 
 
 def load_weights(run: RunDir, weights: str, model: nn.Module) -> None:
@@ -232,7 +232,7 @@ def _write_samples(run: RunDir, split: Split, test: Predictions, seed: int) -> N
 
 
 def _write_features(
-    run: RunDir, model: Any, split: Split, settings: RunConfig
+    run: RunDir, model: Any, split: Split, config: RunConfig
 ) -> dict[str, float | None]:
     """Keep the features of the first test images for PCA and t-SNE.
 
@@ -244,8 +244,8 @@ def _write_features(
     with torch.inference_mode():
         for images, targets in in_order(
             part,
-            batch_size=settings.evaluation.batch_size,
-            normalisation=normalisation(settings),
+            batch_size=config.evaluation.batch_size,
+            normalisation=normalisation(config),
             memory_format=memory_format(str(split.device)),
         ):
             features.append(model.features(images).float().flatten(1).cpu())

@@ -43,7 +43,7 @@ class Step:
         if self._clip is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), self._clip)
-        state.scaler.step(state.optimizer)
+        state.scaler.step(state.optimizer)  # does nothing but the step unless precision=fp16
         state.scaler.update()
         if not self._graphed:  # a graph writes its gradients to where they are
             state.optimizer.zero_grad(set_to_none=True)
@@ -64,6 +64,7 @@ class Passes:
         state = self.state
         with autocast(state.device, state.precision):
             logits = state.model(images)
+            # In float32: in half precision the exponentials of the loss would lose their digits.
             loss = self.criterion(logits.float(), labels)
         loss = state.group.part_of_loss(loss, lambda: self.criterion.weight_of(labels))
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+FILES = sorted(p.relative_to(CONF) for p in CONF.rglob("*.yaml") if p.parent.name != "report")
 if importlib.util.find_spec("timm") is None:
     FILES.remove(Path("model", "timm.yaml"))
 GROUPS = {

@@ -12,6 +12,7 @@ import pytest
 from cifar_lab import train
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.claims import is_other
+from cifar_lab.config.reports import reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary
@@ -85,7 +86,7 @@ def test_settings_are_the_reports(experiment: str) -> None:
     model = build_model(runs[0], 10)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {run.name for run in runs} == {experiment}
-    assert runs[0].study.guessed
+    assert reported_of(runs[0]).guessed
 
 
 @pytest.mark.parametrize("experiment", OF_REPORTS)
@@ -130,7 +131,7 @@ def test_report_does_what_the_report_did(experiment: str) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
     runs = cells(experiment)
-    claims = runs[0].study.claims
+    claims = reported_of(runs[0]).claims
     assert len({claim.id for claim in claims}) == len(claims)
     flat = [flatten(to_plain(run)) for run in runs]
     for claim in claims:
@@ -146,7 +147,7 @@ def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
 
 
 def claimed(experiment: str) -> dict[str | None, float]:
-    claims = cells(experiment)[0].study.claims
+    claims = reported_of(cells(experiment)[0]).claims
     return {claim.id: claim.value for claim in claims if claim.value is not None}
 
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_runs import make_grid, make_run
+from synthetic_runs import make_grid, make_run, write_report
 
 from cifar_lab import summarize
 from cifar_lab.analysis import seed_groups
@@ -46,7 +46,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "where": {"choices.optimizer": "adam", "optimizer.lr": 0.01},
         }
     ]
-    make_grid(folder, seeds=2, images=200, samples=True, study={"report": "S0", "claims": claims})
+    make_grid(folder, seeds=2, images=200, samples=True, study={"report": "own"})
     make_run(
         folder,
         optimizer="sgd",
@@ -56,7 +56,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         summary={"error": EVIL},
         choices={"model": "convnet", "optimizer": "sgd", "activation": EVIL},
     )
-    assert summarize.main([str(folder)]) == 0
+    own = write_report(tmp_path_factory.mktemp("conf"), "own", claims)
+    assert summarize.main([str(folder), *own]) == 0
     return folder / "report.html"
 
 

@@ -14,6 +14,7 @@ import pytest
 from cifar_lab import reproduce
 from cifar_lab.analysis import reproduction, reproduction_document
 from cifar_lab.config.compose import compose
+from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.run_dir import RunDir
@@ -118,7 +119,8 @@ def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
         tuple(cell.config for cell in compose_checked([*line, f"protocol={protocol}"]).runs)
         for protocol in ("report", "sound")
     )
-    experiments = [reproduction.ReportExperiment("s3_learning_rate", judged, sound)]
+    report = read_report("S3")
+    experiments = [reproduction.ReportExperiment("s3_learning_rate", judged, sound, report)]
     found = reproduction.rows(
         experiments, reproduction.read_finished(experiments), "S3-best-over-worst"
     )
@@ -127,7 +129,7 @@ def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
     shown = [text.get_text() for text in legend.get_texts()]
     assert shown == ["lr 0.005 (n = 2)", "lr 0.0001 (n = 1)"]
 
-    experiments.append(reproduction.ReportExperiment("s3_learning_rate", sound, sound))
+    experiments.append(reproduction.ReportExperiment("s3_learning_rate", sound, sound, report))
     found = reproduction.rows(
         experiments, reproduction.read_finished(experiments), "S3-0.0001-test"
     )
@@ -337,3 +339,33 @@ def test_the_document_is_what_the_kept_results_give(
     measured = [line for line in short.splitlines() if "not measured yet" not in line]
     readme = (ROOT / "README.md").read_text()
     assert all(line in readme for line in measured)
+
+
+def test_reports_and_experiments_of_ones_own_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for group in ("experiment", "report"):
+        (tmp_path / group).mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [override /dataset: digits, override /dropout: none]\n"
+        "name: mine\n"
+        "study: {report: paper}\n"
+    )
+    (tmp_path / "report" / "paper.yaml").write_text(
+        "about: A paper.\n"
+        "experiments: {mine: {guessed: [the seed], claims: [\n"
+        "  {id: S9-1, metric: test_accuracy_last, value: 0.9, tolerance: 0.1, source: table 1}]}}\n"
+    )
+    own = ["--config-dir", str(tmp_path)]
+    finished_run(tmp_path / "runs", "experiment=mine", *own, test_accuracy_last=0.95)
+    words = ["paper", *own, "--output-dir", str(tmp_path / "runs")]
+    text = run_reproduce(capsys, *words)
+    row = rows_of(text)["S9-1"]
+    assert row[:5] == ["90.00 %", "95.00 %", "1", "report", "the same"]
+    assert row[5].startswith("consistent (off by +5.00 points")
+    assert "Guessed in mine: the seed." in text
+    assert reproduce.main([*words, "--list"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["paper", "mine", "1", "1"]
+    assert reproduce.main(["mine"]) == 2
+    assert "there is no report or experiment mine" in capsys.readouterr().err

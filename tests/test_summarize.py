@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_runs import OPTIMIZERS, history, make_grid, make_run
+from synthetic_runs import OPTIMIZERS, history, make_grid, make_run, write_report
 
 from cifar_lab import summarize
 from cifar_lab.analysis import ranking, seed_groups, summary_tables
@@ -150,7 +150,6 @@ def test_ranking_is_by_validation_and_only_the_best_shows_its_test_score(grid: P
 def test_without_validation_nothing_is_ranked_until_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    claims = [{"metric": "test_accuracy_last", "value": 0.5, "source": "S3, table"}]
     for lr in (0.1, 0.01):
         make_run(
             tmp_path,
@@ -159,7 +158,8 @@ def test_without_validation_nothing_is_ranked_until_asked(
             validated=False,
             protocol="report",
             split={"validation": 0},
-            study={"claims": claims},
+            study={"report": "S3"},
+            choices={"experiment": "s3_learning_rate"},
         )
     assert run_it(tmp_path) == 0
     assert [row["rank"] + row["chosen"] + row["test_accuracy"] for row in rows_of(tmp_path)] == [
@@ -232,8 +232,8 @@ def test_claims_stand_beside_what_was_measured(tmp_path: Path) -> None:
         {"metric": "no_such", "value": 5, "source": "S4"},
     ]
     for lr in (0.1, 0.01):
-        make_run(tmp_path, lr=lr, accuracy=0.61, study={"report": "S0", "claims": claims})
-    assert run_it(tmp_path) == 0
+        make_run(tmp_path, lr=lr, accuracy=0.61, study={"report": "own"})
+    assert run_it(tmp_path, *write_report(tmp_path / "conf", "own", claims)) == 0
     text = (tmp_path / "summary.md").read_text().split("## Reported and measured")[1]
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
     verdicts = [line.split("|")[8].strip() for line in lines]

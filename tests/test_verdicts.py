@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,11 @@ from scipy import stats
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.statistics import difference_of_means
 from cifar_lab.analysis.verdicts import judge, judge_by_epochs, prediction_half_width
-from cifar_lab.config.run_config import RunConfig, parse, to_plain
-from cifar_lab.config.study_config import ClaimConfig
+from cifar_lab.config.reports import Claim, read_report
+from cifar_lab.config.run_config import RunConfig, parse
 from cifar_lab.errors import UsageError
 
-CLAIM = ClaimConfig("test_accuracy", "made up", 0.75, tolerance=0.02)
+CLAIM = Claim("test_accuracy", "made up", 0.75, tolerance=0.02)
 
 
 @pytest.fixture
@@ -74,8 +75,7 @@ def test_a_validation_set_drawn_at_random_adds_the_binomial_variance(config: Run
 
 
 def test_what_hinges_on_a_guess_cannot_be_judged(config: RunConfig) -> None:
-    study = dataclasses.replace(config.study, hinges_on="epochs")
-    verdict = judge(CLAIM, dataclasses.replace(config, study=study), [0.75, 0.75, 0.75])
+    verdict = judge(CLAIM, config, [0.75, 0.75, 0.75], hinges_on="epochs")
     assert verdict.word == "cannot be judged"
     assert "epochs" in str(verdict)
 
@@ -158,14 +158,26 @@ def test_the_difference_of_two_means_is_welchs() -> None:
     assert (difference - half, difference + half) == pytest.approx((found.low, found.high))
 
 
-@pytest.mark.parametrize("claim", [{}, {"value": 0.7, "at_least": 0.6}])
-def test_a_claim_says_one_thing(config: RunConfig, claim: dict[str, Any]) -> None:
-    plain = to_plain(config)
-    plain["study"]["claims"] = [
-        {"metric": "test_accuracy", "source": "made up", "id": "X-1"} | claim
-    ]
-    with pytest.raises(UsageError, match="X-1 needs one of value, at_least, at_most and above"):
-        parse(plain)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{metric: epochs, source: X, id: X-1}", "X-1 needs one of value, at_least, at_most and"),
+        ("{metric: epochs, source: X, value: 1, at_least: 2}", "epochs needs one of value, "),
+        ("{metric: epochs, source: X, valeu: 1}", r"x.claims\[0\].valeu \(did you mean value\?\)"),
+        (
+            "{metric: epochs, source: X, value: 1, tolerance: 0}",
+            "tolerance=0.0 is wrong: it must be",
+        ),
+        ("{metric: epochs", "cannot be read: while parsing"),
+    ],
+)
+def test_a_wrong_claim_is_refused_with_its_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "report").mkdir()
+    file = tmp_path / "report" / "X.yaml"
+    file.write_text(f"experiments: {{x: {{claims: [{text}]}}}}", encoding="utf-8")
+    with pytest.raises(UsageError, match=message) as caught:
+        read_report("X", tmp_path)
+    assert "X.yaml" in str(caught.value)
 
 
 @pytest.mark.parametrize(

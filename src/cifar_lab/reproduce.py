@@ -14,8 +14,8 @@ from cifar_lab.analysis import experiment_list, reproduction, reproduction_docum
 from cifar_lab.analysis.claims import is_other, speaks_of
 from cifar_lab.analysis.reproduction import ReportExperiment, Row, is_asked
 from cifar_lab.config import groups
+from cifar_lab.config.reports import Claim, read_report
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.config.study_config import ClaimConfig
 from cifar_lab.errors import RunFailed, Unavailable, UsageError, did_you_mean
 
 KEPT = ("config.yaml", "summary.json", "metrics.csv", "classification_report.json")
@@ -56,6 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output-dir", type=cli.path, default=Path("outputs"), help="where the runs are"
     )
+    parser.add_argument(
+        "--config-dir", type=cli.path, help="a folder with experiments and reports of one's own"
+    )
     parser.add_argument("--smoke", action="store_true", help="one epoch of each run, for CI")
     parser.add_argument("--dry-run", action="store_true", help="judge what is there, run nothing")
     parser.add_argument(
@@ -84,9 +87,9 @@ def _reproduce(argv: list[str]) -> int:
             cli.check_output_folder(f"--{option.replace('_', '-')}", folder)
     if arguments.markdown is not None:
         cli.check_output_file("--markdown", arguments.markdown, creates_folder=True)
-    names = _wanted(arguments.report or ["all"])
+    names = _wanted(arguments.report or ["all"], arguments.config_dir)
     if arguments.list and not arguments.time:
-        print(experiment_list.listing(names, arguments.output_dir))
+        print(experiment_list.listing(names, arguments.output_dir, arguments.config_dir))
         return 0
     experiments = _experiments(names, arguments)
     if arguments.time:
@@ -127,9 +130,10 @@ def _experiments(names: Sequence[str], arguments: argparse.Namespace) -> list[Re
     for name in names:
         sound = _configs(name, "sound", arguments)
         judged = sound if chosen == "sound" else _configs(name, chosen, arguments)
-        experiments.append(ReportExperiment(name, judged, sound))
+        report = read_report(judged[0].study.report or "", arguments.config_dir)
+        experiments.append(ReportExperiment(name, judged, sound, report))
     if arguments.protocol == "both":
-        experiments += [ReportExperiment(one.name, one.sound, one.sound) for one in experiments]
+        experiments += [dataclasses.replace(one, configs=one.sound) for one in experiments]
     return experiments
 
 
@@ -139,18 +143,21 @@ def _configs(name: str, protocol: str, arguments: argparse.Namespace) -> tuple[R
 
     line = [f"experiment={name}", f"protocol={protocol}", f"device={arguments.device}", "-m"]
     line += [f"output_dir={arguments.output_dir}"]
+    if arguments.config_dir is not None:
+        line += ["--config-dir", str(arguments.config_dir)]
     if arguments.smoke:
         line += ["training.epochs=1", "training.patience=null", "name=smoke/" + name]
     return tuple(run.config for run in compose_checked(line).runs)
 
 
-def _claims(experiments: Sequence[ReportExperiment]) -> list[ClaimConfig]:
-    return [claim for experiment in experiments for claim in experiment.claims]
+def _claims(experiments: Sequence[ReportExperiment]) -> list[Claim]:
+    return [claim for experiment in experiments for claim in experiment.reported.claims]
 
 
-def _wanted(asked: Sequence[str]) -> list[str]:
+def _wanted(asked: Sequence[str], config_dir: Path | None) -> list[str]:
     """Return the experiments that tags and names mean; "all" is every one with a report's tag."""
-    known = {n: tag for n, tag in groups.experiments().items() if n not in ("none", "smoke")}
+    experiments = groups.experiments(config_dir)
+    known = {name: tag for name, tag in experiments.items() if name not in ("none", "smoke")}
     tags = {tag for tag in known.values() if tag}
     wanted: list[str] = []
     for word in asked:
@@ -212,7 +219,7 @@ def _is_needed(config: RunConfig, experiments: Sequence[ReportExperiment], only:
     return any(
         (speaks_of(claim, config) and one.name == config.name) or is_other(claim, one, config)
         for experiment in experiments
-        for claim in experiment.claims
+        for claim in experiment.reported.claims
         if is_asked(claim, only)
         for one in experiment.configs
         if speaks_of(claim, one)

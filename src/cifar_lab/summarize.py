@@ -42,6 +42,9 @@ def _summarize(argv: list[str]) -> int:
         choices=("pca", "tsne"),
         help="draw the features of the best settings side by side in embedding.png",
     )
+    parser.add_argument(
+        "--config-dir", type=cli.path, help="a folder with reports of one's own, report/TAG.yaml"
+    )
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis import claims, html_report, ranking, run_metrics, summary_tables
@@ -54,7 +57,7 @@ def _summarize(argv: list[str]) -> int:
     collection = read_collection(folder)
     ranking.rank(collection, arguments.metric)
     embedded = _with_features(collection) if arguments.embed else {}
-    found = claims.of_collection(collection)
+    found = claims.of_collection(collection, arguments.config_dir)
     write_text(folder / "summary.csv", summary_tables.summary_csv(collection, test=arguments.test))
     write_text(
         folder / "summary.md", summary_tables.summary_md(collection, found, test=arguments.test)

@@ -7,6 +7,7 @@ such a setting, one value per seed, by one written rule (see `verdicts`).
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
@@ -14,8 +15,8 @@ from cifar_lab.analysis.load_runs import FoundRun, show_value
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
 from cifar_lab.analysis.verdicts import Verdict, judge, judge_by_epochs
+from cifar_lab.config.reports import Claim, reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
-from cifar_lab.config.study_config import ClaimConfig
 from cifar_lab.errors import UsageError
 
 
@@ -23,12 +24,14 @@ from cifar_lab.errors import UsageError
 class Candidate:
     """A setting that claims may speak of: its config (of any seed) and its runs, one per seed.
 
-    `lengths`: where the report does not say how long it trained, the runs of the same setting by
-    their number of epochs, three seeds or more of each.
+    `hinges_on`: the guesses that decide the report's numbers; `lengths`: where it does not say how
+    long it trained, the runs of the same setting by their number of epochs, three seeds or more of
+    each.
     """
 
     config: RunConfig
     runs: tuple[FoundRun, ...]
+    hinges_on: str | None = None
     lengths: Mapping[int, tuple[FoundRun, ...]] = field(default_factory=dict)
 
     @cached_property
@@ -47,14 +50,16 @@ class JudgedClaim:
     """A claim beside the runs of one setting; `config` is None where no setting fits the claim.
 
     `values`: the claim's metric by run; `others`: that of the runs which `above` compares with;
-    `by_epochs`: the metric of runs of other lengths, where the report does not give the epochs.
+    `hinges_on`: the guesses that decide it; `by_epochs`: the metric of runs of other lengths, where
+    the report does not give the epochs.
     """
 
-    claim: ClaimConfig
+    claim: Claim
     config: RunConfig | None
     values: Mapping[FoundRun, float]
     others: Mapping[FoundRun, float]
     problem: str = ""
+    hinges_on: str | None = None
     by_epochs: Mapping[int, Mapping[FoundRun, float]] = field(default_factory=dict)
 
     @property
@@ -79,9 +84,8 @@ class JudgedClaim:
             return Verdict("cannot be judged" if self.problem else "not measured yet", self.problem)
         if self.by_epochs and self.claim.value is not None:
             return judge_by_epochs(self.claim, self.values_by_epochs)
-        return judge(
-            self.claim, self.config, list(self.values.values()), list(self.others.values())
-        )
+        values, others = list(self.values.values()), list(self.others.values())
+        return judge(self.claim, self.config, values, others, hinges_on=self.hinges_on)
 
     @property
     def off(self) -> float | None:
@@ -100,9 +104,7 @@ class JudgedClaim:
         return "; ".join(filter(None, [claim.says, claim.source, claim.note]))
 
 
-def match(
-    claim: ClaimConfig, candidate: Candidate, every: Sequence[Candidate]
-) -> JudgedClaim | None:
+def match(claim: Claim, candidate: Candidate, every: Sequence[Candidate]) -> JudgedClaim | None:
     """Return a claim judged by a setting's runs, None if it does not speak of that setting.
 
     `every`: the settings that the claim's `above` may compare with.
@@ -120,43 +122,48 @@ def match(
         for epochs, runs in candidate.lengths.items()
         if len(values := Candidate(config, runs).values(metric)) >= MIN_VALUES
     }
-    return JudgedClaim(claim, config, candidate.values(metric), others, by_epochs=by_epochs)
+    return JudgedClaim(
+        claim,
+        config,
+        candidate.values(metric),
+        others,
+        hinges_on=candidate.hinges_on,
+        by_epochs=by_epochs,
+    )
 
 
 def of_collection(
-    collection: RunCollection,
+    collection: RunCollection, config_dir: Path | None = None
 ) -> list[tuple[str, SeedGroup | None, JudgedClaim]]:
     """Return each claim of the runs of a collection: its report, its setting (if any), judged.
 
-    Runs of one setting that belong to different experiments are judged apart.
+    Runs of one setting that belong to different experiments are judged apart. `config_dir` may hold
+    one's own reports.
     """
-    settings: dict[tuple[str, str], list[tuple[SeedGroup, Candidate]]] = {}
-    claims: dict[tuple[str, ...], tuple[tuple[str, str], ClaimConfig]] = {}
+    studies: dict[tuple[str, str], list[tuple[SeedGroup, Candidate]]] = {}
     for setting in collection.settings:
         runs: dict[tuple[str, str], list[FoundRun]] = {}
         for run in setting.runs:
-            study = (run.config.study.report or "", run.config.name)
-            runs.setdefault(study, []).append(run)
-            for claim in run.config.study.claims:
-                claims.setdefault((*study, *_identity(claim)), (study, claim))
+            runs.setdefault((run.config.study.report or "", run.config.name), []).append(run)
         for study, chosen in runs.items():
-            candidate = Candidate(chosen[0].config, tuple(chosen))
-            settings.setdefault(study, []).append((setting, candidate))
-    every = [candidate for found in settings.values() for _, candidate in found]
+            hinges_on = reported_of(chosen[0].config, config_dir).hinges_on
+            candidate = Candidate(chosen[0].config, tuple(chosen), hinges_on)
+            studies.setdefault(study, []).append((setting, candidate))
+    every = [candidate for members in studies.values() for _, candidate in members]
     rows: list[tuple[str, SeedGroup | None, JudgedClaim]] = []
-    for study, claim in claims.values():
-        report = study[0] or study[1]
-        problem = _unknown_metric(claim)
-        matched = [
-            (report, setting, judged)
-            for setting, candidate in settings[study]
-            if not problem and (judged := match(claim, candidate, every)) is not None
-        ]
-        rows += matched or [(report, None, JudgedClaim(claim, None, {}, {}, problem))]
+    for (report, _), members in studies.items():
+        for claim in reported_of(members[0][1].config, config_dir).claims:
+            problem = _unknown_metric(claim)
+            matched = [
+                (report, setting, judged)
+                for setting, candidate in members
+                if not problem and (judged := match(claim, candidate, every)) is not None
+            ]
+            rows += matched or [(report, None, JudgedClaim(claim, None, {}, {}, problem))]
     return rows
 
 
-def _unknown_metric(claim: ClaimConfig) -> str:
+def _unknown_metric(claim: Claim) -> str:
     try:
         run_metrics.check(claim.metric)
     except UsageError as error:
@@ -164,25 +171,25 @@ def _unknown_metric(claim: ClaimConfig) -> str:
     return ""
 
 
-def metric_of(claim: ClaimConfig, config: RunConfig) -> str:
+def metric_of(claim: Claim, config: RunConfig) -> str:
     """Return the claim's metric; the sound protocol scores the weights that validation chose."""
     if config.protocol == "sound":
         return claim.metric.replace("test_accuracy_last", "test_accuracy")
     return claim.metric
 
 
-def speaks_of(claim: ClaimConfig, config: RunConfig) -> bool:
+def speaks_of(claim: Claim, config: RunConfig) -> bool:
     """Whether a run has the config values of the claim's `where`."""
     return _fits(flatten(to_plain(config)), claim.where)
 
 
-def is_other(claim: ClaimConfig, config: RunConfig, other: RunConfig) -> bool:
+def is_other(claim: Claim, config: RunConfig, other: RunConfig) -> bool:
     """Whether `other` is a run that the claim's `above` compares those like `config` with."""
     where = _where_of_others(claim, config)
     return bool(claim.above) and _fits(flatten(to_plain(other)), where)
 
 
-def reported(claim: ClaimConfig) -> str:
+def reported(claim: Claim) -> str:
     """Return what the report says: a figure, a bound, or what it compares with."""
     if claim.above:
         return f"more than with {show_where(claim.above)}"
@@ -199,7 +206,7 @@ def show_where(where: Mapping[str, Any]) -> str:
     )
 
 
-def _where_of_others(claim: ClaimConfig, config: RunConfig) -> dict[str, Any]:
+def _where_of_others(claim: Claim, config: RunConfig) -> dict[str, Any]:
     above = claim.above or {}
     same = {} if "name" in above else {"name": config.name, **claim.where}
     return {"protocol": config.protocol, **same, **above}
@@ -211,8 +218,3 @@ def _fits(flat: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
 
 def _same(a: Any, b: Any) -> bool:
     return show_value(a) == show_value(b) or a == b
-
-
-def _identity(claim: ClaimConfig) -> tuple[str, ...]:
-    where = (f"{key}={show_value(value)}" for key, value in sorted(claim.where.items()))
-    return (claim.id or "", claim.metric, claim.source, *where)

@@ -15,13 +15,13 @@ from cifar_lab.runs.text import align, duration
 _UNKNOWN = "–"
 
 
-def listing(names: Sequence[str], output_dir: Path) -> str:
+def listing(names: Sequence[str], output_dir: Path, config_dir: Path | None) -> str:
     """Return a line per experiment: its report, runs, finished runs, their time and its title.
 
     The time is that of all runs of one seed, one after the other, as the finished ones below
     `output_dir` took in the mean.
     """
-    files = find_options()["experiment"]
+    files = find_options(config_dir)["experiment"]
     lines = [("report", "experiment", "runs", "finished", "time of all", "what")]
     for name in names:
         content = yaml.safe_load(files[name].read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from cifar_lab.analysis import run_metrics, statistics
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
+from cifar_lab.config.reports import reported_of
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.metrics import Predictions
 
@@ -97,7 +98,7 @@ def _why_unranked(collection: RunCollection, dataset: str, settings: list[SeedGr
             claim.metric
             for setting in settings
             for run in setting.runs
-            for claim in run.config.study.claims
+            for claim in reported_of(run.config).claims
             if "accuracy" in claim.metric
         }
         hint = f", or by a metric of the claims: {', '.join(sorted(named))}" if named else ""

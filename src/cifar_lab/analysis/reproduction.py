@@ -10,8 +10,8 @@ from cifar_lab.analysis.claims import Candidate, JudgedClaim, match, metric_of, 
 from cifar_lab.analysis.load_runs import FoundRun, identity_without, show_value
 from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
 from cifar_lab.config.identity import identity
+from cifar_lab.config.reports import Claim, Report, ReportedExperiment
 from cifar_lab.config.run_config import RunConfig, flatten
-from cifar_lab.config.study_config import ClaimConfig
 from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.runs.run_dir import find_runs
 
@@ -30,11 +30,12 @@ class ReportExperiment:
     name: str
     configs: tuple[RunConfig, ...]
     sound: tuple[RunConfig, ...]
+    report: Report
 
     @property
-    def claims(self) -> list[ClaimConfig]:
-        """The figures and findings of the report that it reproduces."""
-        return self.configs[0].study.claims
+    def reported(self) -> ReportedExperiment:
+        """What the report says of it."""
+        return self.report.experiments.get(self.name, ReportedExperiment())
 
     def label(self, config: RunConfig) -> str:
         """Return what tells one of its settings from the others, for a legend."""
@@ -68,7 +69,7 @@ class Row:
     same_as_sound: bool
 
     @property
-    def claim(self) -> ClaimConfig:
+    def claim(self) -> Claim:
         """What the report says."""
         return self.judged.claim
 
@@ -107,16 +108,19 @@ def rows(
     for run in runs:  # one run per seed, even where two devices computed it
         by_recipe.setdefault(recipe(run.config), {}).setdefault(run.config.seed, run)
 
-    def candidate(config: RunConfig) -> Candidate:
+    def candidate(config: RunConfig, hinges_on: str | None = None) -> Candidate:
         seeds = by_recipe.get(recipe(config), {})
-        lengths = lengths_of(config, runs) if config.study.hinges_on == "epochs" else {}
-        return Candidate(config, tuple(run for _, run in sorted(seeds.items())), lengths)
+        lengths = lengths_of(config, runs) if hinges_on == "epochs" else {}
+        ordered = tuple(run for _, run in sorted(seeds.items()))
+        return Candidate(config, ordered, hinges_on, lengths)
 
-    settings = [[candidate(config) for config in one.configs] for one in experiments]
+    settings = [
+        [candidate(config, one.reported.hinges_on) for config in one.configs] for one in experiments
+    ]
     every = [one for found in settings for one in found]
     result = []
     for experiment, candidates in zip(experiments, settings, strict=True):
-        for claim in experiment.claims:
+        for claim in experiment.reported.claims:
             if not is_asked(claim, only):
                 continue
             sound = next((c for c in experiment.sound if speaks_of(claim, c)), None)
@@ -170,7 +174,7 @@ def quoted(found: Iterable[Row]) -> list[FoundRun]:
     return list({run.run.path: run for row in found for run in row.runs}.values())
 
 
-def is_asked(claim: ClaimConfig, only: str | None) -> bool:
+def is_asked(claim: Claim, only: str | None) -> bool:
     """Whether a claim's id (or metric) starts with `only`."""
     return only is None or (claim.id or claim.metric).startswith(only)
 

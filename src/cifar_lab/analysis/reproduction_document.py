@@ -14,21 +14,6 @@ from cifar_lab.runs.provenance import other_code as differs_from
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import Table, duration, markdown
 
-REPORTS = {
-    "S0": "A course exercise (Advanced Deep Learning, exercise 1): one convolutional network on "
-    "CIFAR-10, trained with SGD and with Adam, each with LeakyReLU and with Tanh activations.",
-    "S1": "A course assignment (Deep Learning Lab, assignment 2): a plain convolutional network on "
-    "CIFAR-10 with four dropout rates, and a deeper network that is to pass 80 % test accuracy.",
-    "S2": "A course exercise (Advanced Deep Learning, exercise 3, by the group of S0): the network "
-    "of S0 on MNIST with fixed and reduced learning rates, its features drawn with PCA and t-SNE.",
-    "S3": "A course assignment (Neural Networks and Deep Learning): two 5x5 convolutions on "
-    "CIFAR-10, weighted by a small network that sees the mean of each image, at three learning "
-    "rates.",
-    "S4": "The same assignment by another student: six blocks of three such weighted convolutions, "
-    "trained for 150 epochs at three learning rates.",
-}
-"""What the reports are, in words that need no other document."""
-
 _ABOUT = (
     "Five students' reports describe how image classifiers were trained in a course on deep "
     "learning, and what accuracy they reached. The reports leave details open and repeat common "
@@ -99,7 +84,7 @@ def _in_short(row: Row) -> str:
 
 def guesses(found: Sequence[Row]) -> str:
     """Return what had to be guessed, a paragraph for each experiment."""
-    lines = {row.experiment.name: row.config.study.guessed for row in found}
+    lines = {row.experiment.name: row.experiment.reported.guessed for row in found}
     return "\n\n".join(
         f"Guessed in {name}: {markdown('; '.join(guessed))}."
         for name, guessed in lines.items()
@@ -140,13 +125,13 @@ def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> st
     """
     counts = Counter(row.judged.verdict.word for row in found)
     runs = quoted(found)
-    tags = list(dict.fromkeys(row.config.study.report or "" for row in found))
+    about = {row.config.study.report or "": row.experiment.report.about for row in found}
     continued = {Path(run.config.continue_from or "").name for run in runs}  # theirs count twice
     seconds = sum(run.summary.seconds for run in runs if run.run.path.name not in continued)
     parts = [
         "# Reported and measured",
         _ABOUT,
-        "\n".join(f"- **{tag}**: {REPORTS[tag]}" for tag in tags if tag in REPORTS),
+        "\n".join(f"- **{tag}**: {text}" for tag, text in about.items() if text),
         f"Written by `{command}` from the runs that are kept in `docs/results`: "
         f"{len(runs)} runs, {duration(seconds)} of training (hours:minutes:seconds). Of "
         f"{len(found)} figures and findings: "
@@ -158,8 +143,9 @@ def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> st
     ]
     if "overview" in pictures:
         parts.append(f"![Reported and measured accuracies]({pictures['overview']})")
-    for tag in tags:
-        parts += _report(tag, [r for r in found if (r.config.study.report or "") == tag], pictures)
+    for tag, text in about.items():
+        rows = [row for row in found if (row.config.study.report or "") == tag]
+        parts += [f"## {tag}", text, *_experiments(rows, pictures)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -221,9 +207,9 @@ def _curves(found: Sequence[Row]) -> dict[str, dict[str, list[RunDir]]]:
     return lines
 
 
-def _report(tag: str, rows: Sequence[Row], pictures: dict[str, str]) -> list[str]:
-    """Return the part of the document about one report."""
-    parts = [f"## {tag}", REPORTS.get(tag, "")]
+def _experiments(rows: Sequence[Row], pictures: dict[str, str]) -> list[str]:
+    """Return the part of the document about the experiments of one report."""
+    parts = []
     for name in dict.fromkeys(row.experiment.name for row in rows):
         chosen = [row for row in rows if row.experiment.name == name]
         parts.append(f"### {name}: {chosen[0].config.study.title or ''}")

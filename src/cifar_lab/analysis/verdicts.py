@@ -15,8 +15,8 @@ from cifar_lab.analysis.statistics import (
     interval,
     t_quantile,
 )
+from cifar_lab.config.reports import Claim
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.config.study_config import ClaimConfig
 
 Word = Literal[
     "reproduced",
@@ -42,12 +42,17 @@ class Verdict:
 
 
 def judge(
-    claim: ClaimConfig, config: RunConfig, values: Sequence[float], others: Sequence[float] = ()
+    claim: Claim,
+    config: RunConfig,
+    values: Sequence[float],
+    others: Sequence[float] = (),
+    *,
+    hinges_on: str | None = None,
 ) -> Verdict:
     """Return the verdict on a claim, given one measured value per seed.
 
-    Cannot be judged: `study.hinges_on` names a guess that decides the figure (for the number of
-    epochs, see `judge_by_epochs`). With three seeds or more: reproduced if the reported figure lies
+    Cannot be judged: `hinges_on` names a guess that decides the figure (for the number of epochs,
+    see `judge_by_epochs`). With three seeds or more: reproduced if the reported figure lies
     in the 95 % prediction interval for one more run, mean ± t * s * sqrt(1 + 1/n), with the
     binomial variance added where the validation images are drawn at random (a report's draw is not
     ours); else differs. With fewer: consistent within the claim's tolerance, else differs so far.
@@ -61,13 +66,13 @@ def judge(
     if found is None or (claim.above and not others):
         return Verdict("not measured yet")
     if claim.above:
-        return _compare(claim, config, values, others)
+        return _compare(claim, values, others, hinges_on)
     if claim.value is None:
-        return _bound(claim, config, found)
+        return _bound(claim, found, hinges_on)
     off = found.mean - claim.value
     off_by = f"off by {show_difference(claim.metric, off)}"
-    if config.study.hinges_on:
-        return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; {off_by}")
+    if hinges_on:
+        return Verdict("cannot be judged", f"{hinges_on} guessed; {off_by}")
     if found.n < MIN_VALUES or found.std is None:
         if claim.tolerance is None:
             return Verdict("cannot be judged", f"no tolerance and {found.n} seed")
@@ -81,7 +86,7 @@ def judge(
     return Verdict("reproduced" if abs(off) <= half else "differs", reason)
 
 
-def judge_by_epochs(claim: ClaimConfig, values: Mapping[int, Sequence[float]]) -> Verdict:
+def judge_by_epochs(claim: Claim, values: Mapping[int, Sequence[float]]) -> Verdict:
     """Return the verdict on a figure of a report that does not say how long it trained.
 
     `values`: one measured value per seed (three or more) for each number of epochs. The figure is
@@ -103,7 +108,7 @@ def judge_by_epochs(claim: ClaimConfig, values: Mapping[int, Sequence[float]]) -
     return Verdict("differs at all epochs", reason)
 
 
-def reproduced_at(claim: ClaimConfig, values: Mapping[int, Sequence[float]]) -> list[int]:
+def reproduced_at(claim: Claim, values: Mapping[int, Sequence[float]]) -> list[int]:
     """Return the numbers of epochs at which a figure is reproduced."""
     assert claim.value is not None
     freedom = sum(len(found) - 1 for found in values.values())
@@ -134,15 +139,15 @@ def neighbours(chosen: Sequence[int], of: Sequence[int]) -> list[tuple[int, int]
     return groups
 
 
-def _bound(claim: ClaimConfig, config: RunConfig, found: Interval) -> Verdict:
+def _bound(claim: Claim, found: Interval, hinges_on: str | None) -> Verdict:
     """Judge `at_least` and `at_most`; `over` is how far the mean lies on the right side."""
     sign, bound = (1, claim.at_least) if claim.at_least is not None else (-1, claim.at_most)
     assert bound is not None
     over = sign * (found.mean - bound)
     size = show_width(claim.metric, abs(over))
     side = f"{size} {'on the right side' if over >= 0 else 'short of it'}"
-    if config.study.hinges_on:
-        return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; {side}")
+    if hinges_on:
+        return Verdict("cannot be judged", f"{hinges_on} guessed; {side}")
     if found.low is not None and found.high is not None and not found.low < bound < found.high:
         shown = show_interval(claim.metric, found)
         return Verdict("reproduced" if over >= 0 else "differs", f"{side}, {shown}, n = {found.n}")
@@ -151,14 +156,14 @@ def _bound(claim: ClaimConfig, config: RunConfig, found: Interval) -> Verdict:
 
 
 def _compare(
-    claim: ClaimConfig, config: RunConfig, values: Sequence[float], others: Sequence[float]
+    claim: Claim, values: Sequence[float], others: Sequence[float], hinges_on: str | None
 ) -> Verdict:
     """Judge `above`: whether the measure is higher than in the other runs."""
     difference, half = difference_of_means(values, others)
     seeds = f"n = {len(values)} and {len(others)}"
     shown = f"difference {show_difference(claim.metric, difference)}"
-    if config.study.hinges_on:
-        return Verdict("cannot be judged", f"{config.study.hinges_on} guessed; {shown}")
+    if hinges_on:
+        return Verdict("cannot be judged", f"{hinges_on} guessed; {shown}")
     if min(len(values), len(others)) >= MIN_VALUES and half is not None:
         if abs(difference) > half:
             return Verdict("reproduced" if difference > 0 else "differs", f"{shown}, {seeds}")
@@ -166,7 +171,7 @@ def _compare(
     return Verdict("consistent" if difference > 0 else "differs so far", f"{shown}, {seeds}")
 
 
-def prediction_half_width(claim: ClaimConfig, config: RunConfig, values: Sequence[float]) -> float:
+def prediction_half_width(claim: Claim, config: RunConfig, values: Sequence[float]) -> float:
     """Return half the width of the 95 % prediction interval for one more run's value."""
     found = interval(values)
     if found is None or found.std is None:

@@ -11,6 +11,7 @@ from cifar_lab.config.run_config import flatten
 from cifar_lab.errors import UsageError, shorten
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_REPORTS = "report"
 
 
 def config_folder() -> Path:
@@ -19,10 +20,20 @@ def config_folder() -> Path:
     return checkout if checkout.is_dir() else _PACKAGE / "conf"
 
 
-def find_options(config_dir: str | None = None) -> dict[str, dict[str, Path]]:
+def find_options(config_dir: str | Path | None = None) -> dict[str, dict[str, Path]]:
     """Return the file of each option of each group; those in `config_dir` win over the shipped."""
+    files = _find_files(config_dir)
+    return {group: files[group] for group in files if group != _REPORTS}
+
+
+def find_reports(config_dir: str | Path | None = None) -> dict[str, Path]:
+    """Return the file of each report: what it claims is no option of a run."""
+    return _find_files(config_dir).get(_REPORTS, {})
+
+
+def _find_files(config_dir: str | Path | None) -> dict[str, dict[str, Path]]:
     if config_dir is not None and not Path(config_dir).is_dir():
-        raise UsageError(f"--config-dir {shorten(config_dir)} is not a folder")
+        raise UsageError(f"--config-dir {shorten(str(config_dir))} is not a folder")
     found: dict[str, dict[str, Path]] = {}
     for folder in (config_folder(), *([Path(config_dir)] if config_dir is not None else [])):
         for path in sorted(folder.rglob("*.yaml")):
@@ -53,10 +64,10 @@ def any_depends_on_others(files: Iterable[Path]) -> bool:
     return False
 
 
-def experiments() -> dict[str, str | None]:
-    """Return each shipped experiment and the tag of the report that it reproduces, if any."""
+def experiments(config_dir: str | Path | None = None) -> dict[str, str | None]:
+    """Return each experiment and the tag of the report that it reproduces, if any."""
     tags: dict[str, str | None] = {}
-    for name, path in find_options()["experiment"].items():
+    for name, path in find_options(config_dir)["experiment"].items():
         study = (_read(path) or {}).get("study") or {}
         tags[name] = study.get("report")
     return tags

@@ -19,6 +19,7 @@ from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.groups import find_options
 from cifar_lab.config.launch import LaunchOptions, SearchOptions
 from cifar_lab.config.reference import find_sections
+from cifar_lab.config.reports import Report
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import default_of, hints
 
@@ -58,7 +59,7 @@ def file_schemas() -> dict[str, Schema]:
     interpolations such as ${optimizer.lr}.
     """
     make = _Generator(partial=True)
-    found = {"config": _composition(make)}
+    found = {"config": _composition(make), "report": make.dataclass(Report, "")}
     for group in find_options():
         if group != "experiment":
             found[group.rpartition("/")[2]] = _option(make, group)

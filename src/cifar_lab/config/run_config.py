@@ -166,6 +166,8 @@ class RunConfig:
 
 
 _MAX_BYTES = 2**18
+_DROPPED = {"training": ("tensorboard",), "study": ("claims", "guessed", "hinges_on")}
+"""Settings of earlier runs: the first is a tracker now, and conf/report has the others."""
 
 
 def parse(data: Any) -> RunConfig:
@@ -187,8 +189,9 @@ def load(path: Path) -> RunConfig:
         raise UsageError(f"{path} cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid YAML: {first_line(error)}") from None
-    if isinstance(data, dict) and isinstance(data.get("training"), dict):
-        data["training"].pop("tensorboard", None)  # of earlier runs, now a tracker
+    for part, keys in _DROPPED.items():
+        if isinstance(data, dict) and isinstance(data.get(part), dict):
+            data[part] = {key: value for key, value in data[part].items() if key not in keys}
     try:
         return parse(data)
     except UsageError as error:

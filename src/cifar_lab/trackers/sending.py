@@ -18,8 +18,8 @@ from cifar_lab.trackers.record import Entry, read_entry, write_entry
 
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 30.0
-# The report's claims are no settings, and the tracker's own are nobody's business there.
-_NOT_SENT = ("study.claims", "tracker", "choices")
+# The tracker's own settings are nobody's business there.
+_NOT_SENT = ("tracker", "choices")
 
 
 def follow(run: RunDir, tracker: Tracker, give_up: Callable[[], None]) -> Entry:

@@ -5,6 +5,7 @@ docs/reports.md lists the reports' mistakes by the numbers that are given here.
 
 from collections.abc import Callable
 
+from cifar_lab.config.reports import reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 
 _FEATURES_KEPT = 2000  # images whose features the evaluation keeps
@@ -77,7 +78,7 @@ def _mirrored_digits(settings: RunConfig) -> str | None:
 
 def _no_claim(settings: RunConfig) -> str | None:
     """Settings of a reproduced study for which its report gives no figure (10, 39)."""
-    claims = settings.study.claims
+    claims = reported_of(settings).claims
     known = flatten(to_plain(settings))
     keys = sorted({key for claim in claims for key in claim.where})
     fits = [all(known.get(k) == v for k, v in claim.where.items()) for claim in claims]

@@ -1,0 +1,97 @@
+"""What reports say of their experiments: a file of conf/report each, or one's own in --config-dir.
+
+A run names its report by `study.report` and its experiment by its choice; what the report says of
+it is no part of the run, so that it can be corrected when the run is long over.
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cifar_lab.config.groups import find_reports
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.schema import parse_as, setting
+from cifar_lab.errors import UsageError, first_line, shorten_path
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a report says about a metric, where it says so, and about which runs (`where`).
+
+    One of `value` (a number that it prints), `at_least`, `at_most`, and `above` (it says in words
+    that the runs of `where` have more of it than those whose settings differ by `above`; with a
+    `name` in it, than those of another experiment). `says` is the report's wording, `suspected` the
+    reason to give where the measurement differs.
+    """
+
+    metric: str
+    source: str
+    value: float | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    above: dict[str, Any] = setting(factory=dict)
+    where: dict[str, Any] = setting(factory=dict)
+    id: str | None = None
+    says: str | None = None
+    tolerance: float | None = setting(None, gt=0)
+    note: str | None = None
+    suspected: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return self.id or self.metric
+
+    def check(self, path: str) -> None:
+        """Refuse a claim without a value, or with two."""
+        given = [self.value, self.at_least, self.at_most, self.above or None]
+        if sum(value is not None for value in given) != 1:
+            raise UsageError(f"{self.name} needs one of value, at_least, at_most and above")
+
+
+@dataclass(frozen=True)
+class ReportedExperiment:
+    """The claims of a report about the runs of an experiment, and what it leaves open.
+
+    `guessed` is what had to be guessed to train them; `hinges_on` names the guesses that decide the
+    numbers, which then cannot be judged.
+    """
+
+    claims: list[Claim] = setting(factory=list)
+    guessed: list[str] = setting(factory=list)
+    hinges_on: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report: what it is about, in words that need no other document, and its experiments."""
+
+    about: str = ""
+    experiments: dict[str, ReportedExperiment] = setting(factory=dict)
+
+
+def reported_of(config: RunConfig, config_dir: str | Path | None = None) -> ReportedExperiment:
+    """Return what a run's report says of its experiment; nothing where no file says it."""
+    report = read_report(config.study.report or "", config_dir)
+    experiment = config.choices.get("experiment", config.name)
+    return report.experiments.get(experiment, ReportedExperiment())
+
+
+@functools.cache  # hundreds of runs name the same one
+def read_report(tag: str, config_dir: str | Path | None = None) -> Report:
+    """Return a report by its tag, from `config_dir` if it is there, else as shipped.
+
+    An empty one where there is no such file.
+    """
+    path = find_reports(config_dir).get(tag)
+    if path is None:
+        return Report()
+    try:
+        return parse_as(Report, yaml.safe_load(path.read_text(encoding="utf-8")), tag)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read: {first_line(error)}") from None
+    except UsageError as error:
+        raise UsageError(f"{shorten_path(path)}: {error}") from None

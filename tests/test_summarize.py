@@ -229,7 +229,6 @@ def test_claims_stand_beside_what_was_measured(tmp_path: Path) -> None:
         },
         {"metric": "class_recall:3", "value": 0.9, "source": "S2", "where": where},
         {"metric": "epochs", "value": 5, "source": "S3", "where": {"optimizer.lr": 7.0}},
-        {"metric": "no_such", "value": 5, "source": "S4"},
     ]
     for lr in (0.1, 0.01):
         make_run(tmp_path, lr=lr, accuracy=0.61, study={"report": "own"})
@@ -242,9 +241,16 @@ def test_claims_stand_beside_what_was_measured(tmp_path: Path) -> None:
         "differs so far",
         "cannot be judged",
         "not measured yet",
-        "cannot be judged",
     ]
-    assert "there is no metric no_such" in verdicts[4]
+
+
+def test_a_claim_of_an_unknown_metric_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(tmp_path, study={"report": "own"})
+    claims = [{"metric": "no_such", "value": 5, "source": "S4"}]
+    assert run_it(tmp_path, *write_report(tmp_path / "conf", "own", claims)) == 2
+    assert "there is no metric no_such" in capsys.readouterr().err
 
 
 def test_unfinished_and_failed_runs_are_listed_with_their_error(grid: Path) -> None:

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Literal
 
 from cifar_lab import cli
-from cifar_lab.analysis import experiment_list, reproduction, reproduction_document
+from cifar_lab.analysis import experiment_list, reproduction
 from cifar_lab.analysis.claims import is_other, speaks_of
 from cifar_lab.analysis.reproduction import ReportExperiment, Row, is_asked
+from cifar_lab.analysis.reproduction_document import (
+    document,
+    draw,
+    full_table,
+    guesses,
+    other_code,
+    sources,
+)
 from cifar_lab.config import groups
-from cifar_lab.config.reports import Claim, read_report
+from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Unavailable, UsageError, did_you_mean
 
@@ -95,7 +103,8 @@ def _reproduce(argv: list[str]) -> int:
     if arguments.time:
         print(_costs(experiments, arguments.jobs))
         return 0
-    if not any(is_asked(claim, arguments.only) for claim in _claims(experiments)):
+    claims = (claim for experiment in experiments for claim in experiment.reported.claims)
+    if not any(is_asked(claim, arguments.only) for claim in claims):
         raise UsageError(f"--only {arguments.only} names no claim of these experiments")
     failure: Unavailable | RunFailed | None = None
     if not arguments.dry_run:
@@ -103,18 +112,14 @@ def _reproduce(argv: list[str]) -> int:
             _run(experiments, arguments)
         except (Unavailable, RunFailed) as error:  # the others' figures are shown all the same
             failure = error
-    found = reproduction.rows(experiments, reproduction.read_finished(experiments), arguments.only)
-    print(reproduction_document.full_table(found))
-    for text in (
-        reproduction_document.guesses(found),
-        reproduction_document.sources(found),
-        reproduction_document.other_code(found),
-    ):
-        print(f"\n{text}" * bool(text), end="\n" * bool(text))
+    runs = reproduction.read_finished(experiments)
+    rows = reproduction.rows(experiments, runs, arguments.only)
+    shown = (full_table(rows), guesses(rows), sources(rows), other_code(rows))
+    print("\n\n".join(filter(None, shown)))
     if arguments.keep is not None:
-        _keep(found, arguments.keep)
+        _keep(rows, arguments.keep)
     if arguments.markdown is not None:
-        _write(found, arguments.markdown, argv)
+        _write(rows, arguments.markdown, argv)
     if failure is not None:
         raise failure
     return 0
@@ -148,10 +153,6 @@ def _configs(name: str, protocol: str, arguments: argparse.Namespace) -> tuple[R
     if arguments.smoke:
         line += ["training.epochs=1", "training.patience=null", "name=smoke/" + name]
     return tuple(run.config for run in compose_checked(line).runs)
-
-
-def _claims(experiments: Sequence[ReportExperiment]) -> list[Claim]:
-    return [claim for experiment in experiments for claim in experiment.reported.claims]
 
 
 def _wanted(asked: Sequence[str], config_dir: Path | None) -> list[str]:
@@ -279,12 +280,12 @@ def _costs(experiments: Sequence[ReportExperiment], jobs: int | Literal["auto"])
 
 def _keep(rows: Sequence[Row], folder: Path) -> None:
     """Copy what the table quotes: config, summary, metrics and report of each run."""
-    for run in (found.run for found in reproduction.quoted(rows)):
-        target = folder / run.read_config().name / run.path.name
+    for run in reproduction.quoted(rows):
+        target = folder / run.config.name / run.run.path.name
         target.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
-            if (run.path / name).exists():
-                shutil.copyfile(run.path / name, target / name)
+            if (run.run.path / name).exists():
+                shutil.copyfile(run.run.path / name, target / name)
 
 
 def _write(rows: Sequence[Row], file: Path, argv: Sequence[str]) -> None:
@@ -294,12 +295,12 @@ def _write(rows: Sequence[Row], file: Path, argv: Sequence[str]) -> None:
     folder = file.parent / "images" / "reproduction"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
-    for name, figure in reproduction_document.draw(rows):
+    for name, figure in draw(rows):
         pictures[name] = f"images/reproduction/{name}.png"
         with replacing(folder / f"{name}.png") as handle:
             figure.savefig(handle, dpi=80, format="png")
     command = shlex.join(["python", "-m", "cifar_lab.reproduce", *argv])
-    write_text(file, reproduction_document.document(rows, pictures, command))
+    write_text(file, document(rows, pictures, command))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What reports claim beside what runs measured: each claim is matched to its runs, and judged.
 
-A claim of a study speaks of the settings that fit its `where`. It is judged by the finished runs of
-such a setting, one value per seed, by one written rule (see `verdicts`).
+A claim speaks of the configurations of its experiment that fit its `where`. It is judged by the
+finished runs of such a configuration, one value per seed, by one written rule (see `verdicts`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,16 +17,17 @@ from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
 from cifar_lab.analysis.verdicts import Verdict, judge, judge_by_epochs
 from cifar_lab.config.reports import Claim, reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
-from cifar_lab.errors import UsageError
+
+Values = Mapping[FoundRun, float]
+"""A metric of each run that has it."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A setting that claims may speak of: its config (of any seed) and its runs, one per seed.
+    """A configuration that claims may speak of: its config (of any seed) and one run per seed.
 
     `hinges_on`: the guesses that decide the report's numbers; `lengths`: where it does not say how
-    long it trained, the runs of the same setting by their number of epochs, three seeds or more of
-    each.
+    long it trained, the runs of the same configuration by their number of epochs.
     """
 
     config: RunConfig
@@ -39,15 +40,14 @@ class Candidate:
         """The config's values by dotted key."""
         return flatten(to_plain(self.config))
 
-    def values(self, metric: str) -> dict[FoundRun, float]:
-        """Return a metric of each finished run that has it."""
-        found = {run: run.metric(metric) for run in self.runs if run.finished}
-        return {run: value for run, value in found.items() if value is not None}
+    def values(self, claim: Claim) -> Values:
+        """Return the claim's metric of each finished run that has it."""
+        return _values(self.runs, metric_of(claim, self.config))
 
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A claim beside the runs of one setting; `config` is None where no setting fits the claim.
+    """A claim beside the runs of a configuration; `config` is None where none fits the claim.
 
     `values`: the claim's metric by run; `others`: that of the runs which `above` compares with;
     `hinges_on`: the guesses that decide it; `by_epochs`: the metric of runs of other lengths, where
@@ -55,12 +55,11 @@ class JudgedClaim:
     """
 
     claim: Claim
-    config: RunConfig | None
-    values: Mapping[FoundRun, float]
-    others: Mapping[FoundRun, float]
-    problem: str = ""
+    config: RunConfig | None = None
+    values: Values = field(default_factory=dict)
+    others: Values = field(default_factory=dict)
     hinges_on: str | None = None
-    by_epochs: Mapping[int, Mapping[FoundRun, float]] = field(default_factory=dict)
+    by_epochs: Mapping[int, Values] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -70,7 +69,7 @@ class JudgedClaim:
     @property
     def values_by_epochs(self) -> dict[int, list[float]]:
         """The values of `by_epochs`, one per seed."""
-        return {epochs: list(found.values()) for epochs, found in self.by_epochs.items()}
+        return {epochs: list(values.values()) for epochs, values in self.by_epochs.items()}
 
     @cached_property
     def interval(self) -> Interval | None:
@@ -81,7 +80,7 @@ class JudgedClaim:
     def verdict(self) -> Verdict:
         """What the rule says."""
         if self.config is None:
-            return Verdict("cannot be judged" if self.problem else "not measured yet", self.problem)
+            return Verdict("not measured yet")
         if self.by_epochs and self.claim.value is not None:
             return judge_by_epochs(self.claim, self.values_by_epochs)
         values, others = list(self.values.values()), list(self.others.values())
@@ -90,12 +89,11 @@ class JudgedClaim:
     @property
     def off(self) -> float | None:
         """Measured minus reported, or minus the others' mean; None where there is nothing."""
-        found, compared = self.interval, interval(list(self.others.values()))
-        if found is None:
-            return None
+        others = interval(list(self.others.values()))
+        reference = self.claim.value
         if self.claim.above:
-            return found.mean - compared.mean if compared else None
-        return None if self.claim.value is None else found.mean - self.claim.value
+            reference = others.mean if others else None
+        return self.interval.mean - reference if self.interval and reference is not None else None
 
     @property
     def source(self) -> str:
@@ -105,70 +103,56 @@ class JudgedClaim:
 
 
 def match(claim: Claim, candidate: Candidate, every: Sequence[Candidate]) -> JudgedClaim | None:
-    """Return a claim judged by a setting's runs, None if it does not speak of that setting.
+    """Return a claim judged by a configuration's runs, None if it does not speak of these.
 
-    `every`: the settings that the claim's `above` may compare with.
+    `every`: the configurations that the claim's `above` may compare with.
     """
+    run_metrics.check(claim.metric)
     config = candidate.config
     if not _fits(candidate.flat, claim.where):
         return None
     others: dict[FoundRun, float] = {}
     for other in every if claim.above else ():
         if _fits(other.flat, _where_of_others(claim, config)):
-            others |= other.values(metric_of(claim, other.config))
-    metric = metric_of(claim, config)
+            others |= other.values(claim)
     by_epochs = {
         epochs: values
         for epochs, runs in candidate.lengths.items()
-        if len(values := Candidate(config, runs).values(metric)) >= MIN_VALUES
+        if len(values := _values(runs, metric_of(claim, config))) >= MIN_VALUES
     }
-    return JudgedClaim(
-        claim,
-        config,
-        candidate.values(metric),
-        others,
-        hinges_on=candidate.hinges_on,
-        by_epochs=by_epochs,
-    )
+    hinges_on = candidate.hinges_on
+    return JudgedClaim(claim, config, candidate.values(claim), others, hinges_on, by_epochs)
 
 
 def of_collection(
     collection: RunCollection, config_dir: Path | None = None
 ) -> list[tuple[str, SeedGroup | None, JudgedClaim]]:
-    """Return each claim of the runs of a collection: its report, its setting (if any), judged.
+    """Return each claim of the runs of a collection: its report, its seed group (if any), judged.
 
-    Runs of one setting that belong to different experiments are judged apart. `config_dir` may hold
+    Runs of one group that belong to different experiments are judged apart. `config_dir` may hold
     one's own reports.
     """
     studies: dict[tuple[str, str], list[tuple[SeedGroup, Candidate]]] = {}
-    for setting in collection.settings:
+    for group in collection.settings:
         runs: dict[tuple[str, str], list[FoundRun]] = {}
-        for run in setting.runs:
+        for run in group.runs:
             runs.setdefault((run.config.study.report or "", run.config.name), []).append(run)
         for study, chosen in runs.items():
-            hinges_on = reported_of(chosen[0].config, config_dir).hinges_on
-            candidate = Candidate(chosen[0].config, tuple(chosen), hinges_on)
-            studies.setdefault(study, []).append((setting, candidate))
+            config = chosen[0].config
+            hinges_on = reported_of(config, config_dir).hinges_on
+            candidate = Candidate(config, tuple(chosen), hinges_on)
+            studies.setdefault(study, []).append((group, candidate))
     every = [candidate for members in studies.values() for _, candidate in members]
     rows: list[tuple[str, SeedGroup | None, JudgedClaim]] = []
     for (report, _), members in studies.items():
         for claim in reported_of(members[0][1].config, config_dir).claims:
-            problem = _unknown_metric(claim)
             matched = [
-                (report, setting, judged)
-                for setting, candidate in members
-                if not problem and (judged := match(claim, candidate, every)) is not None
+                (report, group, judged)
+                for group, candidate in members
+                if (judged := match(claim, candidate, every)) is not None
             ]
-            rows += matched or [(report, None, JudgedClaim(claim, None, {}, {}, problem))]
+            rows += matched or [(report, None, JudgedClaim(claim))]
     return rows
-
-
-def _unknown_metric(claim: Claim) -> str:
-    try:
-        run_metrics.check(claim.metric)
-    except UsageError as error:
-        return str(error)
-    return ""
 
 
 def metric_of(claim: Claim, config: RunConfig) -> str:
@@ -206,15 +190,18 @@ def show_where(where: Mapping[str, Any]) -> str:
     )
 
 
+def _values(runs: Sequence[FoundRun], metric: str) -> Values:
+    values = {run: run.metric(metric) for run in runs if run.finished}
+    return {run: value for run, value in values.items() if value is not None}
+
+
 def _where_of_others(claim: Claim, config: RunConfig) -> dict[str, Any]:
-    above = claim.above or {}
-    same = {} if "name" in above else {"name": config.name, **claim.where}
-    return {"protocol": config.protocol, **same, **above}
+    same = {} if "name" in claim.above else {"name": config.name, **claim.where}
+    return {"protocol": config.protocol, **same, **claim.above}
 
 
 def _fits(flat: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    return all(key in flat and _same(flat[key], value) for key, value in where.items())
-
-
-def _same(a: Any, b: Any) -> bool:
-    return show_value(a) == show_value(b) or a == b
+    return all(
+        key in flat and (flat[key] == value or show_value(flat[key]) == show_value(value))
+        for key, value in where.items()
+    )

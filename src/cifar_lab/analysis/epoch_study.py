@@ -8,6 +8,7 @@ from statistics import fmean
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.claims import JudgedClaim
+from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.verdicts import reproduced_at, spans
 
 
@@ -15,41 +16,22 @@ from cifar_lab.analysis.verdicts import reproduced_at, spans
 class EpochStudy:
     """The accuracy that a report gives and its figures of the classes, beside runs of each length.
 
-    `accuracy` and `classes` are claims with `by_epochs`, all of the same runs.
+    `reported` is the accuracy in the report, `accuracies` the measured ones for each number of
+    epochs, one per seed, and `fitting` where it is reproduced; `classes` are claims with
+    `by_epochs`, all of the same runs.
     """
 
-    accuracy: JudgedClaim
+    reported: float
+    accuracies: dict[int, list[float]]
+    fitting: list[int]
     classes: tuple[JudgedClaim, ...]
-
-    @property
-    def reported(self) -> float:
-        """The accuracy in the report."""
-        assert self.accuracy.claim.value is not None
-        return self.accuracy.claim.value
-
-    @property
-    def accuracies(self) -> dict[int, list[float]]:
-        """The measured accuracies for each number of epochs, one per seed."""
-        return self.accuracy.values_by_epochs
-
-    @property
-    def fitting(self) -> list[int]:
-        """The numbers of epochs at which the accuracy is reproduced."""
-        return reproduced_at(self.accuracy.claim, self.accuracies)
 
     @cached_property
     def distances(self) -> dict[int, list[float]]:
         """The mean absolute difference of the classes' figures from the report's, one per seed."""
         return {
-            epochs: [
-                fmean(
-                    abs(one.by_epochs[epochs][run] - one.claim.value)
-                    for one in self.classes
-                    if one.claim.value is not None
-                )
-                for run in runs
-            ]
-            for epochs, runs in self.accuracy.by_epochs.items()
+            epochs: [fmean(_distances(self.classes, epochs, run)) for run in runs]
+            for epochs, runs in self.classes[0].by_epochs.items()
         }
 
     @cached_property
@@ -57,9 +39,9 @@ class EpochStudy:
         """The same difference between two runs that differ in their seed, on average."""
         return fmean(
             abs(a - b)
-            for one in self.classes
-            for found in one.by_epochs.values()
-            for a, b in combinations(found.values(), 2)
+            for judged in self.classes
+            for values in judged.by_epochs.values()
+            for a, b in combinations(values.values(), 2)
         )
 
     @property
@@ -71,11 +53,10 @@ class EpochStudy:
         """Say between which epochs the report's run lies."""
         lengths = list(self.accuracies)
         n = min(map(len, self.accuracies.values()))
-        shown = run_metrics.show(self.accuracy.metric, self.reported)
+        shown = run_metrics.show("test_accuracy", self.reported)
+        where = f"differs at every length from {lengths[0]} to {lengths[-1]} epochs"
         if self.fitting:
             where = f"is reproduced at {spans(self.fitting, lengths)} epochs"
-        else:
-            where = f"differs at every length from {lengths[0]} to {lengths[-1]} epochs"
         off = 100 * fmean(self.distances[self.nearest])
         return (
             f"The report does not say how many epochs it trained. By runs of {lengths[0]} to "
@@ -87,17 +68,27 @@ class EpochStudy:
         )
 
 
-def find(judged: Sequence[JudgedClaim]) -> EpochStudy | None:
+def _distances(classes: Sequence[JudgedClaim], epochs: int, run: FoundRun) -> list[float]:
+    return [
+        abs(judged.by_epochs[epochs][run] - judged.claim.value)
+        for judged in classes
+        if judged.claim.value is not None
+    ]
+
+
+def find(claims: Sequence[JudgedClaim]) -> EpochStudy | None:
     """Return the study among judged claims of one experiment, None if there is none."""
-    chosen = [one for one in judged if one.by_epochs and one.claim.value is not None]
-    accuracy = next((one for one in chosen if one.metric.startswith("test_accuracy")), None)
-    if accuracy is None:
+    chosen = [judged for judged in claims if judged.by_epochs and judged.claim.value is not None]
+    accuracy = next((j for j in chosen if j.metric.startswith("test_accuracy")), None)
+    if accuracy is None or accuracy.claim.value is None:
         return None
-    runs = {run for found in accuracy.by_epochs.values() for run in found}
+    runs = [values.keys() for values in accuracy.by_epochs.values()]
     classes = tuple(
-        one
-        for one in chosen
-        if one.metric.startswith("class_")
-        and {r for f in one.by_epochs.values() for r in f} == runs
+        judged
+        for judged in chosen
+        if judged.metric.startswith("class_")
+        and [values.keys() for values in judged.by_epochs.values()] == runs
     )
-    return EpochStudy(accuracy, classes) if classes else None
+    accuracies = accuracy.values_by_epochs
+    fitting = reproduced_at(accuracy.claim, accuracies)
+    return EpochStudy(accuracy.claim.value, accuracies, fitting, classes) if classes else None

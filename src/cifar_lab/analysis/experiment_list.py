@@ -1,8 +1,10 @@
 """The experiments at a glance, from their YAML and their finished runs: nothing is composed."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -28,25 +30,17 @@ def listing(names: Sequence[str], output_dir: Path, config_dir: Path | None) -> 
         study = content.get("study") or {}
         runs = _runs_of(content)
         seconds = _finished_seconds(output_dir / name)
-        total = sum(seconds) / len(seconds) * runs if seconds and runs else None
-        lines.append(
-            (
-                study.get("report") or "-",
-                name,
-                _UNKNOWN if runs is None else str(runs),
-                str(len(seconds)),
-                _UNKNOWN if total is None else duration(total),
-                study.get("title") or "",
-            )
-        )
+        total = duration(fmean(seconds) * runs) if seconds and runs else _UNKNOWN
+        title = study.get("title") or ""
+        report = study.get("report") or "-"
+        lines.append((report, name, str(runs or _UNKNOWN), str(len(seconds)), total, title))
     return "\n".join(align(lines))
 
 
 def _runs_of(content: dict[str, Any]) -> int | None:
     """Return the runs of an experiment's grid; None if it is not a product of plain lists."""
     runs = 1
-    params = ((content.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
-    for values in params.values():
+    for values in (content.get("hydra", {}).get("sweeper", {}).get("params") or {}).values():
         # Commas within brackets and quotes belong to a value.
         text = re.sub(r"\[[^][]*\]|\{[^{}]*\}|'[^']*'|\"[^\"]*\"", "", str(values))
         if "(" in text:
@@ -57,12 +51,10 @@ def _runs_of(content: dict[str, Any]) -> int | None:
 
 def _finished_seconds(folder: Path) -> list[float]:
     """Return the training times of the finished runs of a folder; damaged runs are passed over."""
-    found = []
+    seconds = []
     for run in find_runs(folder) if folder.is_dir() else ():
-        try:
+        with contextlib.suppress(UsageError, RunFailed):
             summary = run.read_summary()
-        except (UsageError, RunFailed):
-            continue
-        if summary.status == "finished":
-            found.append(summary.seconds)
-    return found
+            if summary.status == "finished":
+                seconds.append(summary.seconds)
+    return seconds

@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import Candidate, JudgedClaim, match, metric_of, speaks_of
-from cifar_lab.analysis.load_runs import FoundRun, identity_without, show_value
+from cifar_lab.analysis.claims import Candidate, JudgedClaim, Values, match, speaks_of
+from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs, show_value
 from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
 from cifar_lab.config.identity import identity
 from cifar_lab.config.reports import Claim, Report, ReportedExperiment
 from cifar_lab.config.run_config import RunConfig, flatten
-from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.runs.run_dir import find_runs
 
 _NOT_THE_RECIPE = ("seed", "device", "precision")
@@ -38,18 +37,14 @@ class ReportExperiment:
         return self.report.experiments.get(self.name, ReportedExperiment())
 
     def label(self, config: RunConfig) -> str:
-        """Return what tells one of its settings from the others, for a legend."""
-        options = [one.choices for one in self.configs]
-        groups = [g for g in config.choices if len({one.get(g) for one in options}) > 1]
-        flat = [flatten(identity(one)) for one in self.configs]
-        own = flatten(identity(config))
-        keys = [
-            key
-            for key in own
-            if key.partition(".")[0] not in groups and any(one.get(key) != own[key] for one in flat)
-        ]
+        """Return what tells one of its configs from the others, for a legend."""
+        options = [other.choices for other in self.configs]
+        groups = [g for g in config.choices if len({option.get(g) for option in options}) > 1]
+        flat = [flatten(identity(other)) for other in self.configs]
         parts = [config.choices[group] for group in groups]
-        parts += [f"{key.removeprefix('optimizer.')} {show_value(own[key])}" for key in keys]
+        for key, value in flatten(identity(config)).items():
+            if key.partition(".")[0] not in groups and any(o.get(key) != value for o in flat):
+                parts.append(f"{key.removeprefix('optimizer.')} {show_value(value)}")
         return ", ".join(parts) or self.name
 
 
@@ -57,15 +52,14 @@ class ReportExperiment:
 class Row:
     """A claim of an experiment, judged, beside the figure under the sound protocol.
 
-    `sound`: None without a run, or where the protocol that is judged is the sound one;
+    `sound`: empty without a run, or where the protocol that is judged is the sound one;
     `same_as_sound`: the two protocols make the same run of it.
     """
 
     experiment: ReportExperiment
     config: RunConfig
     judged: JudgedClaim
-    sound: Interval | None
-    sound_runs: tuple[FoundRun, ...]
+    sound: Values
     same_as_sound: bool
 
     @property
@@ -74,30 +68,27 @@ class Row:
         return self.judged.claim
 
     @property
+    def sound_interval(self) -> Interval | None:
+        """Mean and interval under the sound protocol."""
+        return interval(list(self.sound.values()), run_metrics.bounds(self.claim.metric))
+
+    @property
     def runs(self) -> tuple[FoundRun, ...]:
         """Every run that the row quotes."""
         judged = self.judged
-        lengths = [run for found in judged.by_epochs.values() for run in found]
-        return (*judged.values, *judged.others, *lengths, *self.sound_runs)
+        lengths = [run for values in judged.by_epochs.values() for run in values]
+        return (*judged.values, *judged.others, *lengths, *self.sound)
 
 
 def read_finished(experiments: Sequence[ReportExperiment]) -> list[FoundRun]:
-    """Read the finished runs of experiments from their folders, whatever their seed and device."""
-    folders = {
-        Path(config.output_dir) / config.name
-        for experiment in experiments
-        for config in (*experiment.configs, *experiment.sound)
-    }
-    found = []
-    for folder in sorted(folders):
-        for run in find_runs(folder) if folder.is_dir() else ():
-            try:
-                one = FoundRun(run)
-            except (UsageError, RunFailed):
-                continue  # summarize names it and says why; here it is a figure not measured yet
-            if one.finished:
-                found.append(one)
-    return found
+    """Read the finished runs of experiments from their folders, whatever their seed and device.
+
+    What cannot be read is a figure not measured yet; summarize names it and says why.
+    """
+    configs = [config for one in experiments for config in (*one.configs, *one.sound)]
+    folders = sorted({Path(config.output_dir) / config.name for config in configs})
+    there = [folder for folder in folders if folder.is_dir() and find_runs(folder)]
+    return [run for folder in there for run in read_runs(folder)[0] if run.finished]
 
 
 def rows(
@@ -109,38 +100,32 @@ def rows(
         by_recipe.setdefault(recipe(run.config), {}).setdefault(run.config.seed, run)
 
     def candidate(config: RunConfig, hinges_on: str | None = None) -> Candidate:
-        seeds = by_recipe.get(recipe(config), {})
         lengths = lengths_of(config, runs) if hinges_on == "epochs" else {}
-        ordered = tuple(run for _, run in sorted(seeds.items()))
-        return Candidate(config, ordered, hinges_on, lengths)
+        return Candidate(config, _by_seed(by_recipe.get(recipe(config), {})), hinges_on, lengths)
 
-    settings = [
-        [candidate(config, one.reported.hinges_on) for config in one.configs] for one in experiments
-    ]
-    every = [one for found in settings for one in found]
+    candidates = {
+        index: [candidate(config, one.reported.hinges_on) for config in one.configs]
+        for index, one in enumerate(experiments)
+    }
+    every = [one for several in candidates.values() for one in several]
     result = []
-    for experiment, candidates in zip(experiments, settings, strict=True):
-        for claim in experiment.reported.claims:
-            if not is_asked(claim, only):
-                continue
+    for index, experiment in enumerate(experiments):
+        for claim in filter(lambda claim: is_asked(claim, only), experiment.reported.claims):
             sound = next((c for c in experiment.sound if speaks_of(claim, c)), None)
-            for one in candidates:
+            for one in candidates[index]:
                 judged = match(claim, one, every)
                 if judged is None:
                     continue
                 same = sound is not None and recipe(sound) == recipe(
                     replace(one.config, protocol=sound.protocol)
                 )
-                beside = (
-                    candidate(sound).values(metric_of(claim, sound)) if sound and not same else {}
-                )
-                mean = interval(list(beside.values()), run_metrics.bounds(claim.metric))
-                result.append(Row(experiment, one.config, judged, mean, tuple(beside), same))
+                beside = candidate(sound).values(claim) if sound and not same else {}
+                result.append(Row(experiment, one.config, judged, beside, same))
     return result
 
 
 def lengths_of(config: RunConfig, runs: Sequence[FoundRun]) -> dict[int, tuple[FoundRun, ...]]:
-    """Return runs of a setting, a constant learning rate's, by the number of epochs they trained.
+    """Return runs like these, of a constant learning rate, by the number of epochs they trained.
 
     Only those count that were scored by their last weights, whether they began anew or continued
     another run, and only numbers of epochs with three seeds or more; {} if there is only one.
@@ -148,35 +133,35 @@ def lengths_of(config: RunConfig, runs: Sequence[FoundRun]) -> dict[int, tuple[F
     if config.scheduler is not None:
         return {}
     wanted = _but_for_epochs(config)
-    found: dict[int, dict[int, FoundRun]] = {}
+    lengths: dict[int, dict[int, FoundRun]] = {}
     for run in runs:
         epochs = run.config.training.epochs
         scored_last = run.summary.scored_weights == "last" or run.summary.best_epoch == epochs
         if scored_last and _but_for_epochs(run.config) == wanted:
-            found.setdefault(epochs, {}).setdefault(run.config.seed, run)
-    enough = {
-        epochs: tuple(run for _, run in sorted(seeds.items()))
-        for epochs, seeds in sorted(found.items())
-        if len(seeds) >= MIN_VALUES
-    }
+            lengths.setdefault(epochs, {}).setdefault(run.config.seed, run)
+    ordered = sorted(lengths.items())
+    enough = {epochs: _by_seed(seeds) for epochs, seeds in ordered if len(seeds) >= MIN_VALUES}
     return enough if len(enough) > 1 else {}
+
+
+def _by_seed(runs: dict[int, FoundRun]) -> tuple[FoundRun, ...]:
+    return tuple(run for _, run in sorted(runs.items()))
 
 
 def _but_for_epochs(config: RunConfig) -> str:
     training = replace(config.training, epochs=1)
     evaluation = replace(config.evaluation, scored_weights="last")
-    same = replace(config, training=training, evaluation=evaluation, continue_from=None)
-    return recipe(same)
+    return recipe(replace(config, training=training, evaluation=evaluation, continue_from=None))
 
 
-def quoted(found: Iterable[Row]) -> list[FoundRun]:
+def quoted(rows: Iterable[Row]) -> list[FoundRun]:
     """Return every run that the rows quote, once."""
-    return list({run.run.path: run for row in found for run in row.runs}.values())
+    return list({run.run.path: run for row in rows for run in row.runs}.values())
 
 
 def is_asked(claim: Claim, only: str | None) -> bool:
     """Whether a claim's id (or metric) starts with `only`."""
-    return only is None or (claim.id or claim.metric).startswith(only)
+    return only is None or claim.name.startswith(only)
 
 
 def recipe(config: RunConfig) -> str:

@@ -1,6 +1,5 @@
 """Reported and measured figures as text: the table, the document with its pictures."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -46,45 +45,46 @@ or *differs at all epochs*.
 The rule is the function `judge` in `src/cifar_lab/analysis/verdicts.py`."""
 
 
-def full_table(found: Sequence[Row]) -> str:
+def full_table(rows: Sequence[Row]) -> str:
     """Return a Markdown table with a line for each row."""
     header = ("figure", "reported", "measured", "n", "protocol", "sound", "verdict", "source")
-    return Table(header, [_line(row) for row in found]).markdown()
+    return Table(header, [_line(row) for row in rows]).markdown()
 
 
-def short_table(found: Sequence[Row]) -> str:
-    """Return the first figure of each setting: what the README shows."""
+def short_table(rows: Sequence[Row]) -> str:
+    """Return the first figure of each configuration: what the README shows."""
     first: dict[tuple[str, str], Row] = {}
-    for row in found:
-        where = json.dumps(row.claim.where, sort_keys=True)
+    for row in rows:
         if row.claim.value is not None:
+            where = claims.show_where(row.claim.where)
             first.setdefault((row.experiment.name, where), row)
     header = ("figure", "what", "reported", "measured", "n", "verdict")
     lines = [
         (
-            row.claim.id or row.claim.metric,
-            _what(row),
+            row.claim.name,
+            ": ".join(filter(None, [row.config.study.title or name, where]))
+            + f", {row.claim.metric.replace('_', ' ')}",
             claims.reported(row.claim),
             run_metrics.show_interval(row.claim.metric, row.judged.interval),
             str(len(row.judged.values)),
-            _in_short(row),
+            _in_short(row.judged),
         )
-        for row in first.values()
+        for (name, where), row in first.items()
     ]
     return Table(header, lines).markdown()
 
 
-def _in_short(row: Row) -> str:
-    if row.judged.verdict.word == "reproduced at some epochs":
-        values = row.judged.values_by_epochs
-        at = verdicts.spans(verdicts.reproduced_at(row.claim, values), list(values))
+def _in_short(judged: claims.JudgedClaim) -> str:
+    if judged.verdict.word == "reproduced at some epochs":
+        values = judged.values_by_epochs
+        at = verdicts.spans(verdicts.reproduced_at(judged.claim, values), list(values))
         return f"reproduced at {at} epochs; the report gives none"
-    return row.judged.verdict.word
+    return judged.verdict.word
 
 
-def guesses(found: Sequence[Row]) -> str:
+def guesses(rows: Sequence[Row]) -> str:
     """Return what had to be guessed, a paragraph for each experiment."""
-    lines = {row.experiment.name: row.experiment.reported.guessed for row in found}
+    lines = {row.experiment.name: row.experiment.reported.guessed for row in rows}
     return "\n\n".join(
         f"Guessed in {name}: {markdown('; '.join(guessed))}."
         for name, guessed in lines.items()
@@ -92,9 +92,8 @@ def guesses(found: Sequence[Row]) -> str:
     )
 
 
-def sources(found: Sequence[Row]) -> str:
+def sources(rows: Sequence[Row]) -> str:
     """Return the runs behind the rows: folder, device, time, commit."""
-    runs = sorted(quoted(found), key=lambda run: run.run.path)
     lines = [
         (
             f"{run.run.path}",
@@ -103,29 +102,32 @@ def sources(found: Sequence[Row]) -> str:
             duration(run.summary.seconds),
             run.summary.commit or "–",
         )
-        for run in runs
+        for run in sorted(quoted(rows), key=lambda run: run.run.path)
     ]
     header = ("run", "device", "precision", "training", "commit")
     return Table(header, lines).markdown() if lines else ""
 
 
-def other_code(found: Sequence[Row]) -> str:
+def other_code(rows: Sequence[Row]) -> str:
     """Return how many of the runs behind the rows were made by other code; "" if none were."""
-    runs = quoted(found)
+    runs = quoted(rows)
     others = sum(differs_from(run.summary, code_version(run.config)) is not None for run in runs)
     if not others:
         return ""
     return f"Made by other code than today's: {others} of these {len(runs)} runs."
 
 
-def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> str:
+def document(rows: Sequence[Row], pictures: dict[str, str], command: str) -> str:
     """Return the whole as Markdown: what the reports are, in short, then each report.
 
     `pictures`: {experiment or "overview": path relative to the document}.
     """
-    counts = Counter(row.judged.verdict.word for row in found)
-    runs = quoted(found)
-    about = {row.config.study.report or "": row.experiment.report.about for row in found}
+    counts = Counter(row.judged.verdict.word for row in rows)
+    runs = quoted(rows)
+    of_reports: dict[str, list[Row]] = {}
+    for row in rows:
+        of_reports.setdefault(row.config.study.report or "", []).append(row)
+    about = {tag: chosen[0].experiment.report.about for tag, chosen in of_reports.items()}
     continued = {Path(run.config.continue_from or "").name for run in runs}  # theirs count twice
     seconds = sum(run.summary.seconds for run in runs if run.run.path.name not in continued)
     parts = [
@@ -134,112 +136,102 @@ def document(found: Sequence[Row], pictures: dict[str, str], command: str) -> st
         "\n".join(f"- **{tag}**: {text}" for tag, text in about.items() if text),
         f"Written by `{command}` from the runs that are kept in `docs/results`: "
         f"{len(runs)} runs, {duration(seconds)} of training (hours:minutes:seconds). Of "
-        f"{len(found)} figures and findings: "
+        f"{len(rows)} figures and findings: "
         + ", ".join(f"{n} {word}" for word, n in sorted(counts.items()))
         + ".",
         _RULE,
         "## In short",
-        short_table(found),
+        short_table(rows),
     ]
     if "overview" in pictures:
         parts.append(f"![Reported and measured accuracies]({pictures['overview']})")
-    for tag, text in about.items():
-        rows = [row for row in found if (row.config.study.report or "") == tag]
-        parts += [f"## {tag}", text, *_experiments(rows, pictures)]
+    for tag, chosen in of_reports.items():
+        parts += [f"## {tag}", about[tag]]
+        for name, part in _by_experiment(chosen).items():
+            parts += _experiment(name, part, pictures)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def draw(found: Sequence[Row]) -> Iterator[tuple[str, Any]]:
+def draw(rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
     """Yield (name, figure): the overview of accuracies, then the curves of each experiment."""
     from cifar_lab.figures import curves
     from cifar_lab.figures.epoch_study import draw as draw_epochs
     from cifar_lab.figures.reproduction import Mark, draw_marks
 
-    marks = []
-    for row in found:
-        claim, measured = row.claim, row.judged.interval
-        if measured and claim.value is not None and "accuracy" in claim.metric:
-            word = row.judged.verdict.word
-            name = claim.id or claim.metric
-            marks.append(Mark(name, claim.value, measured.mean, measured.ends, word))
+    marks = [
+        Mark(row.claim.name, row.claim.value, mean.mean, mean.ends, row.judged.verdict.word)
+        for row in rows
+        if (mean := row.judged.interval) and row.claim.value is not None
+        if "accuracy" in row.claim.metric
+    ]
     if marks:
         yield "overview", draw_marks(marks)
-    for name, study in _epoch_studies(found).items():
-        yield (
-            f"{name}_epochs",
-            draw_epochs(
-                study.accuracies,
-                study.reported,
-                verdicts.neighbours(study.fitting, list(study.accuracies)),
-                study.distances,
-                study.nearest,
-                study.between_seeds,
-            ),
-        )
-    for name, lines in _curves(found).items():
-        yield name, curves.bands(lines)
+    for name, chosen in _by_experiment(rows).items():
+        if study := epoch_study.find([row.judged for row in chosen]):
+            stretches = verdicts.neighbours(study.fitting, list(study.accuracies))
+            yield (
+                f"{name}_epochs",
+                draw_epochs(
+                    study.accuracies,
+                    study.reported,
+                    stretches,
+                    study.distances,
+                    study.nearest,
+                    study.between_seeds,
+                ),
+            )
+        if lines := _curves(chosen):
+            yield name, curves.bands(lines)
 
 
-def _epoch_studies(found: Sequence[Row]) -> dict[str, epoch_study.EpochStudy]:
-    """Return the study of each experiment whose report does not give its epochs."""
-    studies = {
-        experiment.name: epoch_study.find([row.judged for row in rows])
-        for experiment, rows in groupby(found, key=lambda row: row.experiment)
-    }
-    return {name: study for name, study in studies.items() if study is not None}
+def _by_experiment(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    experiments: dict[str, list[Row]] = {}
+    for row in rows:
+        experiments.setdefault(row.experiment.name, []).append(row)
+    return experiments
 
 
-def _curves(found: Sequence[Row]) -> dict[str, dict[str, list[RunDir]]]:
-    """Return the runs of each experiment's rows by setting; those of other experiments left out."""
-    lines: dict[str, dict[str, list[RunDir]]] = {}
-    protocols: dict[str, set[str]] = {}
-    for row in found:
-        protocols.setdefault(row.experiment.name, set()).add(row.config.protocol)
-    for experiment, rows in groupby(found, key=lambda row: row.experiment):
+def _curves(rows: Sequence[Row]) -> dict[str, list[RunDir]]:
+    """Return the runs of an experiment's rows by configuration, without those of others."""
+    several = len({row.config.protocol for row in rows}) > 1
+    lines: dict[str, list[RunDir]] = {}
+    for experiment, part in groupby(rows, key=lambda row: row.experiment):
         labels = {recipe(config): experiment.label(config) for config in experiment.configs}
-        for run in quoted(rows):
-            label = labels.get(recipe(run.config))
-            if label is None:
-                continue
-            if len(protocols[experiment.name]) > 1:
-                label += f", {run.config.protocol} protocol"
-            lines.setdefault(experiment.name, {}).setdefault(label, []).append(run.run)
+        for run in quoted(part):
+            if label := labels.get(recipe(run.config)):
+                label += f", {run.config.protocol} protocol" * several
+                lines.setdefault(label, []).append(run.run)
     return lines
 
 
-def _experiments(rows: Sequence[Row], pictures: dict[str, str]) -> list[str]:
-    """Return the part of the document about the experiments of one report."""
-    parts = []
-    for name in dict.fromkeys(row.experiment.name for row in rows):
-        chosen = [row for row in rows if row.experiment.name == name]
-        parts.append(f"### {name}: {chosen[0].config.study.title or ''}")
-        if not any(row.judged.values for row in chosen):
-            figures = f"{len(chosen)} figure{'s' * (len(chosen) > 1)}"
-            command = f"`python -m cifar_lab.reproduce {name}` runs it"
-            parts.append(f"Not measured yet ({figures}); {command}.")
-            continue
-        parts.append(full_table(chosen))
-        if name in pictures:
-            parts.append(f"![Curves of {name}]({pictures[name]})")
-        parts += [str(study) for study in _epoch_studies(chosen).values()]
-        if f"{name}_epochs" in pictures:
-            parts.append(f"![{name} by the number of epochs]({pictures[f'{name}_epochs']})")
-        parts += [guesses(chosen), sources(chosen)]
-    return parts
+def _experiment(name: str, rows: Sequence[Row], pictures: dict[str, str]) -> list[str]:
+    """Return the part of the document about an experiment."""
+    title = f"### {name}: {rows[0].config.study.title or ''}"
+    if not any(row.judged.values for row in rows):
+        figures = f"{len(rows)} figure{'s' * (len(rows) > 1)}"
+        command = f"`python -m cifar_lab.reproduce {name}` runs it"
+        return [title, f"Not measured yet ({figures}); {command}."]
+    parts = [title, full_table(rows)]
+    if name in pictures:
+        parts.append(f"![Curves of {name}]({pictures[name]})")
+    if study := epoch_study.find([row.judged for row in rows]):
+        parts.append(str(study))
+    if f"{name}_epochs" in pictures:
+        parts.append(f"![{name} by the number of epochs]({pictures[f'{name}_epochs']})")
+    return [*parts, guesses(rows), sources(rows)]
 
 
 def _line(row: Row) -> tuple[str, ...]:
     claim, verdict = row.claim, str(row.judged.verdict)
     if row.judged.verdict.word.startswith("differs") and claim.suspected:
         verdict += f"; suspected: {claim.suspected}"
+    sound = run_metrics.show_interval(claim.metric, row.sound_interval)
+    if row.same_as_sound:
+        sound = "the same"
     if row.config.protocol == "sound":
         sound = "this one"
-    elif row.same_as_sound:
-        sound = "the same"
-    else:
-        sound = run_metrics.show_interval(claim.metric, row.sound)
     return (
-        claim.id or claim.metric,
+        claim.name,
         claims.reported(claim),
         run_metrics.show_interval(claim.metric, row.judged.interval),
         str(len(row.judged.values)),
@@ -248,9 +240,3 @@ def _line(row: Row) -> tuple[str, ...]:
         verdict,
         row.judged.source,
     )
-
-
-def _what(row: Row) -> str:
-    title = row.config.study.title or row.experiment.name
-    parts = [title, claims.show_where(row.claim.where)]
-    return ": ".join(filter(None, parts)) + f", {row.claim.metric.replace('_', ' ')}"

@@ -1,6 +1,7 @@
 """reproduce: claims beside runs that are there; what it keeps, and what it writes."""
 
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -25,14 +26,19 @@ from cifar_lab.training.preflight import compose_checked
 ROOT = Path(__file__).parents[1]
 
 
+@functools.cache
+def first_cell(*words: str) -> RunConfig:
+    return compose_checked(words).runs[0].config
+
+
 def finished_run(
     folder: Path, *overrides: str, seed: int = 0, protocol: str = "report", **summary: Any
 ) -> RunDir:
     """A finished run of an experiment's first cell, with the results that are given."""
-    line = [*overrides, f"protocol={protocol}", f"seed={seed}", f"output_dir={folder}"]
-    (cell,) = compose_checked([*line, "device=cpu"]).runs
-    run = RunDir.create(cell.config)
-    validated = bool(cell.config.split.validation)
+    first = first_cell(*overrides, f"protocol={protocol}", "device=cpu")
+    config = dataclasses.replace(first, seed=seed, output_dir=str(folder))
+    run = RunDir.create(config)
+    validated = bool(config.split.validation)
     row = EpochMetrics(
         epoch=1,
         learning_rate=0.01,
@@ -47,7 +53,7 @@ def finished_run(
     run.rewrite_metrics(rows)
     run.write_summary(
         dataclasses.replace(
-            queued(cell.config),
+            queued(config),
             status="finished",
             epochs=2,
             seconds=20.0,
@@ -136,8 +142,9 @@ def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
     assert [
         tuple(row.judged.values.values()) for row in found if row.claim.id == "S3-0.0001-test"
     ] == [(0.30,), (0.51,)]
-    assert found[0].sound is not None
-    assert found[0].sound.mean == 0.51, "the weights that validation chose, in either place"
+    sound_interval = found[0].sound_interval
+    assert sound_interval is not None
+    assert sound_interval.mean == 0.51, "the weights that validation chose, in either place"
     (legend,) = dict(reproduction_document.draw(found))["s3_learning_rate"].legends
     shown = [text.get_text() for text in legend.get_texts()]
     assert shown == [

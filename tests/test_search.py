@@ -24,7 +24,7 @@ from cifar_lab.sweeps.cell import Cell, sweep_cells
 from cifar_lab.sweeps.optuna_search import run_search
 from cifar_lab.sweeps.outcome import Outcome
 from cifar_lab.sweeps.search_report import closing_lines
-from cifar_lab.sweeps.study import distributions, open_study, suggest
+from cifar_lab.sweeps.study import distributions, open_study, open_trials, suggest
 from cifar_lab.sweeps.trial import Trial
 from cifar_lab.train import main
 from cifar_lab.training.preflight import compose_checked
@@ -247,7 +247,7 @@ def test_values_do_not_depend_on_when_a_search_was_continued(tmp_path: Path) -> 
             if is_reopened:  # killed before the second value was drawn
                 suggest(study, trial, dict([*space.items()][:1]), options)
                 study = study_of(folder)
-                trial = optuna.trial.Trial(study, study.trials[-1]._trial_id)
+                (trial,) = open_trials(study)
             tried.setdefault(folder, []).append(suggest(study, trial, space, options))
             study.tell(trial, number / 20)
     one, other = tried.values()

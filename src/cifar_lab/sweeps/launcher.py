@@ -24,11 +24,10 @@ class Job(ABC):
     """A cell that was started. `id` is its name in a cluster's queue, "" without a queue."""
 
     id = ""
-    before = "new"
     loss = "its process ended without a result; see its train.log"
 
     def __init__(self, cell: Cell) -> None:
-        self.cell = cell
+        self.cell, self.before = cell, cell.state()
         self.was_asked = False
         self._started = time.monotonic()
 

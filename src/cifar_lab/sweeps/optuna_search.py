@@ -19,9 +19,16 @@ from cifar_lab.sweeps.launcher import Job
 from cifar_lab.sweeps.outcome import Outcome
 from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Source, fill_slots, make_launcher
 from cifar_lab.sweeps.record import Record
-from cifar_lab.sweeps.study import CONFIRMED, check_study, distributions, open_study, suggest
+from cifar_lab.sweeps.study import (
+    CONFIRMED,
+    check_study,
+    distributions,
+    open_study,
+    open_trials,
+    suggest,
+)
 from cifar_lab.sweeps.timing import Pace
-from cifar_lab.sweeps.trial import OVERRIDES, RUNS, Trial, by_seed, fail, with_seeds
+from cifar_lab.sweeps.trial import OVERRIDES, RUNS, Trial, by_seed, fail, is_done, with_seeds
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
@@ -90,16 +97,12 @@ class _Search(Source):
 
         The runs of a search that was killed a moment ago are given time to save and end.
         """
-        import optuna
 
         def is_idle(trial: Trial) -> bool:
             return all(is_free(cell) for cell in trial.cells)
 
-        found = [
-            self._opened(optuna.trial.Trial(self._study, frozen._trial_id))
-            for frozen in self._study.get_trials(states=[optuna.trial.TrialState.RUNNING])
-        ]
-        trials = [trial for trial in found if trial is not None]
+        opened = map(self._opened, open_trials(self._study))
+        trials = [trial for trial in opened if trial is not None]
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not all(map(is_idle, trials)) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -114,7 +117,7 @@ class _Search(Source):
         new = self._new_trials() * self._options.seeds
         return [self._example] * (begun + new + self._options.confirm)
 
-    def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> tuple[Cell, str] | None:
+    def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> Cell | None:
         while self._has_trials():
             trial = self._open.pop(0) if self._open else self._opened(self._study.ask())
             if trial is None:
@@ -123,13 +126,12 @@ class _Search(Source):
             if cell.run.path in self._running:  # the same values as a trial that is running
                 self._open.append(trial)
                 return None
-            before = cell.state()
-            if before == "finished" and cell.data_problem() is None:
-                self._end(trial, Outcome(cell, before, before))
+            if is_done(cell):
+                self._end(trial, Outcome(cell, "finished", "finished"))
                 continue
-            return self._started(cell, before, trial)
+            return self._started(cell, trial)
         fresh = self._fresh() if not any(self._running.values()) else []
-        return self._started(cell := fresh.pop(0), cell.state(), None) if fresh else None
+        return self._started(fresh.pop(0), None) if fresh else None
 
     def is_behind(self, job: Job) -> bool:
         trial = self._running[job.cell.run.path]
@@ -145,11 +147,11 @@ class _Search(Source):
             self._open.insert(0, trial)
         return outcome
 
-    def _started(self, cell: Cell, before: str, trial: Trial | None) -> tuple[Cell, str]:
-        if before in ("new", "queued"):
+    def _started(self, cell: Cell, trial: Trial | None) -> Cell:
+        if cell.state() in ("new", "queued"):
             RunDir.create(cell.config)
         self._running[cell.run.path] = trial
-        return cell, before
+        return cell
 
     def _has_trials(self) -> bool:
         return bool(self._open or self._new_trials())
@@ -185,4 +187,4 @@ class _Search(Source):
         first = self._cell_of(best.user_attrs[OVERRIDES])
         cells = with_seeds(first, self._options.seeds, self._options.confirm)
         self._study.set_user_attr(CONFIRMED, {"trial": best.number, RUNS: by_seed(cells)})
-        return [c for c in cells if c.state() != "finished" or c.data_problem() is not None]
+        return [cell for cell in cells if not is_done(cell)]

@@ -4,6 +4,7 @@ A cell that fails, diverges or is killed is one failed cell; the others go on. W
 launcher (processes of this machine, SLURM), which cell comes next a source (a grid, a search).
 """
 
+import dataclasses
 import logging
 import time
 from abc import ABC, abstractmethod
@@ -38,11 +39,8 @@ class Source(ABC):
         """Return cells that are still to come, for the time left."""
 
     @abstractmethod
-    def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> tuple[Cell, str] | None:
-        """Return the next cell and its state, or None if there is none now.
-
-        A folder that is not free comes when nothing else is left and `idle` has lasted a while.
-        """
+    def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> Cell | None:
+        """Return the next cell or None; one whose folder is in use only when all is idle."""
 
     def is_behind(self, job: Job) -> bool:
         """Return whether a run that is going on is to stop early."""
@@ -83,30 +81,26 @@ def run_all(
     (the caller looks at `stop.signal`); a second one kills them and raises Stopped.
     """
     where = make_launcher(launcher or {}, options)
-    grid = _Grid(cells, options)
-    settled = grid.settle()
+    grid = _Grid(cells)
+    settled = grid.settle(options)
     outcomes = {outcome.cell.run.path: outcome for outcome in settled}
-    if waiting := grid.waiting():
+    if waiting := list(grid.waiting()):
         record = Record(cells[0].run.path.parent, command)
         record.add(cells)
         slots = where.prepare([cell.config for cell in waiting])
         if not where.is_detached:
+            finished = sum(outcome.after == "finished" for outcome in settled)
             log.info(
-                "%d cell%s: %d to run, %d at a time, %d finished before",
-                len(cells),
-                "s" * (len(cells) != 1),
-                len(waiting),
-                slots,
-                sum(outcome.after == "finished" for outcome in settled),
+                f"{len(cells)} cell{'s' * (len(cells) != 1)}: {len(waiting)} to run, {slots} at a "
+                f"time, {finished} finished before"
             )
         pace = Pace()
         for cell in cells:
             pace.learn(cell)
-        for outcome in fill_slots(grid, where, slots, record, stop=stop, pace=pace):
-            outcomes[outcome.cell.run.path] = outcome
-        for cell in grid.waiting():
-            outcomes[cell.run.path] = Outcome(cell, grid.before(cell), cell.state())
-        record.close([outcomes[cell.run.path] for cell in cells])
+        ended = fill_slots(grid, where, slots, record, stop=stop, pace=pace)
+        ended += [grid.ended(Outcome(cell, "", cell.state())) for cell in grid.waiting()]
+        outcomes |= {outcome.cell.run.path: outcome for outcome in ended}
+        record.close(list(outcomes.values()))
     return [outcomes[cell.run.path] for cell in cells]
 
 
@@ -126,13 +120,30 @@ def fill_slots(
         outcomes.append(source.ended(outcome))
         line.ended(outcomes[-1])
 
+    def start_more() -> Sequence[Job]:
+        """Start cells, up to as many as there are slots; close those whose folder is in use."""
+        cells: list[Cell] = []
+        while len(running) + len(cells) < slots and len(cells) < launcher.most_at_once:
+            cell = source.take(launcher.is_free, idle=not running and not cells)
+            if cell is None:
+                break
+            record.add([cell])
+            try:
+                if not launcher.is_sent(cell):
+                    _make_ready(cell, launcher.options.rerun, stop)
+                cells.append(cell)
+            except (UsageError, Unavailable, RunFailed) as error:
+                after = "in use" if isinstance(error, Unavailable) else cell.state()
+                close(Outcome(cell, cell.state(), after, 0.0, error.exit_code, str(error)))
+        jobs = launcher.start(cells, record.folder) if cells else []
+        record.note_jobs(jobs)
+        return jobs
+
     with stop.graceful(), LiveLine(source.total, pace) as line:
         try:
             while running or (source.waiting() and stop.signal is None):
-                while stop.signal is None and (
-                    started := _start(source, launcher, record, slots, running, close)
-                ):
-                    running += started
+                while stop.signal is None and (jobs := start_more()):
+                    running += jobs
                 if launcher.is_detached and launcher.options.detach and not source.waiting():
                     break
                 if stop.signal is not None:  # it may have come while cells were starting
@@ -150,47 +161,19 @@ def fill_slots(
                 line.show([job.cell for job in running], source.waiting(), slots)
         finally:  # nothing is running here but after a signal or an error of ours
             launcher.abandon(running)
-    return outcomes + [Outcome(job.cell, job.before, job.cell.state()) for job in running]
+    left = [Outcome(job.cell, job.before, job.cell.state()) for job in running]
+    return outcomes + [source.ended(outcome) for outcome in left]
 
 
-def _start(
-    source: Source,
-    launcher: Launcher,
-    record: Record,
-    slots: int,
-    running: Sequence[Job],
-    close: Callable[[Outcome], None],
-) -> Sequence[Job]:
-    """Start cells, up to as many as there are slots; close those whose folder is in use."""
-    taken: list[tuple[Cell, str]] = []
-    while len(running) + len(taken) < slots and len(taken) < launcher.most_at_once:
-        found = source.take(launcher.is_free, idle=not running and not taken)
-        if found is None:
-            break
-        cell, before = found
-        record.add([cell])
-        try:
-            if not launcher.is_sent(cell):
-                _make_ready(cell, launcher.options.rerun)
-            taken.append(found)
-        except (UsageError, Unavailable, RunFailed) as error:
-            after = "in use" if isinstance(error, Unavailable) else cell.state()
-            close(Outcome(cell, before, after, 0.0, error.exit_code, str(error)))
-    if not taken:
-        return []
-    cells = [cell for cell, _ in taken]
-    jobs = launcher.start(cells, record.folder)
-    record.note_jobs([(cell, job.id) for cell, job in zip(cells, jobs, strict=True)])
-    for job, (_, before) in zip(jobs, taken, strict=True):
-        job.before = before
-    return jobs
+def _make_ready(cell: Cell, rerun: bool, stop: Stop) -> None:
+    """Wait for a process that is about to leave the folder; discard results if asked to.
 
-
-def _make_ready(cell: Cell, rerun: bool) -> None:
-    """Discard results that are in the way, once: a cell that is tried again goes on from its own.
-
-    Raises Unavailable if the folder is in use.
+    They are discarded here, once: a cell that is tried again goes on from its own checkpoint.
+    Raises Unavailable if the folder stays in use.
     """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while cell.run.is_locked() and stop.signal is None and time.monotonic() < deadline:
+        time.sleep(0.1)
     if cell.run.is_locked():
         raise Unavailable(f"{cell.run.path} is in use by another process; wait for it or stop it")
     if rerun:
@@ -202,61 +185,49 @@ def _make_ready(cell: Cell, rerun: bool) -> None:
 class _Grid(Source):
     """The cells of a sweep, in their order; one whose folder is in use comes after the others."""
 
-    def __init__(self, cells: Sequence[Cell], options: LaunchOptions) -> None:
+    def __init__(self, cells: Sequence[Cell]) -> None:
         self.total = len(cells)
-        self._options = options
         self._before = {cell.run.path: cell.state() for cell in cells}
         self._waiting = list(cells)
-        self._idle_since: float | None = None
 
-    def settle(self) -> list[Outcome]:
+    def settle(self, options: LaunchOptions) -> list[Outcome]:
         """Make the folders that are not there, queued; take out the cells that need no process."""
         settled = []
         for cell in list(self._waiting):
-            if self.before(cell) in ("new", "queued"):
+            state = self._before[cell.run.path]
+            if state in ("new", "queued"):
                 RunDir.create(cell.config)
-            outcome = self._without_running(cell)
+            outcome = None if options.rerun else _without_running(cell, state, options.accept_code)
             if outcome is not None:
                 settled.append(outcome)
                 self._waiting.remove(cell)
         return settled
 
-    def before(self, cell: Cell) -> str:
-        """Return the state in which the sweep found a cell."""
-        return self._before[cell.run.path]
-
     def waiting(self) -> Sequence[Cell]:
         return self._waiting
 
-    def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> tuple[Cell, str] | None:
-        for cell in self._waiting:
-            if is_free(cell):
-                self._waiting.remove(cell)
-                return cell, self.before(cell)
-        if not idle or not self._waiting:
-            self._idle_since = None
-            return None
-        self._idle_since = self._idle_since or time.monotonic()
-        if time.monotonic() - self._idle_since < PATIENCE_SECONDS:
-            return None
-        cell = self._waiting.pop(0)
-        return cell, self.before(cell)
+    def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> Cell | None:
+        free = (cell for cell in self._waiting if is_free(cell))
+        cell = next(free, self._waiting[0] if idle and self._waiting else None)
+        if cell is not None:
+            self._waiting.remove(cell)
+        return cell
 
-    def _without_running(self, cell: Cell) -> Outcome | None:
-        """Return the outcome of a cell that needs no process, or None."""
-        state = self.before(cell)
-        if self._options.rerun:
-            return None
-        if state == "damaged":
-            return Outcome(cell, state, state, 0.0, 1, cell.problem())
-        if state == "other code" and not self._options.accept_code:
-            error = (
-                "made by other code: rerun=true runs it again, accept_code=true takes it as it is"
-            )
-            return Outcome(cell, state, state, 0.0, 3, error)
-        if state not in ("finished", "other code") or not cell.is_finished():
-            return None
-        problem = cell.data_problem()
-        if problem is not None:
-            return Outcome(cell, state, "other data", 0.0, 3, problem)
-        return Outcome(cell, state, "finished")
+    def ended(self, outcome: Outcome) -> Outcome:
+        """Return the outcome with the state in which the sweep found the cell."""
+        return dataclasses.replace(outcome, before=self._before[outcome.cell.run.path])
+
+
+def _without_running(cell: Cell, state: str, accept_code: bool) -> Outcome | None:
+    """Return the outcome of a cell that needs no process, or None."""
+    if state == "damaged":
+        return Outcome(cell, state, state, 0.0, 1, cell.problem())
+    if state == "other code" and not accept_code:
+        error = "made by other code: rerun=true runs it again, accept_code=true takes it as it is"
+        return Outcome(cell, state, state, 0.0, 3, error)
+    if state not in ("finished", "other code") or not cell.is_finished():
+        return None
+    problem = cell.data_problem()
+    if problem is not None:
+        return Outcome(cell, state, "other data", 0.0, 3, problem)
+    return Outcome(cell, state, "finished")

@@ -10,6 +10,7 @@ from typing import Any
 
 from cifar_lab.runs.atomic_io import write_text
 from cifar_lab.sweeps.cell import Cell
+from cifar_lab.sweeps.launcher import Job
 from cifar_lab.sweeps.outcome import Outcome
 
 
@@ -26,7 +27,7 @@ class Record:
         self._cells: dict[Path, dict[str, Any]] = {}
         self._content: dict[str, Any] = {
             "command": list(command),
-            "started": _timestamp(),
+            "started": started.isoformat(timespec="seconds"),
             "cells": [],
         }
 
@@ -39,17 +40,17 @@ class Record:
         if new:
             self._write()
 
-    def note_jobs(self, jobs: Sequence[tuple[Cell, str]]) -> None:
-        """Note the ids of the jobs that run cells; "" is a process of this machine."""
-        for cell, job in jobs:
-            if job:
-                self._cells[cell.run.path]["job"] = job
-        if any(job for _, job in jobs):
+    def note_jobs(self, jobs: Sequence[Job]) -> None:
+        """Note the ids of the jobs that run cells; processes of this machine have none."""
+        for job in jobs:
+            if job.id:
+                self._cells[job.cell.run.path]["job"] = job.id
+        if any(job.id for job in jobs):
             self._write()
 
     def close(self, outcomes: Sequence[Outcome]) -> None:
         """Note what became of each cell."""
-        self._content["ended"] = _timestamp()
+        self._content["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         for outcome in outcomes:
             self._cells[outcome.cell.run.path] |= {
                 "before": outcome.before,
@@ -64,7 +65,3 @@ class Record:
         self._content["cells"] = list(self._cells.values())
         text = json.dumps(self._content, indent=1, ensure_ascii=False) + "\n"
         write_text(self.folder / "sweep.json", text)
-
-
-def _timestamp() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

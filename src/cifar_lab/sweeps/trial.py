@@ -34,6 +34,11 @@ def by_seed(cells: Sequence[Cell]) -> dict[str, str]:
     return {str(cell.config.seed): str(cell.run.path) for cell in cells}
 
 
+def is_done(cell: Cell) -> bool:
+    """Return whether a run is finished, and its data are still those of then."""
+    return cell.state() == "finished" and cell.data_problem() is None
+
+
 def best_validation(cell: Cell) -> float | None:
     """Return the best value of the score that a run monitors, None if there is none (yet)."""
     summary = None
@@ -56,7 +61,7 @@ class Trial:
         self._monitor = cells[0].config.training.monitor
         self._values: list[float] = []
         self._is_pruned = False
-        self._told = dict(study._storage.get_trial(trial._trial_id).intermediate_values)
+        self._told = dict(self._frozen().intermediate_values)
         notes = {FOLDER: str(cells[0].run.path), OVERRIDES: list(lines), RUNS: by_seed(cells)}
         for key, note in notes.items():
             if trial.user_attrs.get(key) != note:
@@ -118,9 +123,13 @@ class Trial:
 
     def _is_behind_others(self, done: int, mean: float) -> bool:
         """Ask the pruner by the mean of all finished runs, where it would take the best mean."""
-        frozen = copy.copy(self._study._storage.get_trial(self._trial._trial_id))
+        frozen = copy.copy(self._frozen())
         frozen.intermediate_values = {done: mean}
         return bool(self._study.pruner.prune(self._study, frozen))
+
+    def _frozen(self) -> Any:
+        """Return what the study knows of the trial."""
+        return self._study.get_trials(deepcopy=False)[self._trial.number]
 
     def _report_epochs(self) -> int:
         """Hand new validation scores to the study; return the last epoch, 0 if none is new."""

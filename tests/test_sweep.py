@@ -176,6 +176,7 @@ def test_a_killed_cell_is_one_failed_cell_and_the_next_call_goes_on(tmp_path: Pa
     assert_same_result(cells[0].run, undisturbed.cell.run)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process on Windows")
 def test_ctrl_c_saves_what_runs_and_leaves_the_rest_queued(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "seed=0,1", "training.epochs=500")
@@ -218,6 +219,7 @@ def test_images_are_pages_of_the_decoded_file_that_no_cell_copies(tmp_path: Path
         assert int(facts["Private_Dirty:"]) == int(facts["Shared_Dirty:"]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process on Windows")
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     (cell,) = cells_of(tmp_path, "training.epochs=500")
@@ -269,6 +271,7 @@ def test_cells_that_a_signal_finds_starting_are_asked_to_stop_at_once(
     assert [outcome.after for outcome in outcomes] == ["queued"] * 3
 
 
+@pytest.mark.slow
 def test_what_another_process_holds_or_other_code_made_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +312,7 @@ def test_two_configs_of_one_address_are_one_cell(tmp_path: Path) -> None:
     assert cells[0].axes == {"threads": "1"}
 
 
+@pytest.mark.slow
 def test_a_damaged_folder_is_one_failed_cell(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "seed=0,1")
     RunDir.create(cells[0].config).summary_file.write_text("{", encoding="utf-8")
@@ -319,6 +323,7 @@ def test_a_damaged_folder_is_one_failed_cell(tmp_path: Path) -> None:
     closing_table([damaged, fine])
 
 
+@pytest.mark.slow
 def test_a_plan_writes_nothing_and_is_timed_by_a_probe_then_by_finished_runs(
     tmp_path: Path,
 ) -> None:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def serve(address: str, env_vars: dict[str, str], modules: list[str]) -> None:
         requests.sendall(json.dumps({"nodes": nodes}).encode() + b"\n")
         while (request := receive(requests)) is not None:
             request.answer(os.getpid())
-            threading.Thread(target=_follow_task, args=(request,), name="cell").start()
+            threading.Thread(target=_follow, args=(request,), name="cell").start()
     # Their standard input has ended with that of the sweep: the cells save.
     deadline = time.monotonic() + _SAVING_SECONDS
     for thread in threading.enumerate():
@@ -64,6 +65,16 @@ def serve(address: str, env_vars: dict[str, str], modules: list[str]) -> None:
             thread.join(max(0.0, deadline - time.monotonic()))
     ray.shutdown()
     os._exit(0)
+
+
+def _follow(request: Request) -> None:
+    """Follow a cell to its end; without a cluster this process ends, and the sweep starts anew."""
+    try:
+        _follow_task(request)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _follow_task(request: Request) -> None:

@@ -145,7 +145,7 @@ def obtain(
             add(array, [getattr(arrays, array)])
         return Facts(arrays.class_names)
 
-    return cached(root / "decoded" / name, decode, name, checksums=checksums)
+    return cached(root / "decoded" / name, "", decode, name, checksums=checksums)
 
 
 def _from_sources(

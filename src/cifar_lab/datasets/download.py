@@ -124,7 +124,13 @@ def _receive(
         part.unlink()
         return
     with response:
-        start = _check_response(response, part, start)
+        if response.status != 206:
+            start = 0
+        elif not (response.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
+            part.unlink(missing_ok=True)
+            raise SourceFailed("answered with another range than the requested one")
+        if "text/html" in (response.headers["Content-Type"] or ""):
+            raise SourceFailed("answered with a web page instead of the file")
         expected = None if response.length is None else start + response.length
         if (expected or 0) > LARGEST_DOWNLOAD:
             raise SourceFailed(f"would send {_megabytes(expected or 0)}, too much to be right")
@@ -183,19 +189,6 @@ def _open(address: str, start: int, stall_seconds: float) -> http.client.HTTPRes
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         raise SourceFailed(_reason(error, stall_seconds)) from error
     return response
-
-
-def _check_response(response: http.client.HTTPResponse, part: Path, start: int) -> int:
-    """Return the offset of the first byte that the server sends."""
-    if response.status == 206:
-        if not (response.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
-            part.unlink(missing_ok=True)
-            raise SourceFailed("answered with another range than the requested one")
-    else:
-        start = 0
-    if "text/html" in (response.headers["Content-Type"] or ""):
-        raise SourceFailed("answered with a web page instead of the file")
-    return start
 
 
 def _judge_pace(

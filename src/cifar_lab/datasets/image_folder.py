@@ -1,12 +1,9 @@
 """Your own pictures: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone."""
 
-import contextlib
 import dataclasses
 import functools
-import hashlib
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -25,19 +23,15 @@ from cifar_lab.datasets.pictures import (
     Unreadable,
     cannot_be_read,
     decode_files,
-    read_content,
 )
 from cifar_lab.datasets.store import (
     Add,
     Facts,
     cached,
-    read_record,
     sha256_of_json,
     user_path,
-    write_record,
 )
 from cifar_lab.errors import Unavailable, UsageError, listing, shorten
-from cifar_lab.runs.atomic_io import open_for_appending, try_lock
 
 log = logging.getLogger("cifar_lab")
 
@@ -47,7 +41,6 @@ LARGEST_IN_MEMORY = 1_000_000_000
 """Bytes of decoded pictures up to which `auto` keeps them in memory, if there is four times more"""
 
 _SETS = ("train", "test")
-_FORMAT = 2  # of the decoded pictures; another number decodes all anew
 
 
 def load(
@@ -90,10 +83,12 @@ def load(
         skip_broken=skip_broken,
     )
     mapped = storage == "mapped" or (storage == "auto" and pictures.nbytes > _most_in_memory())
-    caches = root / "decoded" / "pictures"
+    key = pictures.key()
+    decoding = [folder.resolve().as_posix(), pictures.image_shape, fit, test_fraction]
     arrays = cached(
-        caches / _content_key(caches, pictures, test_fraction),
-        pictures.decode,
+        root / "decoded" / "pictures" / sha256_of_json(decoding)[:24],
+        key,
+        functools.partial(pictures.decode, key),
         f"the pictures in {folder}",
         mapped=mapped,
         nbytes=pictures.nbytes,
@@ -135,21 +130,23 @@ class _Pictures:
         """The bytes of all decoded images."""
         return self.count * prod(self.image_shape)
 
-    @functools.cached_property
-    def digests(self) -> dict[str, list[str]]:
-        """The sha256 of each file, "" for one that cannot be read."""
-        digests: dict[str, list[str]] = {name: [] for name in _SETS}
-        with tqdm(total=self.count, desc="reading", unit="picture", disable=None) as bar:
-            for name in _SETS:
-                for path in self.paths[name]:
-                    try:
-                        digests[name].append(hashlib.sha256(read_content(path)).hexdigest())
-                    except Unreadable:
-                        digests[name].append("")
-                    bar.update()
-        return digests
+    def key(self) -> str:
+        """Return a hash of names, sizes, times and labels: where it is equal, nothing has changed.
 
-    def decode(self, add: Add, _: str) -> Facts:
+        The time of change (ctime) is there because a copy can keep the time of modification.
+        """
+        states: list[Any] = []
+        for name in _SETS:
+            for path, label in zip(self.paths[name], self.labels[name].tolist(), strict=True):
+                try:
+                    state = path.stat()
+                    numbers = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+                except OSError:  # a link to nowhere, which is a broken picture
+                    numbers = []
+                states.append([name, self._relative(path), label, *numbers])
+        return sha256_of_json([PIL.__version__, self.class_names, states])
+
+    def decode(self, key: str, add: Add, _: str) -> Facts:
         """Add the images and labels of both sets, without the pictures that are broken."""
         log.info("decoding %s pictures of %s once", f"{self.count:,}", self.folder)
         broken: dict[str, str] = {}
@@ -159,6 +156,11 @@ class _Pictures:
             add(f"{name}_images", self._decode_set(name, broken, kept))
             labels[name] = self.labels[name][np.array(kept, dtype=int)]
         self.check_broken(broken, labels["train"], labels["test"])
+        if self.key() != key:
+            raise Unavailable(
+                f"the pictures in {self.folder} have changed while they were read; run the command "
+                "again when they are complete"
+            )
         for name in _SETS:
             add(f"{name}_labels", [labels[name]])
         return Facts(self.class_names, broken)
@@ -171,18 +173,15 @@ class _Pictures:
         decoded = decode_files(paths, self.image_shape, self.fit)
         bar = tqdm(decoded, f"decoding {name}", len(paths), unit="picture", disable=None)
         for position, picture in enumerate(bar):
-            path = paths[position]
-            if picture.sha256 != self.digests[name][position]:
-                raise Unavailable(
-                    f"{path} has changed while it was read; run the command again when the "
-                    "pictures are complete"
-                )
-            if picture.pixels is None:
-                broken[path.relative_to(self.folder).as_posix()] = shorten(picture.error, 100)
+            if isinstance(picture, Unreadable):
+                broken[self._relative(paths[position])] = shorten(str(picture), 100)
                 self._check_number(broken)
             else:
                 kept.append(position)
-                yield picture.pixels[None]
+                yield picture[None]
+
+    def _relative(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix()
 
     def check_broken(
         self,
@@ -229,68 +228,6 @@ class _Pictures:
 
 def _names(broken: Mapping[str, str]) -> list[str]:
     return [shorten(path, 60) for path in sorted(broken)]
-
-
-def _content_key(caches: Path, pictures: _Pictures, test_fraction: float) -> str:
-    """Return a hash of all that decides what is decoded, the content of the files among it.
-
-    So a moved folder is not decoded again. An index remembers the key for the state of the files,
-    which spares reading them. The decoded pictures that no index names any more are removed.
-    """
-    from PIL import __version__
-
-    decoding = [_FORMAT, __version__, pictures.image_shape, pictures.fit]
-    index = caches / f"{_hash([str(pictures.folder.resolve()), *decoding, test_fraction])}.json"
-    state, known = _files_state(pictures), _read_index(index)
-    if known.get("files") == state:
-        return known["key"]
-    labels = {name: pictures.labels[name].tolist() for name in _SETS}
-    key = _hash([*decoding, pictures.class_names, labels, pictures.digests])
-    with contextlib.suppress(OSError):  # the folder cannot be written, which is no matter yet
-        caches.mkdir(parents=True, exist_ok=True)
-        write_record(index, {"files": state, "key": key})
-        if all(_read_index(path).get("key") != known.get("key") for path in caches.glob("*.json")):
-            _remove(caches, known.get("key"))
-    return key
-
-
-def _remove(caches: Path, key: str | None) -> None:
-    """Remove decoded pictures; what a process has mapped stays there for it."""
-    if key is not None:
-        with open_for_appending(caches / f"{key}.lock") as lock:
-            if try_lock(lock):
-                shutil.rmtree(caches / key, ignore_errors=True)
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    """Return the key of decoded pictures and the state of the files; nothing if there is none."""
-    try:
-        contents = read_record(path)
-        index = {"files": str(contents["files"]), "key": str(contents["key"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return index if index["key"].isalnum() else {}  # it becomes a folder's name
-
-
-def _files_state(pictures: _Pictures) -> str:
-    """Return a hash of names, sizes, times and places on the disk: equal ones spare reading.
-
-    The time of change (ctime) is there because a copy can keep the time of modification.
-    """
-    states: list[Any] = []
-    for name in _SETS:
-        for path in pictures.paths[name]:
-            try:
-                state = path.stat()
-                numbers = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
-            except OSError:
-                numbers = [-1]
-            states.append([name, path.relative_to(pictures.folder).as_posix(), *numbers])
-    return _hash(states)
-
-
-def _hash(value: Any) -> str:
-    return sha256_of_json(value)[:24]
 
 
 def _list(

@@ -1,14 +1,12 @@
 """Picture files: which there are, and each as an array of a given shape."""
 
 import contextlib
-import hashlib
 import io
 import os
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,15 +30,6 @@ SUFFIXES = frozenset(
 
 class Unreadable(Exception):
     """A file is not a picture that can be decoded; the message is the reason, in one line."""
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A picture (C, H, W), or None and the reason; and the sha256 of its file, "" if unread."""
-
-    pixels: NDArray[np.uint8] | None
-    error: str
-    sha256: str
 
 
 def find_pictures(path: Path) -> list[Path]:
@@ -81,27 +70,26 @@ def read_content(path: Path) -> bytes:
         raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from error
 
 
-def decode_files(paths: Sequence[Path], image_shape: Sequence[int], fit: Fit) -> Iterator[Decoded]:
-    """Yield the pictures of files in their order, decoded by as many threads as there are cores.
+def decode_files(
+    paths: Sequence[Path], image_shape: Sequence[int], fit: Fit
+) -> Iterator[NDArray[np.uint8] | Unreadable]:
+    """Yield the picture (C, H, W) of each file, or why there is none.
 
-    Pillow works without Python's global lock: of 1,000 photographs and of 4,000 small pictures,
-    threads decoded as many a second as processes did. Only a few pictures are in memory at a time,
-    however slowly they are taken.
+    They are decoded by as many threads as there are cores, since Pillow works without Python's
+    global lock: of 1,000 photographs and of 4,000 small pictures, threads decoded as many a second
+    as processes did. Only a few are in memory at a time, however slowly they are taken.
     """
 
-    def read(path: Path) -> Decoded:
-        digest = ""
+    def read(path: Path) -> NDArray[np.uint8] | Unreadable:
         try:
-            content = read_content(path)
-            digest = hashlib.sha256(content).hexdigest()
-            return Decoded(decode(content, image_shape, fit), "", digest)
+            return decode(read_content(path), image_shape, fit)
         except Unreadable as error:
-            return Decoded(None, str(error), digest)
+            return error
 
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with _refusing_bombs(), ThreadPoolExecutor(cores, thread_name_prefix="pictures") as threads:
-        coming: deque[Future[Decoded]] = deque()
+        coming: deque[Future[NDArray[np.uint8] | Unreadable]] = deque()
         for path in paths:
             coming.append(threads.submit(read, path))
             if len(coming) > 4 * cores:

@@ -95,6 +95,7 @@ def files_digest(path: Path) -> str | None:
 
 def cached(
     folder: Path,
+    key: str,
     decode: Decode,
     what: str,
     *,
@@ -102,19 +103,20 @@ def cached(
     mapped: bool = False,
     nbytes: int = 0,
 ) -> ImageArrays:
-    """Return the dataset `what` that was decoded into a folder; it is decoded now if it is not.
+    """Return the dataset `what` that was decoded into a folder with this key, or decode it now.
 
     Arrays are verified by their sha256: those in `checksums`, or those that were noted when they
     were decoded. Processes that ask at the same time decode once. Where the folder cannot be
     written, the dataset is decoded into memory.
 
-    `mapped`: its `nbytes` may be more than the memory. Then the files must be there, and one whose
-    size and time are those that were noted is taken as it is. Raises UsageError or Unavailable if
-    the folder cannot be written, Unavailable if the disk does not keep what is written.
+    `mapped`: its `nbytes` may be more than the memory. Then the files must be there, and those that
+    are not newer than the note of their sha256 are taken as they are. Raises UsageError or
+    Unavailable if the folder cannot be written, Unavailable if the disk does not keep what is
+    written.
     """
     known = checksums or {}
     with contextlib.suppress(_Damaged):  # Or is it being written? It is read again with the lock.
-        if arrays := _read(folder, known, mapped):
+        if arrays := _read(folder, key, known, mapped):
             return arrays
     with locked(folder.with_name(f"{folder.name}.lock"), what) as not_writable:
         if not_writable:
@@ -126,12 +128,12 @@ def cached(
                 )
             return _decode_in_memory(decode, not_writable)
         try:
-            if arrays := _read(folder, known, mapped):
+            if arrays := _read(folder, key, known, mapped):
                 return arrays
         except _Damaged as damaged:
             log.warning("%s is damaged (%s); decoding the dataset again", damaged.path, damaged)
         try:
-            _decode_into(folder, decode, what, nbytes)
+            _decode_into(folder, key, decode, what, nbytes)
         except OSError as error:
             problem = error.strerror or str(error)
             if mapped:
@@ -142,7 +144,7 @@ def cached(
             log.warning("%s cannot be cached in %s: %s", what, folder, problem)
             return _decode_in_memory(decode, "")
         try:
-            arrays = _read(folder, known, mapped)
+            arrays = _read(folder, key, known, mapped)
         except _Damaged as damaged:
             raise Unavailable(
                 f"{damaged.path} does not read back as it was written ({damaged}); check the disk "
@@ -160,35 +162,31 @@ class _Damaged(Exception):
         self.path = path
 
 
-def _read(folder: Path, checksums: Mapping[str, str], mapped: bool) -> ImageArrays | None:
+def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) -> ImageArrays | None:
     """Map the arrays of a folder into memory and verify them; None if there are none."""
     index = folder / "contents.json"
     try:
         contents = read_record(index)
+        if contents.get("key") != key:
+            return None
         facts = Facts(tuple(contents["class_names"]), dict(contents["broken"]))
         entries = {name: contents["arrays"][name] for name in ARRAYS}
         arrays = {name: _map(folder, name, entry, mapped) for name, entry in entries.items()}
-        outdated = False
+        noted = index.stat().st_mtime_ns
         for name, entry in entries.items():
             path = _file(folder, name)
-            state = _state(path)
-            if mapped and state == entry["state"]:
+            if mapped and path.stat().st_mtime_ns <= noted:
                 continue
+            entry["sha256"] = checksums.get(name, entry["sha256"])
             # Of the file and not of the map, whose pages would stay in memory.
-            digest = digest_of(path, "sha256")
-            if digest != checksums.get(name, entry["sha256"]):
+            if digest_of(path, "sha256") != entry["sha256"]:
                 raise _Damaged(path, "its sha256 does not match")
-            outdated = outdated or state != entry["state"]
-            entry |= {"sha256": digest, "state": state}
     except FileNotFoundError as error:
         if not index.exists():
             return None
         raise _Damaged(Path(error.filename), "it is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(index, first_line(error)) from error
-    if outdated and mapped:
-        with contextlib.suppress(OSError):
-            write_record(index, contents)
     return _image_arrays(arrays, entries, facts, mapped)
 
 
@@ -204,7 +202,7 @@ def _map(folder: Path, name: str, entry: Mapping[str, Any], mapped: bool) -> NDA
     return np.memmap(path, dtype=dtype, mode="r" if mapped else "c", shape=shape)
 
 
-def _decode_into(folder: Path, decode: Decode, what: str, nbytes: int) -> None:
+def _decode_into(folder: Path, key: str, decode: Decode, what: str, nbytes: int) -> None:
     """Decode a dataset into the files of a folder; the caller has its lock."""
     entries: dict[str, dict[str, Any]] = {}
 
@@ -214,7 +212,6 @@ def _decode_into(folder: Path, decode: Decode, what: str, nbytes: int) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         with replacing(_file(folder, name)) as file:
             entries[name] = _pour(parts, file.write)
-        entries[name]["state"] = _state(_file(folder, name))
 
     free = shutil.disk_usage(folder.parent).free
     if free < nbytes:
@@ -224,7 +221,7 @@ def _decode_into(folder: Path, decode: Decode, what: str, nbytes: int) -> None:
             f"{free / 1e9:,.1f} GB left",
         )
     facts = decode(add, "")
-    contents = {"class_names": facts.class_names, "broken": facts.broken, "arrays": entries}
+    contents = {"key": key, **facts._asdict(), "arrays": entries}
     write_record(folder / "contents.json", contents)
 
 
@@ -317,8 +314,3 @@ def locked(path: Path, what: str) -> Iterator[str]:
 
 def _file(folder: Path, name: str) -> Path:
     return folder / f"{name}.bin"
-
-
-def _state(path: Path) -> list[int]:
-    state = path.stat()
-    return [state.st_size, state.st_mtime_ns]

@@ -39,43 +39,27 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_comes_whole_in_one_request(server: FileServer, tmp_path: Path) -> None:
-    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "new" / "file")
-    assert (tmp_path / "new" / "file").read_bytes() == CONTENT
-    assert server.requests == [("/file", None)]
-    assert names(tmp_path / "new") == ["file"]
-
-
-def test_what_an_earlier_download_left_is_not_asked_for_again(
-    server: FileServer, tmp_path: Path
+@pytest.mark.parametrize(
+    ("left", "ranges", "asked"),
+    [
+        (None, True, [None]),
+        (CONTENT[:100_000], True, ["bytes=100000-"]),
+        (CONTENT[:100_000], False, ["bytes=100000-"]),
+        (CONTENT, True, []),
+        (b"x" * 1000, True, ["bytes=1000-", None]),
+        (b"x" * (len(CONTENT) + 10), True, [f"bytes={len(CONTENT) + 10}-", None]),
+    ],
+    ids=["nothing", "a part", "no ranges", "all", "a wrong part", "too much"],
+)
+def test_only_what_an_earlier_download_did_not_leave_is_asked_for(
+    left: bytes | None, ranges: bool, asked: list[str | None], server: FileServer, tmp_path: Path
 ) -> None:
-    (tmp_path / "file.part").write_bytes(CONTENT[:100_000])
-    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
+    if left is not None:
+        (tmp_path / "file.part").write_bytes(left)
+    get(server.serve("/file", Behaviour(CONTENT, ranges=ranges)), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
-    assert server.requests == [("/file", "bytes=100000-")]
-
-
-def test_a_complete_part_is_kept_without_a_request(server: FileServer, tmp_path: Path) -> None:
-    (tmp_path / "file.part").write_bytes(CONTENT)
-    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == CONTENT
-    assert server.requests == []
-
-
-def test_a_server_without_ranges_starts_anew(server: FileServer, tmp_path: Path) -> None:
-    (tmp_path / "file.part").write_bytes(CONTENT[:100_000])
-    get(server.serve("/file", Behaviour(CONTENT, ranges=False)), tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("left", [b"x" * 1000, b"x" * (len(CONTENT) + 10)], ids=["part", "longer"])
-def test_a_wrong_part_is_dropped_and_the_file_fetched_from_its_start(
-    server: FileServer, tmp_path: Path, left: bytes
-) -> None:
-    (tmp_path / "file.part").write_bytes(left)
-    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == CONTENT
-    assert server.requests == [("/file", f"bytes={len(left)}-"), ("/file", None)]
+    assert [how for _, how in server.requests] == asked
+    assert names(tmp_path) == ["file"]
 
 
 def test_another_range_than_the_one_asked_for_is_not_appended(
@@ -97,23 +81,13 @@ def test_a_connection_that_breaks_is_resumed(server: FileServer, tmp_path: Path)
     ]
 
 
-def test_a_truncating_server_without_ranges_is_given_up(server: FileServer, tmp_path: Path) -> None:
-    how = Behaviour(CONTENT, close_after=200_000, ranges=False)
-    with pytest.raises(SourceFailed, match=r"closed the connection after 0\.2 MB of 0\.5 MB"):
-        get(server.serve("/file", how), tmp_path / "file")
-    assert len(server.requests) == 2
-    assert not (tmp_path / "file").exists()
-
-
-@pytest.mark.parametrize("hang_after", [0, 1000])
-def test_silence_ends_a_connection(server: FileServer, tmp_path: Path, hang_after: int) -> None:
-    how = Behaviour(CONTENT, hang_after=hang_after, ranges=False)
-    began = time.monotonic()
+def test_silence_ends_a_connection(server: FileServer, tmp_path: Path) -> None:
+    how = Behaviour(CONTENT, hang_after=1000, ranges=False)
     with pytest.raises(SourceFailed, match=r"silent for 0\.4 s"):
         get(server.serve("/file", how), tmp_path / "file", stall=0.4)
-    assert time.monotonic() - began < 3
 
 
+@pytest.mark.slow
 def test_a_dripping_server_is_not_silent(server: FileServer, tmp_path: Path) -> None:
     content = CONTENT[:110_000]
     address = server.serve("/file", Behaviour(content, bytes_per_second=55_000))
@@ -143,12 +117,10 @@ def test_impatience_leaves_a_slow_server_and_keeps_what_came(
     [
         (Behaviour(CONTENT[:-1] + b"?"), "sent something else"),
         (Behaviour(CONTENT, claimed_length=1000), "sent something else"),
-        (Behaviour(CONTENT, claimed_length=len(CONTENT) + 9, ranges=False), "closed the conn"),
+        (Behaviour(CONTENT, close_after=200_000, ranges=False), r"after 0\.2 MB of 0\.5 MB"),
         (Behaviour(CONTENT, claimed_length=1 << 40), "too much to be right"),
         (Behaviour(b"<html>", content_type="text/html; charset=utf-8"), "web page"),
         (Behaviour(b"", status=404), "HTTP 404"),
-        (Behaviour(b"", status=503), "HTTP 503"),
-        (Behaviour(b""), "sent something else"),
     ],
 )
 def test_wrong_content_is_never_used(
@@ -157,17 +129,6 @@ def test_wrong_content_is_never_used(
     with pytest.raises(SourceFailed, match=why):
         get(server.serve("/file", how), tmp_path / "file")
     assert not (tmp_path / "file").exists()
-
-
-def test_a_server_that_sends_too_much_is_cut_off(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download, "LARGEST_DOWNLOAD", 300_000)
-    how = Behaviour(CONTENT, claimed_length=299_999)
-    with pytest.raises(SourceFailed, match="something else"):
-        get(server.serve("/file", how), tmp_path / "file")
-    with pytest.raises(SourceFailed, match="too much"):
-        get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
 
 
 def test_nobody_there(tmp_path: Path) -> None:
@@ -193,37 +154,21 @@ def test_a_full_disk_is_named(
         get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
 
 
-@pytest.mark.parametrize("content", [b"", b"gold", CONTENT], ids=["empty", "other", "the data"])
-def test_a_part_that_is_a_link_is_replaced_not_followed(
-    content: bytes, server: FileServer, tmp_path: Path
-) -> None:
+def test_a_part_that_is_a_link_is_replaced_not_followed(server: FileServer, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
-    victim.write_bytes(content)
+    victim.write_bytes(b"gold")
     (tmp_path / "file.part").symlink_to(victim)
     get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
-    assert victim.read_bytes() == content
+    assert victim.read_bytes() == b"gold"
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert not (tmp_path / "file").is_symlink()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_part_that_is_a_pipe_is_not_waited_for(server: FileServer, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "file.part")
-    get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == CONTENT
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-@pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_a_lock_of_the_data_that_is_no_file_is_not_opened(kind: str, tmp_path: Path) -> None:
-    victim, lock = tmp_path / "victim", tmp_path / "set.lock"
-    if kind == "link":
-        lock.symlink_to(victim)
-    else:
-        os.mkfifo(lock)
-    with locked(lock, "set") as not_writable:
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "set.lock").symlink_to(tmp_path / "victim")
+    with locked(tmp_path / "set.lock", "set") as not_writable:
         assert not_writable
-    assert not victim.exists()
+    assert not (tmp_path / "victim").exists()
 
 
 class Tiny:
@@ -262,20 +207,18 @@ def test_a_set_is_downloaded_once_and_then_comes_from_the_cache(tiny: Tiny) -> N
     assert len(tiny.server.requests) == 1
 
 
-def test_an_unpacked_tree_is_used_as_it_is(tiny: Tiny) -> None:
-    tiny_sets.write(tiny.folder, tiny.files)
+@pytest.mark.parametrize("unpacked", [True, False])
+def test_what_lies_in_the_data_folder_is_used_as_it_is(tiny: Tiny, unpacked: bool) -> None:
+    folder, files = tiny.folder, tiny.files
+    if not unpacked:
+        folder, files = tiny.root, {tiny.path.name: tiny.archive}
+    tiny_sets.write(folder, files)
     assert tiny_sets.same(tiny.load(), tiny.data)
     assert tiny.server.requests == []
-    assert names(tiny.folder) == sorted(tiny.files)
+    assert set(files) <= set(names(folder))
 
 
-def test_an_archive_on_disk_is_used_as_it_is(tiny: Tiny) -> None:
-    tiny_sets.write(tiny.root, {tiny.path.name: tiny.archive})
-    assert tiny_sets.same(tiny.load(), tiny.data)
-    assert tiny.server.requests == []
-
-
-@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+@pytest.mark.parametrize("damage", ["flipped", "missing"])
 def test_a_damaged_tree_is_named_and_the_set_fetched(
     tiny: Tiny, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -283,8 +226,6 @@ def test_a_damaged_tree_is_named_and_the_set_fetched(
     content = files.pop("data_batch_2")
     if damage == "flipped":
         files["data_batch_2"] = content[:500] + bytes([content[500] ^ 1]) + content[501:]
-    elif damage == "truncated":
-        files["data_batch_2"] = content[:500]
     tiny_sets.write(tiny.folder, files)
     assert tiny_sets.same(tiny.load(), tiny.data)
     assert len(tiny.server.requests) == 1
@@ -324,26 +265,19 @@ def test_no_source_left_says_in_one_line_what_was_tried_and_what_one_can_do(tiny
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("status", "paths"), [(503, ["/tar", "/b", "/tar"]), (200, ["/tar", "/b"])]
+)
 def test_a_slow_address_waits_until_the_others_were_tried(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, status: int, paths: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "TRIAL_SECONDS", 0.2)
     tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=150_000))
-    broken = tiny.server.serve("/broken", Behaviour(b"", status=503))
-    assert tiny_sets.same(tiny.load((broken,), patience_minutes=0.2 / 60), tiny.data)
-    paths = [path for path, _ in tiny.server.requests]
-    assert paths == ["/tar", "/broken", "/tar"]
-    assert tiny.server.requests[2][1] is not None, "the slow download goes on where it was"
-
-
-def test_a_faster_source_than_a_slow_address_is_taken(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download, "TRIAL_SECONDS", 0.2)
-    tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=55_000))
-    fast = tiny.server.serve("/fast", Behaviour(tiny.archive))
-    assert tiny_sets.same(tiny.load((fast,), patience_minutes=0.5 / 60), tiny.data)
-    assert [path for path, _ in tiny.server.requests] == ["/tar", "/fast"]
+    other = tiny.server.serve("/b", Behaviour(tiny.archive, status=status))
+    assert tiny_sets.same(tiny.load((other,), patience_minutes=0.2 / 60), tiny.data)
+    assert [path for path, _ in tiny.server.requests] == paths
+    assert len(paths) == 2 or tiny.server.requests[2][1] is not None, "it goes on where it was"
 
 
 def test_content_that_decodes_to_something_else_is_never_used(tiny: Tiny) -> None:
@@ -402,6 +336,7 @@ def test_processes_that_start_together_fetch_once(tiny: Tiny) -> None:
     assert sum("waiting for another process that prepares tiny" in err for _, err in ends) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
 def test_after_a_kill_the_next_process_goes_on(tiny: Tiny) -> None:
     tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=len(tiny.archive) / 10))
@@ -442,43 +377,29 @@ def test_a_folder_that_cannot_be_written_still_serves_what_it_has(
     assert tiny_sets.same(found, tiny.data)
 
 
-def fake_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.mkdir()
-    npm = folder / "npm"
+@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for npm is a shell script")
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ('test "$1 $2" = "pack tiny@1.0.0" && printf content > tiny-1.0.0.tgz', None),
+        ("printf other > tiny.tgz", "wrong sha256"),
+        ("echo 'npm error code E404' >&2; exit 1", "npm error code E404"),
+        ("exit 0", "npm pack failed"),
+    ],
+)
+def test_npm_packs_into_a_folder_that_is_gone_afterwards(
+    script: str, why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npm, target = tmp_path / "bin" / "npm", tmp_path / "data" / "tiny.tgz"
+    npm.parent.mkdir()
     npm.write_text(f"#!/bin/sh\n{script}\n")
     npm.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the stand-in for npm is a shell script")
-class TestNpm:
-    def test_packs_into_a_folder_that_is_gone_afterwards(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        script = 'test "$1 $2" = "pack tiny@1.0.0" && printf content > tiny-1.0.0.tgz'
-        fake_npm(tmp_path / "bin", script, monkeypatch)
-        target = tmp_path / "data" / "tiny.tgz"
-        npm_pack("tiny@1.0.0", target, hashlib.sha256(b"content").hexdigest())
+    monkeypatch.setenv("PATH", f"{npm.parent}{os.pathsep}{os.environ['PATH']}")
+    sha256 = hashlib.sha256(b"content").hexdigest()
+    if why is None:
+        npm_pack("tiny@1.0.0", target, sha256)
         assert target.read_bytes() == b"content"
-        assert names(target.parent) == ["tiny.tgz"]
-
-    @pytest.mark.parametrize(
-        ("script", "why"),
-        [
-            ("printf other > tiny.tgz", "wrong sha256"),
-            ("echo 'npm error code E404' >&2; exit 1", "npm error code E404"),
-            ("exit 0", "npm pack failed"),
-        ],
-    )
-    def test_says_what_went_wrong(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str
-    ) -> None:
-        fake_npm(tmp_path / "bin", script, monkeypatch)
+    else:
         with pytest.raises(SourceFailed, match=why):
-            npm_pack("tiny@1.0.0", tmp_path / "data" / "tiny.tgz", "0" * 64)
-        assert names(tmp_path / "data") == []
-
-    def test_without_npm_it_says_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("PATH", str(tmp_path))
-        with pytest.raises(SourceFailed, match="no npm on the PATH"):
-            npm_pack("tiny@1.0.0", tmp_path / "tiny.tgz", "0" * 64)
+            npm_pack("tiny@1.0.0", target, sha256)
+    assert names(target.parent) == ([] if why else ["tiny.tgz"])

@@ -98,26 +98,11 @@ TABLE: list[tuple[str, tuple[int, int, int], dict[str, Any], int, float]] = [
     ("mixed_kernel", CIFAR, {}, 4_491_749, 484_019_337),
     ("mixed_kernel", CIFAR, {"batch_norm_per_conv": True}, 4_495_333, 484.0),
     ("mixed_kernel", CIFAR, {"gate_reduction": 4}, 4_517_091, 484.0),
-    ("mixed_kernel", CIFAR, {"gate": "identity"}, 4_491_749, 484_019_337),
-    ("mixed_kernel", CIFAR, {"gate": "relu"}, 4_491_749, 484_019_337),
     ("mixed_kernel", CIFAR, {"gate": "sigmoid"}, 4_491_749, 484_019_337),
     ("mixed_kernel", CIFAR, {"global_pool": False}, 4_983_269, 484.5),
     ("mixed_kernel", CIFAR, {"hidden": 64}, 4_474_533, 484.0),
-    ("mixed_kernel", CIFAR, {"hidden": 256}, 4_526_181, 484.1),
-    ("mixed_kernel", CIFAR, {"hidden": 512}, 4_595_045, 484.1),
     ("mixed_kernel", CIFAR, {"kernels": [3, 5, 7]}, 10_595_813, 1_147.8),
-    ("mixed_kernel", CIFAR, {"widths": [32, 32, 64, 64, 128, 128]}, 1_135_685, 122.7),
-    (
-        "mixed_kernel",
-        CIFAR,
-        {"widths": [32, 32, 64, 64, 128, 128], "kernels": [3, 5, 7]},
-        2_664_005,
-        291.0,
-    ),
     ("mixed_kernel", CIFAR, {"widths": [64] * 6}, 736_293, 238.6),
-    ("mixed_kernel", CIFAR, {"widths": [128] * 6}, 2_904_485, 940.5),
-    ("mixed_kernel", CIFAR, {"widths": [32, 64, 128, 256, 512, 512]}, 15_348_933, 884.3),
-    ("mixed_kernel", CIFAR, {"widths": [64, 128, 128, 256, 256, 512]}, 8_971_493, 961.2),
     ("mixed_kernel", CIFAR, {"widths": [64, 128, 256, 256, 512, 512]}, 17_576_165, 1_621.8),
     ("mixed_kernel_small", CIFAR, {}, 290_933, 31.5),
     # Not of the reports. ResNet-18: 11,173,962 is what public CIFAR implementations count too.
@@ -149,7 +134,7 @@ def test_buffers_are_those_of_the_batch_norms() -> None:
     assert sum(buffer.numel() for buffer in build("mixed_kernel").buffers()) == 2_055
 
 
-@pytest.mark.parametrize("image_shape", [CIFAR, MNIST, MNIST_PADDED, (3, 40, 36)])
+@pytest.mark.parametrize("image_shape", [CIFAR, MNIST, (3, 40, 36)])
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_takes_every_dataset_s_shape(
     model: str, image_shape: tuple[int, int, int]
@@ -162,7 +147,6 @@ def test_every_model_takes_every_dataset_s_shape(
     ("model", "image_shape", "changes", "size"),
     [
         ("convnet", CIFAR, {}, 64 * 8 * 8),
-        ("convnet", MNIST, {}, 64 * 7 * 7),
         ("convnet_plain", CIFAR, {}, 64 * 5 * 5),
         ("convnet_deep", CIFAR, {}, 256 * 2 * 2),
         ("two_branch", CIFAR, {}, 6 * 28 * 28),
@@ -276,12 +260,21 @@ def test_old_checkpoints_of_convnet_stay_loadable() -> None:
     ]
 
 
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "silu"])
-@pytest.mark.parametrize("model", MODELS)
+# A model of each kind: an activation in place must not change what another layer still needs.
+@pytest.mark.parametrize(
+    ("model", "activation"),
+    [
+        ("convnet", "relu"),
+        ("convnet_plain", "silu"),
+        ("two_branch", "leaky_relu"),
+        ("mixed_kernel_small", "silu"),
+        ("airbench_small", "relu"),
+        ("resnet_small", "silu"),
+    ],
+)
 def test_an_activation_in_place_gives_the_same_gradients(model: str, activation: str) -> None:
     settings = options("activation", activation)
     kind = locate(settings.pop("_target_"))
-    changes: dict[str, Any] = {"widths": [8] * 6} if model == "mixed_kernel" else {}
     gradients = []
     for inplace in (False, True):
         torch.manual_seed(0)
@@ -292,7 +285,6 @@ def test_an_activation_in_place_gives_the_same_gradients(model: str, activation:
             activation=lambda: kind(**settings),
             conv_dropout=0.0,
             dense_dropout=0.0,
-            **changes,
         )
         loss = nn.functional.cross_entropy(built(torch.rand(4, *CIFAR)), torch.arange(4))
         gradients.append(torch.autograd.grad(loss, trained(built)))
@@ -341,20 +333,6 @@ def test_softmax_gates_are_shares_of_the_kernels(model: str) -> None:
     blocks, kernels = (1, 2) if model == "two_branch" else (6, 3)
     assert [gate.shape for gate in gates] == [(5, kernels)] * blocks
     assert all(torch.allclose(gate.sum(1), torch.ones(5)) for gate in gates)
-
-
-def test_relu_gates_can_be_zero_for_a_whole_batch() -> None:
-    # In 22.8 % of 2,000 seeds, with images in [0, 1].
-    images = torch.rand(64, *CIFAR, generator=torch.Generator().manual_seed(0))
-    dead = []
-    for seed in range(200):
-        torch.manual_seed(seed)
-        built: Any = build("two_branch", device="cpu", gate="relu")
-        with torch.no_grad():
-            if not built.gates(images)[0].any():
-                dead.append(seed)
-                assert built(images).std(dim=0).max() == 0, "the network is a constant"
-    assert 0.15 < len(dead) / 200 < 0.31
 
 
 def test_a_gate_multiplies_its_own_convolution() -> None:

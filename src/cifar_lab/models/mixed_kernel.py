@@ -1,18 +1,12 @@
 """Blocks of convolutions with several kernel sizes, weighted by a gate and added (S4)."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-GATES: dict[str, Callable[[], nn.Module]] = {
-    "identity": nn.Identity,
-    "relu": nn.ReLU,
-    "sigmoid": nn.Sigmoid,
-    "softmax": partial(nn.Softmax, dim=1),
-}
+from cifar_lab.models.gates import GATES
 
 
 class MixedKernelBlock(nn.Module):

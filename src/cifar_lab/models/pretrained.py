@@ -208,11 +208,13 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     where = f"model.weights={shorten_path(path)}"
     try:
         if path.suffix == ".safetensors":
-            content: Any = _read_safetensors(path, where)
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except UsageError:
-        raise
+    except ImportError:
+        raise missing_extra(where, "safetensors", "timm") from None
     except OSError as error:
         raise UsageError(f"{where} cannot be read: {first_line(error, 120)}") from None
     except Exception:  # torch's unpickler fails on other files in any way, as with KeyError(101)
@@ -233,18 +235,6 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         own = {k.removeprefix("network."): v for k, v in content.items() if k.startswith("network")}
         return own or dict(content)
     return dict(content)
-
-
-def _read_safetensors(path: Path, where: str) -> Any:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise missing_extra(where, "safetensors", "timm") from None
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(str(error)) from None
 
 
 def _first_convolution(network: nn.Module, architecture: str) -> str:

@@ -128,6 +128,7 @@ def test_a_run_shows_the_model_its_first_training_images_and_leaves_the_filters(
     assert torch.equal(state.model.whiten.weight, before)
 
 
+@pytest.mark.slow
 def test_the_recipe_learns_and_its_views_are_scored(tmp_path: Path) -> None:
     small = [*SMALL, f"output_dir={tmp_path}", "training.epochs=4", "figures=none"]
     (cell,) = compose_checked(small).runs
@@ -145,6 +146,7 @@ def test_the_recipe_learns_and_its_views_are_scored(tmp_path: Path) -> None:
     assert summary.test_accuracy == pytest.approx(right.double().mean().item(), abs=1.5 / 360)
 
 
+@pytest.mark.slow
 def test_the_first_bias_trains_for_its_epochs_and_then_stays(tmp_path: Path) -> None:
     line = [*SMALL, "model.first_bias_epochs=2", "training.epochs=3", "split.validation=1000"]
     line += ["training.lookahead.every=null"]  # whose slow weights would still move it

@@ -1,5 +1,6 @@
 import errno
 import gzip
+import io
 import os
 import shutil
 import subprocess
@@ -48,27 +49,17 @@ def test_the_data_folder_is_the_users_cache_unless_named(
 ) -> None:
     monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "mine"))
     assert data_root() == tmp_path / "mine"
-    for empty in ("", "  "):
-        monkeypatch.setenv("CIFAR_LAB_DATA", empty)
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(sys, "platform", "linux")
-        assert data_root() == tmp_path / "cache" / "cifar_lab"
+    (tmp_path / "mine").write_text("")
+    with pytest.raises(UsageError, match=r"CIFAR_LAB_DATA=.*mine: it is a file"):
+        data_root()
+    monkeypatch.setenv("CIFAR_LAB_DATA", "  ")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert data_root() == tmp_path / "cache" / "cifar_lab"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert data_root() == Path.home() / ".cache" / "cifar_lab"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert data_root() == Path.home() / "Library" / "Caches" / "cifar_lab"
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert data_root() == tmp_path / "local" / "cifar_lab"
-
-
-def test_a_file_as_data_folder_is_a_wrong_request(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "file"))
-    with pytest.raises(UsageError, match=r"CIFAR_LAB_DATA=.*file: it is a file"):
-        data_root()
 
 
 # The decoded cache
@@ -106,12 +97,9 @@ def test_the_cache_is_a_shared_map_of_the_same_content(counted: Counted) -> None
     assert counted.asked == 1
 
 
-FILES = [f"{name}.bin" for name in ARRAYS] + ["contents.json"]
-
-
 @pytest.mark.parametrize("recorded", [False, True], ids=["known", "recorded"])
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+@pytest.mark.parametrize("file", ["train_images.bin", "test_labels.bin", "contents.json"])
 def test_a_damaged_cache_is_named_and_made_anew(
     counted: Counted, file: str, damage: str, recorded: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,17 +107,14 @@ def test_a_damaged_cache_is_named_and_made_anew(
     counted.load(checksums)
     path = counted.folder / file
     content = bytearray(path.read_bytes())
-    if damage == "flip":
+    if damage == "remove":
+        path.unlink()
+    elif damage == "flip":
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-    elif damage == "truncate":
-        path.write_bytes(content[: len(content) // 2])
-    elif damage == "empty":
-        path.write_bytes(b"")
     else:
-        path.unlink()
+        path.write_bytes(content[: len(content) // 2])
     assert tiny_sets.same(counted.load(checksums), counted.data)
-    assert counted.asked == 2
     if (file, damage) != ("contents.json", "remove"):
         assert f"{path} is damaged" in caplog.text
     assert tiny_sets.same(counted.load(checksums), counted.data)
@@ -206,26 +191,18 @@ def test_idx_files_are_downloaded_once(tiny_idx: TinyIdx, known: bool) -> None:
     assert len(tiny_idx.server.requests) == 4
 
 
-def test_plain_idx_files_are_used_where_their_content_is_known(tiny_idx: TinyIdx) -> None:
-    tiny_sets.write(tiny_idx.folder, tiny_idx.files)
-    assert tiny_sets.same(tiny_idx.load(), tiny_idx.data)
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_are_used_where_their_content_is_known(tiny_idx: TinyIdx, packed: bool) -> None:
+    tiny_sets.write(tiny_idx.folder, tiny_idx.packed if packed else tiny_idx.files)
+    assert tiny_sets.same(tiny_idx.load(known=not packed), tiny_idx.data)
     assert tiny_idx.server.requests == []
 
 
-def test_packed_idx_files_are_used_by_their_md5(tiny_idx: TinyIdx) -> None:
-    tiny_sets.write(tiny_idx.folder, tiny_idx.packed)
-    assert tiny_sets.same(tiny_idx.load(known=False), tiny_idx.data)
-    assert tiny_idx.server.requests == []
-
-
-@pytest.mark.parametrize("damage", ["flip", "truncate"])
 def test_a_damaged_idx_file_alone_is_fetched_again(
-    tiny_idx: TinyIdx, damage: str, caplog: pytest.LogCaptureFixture
+    tiny_idx: TinyIdx, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "t10k-labels-idx1-ubyte"
-    content = bytearray(tiny_idx.files[name])
-    content[-1] ^= 1
-    damaged = bytes(content if damage == "flip" else content[:-1])
+    damaged = tiny_idx.files[name][:-1] + b"?"
     tiny_sets.write(tiny_idx.folder, {**tiny_idx.files, name: damaged})
     assert tiny_sets.same(tiny_idx.load(), tiny_idx.data)
     assert [path for path, _ in tiny_idx.server.requests] == [f"/idx/{name}.gz"]
@@ -245,38 +222,26 @@ def test_a_mirror_gives_only_the_files_that_are_still_missing(tiny_idx: TinyIdx)
     assert asked == [*train, f"/idx/{name}", f"/mirror/{name}", f"/mirror/{last}"]
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist", "fashion_mnist"])
+@pytest.mark.parametrize("module", [cifar10, mnist], ids=["cifar10", "mnist"])
 def test_each_origin_asks_torchvisions_address_then_the_mirrors_and_says_so(
-    name: str, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torchvision
-
-    from cifar_lab.datasets import cifar100, fashion_mnist
+    from torchvision import datasets
 
     monkeypatch.setenv("PATH", str(tmp_path))  # no npm
-    modules = {
-        "cifar10": (cifar10, torchvision.datasets.CIFAR10),
-        "cifar100": (cifar100, torchvision.datasets.CIFAR100),
-        "mnist": (mnist, torchvision.datasets.MNIST),
-        "fashion_mnist": (fashion_mnist, torchvision.datasets.FashionMNIST),
-    }
-    module, known = modules[name]
-    if name.startswith("cifar"):
-        monkeypatch.setattr(known, "url", f"{server.address}/official.tar.gz")
+    if module is cifar10:
+        monkeypatch.setattr(datasets.CIFAR10, "url", f"{server.address}/official.tar.gz")
         mirror, paths = f"{server.address}/mirror.tar.gz", ["/official.tar.gz", "/mirror.tar.gz"]
     else:
         first = "train-images-idx3-ubyte.gz"
-        monkeypatch.setattr(known, "mirrors", [f"{server.address}/official/"])
+        monkeypatch.setattr(datasets.MNIST, "mirrors", [f"{server.address}/official/"])
         mirror, paths = f"{server.address}/mirror", [f"/official/{first}", f"/mirror/{first}"]
-    checksums = known_checksums(name)
     with pytest.raises(Unavailable) as caught:
-        module.load(root=tmp_path / "data", checksums=checksums, mirrors=[mirror])
+        module.load(root=tmp_path / "data", checksums={}, mirrors=[mirror])
     assert [path for path, _ in server.requests] == paths
     said = str(caught.value)
     assert said.count("HTTP 404") == 2
-    assert ("no npm" in said) == (name in ("cifar10", "mnist"))
-    assert f"into {tmp_path / 'data'}" in said
-    assert "CIFAR_LAB_DATA" in said
+    assert all(words in said for words in ("no npm", f"into {tmp_path / 'data'}", "CIFAR_LAB_DATA"))
     assert "\n" not in said
 
 
@@ -284,7 +249,6 @@ def test_each_origin_asks_torchvisions_address_then_the_mirrors_and_says_so(
     ("options", "why"),
     [
         ({"mirrors": ["ftp://x/y"]}, r"mirrors: 'ftp://x/y' is not a web address"),
-        ({"mirrors": ["file:///etc/passwd"]}, "is not a web address"),
         ({"stall_seconds": 0}, r"stall_seconds=0: it must be a number above 0"),
         ({"patience_minutes": float("nan")}, r"patience_minutes=nan"),
     ],
@@ -310,9 +274,6 @@ def test_digits_are_the_ones_that_the_yaml_describes(tmp_path: Path) -> None:
     assert [pixels.mean(), pixels.std()] == pytest.approx(
         [*described.mean, *described.std], abs=5e-5
     )
-    counts = np.bincount(data.test_labels)
-    assert counts.min() >= 35
-    assert counts.max() <= 37
 
 
 def test_digits_are_the_small_images_enlarged_and_none_is_in_both_sets(tmp_path: Path) -> None:
@@ -426,70 +387,58 @@ def test_files_that_are_no_pictures_are_left_out_and_said(
     assert "notes.txt" in caplog.text
 
 
-def wrong_folders(root: Path, kind: str) -> Path:
-    if kind == "missing":
-        return root / "nowhere"
-    if kind == "empty":
-        return root
-    if kind == "half divided":
-        return pictures(root, {"train/ant": 2, "train/bee": 2})
-    if kind == "unknown class":
-        return pictures(root, {"train/a": 1, "train/b": 1, "test/a": 1, "test/c": 1, "test/b": 1})
-    folder = pictures(root, {"ant": 5, "bee": 5})
-    if kind == "empty class":
-        (folder / "cow").mkdir()
-    elif kind == "rubbish":
-        (folder / "bee" / "9.png").write_bytes(os.urandom(1000))
-    elif kind == "truncated":
-        whole = (folder / "bee" / "1.png").read_bytes()
-        (folder / "bee" / "1.png").write_bytes(whole[: len(whole) // 2])
-    elif kind == "postscript":
-        (folder / "bee" / "9.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    elif kind == "huge":
-        Image.new("1", (20_000, 10_000)).save(folder / "bee" / "9.png")
-    elif kind == "a folder as picture":
-        (folder / "bee" / "9.png").mkdir()
-    return folder
+def png(size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("1", size).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("kind", "why"),
+    ("name", "content", "why"),
     [
-        ("missing", r"dataset\.source\.path=.*nowhere: there is no such folder"),
-        ("empty", "has 0 folders; it must have at least two"),
-        ("half divided", "has train but not test"),
-        ("unknown class", r"test.c is not a class of train"),
-        ("empty class", "cow holds no pictures"),
-        ("rubbish", r"9\.png cannot be read as a picture"),
-        ("truncated", r"1\.png cannot be read as a picture"),
-        ("postscript", r"9\.png cannot be read as a picture"),
-        ("huge", r"9\.png cannot be read as a picture"),
-        ("a folder as picture", r"9\.png cannot be read as a picture"),
+        ("bee/9.png", b"rubbish", r"9\.png cannot be read as a picture"),
+        ("bee/9.png", png((9, 9))[:40], r"9\.png cannot be read as a picture"),
+        (
+            "bee/9.png",
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "none of these formats",
+        ),
+        ("bee/9.png", png((10_000, 10_000)), r"9\.png cannot be read .*exceeds limit"),
+        ("bee/9.png", None, r"9\.png cannot be read as a picture"),
+        ("cow", None, "cow holds no pictures"),
+        ("train/ant", None, "has train but not test"),
     ],
 )
-def test_a_wrong_folder_is_named(tmp_path: Path, kind: str, why: str) -> None:
+def test_a_wrong_file_in_a_folder_is_named(
+    tmp_path: Path, name: str, content: bytes | None, why: str
+) -> None:
+    path = pictures(tmp_path, {"ant": 5, "bee": 5}) / name
+    if content is None:
+        path.mkdir(parents=True)
+    else:
+        path.write_bytes(content)
     with pytest.raises(UsageError, match=why) as caught:
-        load_folder(wrong_folders(tmp_path, kind))
+        load_folder(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"path=.*nowhere: there is no such folder"):
+        load_folder(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="has 0 folders; it must have at least two"):
+        load_folder(tmp_path)
+    pictures(tmp_path, {"train/a": 1, "train/b": 1, "test/a": 1, "test/c": 1, "test/b": 1})
+    with pytest.raises(UsageError, match=r"test.c is not a class of train"):
+        load_folder(tmp_path)
 
 
 def test_the_folder_must_be_given_and_the_share_possible(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"dataset\.source\.path is missing"):
         load_folder(None)
     folder = pictures(tmp_path, {"ant": 2, "bee": 2})
-    for fraction in (0, 1, -0.1, float("nan"), 0.01, 0.99):
+    for fraction in (0, 1, float("nan"), 0.01, 0.99):
         with pytest.raises(UsageError, match=r"dataset\.source\.test_fraction"):
             load_folder(folder, test_fraction=fraction)
-
-
-def test_a_picture_of_any_size_is_scaled_and_cut_around_its_middle(tmp_path: Path) -> None:
-    wide = Image.new("RGB", (300, 100), "red")
-    wide.paste((0, 0, 255), (100, 0, 200, 100))
-    wide.save(tmp_path / "wide.png")
-    found = read_picture(tmp_path / "wide.png", (3, 32, 32))
-    assert found.shape == (3, 32, 32)
-    assert (found[:, 4:-4, 4:-4] == np.array([0, 0, 255])[:, None, None]).all()
-    assert read_picture(tmp_path / "wide.png", (1, 20, 60)).shape == (1, 20, 60)
 
 
 @pytest.mark.parametrize("fit", ["crop", "resize", "pad"])
@@ -540,8 +489,7 @@ def test_the_pictures_of_a_folder_are_fitted_as_asked(tmp_path: Path) -> None:
         three_stripes(tmp_path / ("ant", "bee")[index % 2] / f"{index}.png")
     expected = read_picture(tmp_path / "ant" / "0.png", (3, 32, 32), "pad")
     data = load_folder(tmp_path, fit="pad", test_fraction=0.5)
-    for image in (*data.train_images, *data.test_images):
-        assert np.array_equal(image, expected)
+    assert all(np.array_equal(image, expected) for image in data.train_images)
     assert not np.array_equal(load_folder(tmp_path, test_fraction=0.5).train_images[0], expected)
 
 
@@ -550,6 +498,10 @@ def test_the_pictures_of_a_folder_are_fitted_as_asked(tmp_path: Path) -> None:
     [
         (["dataset=image_folder", "dataset.fit=stretch"], "one of crop, resize, pad"),
         (["dataset=digits", "+dataset.fit=pad"], "dataset.fit=pad is wrong: the images of digits"),
+        (
+            ["dataset=digits", "+dataset.storage=mapped"],
+            "dataset.storage=mapped is wrong",
+        ),
         (["dataset=digits", "dataset.fit=pad"], "there is no setting dataset.fit"),
     ],
 )
@@ -619,11 +571,9 @@ def test_a_file_with_one_set_and_grey_images(tmp_path: Path) -> None:
     ("arrays", "why"),
     [
         ({}, "holds nothing; it must hold train_images"),
-        ({"images": IMAGES}, "holds images; it must hold"),
         ({"images": IMAGES / 255, "labels": LABELS}, r"images in .*: float64 .* must be uint8"),
         ({"images": IMAGES[:, :, :5], "labels": LABELS}, r"it must be \(N, 3, 8, 8\)"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "not empty"),
-        ({"images": np.uint8(3), "labels": LABELS}, r"shape \(\); it must be"),
         (
             {"images": IMAGES, "labels": LABELS[:9]},
             r"labels in .*\(9,\); .* whole numbers, \(30,\)",
@@ -642,29 +592,19 @@ def test_a_wrong_array_is_named(tmp_path: Path, arrays: dict[str, Any], why: str
     assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+def test_a_wrong_npz_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="path is missing"):
         load_npz(None)
-    text = tmp_path / "text.npz"
-    text.write_text("not an archive")
-    with pytest.raises(UsageError, match=r"it is no archive that numpy\.savez wrote"):
-        load_npz(text)
     with pytest.raises(UsageError, match="no such file"):
         load_npz(tmp_path / "nowhere.npz")
     np.save(tmp_path / "single.npy", IMAGES)
     whole = save(tmp_path / "whole.npz", images=IMAGES, labels=LABELS).read_bytes()
     (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
-    flipped = bytearray(whole)
-    flipped[300] ^= 1
-    (tmp_path / "flipped.npz").write_bytes(flipped)
-    (tmp_path / "rubbish.npz").write_bytes(os.urandom(1000))
-    (tmp_path / "empty.npz").write_bytes(b"")
-    for path in sorted(tmp_path.glob("*.np?")):
-        if path.name != "whole.npz":
-            with pytest.raises(UsageError, match=f"{path.name} cannot be read"):
-                load_npz(path)
-    with pytest.raises(UsageError, match="cannot be read"):
-        load_npz(tmp_path)
+    (tmp_path / "flipped.npz").write_bytes(whole[:300] + bytes([whole[300] ^ 1]) + whole[301:])
+    (tmp_path / "text.npz").write_text("not an archive")
+    for name in ("single.npy", "half.npz", "flipped.npz", "text.npz"):
+        with pytest.raises(UsageError, match=f"{name} cannot be read"):
+            load_npz(tmp_path / name)
 
 
 # The YAML files
@@ -705,16 +645,12 @@ def test_a_dataset_chooses_its_augmentation_unless_another_is_requested(path: Pa
     assert augmentation("experiment=smoke") == none, "an experiment chooses for every dataset"
 
 
-@pytest.mark.parametrize("name", ["cifar10", "mnist", "fashion_mnist"])
-def test_the_class_names_are_torchvisions(name: str) -> None:
+def test_the_class_names_are_torchvisions() -> None:
     from torchvision import datasets
 
-    known = {
-        "cifar10": cifar10.CLASSES,
-        "mnist": tuple(datasets.MNIST.classes),
-        "fashion_mnist": tuple(datasets.FashionMNIST.classes),
-    }
-    assert tuple(config(name).classes) == known[name]
+    assert tuple(config("cifar10").classes) == cifar10.CLASSES
+    assert config("mnist").classes == datasets.MNIST.classes
+    assert config("fashion_mnist").classes == datasets.FashionMNIST.classes
 
 
 # Real data

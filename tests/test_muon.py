@@ -109,19 +109,14 @@ def test_first_and_last_layers_are_no_hidden_matrices() -> None:
 def test_a_run_with_muon_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     line = [*TINY, *MUON, "optimizer.rest=sgd", "training.lookahead.every=3"]
     config = compose_checked(line).runs[0].config
-    assert "bit for bit" in resume_proof.prove(config, tmp_path, stops=3)[-1]
+    assert "bit for bit" in resume_proof.prove(config, tmp_path, stops=1)[-1]
     run = train(tmp_path, *MUON, "training.epochs=4", "dropout=none")
     losses = [row.train_loss for row in run.read_metrics()]
     assert losses[-1] < 0.8 * losses[0]
     groups = torch.load(run.last, weights_only=True)["optimizer"]["param_groups"]
     assert [group["lr"] for group in groups] == pytest.approx([0, 0], abs=1e-9)
-
-
-def test_a_continued_run_has_both_rates_of_muon_again(tmp_path: Path) -> None:
-    first = train(tmp_path, *MUON, "training.epochs=1")
-    line = [*MUON, "training.epochs=2", f"continue_from={first.path}"]
-    second = train(tmp_path, *line)
-    groups = torch.load(second.last, weights_only=True)["optimizer"]["param_groups"]
+    longer = train(tmp_path, *MUON, "training.epochs=5", f"continue_from={run.path}")
+    groups = torch.load(longer.last, weights_only=True)["optimizer"]["param_groups"]
     assert [group["initial_lr"] for group in groups] == [0.02, 1e-3]
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +74,6 @@ ON_META = [n for n in list_models(module=torchvision_models) if not n.startswith
 
 
 @pytest.mark.slow
-def test_a_regnet_has_a_head() -> None:
-    model = build("regnet_x_400mf", RGB)
-    images = torch.rand(2, *RGB)
-    assert model(images).shape == (2, 10)
-    assert model.features(images).shape == (2, model.classifier.in_features)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_META)
 def test_every_classification_model_of_torchvision_has_a_head_but_squeezenet(name: str) -> None:
     size = 299 if name == "inception_v3" else 224
@@ -97,9 +88,8 @@ def test_every_classification_model_of_torchvision_has_a_head_but_squeezenet(nam
         assert model.features(images).shape == (2, model.classifier.in_features)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
-def test_a_gray_image_counts_as_three_equal_channels(name: str) -> None:
-    gray, rgb = build(name, GRAY), build(name)
+def test_a_gray_image_counts_as_three_equal_channels() -> None:
+    gray, rgb = build("resnet18", GRAY), build("resnet18")
     images = torch.rand(2, *GRAY)
     with torch.no_grad():
         expected = rgb(images.expand(2, *RGB))
@@ -152,6 +142,7 @@ def test_a_run_s_own_best_weights_can_be_the_start_of_another(tmp_path: Path) ->
     assert all(torch.equal(t, expected[k]) for k, t in second.network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_resnet18_is_fine_tuned_from_a_file_and_evaluated_without_it(tmp_path: Path) -> None:
     file = tmp_path / "resnet18.pt"
     torch.save(published("resnet18").state_dict(), file)
@@ -191,6 +182,8 @@ def test_the_content_of_a_weights_file_is_part_of_the_address_and_its_place_is_n
     torch.save(state, moved)
     assert address(one(*line, f"model.weights={moved}")) != before
     assert address(one(*line)) != before
+    kept = one(*line, f"model.weights={moved}", "model.normalisation=dataset")
+    assert kept.dataset == one(*line).dataset != one(*line, f"model.weights={moved}").dataset
 
 
 def test_a_run_is_not_resumed_with_another_file_in_place_of_its_weights(
@@ -202,13 +195,6 @@ def test_a_run_is_not_resumed_with_another_file_in_place_of_its_weights(
     assert train.main([str(run.path)]) == 2
     assert "model.weights_sha256=null for another run" in the_line(capfd)
     assert run.read_summary().status == "queued"
-
-
-def test_the_dataset_s_normalisation_is_kept_when_asked_for(weights: Path) -> None:
-    plain = one(*SHUFFLENET)
-    kept = one(*SHUFFLENET, f"model.weights={weights}", "model.normalisation=dataset")
-    changed = one(*SHUFFLENET, f"model.weights={weights}")
-    assert kept.dataset == plain.dataset != changed.dataset
 
 
 @pytest.mark.parametrize("answer", ["weights", "missing", "changed"])
@@ -246,17 +232,13 @@ WRONG: list[tuple[list[str], str]] = [
     (["model.architecture=vit_b_32", "model.weights=DEFAULT"], "224x224 pixels only"),
     (["model.architecture=alexnet", "model.small_images=true"], "as the ResNets have"),
     (["model.weights=nowhere.pt"], "null, IMAGENET1K_V1, DEFAULT or a file"),
-    (["model.weights=."], "null, IMAGENET1K_V1, DEFAULT or a file"),
     (["model.weights=garbage.pt"], "model.weights=garbage.pt cannot be read: it is damaged, or no"),
     (["model.weights=pickled.pt"], "(a whole model, pickled, is none)"),
-    (["model.weights=list.pt"], "it must be a state dict"),
     (["model.weights=shufflenet.pt"], "not the weights of resnet18: it has no bn1.bias (and"),
     (["model.weights=DEFAULT", "dataset.mean=[0.5]"], "add model.normalisation=dataset"),
-    (["model.normalisation=imagenet"], "one of weights, dataset"),
     (["activation=gelu"], "activation was asked for, but model torchvision does not use it"),
     (["dropout=standard"], "dropout.conv was asked for, but model torchvision does not use it"),
     (["optimizer.backbone_lr=-1"], "optimizer.backbone_lr=-1.0 is wrong: it must be at least 0"),
-    (["optimizer.backbone_lr=x"], "optimizer.backbone_lr=x is wrong: it must be a number"),
     (["optimizer.backbone_lr=1e-4", "scheduler=one_cycle"], "one rate for all parameters"),
     (["training.frozen_epochs=-1"], "training.frozen_epochs=-1 is wrong"),
 ]
@@ -273,7 +255,6 @@ def test_a_wrong_request_is_one_line_and_nothing_is_written(
     folder = weights.parent
     monkeypatch.chdir(folder)
     (folder / "garbage.pt").write_bytes(b"these are no weights")
-    torch.save([1, 2], folder / "list.pt")
     torch.save(torch.nn.Linear(1, 1), folder / "pickled.pt")
     before = sorted(folder.rglob("*"))
     assert train.main(["dataset=digits", "device=cpu", "model=torchvision", *line]) == 2
@@ -319,7 +300,7 @@ def test_frozen_epochs_change_the_classifier_alone_and_later_ones_everything(
     )
 
 
-@pytest.mark.parametrize("steps", [3, 9, 14])
+@pytest.mark.parametrize("steps", [3, pytest.param(14, marks=pytest.mark.slow)])
 def test_frozen_epochs_and_backbone_lr_are_exact_on_resume(
     steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -391,27 +372,16 @@ def test_a_model_is_timm_s_network_and_the_classifier_of_its_features(timm: Any,
         assert model.features(images).shape == (2, model.classifier.in_features)
 
 
-def save_torch(state: dict[str, Tensor], file: Path) -> Path:
-    torch.save(state, file.with_suffix(".pt"))
-    return file.with_suffix(".pt")
-
-
-def save_safetensors(state: dict[str, Tensor], file: Path) -> Path:
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_timm_s_resnet18d_starts_from_a_file(timm: Any, suffix: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file(state, file.with_suffix(".safetensors"))
-    return file.with_suffix(".safetensors")
-
-
-@pytest.mark.parametrize("save", [save_torch, save_safetensors])
-def test_timm_s_resnet18d_starts_from_a_file(
-    timm: Any, save: Callable[[dict[str, Tensor], Path], Path], tmp_path: Path
-) -> None:
     from cifar_lab.models.zoo_timm import TimmModel
 
     torch.manual_seed(1)
     state = timm.create_model("resnet18d").state_dict()
-    file = save(state, tmp_path / "resnet18d")
+    file = tmp_path / f"resnet18d.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(state, file)
     model: Any = TimmModel(GRAY, 10, architecture="resnet18d", weights=str(file), small_images=True)
     model.load_initial_weights(download=False)
     # The first convolution is 3x3 before and after, so it keeps its weights.
@@ -429,7 +399,6 @@ TIMM_WRONG = [
     (["model.pretrained=true", "model.weights=nowhere.pt"], "set one of them"),
     (["model.weights=shufflenet.pt"], "not the weights of resnet18d"),
     (["model.weights=nowhere.pt"], "null or a file"),
-    (["activation=gelu"], "activation was asked for, but model timm does not use it"),
 ]
 
 

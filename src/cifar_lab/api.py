@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
-    from cifar_lab.training.classify import Pictures
+    from cifar_lab.datasets.pictures import Pictures
     from cifar_lab.training.signals import Stop
 
 

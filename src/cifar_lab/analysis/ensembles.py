@@ -7,11 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cifar_lab.analysis.load_runs import identity_without
+from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import UsageError, shorten_path
 from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.classify import Pictures, probabilities
+from cifar_lab.training.classify import probabilities
 
 Probabilities = npt.NDArray[np.float64]
 

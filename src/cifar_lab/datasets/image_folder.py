@@ -23,6 +23,7 @@ from cifar_lab.datasets.pictures import (
     Unreadable,
     cannot_be_read,
     decode_files,
+    list_pictures,
 )
 from cifar_lab.datasets.store import (
     Add,
@@ -272,9 +273,9 @@ def _pictures(folder: Path, classes: Sequence[str]) -> tuple[list[Path], NDArray
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue
-        entries = [e for e in sorted((folder / name).iterdir()) if not e.name.startswith(".")]
-        pictures = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
-        others += [entry for entry in entries if entry.suffix.lower() not in SUFFIXES]
+        pictures, rest = list_pictures(folder / name)
+        pictures = [path for path in pictures if not path.name.startswith(".")]
+        others += [path for path in rest if not path.name.startswith(".")]
         if not pictures:
             kinds = " ".join(sorted(SUFFIXES))
             raise UsageError(f"{folder / name} holds no pictures ({kinds})")

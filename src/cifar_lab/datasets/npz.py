@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.datasets import ImageArrays
+from cifar_lab.datasets import ARRAYS, ImageArrays
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.store import user_path
 from cifar_lab.errors import UsageError, first_line
@@ -32,15 +32,14 @@ def load(
         raise UsageError("dataset.source.path is missing; give a .npz file with your images")
     file = user_path("dataset.source.path", path)
     found = _read(file)
-    divided = ("train_images", "train_labels", "test_images", "test_labels")
-    if all(name in found for name in divided):
-        pairs = [("train_images", "train_labels"), ("test_images", "test_labels")]
+    if all(name in found for name in ARRAYS):
+        pairs = [ARRAYS[:2], ARRAYS[2:]]
     elif "images" in found and "labels" in found:
         pairs = [("images", "labels")]
     else:
         raise UsageError(
             f"{file} holds {', '.join(sorted(found)) or 'nothing'}; it must hold "
-            f"{', '.join(divided)}, or images and labels"
+            f"{', '.join(ARRAYS)}, or images and labels"
         )
     sets = []
     for images_name, labels_name in pairs:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 Fit = Literal["crop", "resize", "pad"]
 
+Picture: TypeAlias = "str | Path | Image.Image | NDArray[np.uint8]"
+Pictures: TypeAlias = "Picture | Sequence[Picture]"
+"""Paths, PIL images and uint8 arrays (H, W) or (H, W, C), or one array of them all, (N, ...)."""
+
 # Formats that Pillow decodes by itself: EPS, for one, would start a program.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(
@@ -32,12 +36,21 @@ class Unreadable(Exception):
     """A file is not a picture that can be decoded; the message is the reason, in one line."""
 
 
+def list_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the pictures in a folder, and what else is in it, each by name."""
+    entries = sorted(folder.iterdir())
+    return (
+        [entry for entry in entries if entry.suffix.lower() in SUFFIXES],
+        [entry for entry in entries if entry.suffix.lower() not in SUFFIXES],
+    )
+
+
 def find_pictures(path: Path) -> list[Path]:
     """Return the pictures in a folder by name, or the path itself if it is no folder."""
     try:
         if not path.is_dir():
             return [path]
-        pictures = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        pictures, _ = list_pictures(path)
     except (OSError, ValueError):  # a path that no file system takes is refused when it is read
         return [path]
     if not pictures:
@@ -126,6 +139,63 @@ def decode(content: bytes, image_shape: Sequence[int], fit: Fit = "crop") -> NDA
     except Exception as error:
         # Pillow's decoders raise errors of a dozen kinds for a damaged picture.
         raise Unreadable(first_line(error)) from error
+
+
+def to_pixels(
+    pictures: Pictures, image_shape: Sequence[int], fit: Fit = "crop"
+) -> NDArray[np.uint8]:
+    """Return pictures as (N, *image_shape), prepared as those of `dataset=image_folder`.
+
+    An array that has the model's size and channels is taken as it is. Raises UsageError for the
+    first picture that is wrong.
+    """
+    from PIL import Image
+
+    if isinstance(pictures, str | Path | Image.Image):
+        pictures = [pictures]
+    if isinstance(pictures, np.ndarray):
+        is_one = pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] in (3, 4))
+        if is_one or pictures.ndim not in (3, 4):
+            hint = "; put one picture into a list" if is_one else ""
+            raise UsageError(
+                f"an array of pictures has the shape (N, height, width) or (N, height, width, "
+                f"channels), not {list(pictures.shape)}{hint}"
+            )
+    shape = tuple(image_shape)
+    pixels = np.empty((len(pictures), *shape), dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        pixels[number] = _pixels(picture, shape, number, fit)
+    return pixels
+
+
+def _pixels(picture: Any, shape: tuple[int, ...], number: int, fit: Fit) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    if isinstance(picture, str | Path):
+        return read_picture(Path(picture), shape, fit)
+    if isinstance(picture, np.ndarray):
+        channels_last = picture[..., None] if picture.ndim == 2 else picture
+        if channels_last.ndim != 3 or channels_last.shape[2] not in (1, 3, 4):
+            raise UsageError(
+                f"picture {number} is an array of shape {list(picture.shape)}; it must be "
+                "(height, width) or (height, width, channels) with 1, 3 or 4 channels"
+            )
+        if picture.dtype != np.uint8:
+            raise UsageError(
+                f"picture {number} is an array of {picture.dtype}; it must be uint8, from 0 to 255"
+            )
+        if (channels_last.shape[2], *channels_last.shape[:2]) == shape:
+            return channels_last.transpose(2, 0, 1)
+        picture = Image.fromarray(channels_last[..., 0] if channels_last.shape[2] == 1 else picture)
+    if not isinstance(picture, Image.Image):
+        raise UsageError(
+            f"picture {number} is of type {type(picture).__name__}; it must be a path, a PIL image "
+            "or a numpy array"
+        )
+    try:
+        return fit_picture(picture, shape, fit)
+    except Exception as error:  # a file that PIL opened is decoded only here
+        raise UsageError(f"picture {number} cannot be read: {first_line(error)}") from error
 
 
 def fit_picture(

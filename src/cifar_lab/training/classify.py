@@ -1,27 +1,18 @@
 """A past run as a classifier: its model with trained weights, and what it says about pictures."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from cifar_lab.datasets.pictures import Fit, fit_picture, read_picture
-from cifar_lab.errors import UsageError, first_line
+from cifar_lab.datasets.pictures import Fit, Pictures, to_pixels
+from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_model, normalisation
 from cifar_lab.training.device import memory_format, seeded, select_device
 from cifar_lab.training.predict import mean_logits
 from cifar_lab.training.sanity_checks import sum_to_one
 from cifar_lab.training.scoring import load_weights, weights_to_score
-
-Pixels = npt.NDArray[np.uint8]
-Pictures = str | Path | Image.Image | Pixels | Sequence[str | Path | Image.Image | Pixels]
-"""Paths, PIL images and uint8 arrays (H, W) or (H, W, C), or one array of them all, (N, ...)."""
 
 
 def load_model(run: RunDir, *, weights: str | None = None, device: str = "cpu") -> nn.Module:
@@ -62,7 +53,8 @@ def probabilities(
     picture that cannot be read, before a model is built.
     """
     config = run.read_config()
-    pixels = to_pixels(pictures, config.dataset.image_shape, fit or config.dataset.fit)
+    shape = config.dataset.image_shape
+    pixels = torch.from_numpy(to_pixels(pictures, shape, fit or config.dataset.fit))
     device, _ = select_device(device or config.device)
     model = load_model(run, weights=weights, device=device)
     normalise, layout = normalisation(config), memory_format(device)
@@ -76,54 +68,3 @@ def probabilities(
             )
             rows[first : first + size] = logits.double()
     return (rows if sum_to_one(rows) else rows.softmax(dim=1)).numpy()
-
-
-def to_pixels(pictures: Pictures, image_shape: Sequence[int], fit: Fit = "crop") -> Tensor:
-    """Return pictures as uint8 (N, *image_shape), prepared as those of `dataset=image_folder`.
-
-    An array that has the model's size and channels is taken as it is. Raises UsageError for the
-    first picture that is wrong.
-    """
-    if isinstance(pictures, str | Path | Image.Image):
-        pictures = [pictures]
-    if isinstance(pictures, np.ndarray):
-        is_one = pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] in (3, 4))
-        if is_one or pictures.ndim not in (3, 4):
-            hint = "; put one picture into a list" if is_one else ""
-            raise UsageError(
-                f"an array of pictures has the shape (N, height, width) or (N, height, width, "
-                f"channels), not {list(pictures.shape)}{hint}"
-            )
-    shape = tuple(image_shape)
-    pixels = np.empty((len(pictures), *shape), dtype=np.uint8)
-    for number, picture in enumerate(pictures):
-        pixels[number] = _pixels(picture, shape, number, fit)
-    return torch.from_numpy(pixels)
-
-
-def _pixels(picture: Any, shape: tuple[int, ...], number: int, fit: Fit) -> Pixels:
-    if isinstance(picture, str | Path):
-        return read_picture(Path(picture), shape, fit)
-    if isinstance(picture, np.ndarray):
-        channels_last = picture[..., None] if picture.ndim == 2 else picture
-        if channels_last.ndim != 3 or channels_last.shape[2] not in (1, 3, 4):
-            raise UsageError(
-                f"picture {number} is an array of shape {list(picture.shape)}; it must be "
-                "(height, width) or (height, width, channels) with 1, 3 or 4 channels"
-            )
-        if picture.dtype != np.uint8:
-            raise UsageError(
-                f"picture {number} is an array of {picture.dtype}; it must be uint8, from 0 to 255"
-            )
-        if (channels_last.shape[2], *channels_last.shape[:2]) == shape:
-            return channels_last.transpose(2, 0, 1)
-        picture = Image.fromarray(channels_last[..., 0] if channels_last.shape[2] == 1 else picture)
-    if not isinstance(picture, Image.Image):
-        raise UsageError(
-            f"picture {number} is of type {type(picture).__name__}; it must be a path, a PIL image "
-            "or a numpy array"
-        )
-    try:
-        return fit_picture(picture, shape, fit)
-    except Exception as error:  # a file that PIL opened is decoded only here
-        raise UsageError(f"picture {number} cannot be read: {first_line(error)}") from error

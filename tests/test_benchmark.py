@@ -183,6 +183,7 @@ def test_our_epoch_is_near_the_bound_and_faster_than_a_plain_loop() -> None:
     assert best["data", "plain_data_0"] >= 8, best
 
 
+@pytest.mark.slow
 def test_the_profile_counts_the_operations_of_a_step(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

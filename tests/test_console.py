@@ -25,6 +25,7 @@ def only_run(folder: Path) -> RunDir:
     return RunDir(config.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize(
     "line",

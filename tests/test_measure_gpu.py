@@ -39,6 +39,7 @@ def test_a_rehearsal_runs_every_stage_and_repeats_nothing(tmp_path: Path) -> Non
     assert "exit code" not in again.stdout, "nothing ran a second time"
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIFAR_LAB_AIRBENCH", str(tmp_path / "nowhere"))
     for _ in range(2):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tiny_runs import TINY, make
-from tracker_places import CURVES, PLACES, Place, check_found, no_users_tracker
+from tracker_places import CURVES, PLACES, Place, check_tracked, no_users_tracker
 
 from cifar_lab import track
 from cifar_lab.runs.run_dir import RunDir, find_runs
@@ -63,8 +63,8 @@ def test_kill_9_and_resume_is_one_run_at_the_tracker(place: Place, tmp_path: Pat
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "python -m cifar_lab.track" not in done.stderr
-    (found,) = place.runs().values()
-    check_found(run, found)
+    (tracked,) = place.runs().values()
+    check_tracked(run, tracked)
 
 
 @pytest.mark.slow
@@ -72,14 +72,14 @@ def test_the_cells_of_a_sweep_are_grouped_by_their_setting(place: Place, tmp_pat
     line = command(tmp_path, place, "seed=0,1", "optimizer.lr=0.001,0.01", "-m", "jobs=2")
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    by_folder = {found.settings["folder"]: found for found in place.runs().values()}
+    by_folder = {tracked.settings["folder"]: tracked for tracked in place.runs().values()}
     runs = find_runs(tmp_path / "out")
     assert len(by_folder) == len(runs) == 4
     groups: dict[str | None, list[float]] = {}
     for run in runs:
-        found = by_folder[str(run.path.resolve())]
-        check_found(run, found)
-        groups.setdefault(found.group, []).append(run.read_config().optimizer["lr"])
+        tracked = by_folder[str(run.path.resolve())]
+        check_tracked(run, tracked)
+        groups.setdefault(tracked.group, []).append(run.read_config().optimizer["lr"])
     assert sorted(groups.values()) == [[0.001] * 2, [0.01] * 2]
 
 

@@ -33,7 +33,7 @@ def no_users_tracker() -> Iterator[None]:
         yield
 
 
-class Found:
+class Tracked:
     """A run as a tracker has it: its columns as (step, value), scores, settings, figures."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Place:
         self.overrides: list[str] = []
         self.environment: dict[str, str] = {}
 
-    def runs(self) -> Mapping[str, Found]:
+    def runs(self) -> Mapping[str, Tracked]:
         """Return the runs by their ids."""
         raise NotImplementedError
 
@@ -94,46 +94,40 @@ class MLflowPlace(Place):
             start_new_session=True,
         )
         deadline = time.monotonic() + 240
-        while True:
-            try:
-                self.get("/health")
-                return
-            except OSError:
-                assert time.monotonic() < deadline, (folder / "server.log").read_text()
-                time.sleep(0.5)
+        while not self.answers():
+            assert time.monotonic() < deadline, (folder / "server.log").read_text()
+            time.sleep(0.5)
 
     def close(self) -> None:
         os.killpg(self.server.pid, signal.SIGKILL)
         self.server.wait(30)
         self.log.close()
 
-    def get(self, path: str, data: Any = None) -> Any:
-        body = None if data is None else json.dumps(data).encode()
-        request = urllib.request.Request(self.uri + path, body)
-        request.add_header("Content-Type", "application/json")
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
-        return json.loads(text) if text.startswith(b"{") else text
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=60):
+                return True
+        except OSError:
+            return False
 
-    def runs(self) -> Mapping[str, Found]:
-        api = "/api/2.0/mlflow"
-        listed = self.get(f"{api}/experiments/search", {"max_results": 100})["experiments"]
-        ids = [one["experiment_id"] for one in listed if one["name"] == self.folder.name]
-        found = {}
-        for run in self.get(f"{api}/runs/search", {"experiment_ids": ids}).get("runs", []):
-            name, one = run["info"]["run_id"], Found()
-            assert run["info"]["status"] == "FINISHED"
-            tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
-            one.settings = {p["key"]: p["value"] for p in run["data"]["params"]} | tags
-            one.group = tags["group"]
-            for metric in run["data"]["metrics"]:
-                query = f"run_id={name}&metric_key={metric['key']}"
-                for point in self.get(f"{api}/metrics/get-history?{query}")["metrics"]:
-                    one.add(point["step"], {metric["key"]: point["value"]})
-            files = self.get(f"{api}/artifacts/list?run_id={name}&path=figures").get("files", [])
-            one.figures = {Path(file["path"]).stem for file in files}
-            found[name] = one
-        return found
+    def runs(self) -> Mapping[str, Tracked]:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(self.uri)
+        experiment = client.get_experiment_by_name(self.folder.name)
+        assert experiment is not None
+        by_id = {}
+        for run in client.search_runs([experiment.experiment_id]):
+            assert run.info.status == "FINISHED"
+            tracked = by_id[run.info.run_id] = Tracked()
+            tracked.settings = run.data.params | run.data.tags
+            tracked.group = run.data.tags["group"]
+            for name in run.data.metrics:
+                for point in client.get_metric_history(run.info.run_id, name):
+                    tracked.add(point.step, {name: point.value})
+            files = client.list_artifacts(run.info.run_id, "figures")
+            tracked.figures = {Path(file.path).stem for file in files}
+        return by_id
 
 
 class WandBPlace(Place):
@@ -144,29 +138,29 @@ class WandBPlace(Place):
         self.environment = {"WANDB_DIR": str(folder), "WANDB_MODE": "offline"}
         self.overrides = ["tracker=wandb"]
 
-    def runs(self) -> Mapping[str, Found]:
-        found: dict[str, Found] = {}
+    def runs(self) -> Mapping[str, Tracked]:
+        by_id: dict[str, Tracked] = {}
         for path in sorted(self.folder.glob("wandb/offline-run-*/run-*.wandb")):
-            one = found.setdefault(path.stem.removeprefix("run-"), Found())
+            tracked = by_id.setdefault(path.stem.removeprefix("run-"), Tracked())
             for record in wandb_records(path):
                 kind = record.WhichOneof("record_type")
                 if kind == "run":
                     assert record.run.run_id == path.stem.removeprefix("run-")
-                    one.group = record.run.run_group
+                    tracked.group = record.run.run_group
                     for item in record.run.config.update:
-                        one.settings[item.key] = str(json.loads(item.value_json))
+                        tracked.settings[item.key] = str(json.loads(item.value_json))
                 elif kind == "history":
                     values = {
                         item.key or item.nested_key[0]: json.loads(item.value_json)
                         for item in record.history.item
                     }
-                    one.add(record.history.step.num, values)
+                    tracked.add(record.history.step.num, values)
                 elif kind == "summary":
                     for item in record.summary.update:
                         name = item.key or item.nested_key[0]
                         if name.startswith("result/"):
-                            one.scores[name] = json.loads(item.value_json)
-        return found
+                            tracked.scores[name] = json.loads(item.value_json)
+        return by_id
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
@@ -198,37 +192,37 @@ class TrackioPlace(Place):
         self.environment = {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1"}
         self.overrides = ["tracker=trackio"]
 
-    def runs(self) -> Mapping[str, Found]:
-        found: dict[str, Found] = {}
+    def runs(self) -> Mapping[str, Tracked]:
+        by_name: dict[str, Tracked] = {}
         (path,) = self.folder.glob("*.db")
         with sqlite3.connect(path) as store:
             for name, config in store.execute("SELECT run_name, config FROM configs"):
                 settings = json.loads(config)
-                one = found.setdefault(name, Found())
-                one.settings = {key: str(value) for key, value in settings.items()}
-                one.group = settings["_Group"]
+                tracked = by_name.setdefault(name, Tracked())
+                tracked.settings = {key: str(value) for key, value in settings.items()}
+                tracked.group = settings["_Group"]
             lines = "SELECT run_name, step, metrics FROM metrics ORDER BY step"
             for name, step, values in store.execute(lines):
-                found[name].add(step, json.loads(values))
+                by_name[name].add(step, json.loads(values))
         store.close()
-        return found
+        return by_name
 
 
 PLACES = {"mlflow": MLflowPlace, "wandb": WandBPlace, "trackio": TrackioPlace}
 
 
-def check_found(run: RunDir, found: Found) -> None:
+def check_tracked(run: RunDir, tracked: Tracked) -> None:
     """Check that a tracker has all of a run, and each epoch once."""
     with run.metrics_file.open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     for column in ("train_loss", "val_accuracy", "learning_rate", "seconds"):
-        steps, values = zip(*found.columns[column], strict=True)
+        steps, values = zip(*tracked.columns[column], strict=True)
         assert list(steps) == [int(row["epoch"]) for row in rows]
         if column != "seconds":  # an epoch that was lost by kill -9 is trained again
             assert values == pytest.approx([float(row[column]) for row in rows])
     summary = run.read_summary()
-    assert found.scores["result/test_accuracy"] == pytest.approx(summary.test_accuracy)
-    assert found.scores["result/best_epoch"] == summary.best_epoch
-    assert found.settings["optimizer.lr"] == str(run.read_config().optimizer["lr"])
-    assert found.settings["folder"] == str(run.path.resolve())
-    assert found.figures == {"curves"}
+    assert tracked.scores["result/test_accuracy"] == pytest.approx(summary.test_accuracy)
+    assert tracked.scores["result/best_epoch"] == summary.best_epoch
+    assert tracked.settings["optimizer.lr"] == str(run.read_config().optimizer["lr"])
+    assert tracked.settings["folder"] == str(run.path.resolve())
+    assert tracked.figures == {"curves"}

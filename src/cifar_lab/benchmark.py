@@ -83,12 +83,9 @@ def _benchmark(argv: list[str]) -> int:
 
         write_text(arguments.json, json.dumps(report.to_plain(), indent=2) + "\n")
     if arguments.figure is not None:
-        from cifar_lab.figures.speed import draw_speeds
-        from cifar_lab.runs.atomic_io import replacing
+        from cifar_lab.figures import speed, style
 
-        with replacing(arguments.figure) as handle:
-            kind = arguments.figure.suffix[1:].lower()
-            draw_speeds(report.to_plain()).savefig(handle, dpi=150, format=kind)
+        style.save(speed.draw_speeds(report.to_plain()), arguments.figure)
     return 0
 
 

@@ -18,8 +18,6 @@ from cifar_lab.config.torchrun import launched
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shorten_path
 from cifar_lab.version import __version__
 
-_MOST_FOLDERS = 200  # pathlib creates each within a call of its own
-
 LONGEST_MESSAGE = 300
 """Characters of the line that says why a command ended."""
 
@@ -67,16 +65,6 @@ class Parser(argparse.ArgumentParser):
     def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         """Return the command's own options, and the rest for `compose`, which checks it."""
         return self.parse_known_args(list(argv))
-
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as argparse does, but refuse --option=-- (it would lose its value)."""
-        words = list(sys.argv[1:] if args is None else args)
-        for word in words:
-            if word.startswith("--") and word.endswith("=--"):
-                self.error(f"{word} is wrong: {word[:-3]} needs a value")
-        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
@@ -213,72 +201,59 @@ def check_output_file(
     """
     if path == Path():
         raise UsageError(f"{option} needs the name of a file")
+    text = f"{option} {shorten_path(path)}"
     if suffixes and path.suffix.lower() not in suffixes:
-        text = f"{option} {shorten_path(path)}"
         raise UsageError(f"{text} is wrong: the name must end with {' or '.join(suffixes)}")
-    _check_output(option, path, "file", path.parent, creates=creates_folder)
+    if _kind_of(path, text) not in (None, "a file"):
+        raise UsageError(f"{text} is wrong: it is {_kind_of(path, text)}")
+    _check_writable(path.parent, text, creates=creates_folder)
 
 
 def check_output_folder(option: str, path: Path) -> None:
     """UsageError if `path`, the value of `option`, cannot be created as a folder or written to."""
-    _check_output(option, path, "folder", path, creates=True)
-
-
-def _check_output(option: str, path: Path, kind: str, folder: Path, *, creates: bool) -> None:
-    """Refuse a path that is not what `kind` says; `folder` is where files would be created."""
     text = f"{option} {shorten_path(path)}"
-    if len(path.parts) > _MOST_FOLDERS:
-        raise UsageError(f"{text} is wrong: it names {len(path.parts):,} folders in one another")
+    if _kind_of(path, text) not in (None, "a folder"):
+        raise UsageError(f"{text} is wrong: it is {_kind_of(path, text)}")
+    _check_writable(path, text, creates=True)
+
+
+def _kind_of(path: Path, text: str) -> str | None:
+    """Return what is at a path, in words; None if nothing is."""
     try:
-        found = _kind_of(path)
-        if found not in (None, kind):
-            article = "not a" if found == "special file" and kind == "file" else "a"
-            raise UsageError(
-                f"{text} is wrong: it is {article} {kind if article == 'not a' else found}"
-            )
-        while creates and _kind_of(folder) is None:
-            folder = folder.parent
-        where = shorten_path(folder)
-        if _kind_of(folder) != "folder":
-            raise UsageError(f"{text} cannot be written: there is no folder {where}")
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError) as error:  # too long, links in a circle, a null character
-        why = getattr(error, "strerror", None) or error
-        raise UsageError(f"{text} is wrong: {why}") from None
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{text} cannot be written: {where} is read-only")
+        raise UsageError(f"{text} is wrong: {getattr(error, 'strerror', None) or error}") from None
+    return "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "no file"
+
+
+def _check_writable(folder: Path, text: str, *, creates: bool) -> None:
+    while creates and not folder.exists():
+        folder = folder.parent
+    where = shorten_path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{text} cannot be written: there is no folder {where}")
     import tempfile
 
     try:
-        with tempfile.TemporaryFile(dir=folder):  # /proc, for one, only says that it is writable
+        with tempfile.TemporaryFile(dir=folder):  # of /proc, os.access says that it is writable
             pass
     except OSError as error:
         raise UsageError(f"{text} cannot be written: {where}: {error.strerror}") from None
-
-
-def _kind_of(path: Path) -> str | None:
-    """Return file, folder, link or special file; None if there is nothing, OSError if not known."""
-    try:
-        mode = path.lstat().st_mode
-        if stat.S_ISLNK(mode):
-            mode = path.stat().st_mode
-    except FileNotFoundError:
-        return "link" if path.is_symlink() else None
-    except NotADirectoryError:
-        return None
-    return "file" if stat.S_ISREG(mode) else "folder" if stat.S_ISDIR(mode) else "special file"
 
 
 def versions() -> str:
     """Return the versions of cifar_lab, torch and Hydra as one line, without importing them."""
     import importlib.metadata
 
-    found = [f"cifar_lab {__version__}"]
+    parts = [f"cifar_lab {__version__}"]
     for name, package in (("torch", "torch"), ("Hydra", "hydra-core")):
         try:
-            found.append(f"{name} {importlib.metadata.version(package)}")
+            parts.append(f"{name} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"{name} not installed")
-    return ", ".join(found)
+            parts.append(f"{name} not installed")
+    return ", ".join(parts)
 
 
 def show_log(*, silent: bool = False) -> None:

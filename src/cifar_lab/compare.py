@@ -130,13 +130,10 @@ def _check_features(runs: "list[FoundRun]") -> None:
 
 def _embed(runs: "list[FoundRun]", method: str, path: Path) -> str:
     """Draw the features of the runs side by side; return where."""
-    from cifar_lab.figures import pca, tsne
-    from cifar_lab.runs.atomic_io import replacing
+    from cifar_lab.figures import pca, style, tsne
 
     side_by_side = pca.side_by_side if method == "pca" else tsne.side_by_side
-    figure = side_by_side([run.run for run in runs], ["A", "B"])
-    with replacing(path) as handle:
-        figure.savefig(handle, dpi=150, format="png")
+    style.save(side_by_side([run.run for run in runs], ["A", "B"]), path)
     return f"Features of both: {path}"
 
 

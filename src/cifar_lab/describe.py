@@ -91,15 +91,15 @@ def _describe(argv: list[str]) -> int:
     if request.shown is not None:
         print(request.shown)
         return 0
-    settings = request.runs[0].config
+    config = request.runs[0].config
     if len(request.runs) > 1:
         print(f"the first of {len(request.runs)} runs: {' '.join(request.runs[0].overrides)}\n")
     if arguments.lr_range:
-        return _lr_range(settings, arguments.lr_steps or LR_STEPS, arguments.figure)
-    return _describe_run(settings, arguments)
+        return _lr_range(config, arguments.lr_steps or LR_STEPS, arguments.figure)
+    return _describe_run(config, arguments)
 
 
-def _describe_run(settings: "RunConfig", arguments: "argparse.Namespace") -> int:
+def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
     """Print what the model and the dataset of a run are; draw some of its images."""
     from cifar_lab.analysis.dataset_summary import dataset_text
     from cifar_lab.analysis.model_summary import model_text
@@ -107,27 +107,27 @@ def _describe_run(settings: "RunConfig", arguments: "argparse.Namespace") -> int
     from cifar_lab.training import config_checks
     from cifar_lab.training.splits import load_arrays, make_splits
 
-    size = settings.dataset.train_size
+    size = config.dataset.train_size
     if size is not None:  # what is wrong is said before anything is read
-        choose_images(arguments.images, size, settings.seed)
-    classes = settings.dataset.classes
+        choose_images(arguments.images, size, config.seed)
+    classes = config.dataset.classes
     if classes is not None:  # before the data, which may be unavailable
-        print(model_text(settings, len(classes)), end="\n\n")
-    arrays = load_arrays(settings.dataset, data_root())
-    chosen = choose_images(arguments.images, len(arrays.train_labels), settings.seed)
-    splits = make_splits(arrays, settings.dataset, settings.split, "cpu")
+        print(model_text(config, len(classes)), end="\n\n")
+    arrays = load_arrays(config.dataset, data_root())
+    chosen = choose_images(arguments.images, len(arrays.train_labels), config.seed)
+    splits = make_splits(arrays, config.dataset, config.split, "cpu")
     if classes is None:
-        print(model_text(settings, len(splits.class_names)), end="\n\n")
-    print(dataset_text(settings, arrays, splits))
+        print(model_text(config, len(splits.class_names)), end="\n\n")
+    print(dataset_text(config, arrays, splits))
     if splits.storage is not None:
         print(splits.storage)
-    warnings = config_checks.check_config(settings, test_size=len(splits.test))
+    warnings = config_checks.check_config(config, test_size=len(splits.test))
     for warning in (*splits.warnings, *warnings):
         print(f"warning: {warning}")
-    path = arguments.figure or Path(settings.output_dir) / "describe" / f"{_stem(settings)}.png"
-    names = settings.dataset.display_names or splits.class_names
+    path = arguments.figure or _default_path(config)
+    names = config.dataset.display_names or splits.class_names
     rows = arguments.augmented
-    _draw(arrays, names, chosen, path, augmented_images(settings, splits, chosen, rows))
+    _draw(arrays, names, chosen, path, augmented_images(config, splits, chosen, rows))
     print(f"images {', '.join(map(str, chosen))} of the training set: {path}")
     if rows:
         print(f"below each image: the image as it is augmented in epochs 1 to {rows}")
@@ -147,37 +147,31 @@ def _check_lr_range(arguments: "argparse.Namespace") -> None:
         )
 
 
-def _lr_range(settings: "RunConfig", steps: int, figure: Path | None) -> int:
+def _lr_range(config: "RunConfig", steps: int, figure: Path | None) -> int:
     """Run the learning-rate range test; draw it, and print the rate that it suggests."""
     from cifar_lab.analysis.lr_range import LOWEST, check_settings, range_test
-    from cifar_lab.figures import lr_range
-    from cifar_lab.runs.atomic_io import replacing
+    from cifar_lab.figures import lr_range, style
 
-    check_settings(settings)
-    folder = Path(settings.output_dir) / "describe"
-    path = figure or folder / f"{_stem(settings)}_lr_range.png"
+    check_settings(config)
+    path = figure or _default_path(config, "_lr_range")
     if figure is None:
         cli.check_output_file("output_dir", path, (".png",), creates_folder=True)
-    found = range_test(settings, steps)
-    count = len(found.rates)
+    test = range_test(config, steps)
+    count = len(test.rates)
     if not count:
         raise RunFailed(
             f"the loss is not finite at a learning rate of {LOWEST:g}, in the first step"
         )
     ended = "" if count == steps else f" of {steps}; the loss diverged"
-    print(
-        f"learning rate from {found.rates[0]:.2g} to {found.rates[-1]:.2g} in {count} steps{ended}"
-    )
-    lowest = int(found.smoothed.argmin())
-    print(f"lowest smoothed loss: {found.smoothed[lowest]:.4f} at {found.rates[lowest]:.2g}")
-    if found.suggestion is None:
+    print(f"learning rate from {test.rates[0]:.2g} to {test.rates[-1]:.2g} in {count} steps{ended}")
+    lowest = int(test.smoothed.argmin())
+    print(f"lowest smoothed loss: {test.smoothed[lowest]:.4f} at {test.rates[lowest]:.2g}")
+    if test.suggestion is None:
         print("no suggestion: the smoothed loss never falls")
     else:
-        print(f"suggestion: optimizer.lr={found.suggestion:.2g}, where it falls most steeply")
-    drawn = lr_range.draw(settings, found.rates, found.losses, found.smoothed, found.suggestion)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as handle:
-        drawn.savefig(handle, dpi=150, format="png")
+        print(f"suggestion: optimizer.lr={test.suggestion:.2g}, where it falls most steeply")
+    picture = lr_range.draw(config, test.rates, test.losses, test.smoothed, test.suggestion)
+    style.save(picture, path)
     print(f"figure: {path}")
     return 0
 
@@ -227,7 +221,7 @@ def choose_images(asked: str | None, size: int, seed: int) -> list[int]:
 
 
 def augmented_images(
-    settings: "RunConfig", splits: "Splits", chosen: Sequence[int], epochs: int
+    config: "RunConfig", splits: "Splits", chosen: Sequence[int], epochs: int
 ) -> "list[list[np.ndarray[Any, np.dtype[np.uint8]]]]":
     """Return for each epoch the chosen images (C, H, W) as training would augment them.
 
@@ -246,9 +240,9 @@ def augmented_images(
     batches = Batches(
         split,
         batch_size=max(len(chosen), 1),
-        seed=settings.seed,
-        normalisation=normalisation(settings),
-        augmentation=settings.augmentation,
+        seed=config.seed,
+        normalisation=normalisation(config),
+        augmentation=config.augmentation,
         num_classes=len(splits.class_names),
     )
     scaling: Normalisation = batches.normalisation
@@ -258,7 +252,7 @@ def augmented_images(
     )
     rows = []
     for epoch in range(1, epochs + 1):
-        generator = torch.Generator().manual_seed(derive_seed(settings.seed, "data", epoch))
+        generator = torch.Generator().manual_seed(derive_seed(config.seed, "data", epoch))
         places = batches.order(generator).argsort()
         images = torch.cat([images for images, _ in batches.epoch(epoch)])[places]
         pixels = (255 * (images * std + mean)).round().clamp(0, 255).to(torch.uint8)
@@ -277,8 +271,8 @@ def _draw(
 
     Below them stand the `augmented` ones, a row for each epoch.
     """
+    from cifar_lab.figures import style
     from cifar_lab.figures.image_grid import draw_images
-    from cifar_lab.runs.atomic_io import replacing
 
     labels = [class_names[int(arrays.train_labels[index])] for index in chosen]
     titles = [f"{label}\n{index}" for label, index in zip(labels, chosen, strict=True)]
@@ -289,13 +283,12 @@ def _draw(
         titles += [f"epoch {epoch}" for epoch, row in enumerate(augmented, start=1) for _ in row]
         images += [image for row in augmented for image in row]
         figure = draw_images(images, titles, columns=len(chosen))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as handle:
-        figure.savefig(handle, dpi=150, format="png")
+    style.save(figure, path)
 
 
-def _stem(settings: "RunConfig") -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in settings.dataset.name)[:80]
+def _default_path(config: "RunConfig", ending: str = "") -> Path:
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in config.dataset.name)[:80]
+    return Path(config.output_dir) / "describe" / f"{name}{ending}.png"
 
 
 if __name__ == "__main__":

@@ -85,7 +85,6 @@ def _evaluate(argv: list[str]) -> int:
         ensembles.check_members(runs, same_test_set=True)
     wants_features = arguments.side_by_side is not None
     for run in runs:
-        run.read_summary()
         check_scorable(run, arguments.device)
     for run in runs:
         summary = run.read_summary()
@@ -121,12 +120,12 @@ def _ensemble_text(runs: "Sequence[RunDir]") -> str:
     """Return the score of the runs' mean probabilities beside those of the runs."""
     from cifar_lab.analysis import ensembles
 
-    found = ensembles.mean_predictions(runs)
-    each = [run.read_predictions().accuracy for run in runs]
+    mean = ensembles.mean_predictions(runs)
+    members = [run.read_predictions().accuracy for run in runs]
     return (
-        f"ensemble of {len(runs)} runs: test accuracy {found.accuracy:.2%} (error "
-        f"{1 - found.accuracy:.2%}), loss {found.loss:.4f}, {len(found):,} images; its members: "
-        f"mean {sum(each) / len(each):.2%}, from {min(each):.2%} to {max(each):.2%}"
+        f"ensemble of {len(runs)} runs: test accuracy {mean.accuracy:.2%} (error "
+        f"{1 - mean.accuracy:.2%}), loss {mean.loss:.4f}, {len(mean):,} images; its members: "
+        f"mean {sum(members) / len(members):.2%}, from {min(members):.2%} to {max(members):.2%}"
     )
 
 
@@ -156,8 +155,7 @@ def _write_errors(runs: "Sequence[RunDir]", count: int) -> Path:
 
 def _side_by_side(runs: "Sequence[RunDir]", folder: Path) -> None:
     """Draw the features of several runs beside each other, to compare trained and untrained."""
-    from cifar_lab.figures import pca, tsne
-    from cifar_lab.runs.atomic_io import replacing
+    from cifar_lab.figures import pca, style, tsne
 
     titles = []
     for run in runs:
@@ -165,11 +163,9 @@ def _side_by_side(runs: "Sequence[RunDir]", folder: Path) -> None:
         epochs = summary.best_epoch if summary.scored_weights == "best" else summary.epochs
         titles.append(f"lr {summary.initial_learning_rate}, epoch {epochs}")
     figures = {"pca": pca.side_by_side(runs, titles), "tsne": tsne.side_by_side(runs, titles)}
-    folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         path = folder / f"{name}.png"
-        with replacing(path) as handle:
-            figure.savefig(handle, dpi=150, format="png")
+        style.save(figure, path)
         print(f"figure: {path}")
 
 

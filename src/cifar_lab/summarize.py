@@ -93,21 +93,17 @@ def _with_features(collection: "RunCollection") -> "dict[str, RunDir]":
 
 def _embed(path: Path, runs: "dict[str, RunDir]", method: str) -> None:
     """Draw the features of runs side by side, each under its name."""
-    from cifar_lab.figures import pca, tsne
-    from cifar_lab.runs.atomic_io import replacing
+    from cifar_lab.figures import pca, style, tsne
 
     side_by_side = pca.side_by_side if method == "pca" else tsne.side_by_side
-    figure = side_by_side(list(runs.values()), list(runs))
-    with replacing(path) as handle:
-        figure.savefig(handle, dpi=120, format="png")
+    style.save(side_by_side(list(runs.values()), list(runs)), path, dpi=120)
     print(f"\nFeatures of {len(runs)} settings: {path}")
 
 
 def _draw(collection: "RunCollection") -> None:
     """Write grid.png and curves.png."""
     from cifar_lab.analysis import run_metrics
-    from cifar_lab.figures import curves, grid
-    from cifar_lab.runs.atomic_io import replacing
+    from cifar_lab.figures import curves, grid, style
 
     axes = [collection.axes[i] for i in collection.main_axes]
     squares = []
@@ -126,20 +122,16 @@ def _draw(collection: "RunCollection") -> None:
     for setting in collection.ranking[:MOST_CURVES]:
         runs = [run.run for run in setting.finished or setting.runs]
         groups.setdefault(collection.short_label(setting), []).extend(runs)
-    pictures = {
-        "grid": grid.draw(
-            axes,
-            [collection.values(axis) for axis in axes],
-            squares,
-            collection.metric,
-            fraction=run_metrics.is_fraction(collection.metric),
-            higher_is_better=run_metrics.higher_is_better(collection.metric),
-        ),
-        "curves": curves.bands(groups),
-    }
-    for name, figure in pictures.items():
-        with replacing(collection.folder / f"{name}.png") as handle:
-            figure.savefig(handle, dpi=120, format="png")
+    picture = grid.draw(
+        axes,
+        [collection.values(axis) for axis in axes],
+        squares,
+        collection.metric,
+        fraction=run_metrics.is_fraction(collection.metric),
+        higher_is_better=run_metrics.higher_is_better(collection.metric),
+    )
+    style.save(picture, collection.folder / "grid.png", dpi=120)
+    style.save(curves.bands(groups), collection.folder / "curves.png", dpi=120)
 
 
 if __name__ == "__main__":

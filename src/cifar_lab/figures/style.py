@@ -6,9 +6,11 @@ process, and runs that draw side by side would see each other's settings.
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_lab.config.run_config import RunConfig
+from cifar_lab.runs.atomic_io import replacing
 from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -46,6 +48,13 @@ def new_figure(width: float, height: float) -> "Figure":
     figure = Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.03)  # type: ignore[union-attr,call-arg]
     return figure
+
+
+def save(figure: "Figure", path: Path, dpi: int = 150) -> None:
+    """Write a figure in the format that the path ends with, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as handle:
+        figure.savefig(handle, dpi=dpi, format=path.suffix[1:].lower())
 
 
 def caption(figure: "Figure", text: str) -> None:

@@ -84,7 +84,8 @@ def test_a_finished_run_is_found_by_its_words_and_its_folder(run: cifar_lab.Run)
 
 def test_runs_in_one_process_do_not_change_each_other(run: cifar_lab.Run, tmp_path: Path) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    other = cifar_lab.run(*TINY, "threads=2", "deterministic=true", f"output_dir={tmp_path}/a")
+    words = ["threads=2", "deterministic=true", "training.epochs=1", f"output_dir={tmp_path}/a"]
+    other = cifar_lab.run(*TINY, *words)
     assert other.summary.threads == 2
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
@@ -211,7 +212,7 @@ def test_a_sweep_returns_its_runs_in_order_and_needs_no_main_guard(tmp_path: Pat
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["started", "(0, 'finished') (1, 'finished')"]
     runs = cifar_lab.sweep(*words)
-    assert [one.config.seed for one in runs] == [0, 1]
+    assert [run.config.seed for run in runs] == [0, 1]
 
 
 @pytest.mark.slow
@@ -219,4 +220,4 @@ def test_a_cell_that_fails_raises_after_the_others_have_run(tmp_path: Path) -> N
     words: list[Any] = [*TINY, "optimizer.lr=0.001,1e30", f"output_dir={tmp_path}"]
     with pytest.raises(cifar_lab.RunFailed, match="1 of 2 cells failed"):
         cifar_lab.sweep(*words)
-    assert sorted(one.status for one in cifar_lab.load_runs(tmp_path)) == ["failed", "finished"]
+    assert sorted(run.status for run in cifar_lab.load_runs(tmp_path)) == ["failed", "finished"]

@@ -92,13 +92,6 @@ def test_a_benchmark_ends_near_its_time_and_says_what_was_left_out(
     assert "; plain data alone, 2 workers" in lines[-1]
 
 
-def test_without_ratios_there_is_no_table_of_ratios(capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark.main([*TINY, "--seconds", "0.2", "--only", "epoch"]) == 0
-    printed = capsys.readouterr().out
-    assert "our training epoch" in printed
-    assert "ratio" not in printed
-
-
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json_and_a_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

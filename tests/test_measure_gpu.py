@@ -49,6 +49,7 @@ def test_a_step_that_fails_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mo
         assert json.loads((tmp_path / "public.json").read_text())["steps"] == []
 
 
+@pytest.mark.slow
 def test_without_a_gpu_only_a_rehearsal_is_possible(tmp_path: Path) -> None:
     import torch
 

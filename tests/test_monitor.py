@@ -172,7 +172,7 @@ def test_a_search_optimizes_the_monitored_score(
     study = open_study(settings, tmp_path, monitor)
     values = {}
     for trial in study.trials:
-        run = RunDir(trial.user_attrs["folder"])
+        run = RunDir(next(iter(trial.user_attrs["runs"].values())))
         values[trial.number] = best(column(run, monitor))
         assert list(trial.intermediate_values.values()) == column(run, monitor)
         assert trial.value == values[trial.number]

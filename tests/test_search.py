@@ -78,7 +78,7 @@ def test_a_trial_is_a_run_folder_and_a_larger_number_goes_on(tmp_path: Path) -> 
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 3
     assert len({t.params["optimizer.lr"] for t in trials}) == 3
     for trial in trials:
-        run = RunDir(trial.user_attrs["folder"])
+        run = RunDir(trial.user_attrs["runs"]["0"])
         assert run.read_summary().best_val_accuracy == trial.value
         assert run.read_config().optimizer["lr"] == trial.params["optimizer.lr"]
         assert run.read_config().choices["optimizer"] == trial.params["optimizer"]
@@ -87,7 +87,7 @@ def test_a_trial_is_a_run_folder_and_a_larger_number_goes_on(tmp_path: Path) -> 
     lines = closing_lines(
         compose_checked([*TINY, "-m", "search=optuna", *SPACE]).options.search, tmp_path
     )
-    assert best.user_attrs["folder"] in lines
+    assert best.user_attrs["runs"]["0"] in lines
 
 
 @pytest.mark.slow

@@ -142,9 +142,8 @@ def sweep_cells(
     return list(cells.values())
 
 
-def short_names(cells: Sequence[Cell]) -> list[str]:
-    """Return the names of the axes, `lr` for `optimizer.lr` where that is clear."""
-    keys = list(cells[0].axes) if cells else []
+def short_names(keys: Sequence[str]) -> list[str]:
+    """Return the names of axes for a table, `lr` for `optimizer.lr` where that is clear."""
     last = [key.rpartition(".")[2] for key in keys]
     return [s if last.count(s) == 1 else key for key, s in zip(keys, last, strict=True)]
 

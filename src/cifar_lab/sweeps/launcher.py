@@ -21,9 +21,8 @@ _OWN_CODES = (2, 3, *STOPPED)  # with which a cell ends that says why
 
 
 class Job(ABC):
-    """A cell that was started. `id` is its name in a cluster's queue, "" without a queue."""
+    """A cell that was started. `loss` says why it ended where nothing else does."""
 
-    id = ""
     loss = "its process ended without a result; see its train.log"
 
     def __init__(self, cell: Cell) -> None:

@@ -38,7 +38,7 @@ class Outcome:
 
 def closing_table(outcomes: Sequence[Outcome]) -> str:
     """Return what became of each cell, the best setting by validation, and how to compare them."""
-    names = short_names([outcome.cell for outcome in outcomes])
+    names = short_names(list(outcomes[0].cell.axes))
     monitors = {outcome.cell.config.training.monitor for outcome in outcomes}
     monitor = monitors.pop() if len(monitors) == 1 else "val_accuracy"
     score = monitor.replace("_", " ")

@@ -17,7 +17,7 @@ def plan(cells: Sequence[Cell], jobs: int, *, rerun: bool = False) -> str:
     wanted = [rerun or state not in DONE for state in states]
     to_run = [cell for cell, needed in zip(cells, wanted, strict=True) if needed]
     pace, source = timed(to_run, beside=cells)
-    rows = [[*short_names(cells), "state", "time left", "folder"]]
+    rows = [[*short_names(list(cells[0].axes)), "state", "time left", "folder"]]
     for cell, state, needed in zip(cells, states, wanted, strict=True):
         left = pace.seconds(cell.config, 0 if rerun else cell.epochs_done()) if needed else None
         time_left = duration(left) if left is not None else "-"

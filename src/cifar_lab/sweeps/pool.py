@@ -135,9 +135,7 @@ def fill_slots(
             except (UsageError, Unavailable, RunFailed) as error:
                 after = "in use" if isinstance(error, Unavailable) else cell.state()
                 close(Outcome(cell, cell.state(), after, 0.0, error.exit_code, str(error)))
-        jobs = launcher.start(cells, record.folder) if cells else []
-        record.note_jobs(jobs)
-        return jobs
+        return launcher.start(cells, record.folder) if cells else []
 
     with stop.graceful(), LiveLine(source.total, pace) as line:
         try:

@@ -10,12 +10,11 @@ from typing import Any
 
 from cifar_lab.runs.atomic_io import write_text
 from cifar_lab.sweeps.cell import Cell
-from cifar_lab.sweeps.launcher import Job
 from cifar_lab.sweeps.outcome import Outcome
 
 
 class Record:
-    """The command of a sweep, its cells, the jobs that run them, and what became of each.
+    """The command of a sweep, its cells, and what became of each.
 
     `parent` is the folder of the run folders.
     """
@@ -38,14 +37,6 @@ class Record:
             folder = os.path.relpath(cell.run.path, self._parent)
             self._cells[cell.run.path] = {"folder": folder, "axes": dict(cell.axes)}
         if new:
-            self._write()
-
-    def note_jobs(self, jobs: Sequence[Job]) -> None:
-        """Note the ids of the jobs that run cells; processes of this machine have none."""
-        for job in jobs:
-            if job.id:
-                self._cells[job.cell.run.path]["job"] = job.id
-        if any(job.id for job in jobs):
             self._write()
 
     def close(self, outcomes: Sequence[Outcome]) -> None:

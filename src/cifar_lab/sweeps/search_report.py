@@ -12,8 +12,9 @@ from cifar_lab.errors import RunFailed, UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
 from cifar_lab.runs.text import align
+from cifar_lab.sweeps.cell import short_names
 from cifar_lab.sweeps.study import CONFIRMED, monitored, open_study
-from cifar_lab.sweeps.trial import FOLDER, OVERRIDES, RUNS
+from cifar_lab.sweeps.trial import OVERRIDES, RUNS
 
 _MOST_SHOWN = 20  # trials
 
@@ -51,13 +52,11 @@ def _table(trials: Sequence[Any], monitor: str) -> list[str]:
     sign = 1 if monitor == "val_loss" else -1
     ranked = sorted(trials, key=lambda trial: (trial.value is None, sign * (trial.value or 0.0)))
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
-    last = [key.rpartition(".")[2] for key in keys]
-    names = [s if last.count(s) == 1 else key for key, s in zip(keys, last, strict=True)]
     seeds = list(dict.fromkeys(seed for trial in ranked for seed in trial.user_attrs.get(RUNS, ())))
     several = any(len(trial.user_attrs.get(RUNS, ())) > 1 for trial in trials)
     columns = [f"seed {seed}" for seed in seeds] if several else []
     score = monitor.replace("_", " ")
-    rows = [["trial", *names, "state", *columns, "mean" if several else score]]
+    rows = [["trial", *short_names(keys), "state", *columns, "mean" if several else score]]
     for trial in ranked[:_MOST_SHOWN]:
         values = [shorten(_shown(trial.params.get(key, "-")), 30) for key in keys]
         runs = trial.user_attrs.get(RUNS, {})
@@ -108,8 +107,7 @@ def _confirming_lines(study: Any) -> list[str]:
 
 
 def _folders(trial: Any) -> list[str]:
-    first = trial.user_attrs.get(FOLDER)
-    return list(trial.user_attrs.get(RUNS, {"": first} if first else {}).values())
+    return list(trial.user_attrs.get(RUNS, {}).values())
 
 
 def _finished(folder: str) -> RunSummary | None:

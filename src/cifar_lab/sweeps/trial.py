@@ -18,9 +18,6 @@ log = logging.getLogger("cifar_lab")
 RUNS, OVERRIDES = "runs", "overrides"
 """What a trial notes in the study: the folders of its runs by seed, and its values."""
 
-FOLDER = "folder"
-"""The first of the folders, which is all that a study of an earlier version has."""
-
 
 def with_seeds(cell: Cell, first: int, count: int) -> list[Cell]:
     """Return `count` cells like this one, whose seeds are `first` above its own and so on."""
@@ -62,7 +59,7 @@ class Trial:
         self._values: list[float] = []
         self._is_pruned = False
         self._told = dict(self._frozen().intermediate_values)
-        notes = {FOLDER: str(cells[0].run.path), OVERRIDES: list(lines), RUNS: by_seed(cells)}
+        notes = {OVERRIDES: list(lines), RUNS: by_seed(cells)}
         for key, note in notes.items():
             if trial.user_attrs.get(key) != note:
                 trial.set_user_attr(key, note)

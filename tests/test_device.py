@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.training.build import build_state, optimizer_settings
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
@@ -62,7 +63,7 @@ def test_the_update_chosen_on_a_cpu_gives_the_bits_of_torchs_plain_one(optimizer
     splits = load_splits(settings, "cpu")
     weights = []
     for foreach in (None, False):
-        target_config = {**settings.optimizer, "foreach": foreach}
+        target_config = OptimizerConfig(settings.optimizer, foreach=foreach)
         state, batches = build_state(
             dataclasses.replace(settings, optimizer=target_config), splits, "cpu"
         )
@@ -76,10 +77,11 @@ def test_the_update_chosen_on_a_cpu_gives_the_bits_of_torchs_plain_one(optimizer
 
 
 def test_an_update_that_was_chosen_stays() -> None:
-    for chosen in ({"foreach": False, "fused": None}, {"foreach": None, "fused": True}, {"lr": 1}):
+    for values in ({"foreach": False, "fused": None}, {"foreach": None, "fused": True}, {"lr": 1}):
+        chosen = OptimizerConfig(values)
         assert optimizer_settings(chosen, "cpu") == chosen
-    left_open = {"foreach": None, "fused": None}
+    left_open = OptimizerConfig(foreach=None, fused=None)
     assert optimizer_settings(left_open, "cpu")["foreach"] is True
     assert optimizer_settings(left_open, "cuda") == left_open
-    differentiable = left_open | {"differentiable": True}
+    differentiable = OptimizerConfig(left_open, differentiable=True)
     assert optimizer_settings(differentiable, "cpu") == differentiable

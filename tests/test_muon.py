@@ -10,6 +10,7 @@ from tiny_runs import TINY, train
 from torch import nn
 
 from cifar_lab.analysis import resume_proof
+from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.models.airbench import Airbench
 from cifar_lab.optimizers.muon import Muon, orthogonalize
@@ -135,7 +136,7 @@ def test_what_muon_cannot_do_is_refused(words: list[str], said: str) -> None:
 
 
 def test_a_model_without_hidden_matrices_is_refused() -> None:
-    target_config = {"_target_": "cifar_lab.optimizers.muon.Muon"}
+    target_config = OptimizerConfig(_target_="cifar_lab.optimizers.muon.Muon")
     with pytest.raises(UsageError, match="no hidden matrix"):
         build_optimizer(target_config, nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
 

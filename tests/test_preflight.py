@@ -7,6 +7,7 @@ import pytest
 from tiny_runs import TINY, make
 
 from cifar_lab import evaluate, train
+from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.training.preflight import check, compose_checked
 
@@ -35,7 +36,7 @@ def test_a_request_that_would_fail_in_training_is_refused(
 @pytest.mark.parametrize("target", ["torch.optim.LBFGS", "torch.optim.SparseAdam"])
 def test_an_optimizer_that_takes_no_plain_step_is_refused(target: str) -> None:
     config = compose_checked(TINY).runs[0].config
-    other = dataclasses.replace(config, optimizer={"_target_": target, "lr": 0.1})
+    other = dataclasses.replace(config, optimizer=OptimizerConfig(_target_=target, lr=0.1))
     with pytest.raises(UsageError, match="cannot take a training step"):
         check(other)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from cifar_lab.config.components import SchedulerConfig
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.figures import confusion_matrix
 from cifar_lab.runs.metrics import EpochMetrics, Predictions
@@ -135,7 +136,7 @@ def test_10_the_rate_in_use_is_the_stated_one(settings: RunConfig) -> None:
     assert sanity_checks.check_learning_rate(settings, stated, 0) == []
     (warning,) = sanity_checks.check_learning_rate(settings, stated / 10, 3)
     assert "optimizer.lr says 0.001" in warning
-    scheduled = dataclasses.replace(settings, scheduler={"_target_": "any"})
+    scheduled = dataclasses.replace(settings, scheduler=SchedulerConfig(_target_="any"))
     assert sanity_checks.check_learning_rate(scheduled, stated / 10, 3) == []
 
 

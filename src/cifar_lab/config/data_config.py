@@ -22,20 +22,39 @@ class DatasetConfig:
     where the decoded pictures are: in memory, or in a file that is mapped; `auto` decides by size.
     """
 
-    name: str
-    source: TargetConfig
-    image_shape: list[int]
-    fit: Literal["crop", "resize", "pad"] = "crop"
-    storage: Literal["auto", "memory", "mapped"] = setting("auto", identity=False)
-    classes: list[str] | None = None
-    train_size: int | None = setting(None, ge=1)
-    test_size: int | None = setting(None, ge=1)
-    mean: list[float] | Literal["auto"] | None = None
-    std: list[float] | Literal["auto"] | None = None
-    computed: list[Literal["mean", "std"]] = setting(factory=list, identity=False)
-    checksums: dict[str, str] = setting(factory=dict)
-    display_names: list[str] | None = setting(None, identity=False)
-    licence: str | None = setting(None, identity=False)
+    name: str = setting(meaning="of the dataset, in run folders and figures")
+    source: TargetConfig = setting(meaning="the function that loads the images")
+    image_shape: list[int] = setting(meaning="channels (1: grayscale, 3: RGB), height, width")
+    fit: Literal["crop", "resize", "pad"] = setting(
+        "crop",
+        "scale and cut off, scale, or scale and pad with black to that size",
+    )
+    storage: Literal["auto", "memory", "mapped"] = setting(
+        "auto",
+        "where decoded; auto maps a file above 1 GB or RAM / 4",
+        identity=False,
+    )
+    classes: list[str] | None = setting(None, "names of label 0, 1, ...")
+    train_size: int | None = setting(None, "images in the official training set", ge=1)
+    test_size: int | None = setting(None, "images in the official test set", ge=1)
+    mean: list[float] | Literal["auto"] | None = setting(
+        None, "per channel, of pixels in [0, 1], subtracted; null: 0; auto: of the training split"
+    )
+    std: list[float] | Literal["auto"] | None = setting(
+        None, "per channel, what is divided by; null: 1; auto: of the training split"
+    )
+    computed: list[Literal["mean", "std"]] = setting(
+        factory=list, identity=False, meaning="filled in: which of mean and std came from auto"
+    )
+    checksums: dict[str, str] = setting(
+        factory=dict, meaning="sha256 of the decoded arrays, C order, uint8"
+    )
+    display_names: list[str] | None = setting(
+        None, "names for figures and reports in place of the classes'; null: those", identity=False
+    )
+    licence: str | None = setting(
+        None, "of the images, for the model card of an export", identity=False
+    )
 
     def check(self, path: str) -> None:
         """Refuse an impossible shape, and statistics and names whose number does not match."""
@@ -70,13 +89,25 @@ class SplitConfig:
     are torch's WeightedRandomSampler and SubsetRandomSampler (S1-06, S1-07).
     """
 
-    validation: float = setting(0.1, ge=0)
-    source: Literal["train", "test"] = "train"
-    method: Literal["stratified", "random", "tail", "numpy"] = "stratified"
-    seed: int = setting(0, ge=0, le=2**32 - 1)
-    folds: int | None = setting(None, ge=2, le=1000)
-    fold: int | None = setting(None, ge=0)
-    sampler: Literal["permutation", "weighted", "subset"] = "permutation"
+    validation: float = setting(
+        0.1, "images held out to validate: a fraction below 1, or a number", ge=0
+    )
+    source: Literal["train", "test"] = setting(
+        "train", "train | test (S0's mistake): the official set they come from"
+    )
+    method: Literal["stratified", "random", "tail", "numpy"] = setting(
+        "stratified", "stratified | random | tail (the last ones) | numpy (RandomState)"
+    )
+    seed: int = setting(0, "of the split alone", ge=0, le=2**32 - 1)
+    folds: int | None = setting(
+        None, "cross-validation: the training set in so many parts of equal size", ge=2, le=1000
+    )
+    fold: int | None = setting(
+        None, "which of them validates, from 0; split.fold=0,1,2,3,4 -m trains all", ge=0
+    )
+    sampler: Literal["permutation", "weighted", "subset"] = setting(
+        "permutation", "permutation | weighted | subset (torch's samplers, S1)"
+    )
 
     def held_out(self, size: int) -> int:
         """Return how many of the `size` images of the official set validate."""
@@ -144,12 +175,26 @@ class AugmentationConfig:
     distribution of the share that an image has of the mixture.
     """
 
-    crop_padding: int = setting(0, ge=0, le=64)
-    padding_mode: Literal["zeros", "reflect"] = "zeros"
-    horizontal_flip: bool = False
-    flips: Literal["random", "alternating"] = "random"
-    policy: Literal["trivial_augment", "rand_augment"] | None = None
-    cutout: int = setting(0, ge=0, le=4096)
-    erasing: float = setting(0.0, ge=0, le=1)
-    mixup: float = setting(0.0, ge=0, le=100)
-    cutmix: float = setting(0.0, ge=0, le=100)
+    crop_padding: int = setting(
+        0, "pixels around an image before a random crop of its size", ge=0, le=64
+    )
+    padding_mode: Literal["zeros", "reflect"] = setting("zeros", "what these pixels are")
+    horizontal_flip: bool = setting(False, "mirror every second image")
+    flips: Literal["random", "alternating"] = setting(
+        "random", "each image at random, or in every second epoch"
+    )
+    policy: Literal["trivial_augment", "rand_augment"] | None = setting(
+        None, "a random change of each image"
+    )
+    cutout: int = setting(
+        0, "side of a square at a random place that is erased, in pixels", ge=0, le=4096
+    )
+    erasing: float = setting(
+        0.0, "how often a box of random size is erased, a probability", ge=0, le=1
+    )
+    mixup: float = setting(
+        0.0, "add up two images, their shares from Beta(mixup, mixup)", ge=0, le=100
+    )
+    cutmix: float = setting(
+        0.0, "cut a box from another image, its area from Beta(cutmix, cutmix)", ge=0, le=100
+    )

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from cifar_lab.config.command_line import flag_lines
 from cifar_lab.config.groups import default_options, default_value, find_options
+from cifar_lab.config.launch import LaunchOptions
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.schema import find_field
 
 _WIDTH = 100
 
@@ -16,18 +19,10 @@ Trains and evaluates one run, or with -m (or an experiment that is a grid) many.
 of each group and single values that are changed. RUN_DIR is the folder of a past run: it continues,
 or with changes it is the start of another run."""
 
-_MOST_USED = {
-    "optimizer.lr": "learning rate",
-    "training.epochs": "passes over the training images",
-    "training.batch_size": "images per step",
-    "training.patience": "epochs without improvement before training stops; null: never",
-    "seed": "of the initial weights, the order of the images, augmentation, dropout",
-    "device": "auto (CUDA, then MPS, then CPU), cuda, cuda:N, mps or cpu",
-    "output_dir": "runs are written to OUTPUT_DIR/NAME/CHOICES-HASH",
-    "name": "the folder inside output_dir",
-    "plan": "true: show what would run, and run nothing",
-    "rerun": "true: run again what is finished",
-}
+_MOST_USED = (
+    *("optimizer.lr", "training.epochs", "training.batch_size", "training.patience", "seed"),
+    *("device", "output_dir", "name", "plan", "rerun"),
+)
 
 _EXAMPLES = """
 Examples:
@@ -43,9 +38,7 @@ def help_page(config_dir: str | None = None) -> str:
     """Return the page: groups with their options, the settings used most, flags and examples."""
     options = find_options(config_dir)
     groups = dict.fromkeys(["dataset", *default_options(), *sorted(options)])
-    settings = [
-        (f"{key}={_as_yaml(default_value(key))}", purpose) for key, purpose in _MOST_USED.items()
-    ]
+    settings = [(f"{key}={_as_yaml(default_value(key))}", _meaning(key)) for key in _MOST_USED]
     flags = [
         *flag_lines(),
         ("-sc install=bash", "print shell completion, to be evaluated (also zsh, fish)"),
@@ -78,6 +71,13 @@ def _options(group: str, options: dict[str, Path]) -> str:
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
     width = max(len(left) for left, _ in rows)
     return [f"  {left:{width}}  {right}" for left, right in rows]
+
+
+def _meaning(key: str) -> str:
+    for cls in (RunConfig, LaunchOptions):
+        if (found := find_field(cls, key)) is not None:
+            return str(found[0].metadata["description"])
+    return "learning rate"  # of the optimizer, whose arguments are no fields
 
 
 def _as_yaml(value: object) -> str:

@@ -13,20 +13,32 @@ from cifar_lab.errors import UsageError
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How a sweep chooses among the values it lists: all combinations, or a search with Optuna.
+    """How a sweep chooses among the values it lists: all combinations, or a search with Optuna."""
 
-    A trial is the mean of `seeds` runs; `confirm` runs with fresh seeds repeat the best setting.
-    """
-
-    method: Literal["none", "optuna"] = "none"
-    trials: int = setting(20, ge=1, le=1_000_000)
-    sampler: Literal["tpe", "random"] = "tpe"
-    pruner: Literal["median", "hyperband", "none"] = "median"
-    warmup_epochs: int = setting(2, ge=0)
-    study: str = "search"
-    seed: int = setting(0, ge=0, le=2**32 - 1)
-    seeds: int = setting(1, ge=1, le=1000)
-    confirm: int = setting(0, ge=0, le=1000)
+    method: Literal["none", "optuna"] = setting(
+        "none", "none: every combination; optuna: Optuna chooses"
+    )
+    trials: int = setting(
+        20, "of the study in all; the same line with a larger number goes on", ge=1, le=1_000_000
+    )
+    sampler: Literal["tpe", "random"] = setting("tpe", "tpe | random")
+    pruner: Literal["median", "hyperband", "none"] = setting(
+        "median", "stops trials whose validation curve is behind"
+    )
+    warmup_epochs: int = setting(2, "no trial is pruned before it has trained so many epochs", ge=0)
+    study: str = setting(
+        "search", "the study's name and file, <output_dir>/<name>/.search/<study>.journal"
+    )
+    seed: int = setting(0, "of the sampler", ge=0, le=2**32 - 1)
+    seeds: int = setting(
+        1,
+        "runs of a trial, with the seeds seed, seed+1, ...: their mean is its value",
+        ge=1,
+        le=1000,
+    )
+    confirm: int = setting(
+        0, "runs of the best setting with fresh seeds, after the last trial", ge=0, le=1000
+    )
 
     def check(self, path: str) -> None:
         """Refuse a study that does not name a file, and a pruner that goes by epochs only."""
@@ -65,21 +77,29 @@ class Dimension:
 class LaunchOptions:
     """What a command line says about launching: none of it is part of a run.
 
-    `points` are the runs of a sweep that is no full grid: each gives values to some keys, in the
-    grammar of a command line, and is a small grid where it lists several. `jobs` runs at a time
-    ("auto": as many as fit cores or GPUs), `jobs_per_gpu` of them on one GPU. `detach` sends the
-    jobs of a cluster and does not wait for them.
+    `points`: each gives values to some keys, in the grammar of a command line, and is a small grid
+    where it lists several.
     """
 
-    points: list[dict[str, Any]] = field(default_factory=list)
-    plan: bool = False
-    rerun: bool = False
-    accept_code: bool = False
-    detach: bool = False
-    jobs: int | Literal["auto"] = setting("auto", ge=1, le=1024)
-    jobs_per_gpu: int = setting(1, ge=1, le=64)
-    trust: list[str] = field(default_factory=list)
+    points: list[dict[str, Any]] = setting(
+        factory=list,
+        meaning='runs of a sweep that is no full grid: [{optimizer: sgd, seed: "0,1"}]',
+    )
+    plan: bool = setting(False, "show what would run, and run nothing")
+    rerun: bool = setting(False, "run again what is finished")
+    accept_code: bool = setting(False, "accept results of another version of the code")
+    detach: bool = setting(False, "on SLURM: send the jobs and do not wait for them (or --detach)")
+    jobs: int | Literal["auto"] = setting(
+        "auto", "runs of a sweep at a time; auto: as many as fit the cores or GPUs"
+    )
+    jobs_per_gpu: int = setting(1, "runs that share a GPU", ge=1, le=64)
+    trust: list[str] = setting(factory=list, meaning="modules of your own that a config may name")
     search: SearchOptions = field(default_factory=SearchOptions)
+
+    def check(self, path: str) -> None:
+        """Refuse a number of jobs out of range."""
+        if self.jobs != "auto" and not 1 <= self.jobs <= 1024:
+            raise wrong("jobs", self.jobs, "at least 1 and at most 1024")
 
 
 T = TypeVar("T")

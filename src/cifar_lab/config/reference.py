@@ -1,7 +1,7 @@
-"""A reference of all settings, from the dataclasses and from the comments in conf/.
+"""A reference of all settings, from the dataclasses and from the files of conf/.
 
-A setting's default and its meaning are those of the YAML file; its range, and whether it is part
-of a run's identity, are those of the dataclass.
+A setting's meaning, its range, and whether it is part of a run's identity are those of its field;
+its default, and what is particular to an option or an argument of a target, those of the file.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
@@ -18,7 +18,7 @@ from cifar_lab.config.groups import config_folder, default_options, find_options
 from cifar_lab.config.identity import TRANSPORT_ARGUMENTS
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.config.schema import describe_field, hints
+from cifar_lab.config.schema import describe_values, find_field, hints
 from cifar_lab.errors import UsageError, did_you_mean
 
 _LAUNCHING = frozenset(spec.name for spec in dataclasses.fields(LaunchOptions))
@@ -164,8 +164,8 @@ def _section(
     group: str, option: str | None, entries: list[_Entry], about: str, *, is_default: bool = False
 ) -> Section:
     settings = tuple(
-        Setting(key, _show(default), _values(key, default), meaning, _is_identity(key))
-        for key, default, meaning in entries
+        Setting(key, _show(default), _values(key, default), _meaning(key, note), _is_identity(key))
+        for key, default, note in entries
     )
     return Section(group, option, is_default, about, settings)
 
@@ -221,33 +221,33 @@ def _about_file(path: Path) -> str:
     return " ".join(above).rstrip(".") or (target[1] if target else "")
 
 
+def _find_field(key: str) -> tuple[dataclasses.Field[Any], Any] | None:
+    return find_field(LaunchOptions if key.partition(".")[0] in _LAUNCHING else RunConfig, key)
+
+
+def _meaning(key: str, note: str) -> str:
+    """Return the note in an option's file, which tells more of it, else what the field says."""
+    found = _find_field(key)
+    return note or (found[0].metadata.get("description", "") if found else "")
+
+
 def _values(key: str, default: Any) -> str:
     """Return which values a setting takes, by its dataclass, else by its default."""
-    described = describe_field(LaunchOptions if _root(key) in _LAUNCHING else RunConfig, key)
-    if described is not None:
-        return described
+    if (found := _find_field(key)) is not None:
+        return describe_values(*found)
     kinds: dict[type, str] = {bool: "true or false", int: "a number", float: "a number"}
     kinds |= {list: "a list", dict: "a group of settings", str: "text"}
     return kinds.get(type(default), "depends on the target" if default is None else "text")
 
 
 def _is_identity(key: str) -> bool:
-    kind: Any = RunConfig
     parts = key.split(".")
     if parts[0] in _LAUNCHING or parts[0] in ("hydra", "protocols"):
         return False
-    for part in parts:
-        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-            break
-        spec = {spec.name: spec for spec in dataclasses.fields(kind)}[part]
-        if not spec.metadata.get("identity", True):
-            return False
-        kind = hints(cast(type, kind))[part]
+    above = [find_field(RunConfig, ".".join(parts[: i + 1])) for i in range(len(parts))]
+    if not all(found[0].metadata.get("identity", True) for found in above if found):
+        return False
     return not (key.startswith("dataset.source.") and parts[-1] in TRANSPORT_ARGUMENTS)
-
-
-def _root(key: str) -> str:
-    return key.partition(".")[0]
 
 
 def _show(value: Any) -> str:

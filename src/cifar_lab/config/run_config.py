@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
 from cifar_lab.config.data_config import AugmentationConfig, DatasetConfig, SplitConfig
 from cifar_lab.config.names import check_figure_name, check_file_name, check_folder, check_name
 from cifar_lab.config.schema import TargetConfig, parse_as, setting, wrong
@@ -24,8 +25,15 @@ from cifar_lab.errors import UsageError, first_line, shorten_path
 class DropoutConfig:
     """Dropout after convolution blocks and after dense layers; null where the model has none."""
 
-    conv: float | None = setting(None, ge=0, lt=1)
-    dense: float | None = setting(None, ge=0, lt=1)
+    conv: float | None = setting(
+        None, "probability of a zero after each pooling; null where the model has none", ge=0, lt=1
+    )
+    dense: float | None = setting(
+        None,
+        "probability of a zero after the hidden dense layer; null where the model has none",
+        ge=0,
+        lt=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -37,36 +45,64 @@ class LookaheadConfig:
     (arXiv:1907.08610), whose alpha is 1 - decay.
     """
 
-    every: int | None = setting(None, ge=1)
-    decay: float = setting(0.774, ge=0, lt=1)
-    ramp: float = setting(3.0, ge=0)
+    every: int | None = setting(None, "steps of the optimizer between; null: none", ge=1)
+    decay: float = setting(
+        0.774, "share of the slow weights that stays, at the end of training", ge=0, lt=1
+    )
+    ramp: float = setting(
+        3.0, "the share grows with this power of the steps done; 0: it is constant", ge=0
+    )
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How long and how the loop trains, and what it records on the way."""
 
-    epochs: int = setting(10, ge=0, le=1_000_000)
-    frozen_epochs: int = setting(0, ge=0, le=1_000_000)
-    batch_size: int = setting(128, ge=1, le=1_000_000)
-    label_smoothing: float = setting(0.0, ge=0, lt=1)
-    class_weights: list[float] | Literal["balanced"] | None = None
-    ema: float | None = setting(None, gt=0, lt=1)
-    clip_grad_norm: float | None = setting(None, gt=0)
-    lookahead: LookaheadConfig = setting(factory=LookaheadConfig)
-    compile: bool = False
-    cuda_graph: bool | Literal["auto"] = "auto"
-    sync_batch_norm: bool = False
-    patience: int | None = setting(None, ge=1)
-    min_delta: float = setting(0.0, ge=0)
-    monitor: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = (
-        "val_accuracy"
+    epochs: int = setting(10, "passes over the training images", ge=0, le=1_000_000)
+    frozen_epochs: int = setting(
+        0, "the first epochs in which only the model's classifier trains", ge=0, le=1_000_000
     )
-    print_every: int | None = setting(None, ge=1, identity=False)
-    step_history: bool = setting(False, identity=False)
-    checkpoint_minutes: float = setting(5.0, gt=0, identity=False)
-    keep_last: bool = setting(True, identity=False)
-    best_file_name: str | None = setting(None, identity=False)
+    batch_size: int = setting(
+        128, "images per step; the last batch of an epoch may be smaller", ge=1, le=1_000_000
+    )
+    label_smoothing: float = setting(0.0, "of the cross-entropy", ge=0, lt=1)
+    class_weights: list[float] | Literal["balanced"] | None = setting(
+        None, "of the cross-entropy: balanced, or a number for each class"
+    )
+    ema: float | None = setting(
+        None, "average the weights with this decay, as 0.999; these are validated", gt=0, lt=1
+    )
+    clip_grad_norm: float | None = setting(
+        None, "scale the gradient of a step down to at most this norm", gt=0
+    )
+    lookahead: LookaheadConfig = setting(factory=LookaheadConfig)
+    compile: bool = setting(False, "torch.compile the network; not faster on the CPUs measured")
+    cuda_graph: bool | Literal["auto"] = setting(
+        "auto", "true: replay each step's passes as a CUDA graph; auto: false so far"
+    )
+    sync_batch_norm: bool = setting(
+        False, "torchrun on GPUs: batch norm of the whole batch, not of each part"
+    )
+    patience: int | None = setting(
+        None, "stop after so many epochs without improvement; null: never", ge=1
+    )
+    min_delta: float = setting(0.0, "what counts as an improvement for patience", ge=0)
+    monitor: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = setting(
+        "val_accuracy", "the score that decides best.pt, patience, search and ranking"
+    )
+    print_every: int | None = setting(None, "log a line every so many steps", ge=1, identity=False)
+    step_history: bool = setting(
+        False, "keep loss and accuracy of every step in steps.csv", identity=False
+    )
+    checkpoint_minutes: float = setting(
+        5.0, "save last.pt this often within an epoch, and after each epoch", gt=0, identity=False
+    )
+    keep_last: bool = setting(
+        True, "false: remove last.pt when the run is finished", identity=False
+    )
+    best_file_name: str | None = setting(
+        None, 'a second name of best.pt: "{model}_acc{acc:.4f}_lr{lr}.pth"', identity=False
+    )
 
     def check(self, path: str) -> None:
         """Refuse weights of classes that are not above 0."""
@@ -85,13 +121,23 @@ class EvaluationConfig:
     by less than `views_margin` (the idea of github.com/hiverge/cifar10-speedrun).
     """
 
-    scored_weights: Literal["best", "last", "averaged"] = "best"
-    test: Literal["split", "official"] = "split"
-    crop_padding: int = setting(0, ge=0, le=64)
-    watch_test: bool = False
-    views: Literal["one", "mirrored", "moved", "unsure"] = "one"
-    views_margin: float = setting(0.5, gt=0, le=1)
-    batch_size: int = setting(128, ge=1, le=1_000_000)
+    scored_weights: Literal["best", "last", "averaged"] = setting(
+        "best", "best (by training.monitor) | last | averaged (training.ema)"
+    )
+    test: Literal["split", "official"] = setting(
+        "split", "official: the whole official test set, whatever validates"
+    )
+    crop_padding: int = setting(
+        0, "random crop of evaluated images (S0's mistake); 0: none", ge=0, le=64
+    )
+    watch_test: bool = setting(False, "score the test set after each epoch, to draw it (S3, S4)")
+    views: Literal["one", "mirrored", "moved", "unsure"] = setting(
+        "one", "one | mirrored | moved (mean of 1, 2, 6) | unsure (6 where needed)"
+    )
+    views_margin: float = setting(
+        0.5, "unsure: 6 views where the two largest probabilities are this close", gt=0, le=1
+    )
+    batch_size: int = setting(128, "images per step; larger is slower on a CPU", ge=1, le=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -100,10 +146,10 @@ class RunConfig:
 
     dataset: DatasetConfig
     model: TargetConfig
-    optimizer: TargetConfig
+    optimizer: OptimizerConfig
     activation: TargetConfig | None = None
     dropout: DropoutConfig = setting(factory=DropoutConfig)
-    scheduler: TargetConfig | None = None
+    scheduler: SchedulerConfig | None = None
     augmentation: AugmentationConfig = setting(factory=AugmentationConfig)
     split: SplitConfig = setting(factory=SplitConfig)
     training: TrainingConfig = setting(factory=TrainingConfig)
@@ -111,16 +157,32 @@ class RunConfig:
     figures: dict[str, TargetConfig | None] = setting(factory=dict, identity=False)
     tracker: TargetConfig | None = setting(None, identity=False)
     study: StudyConfig = setting(factory=StudyConfig, identity=False)
-    seed: int = setting(0, ge=0, le=2**32 - 1)
-    device: str = "cpu"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    deterministic: bool = False
-    threads: int | None = setting(None, ge=1, le=1024, identity=False)
-    protocol: Literal["sound", "report"] = "sound"
-    continue_from: str | None = None
-    output_dir: str = setting("outputs", identity=False)
-    name: str = setting("runs", identity=False)
-    choices: dict[str, str] = setting(factory=dict, identity=False)
+    seed: int = setting(
+        0, "of the initial weights, the order, the augmentation and dropout", ge=0, le=2**32 - 1
+    )
+    device: str = setting("cpu", "auto (cuda, mps, cpu in this order), cuda, cuda:N, mps, cpu")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "fp32", "auto, fp32, bf16, fp16 (not on a CPU); auto: see docs/performance.md"
+    )
+    deterministic: bool = setting(
+        False, "only algorithms that give the same bits again (matters on CUDA)"
+    )
+    threads: int | None = setting(
+        None, "CPU threads; null: one per core", ge=1, le=1024, identity=False
+    )
+    protocol: Literal["sound", "report"] = setting(
+        "sound", "sound: nothing is chosen on the test set; report: the report's own"
+    )
+    continue_from: str | None = setting(
+        None, "a finished run's folder: continue from its last weights"
+    )
+    output_dir: str = setting(
+        "outputs", "runs go to <output_dir>/<name>/<choices>-<hash>/", identity=False
+    )
+    name: str = setting("runs", "of the folder in output_dir that these runs share", identity=False)
+    choices: dict[str, str] = setting(
+        factory=dict, identity=False, meaning="filled in: the option of each group"
+    )
 
     def check(self, path: str) -> None:
         """Refuse settings that contradict each other."""

@@ -1,5 +1,7 @@
 """From plain containers to typed dataclasses: unknown keys, wrong types and ranges are refused.
 
+A setting is described once, by a field of a dataclass: type, range, meaning, and whether it is part
+of a run's identity. pydantic reads such a field, and is imported when the first config is parsed.
 Each refusal is a UsageError of one line: the setting, its value, and what it must be.
 """
 
@@ -9,11 +11,13 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import field
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -23,6 +27,7 @@ TargetConfig = dict[str, Any]
 
 def setting(
     default: Any = dataclasses.MISSING,
+    meaning: str = "",
     *,
     ge: float | None = None,
     gt: float | None = None,
@@ -31,42 +36,22 @@ def setting(
     identity: bool = True,
     factory: Any = dataclasses.MISSING,
 ) -> Any:
-    """Declare a field with its range and whether it is part of the address of a run."""
-    metadata = {"identity": identity, "ge": ge, "gt": gt, "le": le, "lt": lt}
+    """Declare a field: its meaning, its range, and whether it is part of the address of a run."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    metadata: dict[str, Any] = {k: bound for k, bound in bounds.items() if bound is not None}
+    metadata |= {"description": meaning, "identity": identity}
     if factory is not dataclasses.MISSING:
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_as(cls: type[T], data: Any, path: str, *, finite: bool = True) -> T:
     """Turn plain containers into a dataclass; `path` is where they stand.
 
-    A dataclass may have a method `check(path)`, which raises UsageError where its values
-    contradict each other. `finite`: numbers must not be nan or infinite.
+    A dataclass, or a component, may have a method `check(path)`, which raises UsageError where its
+    values contradict each other. `finite`: numbers must not be nan or infinite.
     """
-    where = path or "a run"
-    if not isinstance(data, Mapping):
-        raise UsageError(f"{where} is {_show(data)}; it must be a group of settings")
-    specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in data:
-        if key not in specs:
-            full = f"{path}.{key}" if path else str(key)
-            guess = did_you_mean(str(key), specs) or f"; {where} has {listing(specs)}"
-            raise UsageError(f"there is no setting {shorten(full)}{guess}")
-    kinds = hints(typing.cast(type, cls))
-    values: dict[str, Any] = {}
-    for name, spec in specs.items():
-        full = f"{path}.{name}" if path else name
-        if name not in data:
-            if default_of(spec) is dataclasses.MISSING:
-                raise UsageError(f"{full} is missing")
-            continue
-        values[name] = convert(kinds[name], data[name], full, finite=finite)
-        _check_range(spec, values[name], full)
-    parsed = cls(**values)
-    check = getattr(parsed, "check", None)
-    if check is not None:
-        check(path)
+    parsed: T = convert(cls, data, path, finite=finite)
     return parsed
 
 
@@ -76,131 +61,146 @@ def convert(kind: Any, value: Any, path: str, *, finite: bool = True) -> Any:
     This is the one type checker of the package: for configs, for the arguments of targets, and for
     files that a run left. A whole number counts as a float, and 2.0 as a whole number.
     """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        _check_plain(value, path, finite=finite)
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        kinds = [k for k in arguments if k is not type(None)]
-        kinds.sort(key=lambda option: option is not type(value))  # 3 stays 3 as a float | int
-        for option in kinds:
-            try:
-                return convert(option, value, path, finite=finite)
-            except UsageError as error:
-                problem = error
-        if len(kinds) == 1:
-            raise problem
-        raise wrong(path, value, " or ".join(_describe(k) for k in kinds))
-    if origin is Literal:
-        if value not in arguments or isinstance(value, bool):
-            options = ", ".join(map(str, arguments))
-            guess = did_you_mean(str(value), map(str, arguments))
-            raise wrong(path, value, f"one of {options}", guess)
-        return value
-    if kind is type(None) and value is None:
-        return None
-    if dataclasses.is_dataclass(kind):
-        return parse_as(typing.cast(type, kind), value, path, finite=finite)
-    if origin in (list, tuple) or kind in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise wrong(path, value, "a list")
-        inner = arguments[0] if arguments else Any
-        return [convert(inner, item, f"{path}[{i}]", finite=finite) for i, item in enumerate(value)]
-    if origin is dict or kind is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
-            raise wrong(path, value, "a group of settings")
-        inner = arguments[1] if arguments else Any
-        return {k: convert(inner, item, f"{path}.{k}", finite=finite) for k, item in value.items()}
-    return _convert_scalar(kind, value, path, finite=finite)
+    from pydantic import ValidationError
+
+    try:
+        (parsed,) = adapter(kind, finite).validate_python([value])
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        raise _explain(kind, value, path, problem["type"], problem["loc"][1:]) from None
+    _verify(kind, value, parsed, path, finite)
+    return parsed
 
 
-def _convert_scalar(kind: Any, value: Any, path: str, *, finite: bool) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number:
-        try:
-            converted = float(value)
-        except OverflowError:
-            raise wrong(path, value, "a number that a float can hold") from None
-        if finite and not math.isfinite(converted):
-            raise wrong(path, value, "a finite number")
-        return converted
-    if kind is int and number and (isinstance(value, int) or value.is_integer()):
-        return int(value)
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is str and isinstance(value, str):
-        return value
-    raise wrong(path, value, _describe(kind))
+@functools.cache  # building one takes longer than reading a config with it
+def adapter(kind: Any, finite: bool = True) -> "TypeAdapter[Any]":
+    """Return pydantic's reader of a list of `kind`: a dataclass alone would not take a config."""
+    from pydantic import ConfigDict, TypeAdapter
 
-
-def _check_plain(value: Any, path: str, *, finite: bool) -> None:
-    if finite and isinstance(value, float) and not math.isfinite(value):
-        raise wrong(path, value, "a finite number")
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise UsageError(f"{path} has the key {_show(key)}; keys must be text")
-            _check_plain(item, f"{path}.{key}", finite=finite)
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            _check_plain(item, f"{path}[{i}]", finite=finite)
-    elif value is not None and not isinstance(value, bool | int | float | str):
-        raise wrong(path, value, "text, a number, a list or a group of settings")
-
-
-def _check_range(spec: "dataclasses.Field[Any]", value: Any, path: str) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return
-    bounds = {k: spec.metadata[k] for k in _BOUNDS if spec.metadata.get(k) is not None}
-    kept = {
-        "ge": lambda b: value >= b,
-        "gt": lambda b: value > b,
-        "le": lambda b: value <= b,
-        "lt": lambda b: value < b,
-    }
-    if not all(kept[k](bound) for k, bound in bounds.items()):
-        raise wrong(path, value, describe_range(spec))
+    return TypeAdapter(list[kind], config=ConfigDict(extra="forbid", allow_inf_nan=not finite))
 
 
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+_OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+
+
+def _explain(kind: Any, value: Any, path: str, problem: str, keys: Sequence[Any]) -> UsageError:
+    """Turn an error of pydantic, of a type and at a place, into the one line that a user sees."""
+    bounds = ""
+    for depth, key in enumerate(keys):
+        kind = _without_none(kind)
+        if _is_union(kind):  # what follows names its members
+            break
+        here = path
+        path = _join(path, key)
+        if problem == "missing" and depth == len(keys) - 1:
+            return UsageError(f"{path} is missing")
+        if dataclasses.is_dataclass(kind):
+            fields = hints(typing.cast(type, kind))
+            if key not in fields:
+                where = here or "a run"
+                guess = did_you_mean(str(key), fields) or f"; {where} has {listing(fields)}"
+                return UsageError(f"there is no setting {shorten(path)}{guess}")
+            bounds, kind = describe_range(_fields(kind)[key]), fields[key]
+        elif keys[depth + 1 : depth + 2] == ("[key]",):
+            return wrong(here, value, "a group of settings")
+        else:
+            kind = typing.get_args(kind)[-1]
+        value = value[key]
+    kind = _without_none(kind)
+    if dataclasses.is_dataclass(kind):
+        return UsageError(f"{path or 'a run'} is {_show(value)}; it must be a group of settings")
+    whole = kind is int and isinstance(value, float) and value.is_integer()  # 1e30
+    if problem in _OUT_OF_RANGE or (whole and bounds):
+        return wrong(path, kind(value) if kind in (int, float) else value, bounds)
+    if problem == "finite_number":
+        return wrong(path, value, "a finite number")
+    guess = ""
+    if typing.get_origin(kind) is Literal:
+        guess = did_you_mean(str(value), map(str, typing.get_args(kind)))
+    return wrong(path, value, _describe(kind), guess)
+
+
+def _verify(kind: Any, given: Any, parsed: Any, path: str, finite: bool) -> None:
+    """Refuse what pydantic lets pass: "1" or true for 1, and in free settings what is not plain."""
+    kind = _without_none(kind)
+    if dataclasses.is_dataclass(parsed):
+        fields = hints(typing.cast(type, type(parsed)))
+        for name in fields:
+            if name in given:
+                inner = getattr(parsed, name)
+                _verify(fields[name], given[name], inner, _join(path, name), finite)
+    elif isinstance(parsed, list | tuple | dict):
+        pairs = parsed.items() if isinstance(parsed, dict) else enumerate(parsed)
+        inner_kind = (typing.get_args(kind) or (Any,))[-1] if not _is_union(kind) else Any
+        for key, item in pairs:
+            if isinstance(parsed, dict) and not isinstance(key, str):
+                raise UsageError(f"{path} has the key {_show(key)}; keys must be text")
+            _verify(inner_kind, given[key], item, _join(path, key), finite)
+    elif finite and isinstance(parsed, float) and not math.isfinite(parsed):
+        raise wrong(path, given, "a finite number")
+    elif parsed is not None and not isinstance(parsed, bool | int | float | str):
+        raise wrong(path, given, "text, a number, a list or a group of settings")
+    elif type(parsed) is not type(given) and not (_is_number(parsed) and _is_number(given)):
+        raise wrong(path, given, _describe(kind))
+    if hasattr(parsed, "check"):
+        parsed.check(path)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _join(path: str, key: Any) -> str:
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    return f"{path}.{key}" if path else str(key)
 
 
 def describe_range(spec: "dataclasses.Field[Any]") -> str:
     """Return a field's range in words; "" if it has none."""
-    bounds = {k: spec.metadata.get(k) for k in _BOUNDS}
-    return " and ".join(f"{_BOUNDS[k]} {b}" for k, b in bounds.items() if b is not None)
+    return " and ".join(f"{_BOUNDS[k]} {spec.metadata[k]}" for k in _BOUNDS if k in spec.metadata)
 
 
-def describe_field(cls: type, key: str) -> str | None:
-    """Return which values the setting at a dotted key takes; None below a group of any settings."""
-    name, _, rest = key.partition(".")
-    spec = next((spec for spec in dataclasses.fields(cls) if spec.name == name), None)
-    if spec is None:
-        return None
-    kind = hints(cls)[name]
-    if rest:
-        is_group = dataclasses.is_dataclass(kind)
-        return describe_field(typing.cast(type, kind), rest) if is_group else None
-    kinds = typing.get_args(kind) if _is_union(kind) else (kind,)
-    words = [_describe(k) for k in kinds if k is not type(None)]
-    text = " or ".join(words)
-    text += f", {bounds}" if (bounds := describe_range(spec)) else ""
-    return f"{text}, or null" if type(None) in kinds else text
+def find_field(cls: Any, key: str) -> "tuple[dataclasses.Field[Any], Any] | None":
+    """Return the field and the type of the setting at a dotted key; None in free settings."""
+    field, kind = None, cls
+    for name in key.split("."):
+        if not dataclasses.is_dataclass(kind) or name not in _fields(kind):
+            return None
+        field = _fields(kind)[name]
+        kind = hints(typing.cast(type, kind))[name]
+    return (field, kind) if field else None
+
+
+def describe_values(field: "dataclasses.Field[Any]", kind: Any) -> str:
+    """Return which values a setting takes."""
+    text = _describe(_without_none(kind))
+    text += f", {bounds}" if (bounds := describe_range(field)) else ""
+    return f"{text}, or null" if type(None) in typing.get_args(kind) else text
+
+
+def _without_none(kind: Any) -> Any:
+    """Return a type hint without its `| None`."""
+    if not _is_union(kind):
+        return kind
+    kinds = [part for part in typing.get_args(kind) if part is not type(None)]
+    return typing.Union[tuple(kinds)]  # noqa: UP007
 
 
 def _is_union(kind: Any) -> bool:
     return typing.get_origin(kind) in (typing.Union, types.UnionType)
 
 
+def _fields(cls: Any) -> dict[str, "dataclasses.Field[Any]"]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
 def default_of(spec: "dataclasses.Field[Any]") -> Any:
     """Return a field's default, or dataclasses.MISSING."""
-    if spec.default is not dataclasses.MISSING:
-        return spec.default
     if spec.default_factory is not dataclasses.MISSING:
         return spec.default_factory()
-    return dataclasses.MISSING
+    return spec.default
 
 
 @functools.cache  # half of the time of reading a config
@@ -210,6 +210,8 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 def _describe(kind: Any) -> str:
+    if _is_union(kind):
+        return " or ".join(map(_describe, typing.get_args(kind)))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     names[type(None)] = "null"
     if kind in names:

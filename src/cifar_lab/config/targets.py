@@ -29,7 +29,6 @@ from cifar_lab.errors import (
 )
 
 _TRUSTED: set[str] = set()
-_SETTINGS_OF_SCHEDULERS = ("step", "monitor")
 
 
 def trust(modules: list[str]) -> None:
@@ -82,8 +81,6 @@ def bind(target_config: TargetConfig, role: str, injected: Mapping[str, Any]) ->
     target = resolve(target_config.get("_target_"), role)
     parameters = _parameters(target)
     arguments = {k: v for k, v in target_config.items() if k != "_target_"}
-    if role == "scheduler":
-        arguments = {k: v for k, v in arguments.items() if k not in _SETTINGS_OF_SCHEDULERS}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     known = [n for n in parameters if n not in injected]
     for name, value in arguments.items():

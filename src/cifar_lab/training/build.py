@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cifar_lab.config import targets
+from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.training.averages import Lookahead, WeightAverage
@@ -42,8 +43,7 @@ def build_state(
         from cifar_lab.training.distributed import synchronise_batch_norm
 
         model = synchronise_batch_norm(model)
-    target_config = optimizer_settings(settings.optimizer, device)
-    optimizer = build_optimizer(target_config, model)
+    optimizer = build_optimizer(optimizer_settings(settings.optimizer, device), model)
     batches = Batches(
         splits.train,
         batch_size=settings.training.batch_size,
@@ -124,13 +124,13 @@ def normalisation(settings: RunConfig) -> Normalisation:
     return Normalisation(mean, std)
 
 
-def optimizer_settings(target_config: dict[str, Any], device: str) -> dict[str, Any]:
+def optimizer_settings(config: OptimizerConfig, device: str) -> OptimizerConfig:
     """Return the optimizer's settings, with foreach=true on a CPU where it is null.
 
     Left null, torch uses it on GPUs only. On a CPU it halves the time of Adam's update and gives
     the same bits.
     """
-    undecided = all(target_config.get(name, ...) is None for name in ("foreach", "fused"))
-    if device == "cpu" and undecided and not target_config.get("differentiable"):
-        return {**target_config, "foreach": True}
-    return target_config
+    undecided = all(config.get(name, ...) is None for name in ("foreach", "fused"))
+    if device == "cpu" and undecided and not config.get("differentiable"):
+        return OptimizerConfig({**config, "foreach": True})
+    return config

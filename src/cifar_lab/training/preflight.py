@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.config import targets
+from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
 from cifar_lab.config.compose import compose
 from cifar_lab.config.identity import address, identity
 from cifar_lab.config.launch import LAUNCH_KEYS
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import DropoutConfig, RunConfig, load, to_plain
-from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import UsageError, did_you_mean, first_line, shorten_path
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.runs.run_dir import RunDir
@@ -215,9 +215,9 @@ def _try_step(config: RunConfig, model: Any) -> Any:
 
     # The step is taken on the CPU, where capturable=true is refused; on a GPU it is right.
     on_cpu = {k: v for k, v in config.optimizer.items() if k != "capturable"}
-    target_config = config.optimizer if config.device == "cpu" else on_cpu
-    optimizer = build_optimizer(target_config, model)
-    kind = {k: v for k, v in target_config.items() if k != "lr"}
+    described = config.optimizer if config.device == "cpu" else OptimizerConfig(on_cpu)
+    optimizer = build_optimizer(described, model)
+    kind = {k: v for k, v in described.items() if k != "lr"}
     key = json.dumps([id(model), kind], sort_keys=True)
     if key not in _STEPPED:
         shape, count = config.dataset.image_shape, min(config.training.batch_size, 2)
@@ -229,7 +229,7 @@ def _try_step(config: RunConfig, model: Any) -> Any:
             optimizer.step()
         except Exception as error:  # an optimizer may refuse a step in any way
             raise UsageError(
-                f"optimizer ({target_config['_target_']}) cannot take a training step: "
+                f"optimizer ({described['_target_']}) cannot take a training step: "
                 f"{first_line(error)}"
             ) from None
         optimizer.zero_grad()
@@ -286,17 +286,15 @@ def _with_settings_of_weights(config: RunConfig, asked: Collection[str]) -> RunC
     return dataclasses.replace(config, model=settings, dataset=dataset)
 
 
-def _check_scheduler(config: RunConfig, target_config: TargetConfig, optimizer: Any) -> None:
-    step, monitor = target_config.get("step", "epoch"), target_config.get("monitor")
-    if step not in ("batch", "epoch"):
-        raise UsageError(f"scheduler.step={step} is wrong: it must be batch or epoch")
+def _check_scheduler(config: RunConfig, scheduler: SchedulerConfig, optimizer: Any) -> None:
+    step, monitor = scheduler.step, scheduler.monitor
     by_class = config.training.monitor in BY_CLASS
     scores = epoch_columns([], watched=True, by_class=by_class)
     known = [name for name in scores if name.endswith(("loss", "accuracy", "f1"))]
     if monitor is not None and monitor not in known:
         raise UsageError(
             f"scheduler.monitor={monitor} is wrong: it must be one of {', '.join(known)}"
-            f"{did_you_mean(str(monitor), known)}"
+            f"{did_you_mean(monitor, known)}"
         )
     if monitor is not None and monitor.startswith("test"):
         raise UsageError(f"scheduler.monitor={monitor} is wrong: nothing is chosen on the test set")
@@ -306,19 +304,19 @@ def _check_scheduler(config: RunConfig, target_config: TargetConfig, optimizer: 
         raise UsageError(
             f"scheduler.monitor={monitor} is wrong: split.validation is 0; watch train_loss"
         )
-    total, needed = target_config.get("total_steps"), _steps(config, step)
+    total, needed = scheduler.get("total_steps"), _steps(config, step)
     if total is not None and needed is not None and total < needed:
         raise UsageError(
             f"scheduler.total_steps={total} is wrong: the run takes {needed:,} steps; null counts "
             "them"
         )
     rates = {group["lr"] for group in optimizer.param_groups}
-    build_scheduler(target_config, optimizer, 1)
+    build_scheduler(scheduler, optimizer, 1)
     if len({group["lr"] for group in optimizer.param_groups}) < len(rates):
-        backbone = config.optimizer.get("backbone_lr")
+        backbone = config.optimizer.backbone_lr
         cause = f"optimizer.backbone_lr={backbone}" if backbone is not None else "the scheduler"
         raise UsageError(
-            f"{cause} is wrong: {target_config['_target_']} sets one rate for all parameters, and "
+            f"{cause} is wrong: {scheduler['_target_']} sets one rate for all parameters, and "
             "the optimizer has two; choose another scheduler"
         )
 

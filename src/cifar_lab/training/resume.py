@@ -124,8 +124,8 @@ def _load_with_new_rates(
 ) -> None:
     """Load a checkpoint, but not its learning rates: the schedule starts anew over `epochs`."""
     # The schedule of the whole run has changed the settings of the optimizer that was built.
-    target_config = optimizer_settings(config.optimizer, state.device)
-    state.optimizer = build_optimizer(target_config, state.model)
+    optimizer = optimizer_settings(config.optimizer, state.device)
+    state.optimizer = build_optimizer(optimizer, state.model)
     state.schedule = make_schedule(config.scheduler, state.optimizer, epochs, steps)
     fresh = [
         {key: value for key, value in group.items() if key != "params"}

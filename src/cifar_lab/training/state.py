@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.config.schema import TargetConfig, convert, wrong
+from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
 from cifar_lab.config.targets import build, resolve
 from cifar_lab.errors import UsageError, first_line
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, has_scores_by_class
@@ -56,26 +56,23 @@ class Schedule:
             self.scheduler.step()
 
 
-def build_scheduler(target_config: TargetConfig, optimizer: Any, length: int) -> Any:
+def build_scheduler(config: SchedulerConfig, optimizer: Any, length: int) -> Any:
     """Build a scheduler; a number of steps left null means `length`, the whole run."""
     filled = {
         key: max(length, 1) if key in STEPS_OF_THE_RUN and value is None else value
-        for key, value in target_config.items()
+        for key, value in config.target.items()
     }
     return build(filled, "scheduler", optimizer=optimizer)
 
 
 def make_schedule(
-    target_config: TargetConfig | None, optimizer: Any, epochs: int, steps: int
+    config: SchedulerConfig | None, optimizer: Any, epochs: int, steps: int
 ) -> Schedule:
     """Build the scheduler; a number of steps left null means the whole run."""
-    if target_config is None:
+    if config is None:
         return Schedule()
-    when = target_config.get("step", "epoch")
-    scheduler = build_scheduler(
-        target_config, optimizer, epochs * (steps if when == "batch" else 1)
-    )
-    return Schedule(scheduler, when, target_config.get("monitor"))
+    length = epochs * (steps if config.step == "batch" else 1)
+    return Schedule(build_scheduler(config, optimizer, length), config.step, config.monitor)
 
 
 def classifier_of(model: Any, setting: str) -> nn.Module:
@@ -89,30 +86,27 @@ def classifier_of(model: Any, setting: str) -> nn.Module:
     return classifier
 
 
-def build_optimizer(target_config: TargetConfig, model: nn.Module) -> Any:
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Any:
     """Build a model's optimizer; with `backbone_lr`, the classifier's group stands first.
 
     An optimizer with a function `parameter_groups(model)` divides the parameters itself.
     """
-    settings = {key: value for key, value in target_config.items() if key != "backbone_lr"}
-    rate = convert(float | None, target_config.get("backbone_lr"), "optimizer.backbone_lr")
-    divide = getattr(resolve(target_config.get("_target_"), "optimizer"), "parameter_groups", None)
+    target, rate = config.target, config.backbone_lr
+    divide = getattr(resolve(target.get("_target_"), "optimizer"), "parameter_groups", None)
     if divide is not None:
         if rate is not None:
             raise UsageError(
-                f"optimizer.backbone_lr={rate} is wrong: {target_config['_target_']} divides the "
+                f"optimizer.backbone_lr={rate} is wrong: {target['_target_']} divides the "
                 "parameters itself"
             )
-        return build(settings, "optimizer", params=divide(model))
+        return build(target, "optimizer", params=divide(model))
     if rate is None:
-        return build(settings, "optimizer", params=model.parameters())
-    if rate < 0:
-        raise wrong("optimizer.backbone_lr", rate, "at least 0")
+        return build(target, "optimizer", params=model.parameters())
     head = list(classifier_of(model, "optimizer.backbone_lr").parameters())
     of_head = {id(parameter) for parameter in head}
     backbone = [parameter for parameter in model.parameters() if id(parameter) not in of_head]
     groups = [{"params": head}, {"params": backbone, "lr": rate}]
-    return build(settings, "optimizer", params=groups)
+    return build(target, "optimizer", params=groups)
 
 
 @dataclass

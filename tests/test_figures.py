@@ -268,11 +268,6 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path: Path) -> None
     assert np.asarray(axes.lines[0].get_ydata()) == pytest.approx(values.mean(axis=0))
     edges = np.asarray(axes.collections[0].get_paths()[0].vertices)
     assert edges[:, 1].max() == pytest.approx(values.max())
-    std = curves.bands({"adam": runs[:3]}, spread="std")
-    panel = next(axes for axes in std.axes if "Validation acc" in axes.get_title(loc="left"))
-    edges = np.asarray(panel.collections[0].get_paths()[0].vertices)
-    high = (values.mean(axis=0) + values.std(axis=0, ddof=1)).max()
-    assert edges[:, 1].max() == pytest.approx(high)
 
 
 # --- confusion matrix and classes -----------------------------------------------------------------

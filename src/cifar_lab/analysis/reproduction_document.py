@@ -33,8 +33,8 @@ images are taken from the training set, and the weights that are best on them ar
 - With three runs or more, a reported figure is *reproduced* if it lies in the 95 % prediction \
 interval for one more run (Student's t; where the validation images were drawn at random, their \
 binomial variance is added), and otherwise it *differs*. With one or two runs it is *consistent* \
-if the measured mean is within the tolerance that the experiment's file states, and otherwise it \
-*differs so far*.
+if the measured mean is within the tolerance that `conf/report` states, and otherwise it *differs \
+so far*.
 - A finding in words ("at least", "more than with") is judged by the 95 % interval of the mean, or \
 of the difference of two means.
 - A figure *cannot be judged* where the report leaves out a setting that decides it. If it is only \

@@ -53,8 +53,8 @@ def _panel(axes: "Axes", counts: np.ndarray[Any, Any], names: list[str], *, shar
 
     norm = PowerNorm(0.5, vmin=0, vmax=highest)
     image = axes.imshow(values, cmap=style.SEQUENTIAL, norm=norm)
-    title = "Share of the true class" if shares else "Images"
-    style.dress(axes, title, "predicted class", "true class")
+    what = "share of the true class" if shares else "images"
+    style.dress(axes, what.capitalize(), "predicted class", "true class")
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -68,25 +68,15 @@ def _panel(axes: "Axes", counts: np.ndarray[Any, Any], names: list[str], *, shar
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, aspect=30)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=style.SMALL, colors=style.INK, length=2)
-    bar.set_label(
-        "share of the true class" if shares else "images", fontsize=style.SMALL, color=style.INK
-    )
+    bar.set_label(what, fontsize=style.SMALL, color=style.INK)
     if shares:
         bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
         style.percent_axis(bar.ax.yaxis)
     if small:
         return
-    number_size = 8.0 if size <= 12 else 7.0
+    number_size, digits = (8.0, 1) if size <= 12 else (7.0, 0)
     for row, column in np.ndindex(size, size):
         value = values[row, column]
-        colour = style.text_colour(image.cmap(norm(value)))
-        if value == 0:
-            colour = "#a8a8a8"
-        text = (
-            str(value)
-            if not shares
-            else f"{100 * value:.1f}"
-            if size <= 12
-            else f"{100 * value:.0f}"
-        )
+        colour = style.text_colour(image.cmap(norm(value))) if value else "#a8a8a8"
+        text = f"{100 * value:.{digits}f}" if shares else str(value)
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=number_size)

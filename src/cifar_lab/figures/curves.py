@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,13 +46,17 @@ def draw(
     for axes, quantity in zip(panels[:2], ("loss", "accuracy"), strict=True):
         monitor = config.training.monitor
         _panel(axes, quantity, rows, step_rows, best, test=test, monitor=monitor)
-        if quantity == "accuracy" and config.study.target_accuracy is not None:
-            _target(axes, config.study.target_accuracy)
+        target = config.study.target_accuracy
+        if quantity == "accuracy" and target is not None:
+            label = f"target {100 * target:g} %"
+            dashes = (0, (4, 3))
+            axes.axhline(target, color=style.GREEN, linestyle=dashes, linewidth=1.3, label=label)
         axes.set_xlim(*_span(last))
         if step_rows:
             axes.set_xlim(left=0)
         if axes.get_legend_handles_labels()[0]:
-            _legend(axes)
+            size = style.SMALL + 0.5
+            axes.legend(loc="best", fontsize=size, framealpha=0.85, edgecolor=style.GRID)
         else:
             style.note(axes, "no epoch has finished yet")
     if with_rate:
@@ -67,13 +71,11 @@ def draw(
     return figure
 
 
-def bands(
-    groups: Mapping[str, Sequence[RunDir]], spread: Literal["range", "std"] = "range"
-) -> "Figure":
+def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
     """Return a line and a band for each group of runs that differ in their seed alone.
 
-    The line is the mean, the band from the lowest to the highest run or one standard deviation to
-    both sides; both end where the first run of the group ends, so that n is the same all along.
+    The line is the mean, the band reaches from the lowest to the highest run; both end where the
+    first run of the group ends, so that n is the same all along.
     """
     every = {label: [run.read_metrics() for run in runs] for label, runs in groups.items()}
     lengths = {label: [len(rows) for rows in found if rows] for label, found in every.items()}
@@ -92,15 +94,14 @@ def bands(
             values = np.array([_column(rows, name)[:length] for rows in histories])
             epochs, mean = _epochs(histories[0])[:length], values.mean(axis=0)
             low, high = values.min(axis=0), values.max(axis=0)
-            if spread == "std":
-                deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(length)
-                low, high = mean - deviation, mean + deviation
             axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
             dots = _dots(histories[0][:length])
             axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
-    _outside_legend(figure, panels["train_loss"], len(groups))
-    band = "lowest to highest run" if spread == "range" else "one standard deviation"
-    style.caption(figure, f"lines: mean over the runs · bands: {band}")
+    handles, labels = panels["train_loss"].get_legend_handles_labels()
+    if handles:
+        columns = max(1, math.ceil(len(groups) / 60))
+        style.legend_outside(figure, handles, labels, columns=columns, handlelength=3.2)
+    style.caption(figure, "lines: mean over the runs · bands: lowest to highest run")
     return figure
 
 
@@ -144,17 +145,9 @@ def _panel(
         return
     text = f"{value:.4f}" if loss else f"{100 * value:.2f} %"
     axes.axvline(best, color=style.MUTED, linewidth=0.8, zorder=1)
-    axes.plot(
-        [best],
-        [value],
-        linestyle="none",
-        marker="*",
-        markersize=13,
-        color=style.VERMILLION,
-        markeredgecolor=style.PAPER,
-        zorder=5,
-        label=f"best epoch {best}: {text}",
-    )
+    star: dict[str, Any] = {"color": style.VERMILLION, "markeredgecolor": style.PAPER}
+    label = f"best epoch {best}: {text}"
+    axes.plot([best], [value], "*", markersize=13, zorder=5, label=label, **star)
 
 
 def _best_epoch(run: RunDir, config: RunConfig, rows: Sequence[EpochMetrics]) -> int | None:
@@ -162,16 +155,6 @@ def _best_epoch(run: RunDir, config: RunConfig, rows: Sequence[EpochMetrics]) ->
     said = run.read_summary().best_epoch if run.summary_file.exists() else None
     best = best_row(rows, config.training.monitor)
     return best.epoch if said is None and best is not None else said
-
-
-def _target(axes: "Axes", accuracy: float) -> None:
-    axes.axhline(
-        accuracy,
-        color=style.GREEN,
-        linestyle=(0, (4, 3)),
-        linewidth=1.3,
-        label=f"target {100 * accuracy:g} %",
-    )
 
 
 def _grid_of_panels(
@@ -198,29 +181,6 @@ def _grid_of_panels(
                 style.percent_axis(axes.yaxis)
             panels[f"{prefix}_{quantity}"] = axes
     return figure, panels
-
-
-def _outside_legend(figure: "Figure", axes: "Axes", entries: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(
-            handles,
-            labels,
-            loc="outside right upper",
-            fontsize=style.SMALL,
-            frameon=False,
-            handlelength=3.2,
-            ncols=max(1, math.ceil(entries / 60)),
-        )
-
-
-def _legend(axes: "Axes") -> None:
-    axes.legend(
-        loc="best",
-        fontsize=style.SMALL + 0.5,
-        framealpha=0.85,
-        edgecolor=style.GRID,
-    )
 
 
 def _dots(rows: Sequence[EpochMetrics]) -> dict[str, Any]:

@@ -90,15 +90,9 @@ def panels(
             color=style.INK,
         )
     handles, words = grid[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        words,
-        loc="outside right center",
-        fontsize=style.NORMAL if num_classes <= NAMED_CLASSES else 6,
-        frameon=False,
-        markerscale=1.7,
-        ncols=columns,
-    )
+    size = style.NORMAL if num_classes <= NAMED_CLASSES else 6
+    look: dict[str, Any] = {"loc": "outside right center", "fontsize": size, "markerscale": 1.7}
+    style.legend_outside(figure, handles, words, columns=columns, **look)
     images = f"{len(samples[0][1]):,} images"
     what = style.run_title(configs[0]) if len(runs) == 1 else f"{len(runs)} runs"
     style.caption(figure, f"{name} of the features · {images} · {what}")
@@ -111,17 +105,9 @@ def _scatter(axes: "Axes", projection: Projection, labels: Array, names: list[st
     size = float(np.clip(30000 / max(len(labels), 1), 6, 26))
     for index, name in enumerate(names):
         colour, marker = style.class_style(index, len(names))
-        points = projection.points[labels == index]
-        axes.scatter(
-            points[:, 0],
-            points[:, 1],
-            s=size,
-            color=colour,
-            marker=marker,
-            alpha=0.7,
-            linewidths=0,
-            label=name,
-        )
+        look: dict[str, Any] = {"color": colour, "marker": marker, "alpha": 0.7, "linewidths": 0}
+        x, y = projection.points[labels == index].T
+        axes.scatter(x, y, s=size, label=name, **look)
     if len(names) <= NAMED_CLASSES:
         _write_names(axes, projection, labels, names)
 
@@ -146,15 +132,7 @@ def _write_names(axes: "Axes", projection: Projection, labels: Array, names: lis
         places[:, 1] += (meet * direction).sum(axis=1) * line / 8
     for i, place in zip(shown, np.clip(places, 0.02, 0.98), strict=True):
         colour, _ = style.class_style(i, len(names))
-        axes.text(
-            place[0],
-            place[1],
-            names[i],
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            fontsize=style.NORMAL,
-            fontweight="bold",
-            color=colour,
-            path_effects=[withStroke(linewidth=2.5, foreground=style.PAPER)],
-        )
+        halo = [withStroke(linewidth=2.5, foreground=style.PAPER)]
+        look = {"fontsize": style.NORMAL, "fontweight": "bold", **style.CENTRED}
+        look |= {"transform": axes.transAxes, "path_effects": halo, "color": colour}
+        axes.text(place[0], place[1], names[i], **look)

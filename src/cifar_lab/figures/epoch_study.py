@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cifar_lab.figures import style
 
@@ -46,15 +46,9 @@ def draw(
     right.axhline(
         100 * between_seeds, color=style.MUTED, linestyle=":", label="between two of our seeds"
     )
-    right.annotate(
-        f"least at {nearest}",
-        (nearest, fmean(points[nearest])),
-        xytext=(0, -16),
-        textcoords="offset points",
-        ha="center",
-        fontsize=style.NORMAL,
-        color=style.INK,
-    )
+    look: dict[str, Any] = {"ha": "center", "fontsize": style.NORMAL, "color": style.INK}
+    below: dict[str, Any] = {"xytext": (0, -16), "textcoords": "offset points"}
+    right.annotate(f"least at {nearest}", (nearest, fmean(points[nearest])), **below, **look)
     right.set_ylim(bottom=0)
     for axes in (left, right):
         style.epoch_axis(axes.xaxis)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import matplotlib.cm
@@ -75,7 +76,7 @@ def draw(
             axes_of_panel.set_visible(False)
             continue
         values = shown[place]
-        there = {s.key: s for s in squares if _matches(s.key, others, values)}
+        there = {s.key: s for s in squares if tuple(s.key[i] for i in others) == values}
         title = ", ".join(f"{axes[i]} = {v}" for i, v in zip(others, values, strict=True))
         _panel(axes_of_panel, there, (x, y), order, norm, colours, unit)
         left, bottom = place % columns == 0, place + columns >= len(shown)
@@ -113,10 +114,6 @@ def _numbers(values: Sequence[str]) -> bool:
         return False
 
 
-def _matches(key: Key, others: Sequence[int], values: Sequence[str]) -> bool:
-    return all(key[i] == value for i, value in zip(others, values, strict=True))
-
-
 def _colours(
     scores: Sequence[float | None], unit: float, *, higher_is_better: bool
 ) -> tuple[Normalize, matplotlib.colors.Colormap]:
@@ -145,19 +142,15 @@ def _panel(
         row, column = order[y].index(key[y]), order[x].index(key[x])
         if square.score is not None:
             values[row, column] = unit * square.score
-            text = f"{unit * square.score:.4g}"
-            text += _spread_text(square, unit)
+            text = f"{unit * square.score:.4g}{_spread_text(square, unit)}"
             colour = style.text_colour(colours(norm(unit * square.score)))
         else:
             text, colour = "–", style.MUTED
         if numbers:
             axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
         if square.best:
-            frame = Rectangle(
-                (column - 0.48, row - 0.46), 0.96, 0.92, fill=False, linewidth=2.2, zorder=4
-            )
-            frame.set_edgecolor(style.VERMILLION)
-            axes.add_patch(frame)
+            look: dict[str, Any] = {"fill": False, "edgecolor": style.VERMILLION, "linewidth": 2.2}
+            axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, zorder=4, **look))
     axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
     axes.set_xticks(range(len(order[x])), [style.plain(v, 14) for v in order[x]])
     axes.set_yticks(range(len(order[y])), [style.plain(v, 14) for v in order[y]])
@@ -180,15 +173,10 @@ def _points(
         if square.score is None:
             continue
         place = names.index(square.key[0]) if axes else 0
-        panel.errorbar(
-            [place],
-            [unit * square.score],
-            yerr=_error_bar(square, unit),
-            marker="o",
-            markersize=7 if square.best else 5,
-            capsize=4,
-            color=style.VERMILLION if square.best else style.BLUE,
-        )
+        size, colour = (7, style.VERMILLION) if square.best else (5, style.BLUE)
+        look: dict[str, Any] = {"marker": "o", "markersize": size, "capsize": 4, "color": colour}
+        bar = _error_bar(square, unit)
+        panel.errorbar([place], [unit * square.score], yerr=bar, **look)
     panel.set_xticks(range(len(names)), [style.plain(name, 14) for name in names])
     panel.set_xlim(-0.5, len(names) - 0.5)
     if len(names) > 8:

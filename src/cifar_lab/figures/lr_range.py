@@ -33,13 +33,8 @@ def draw(
         lowest, room = float(losses.min()), max(high - low, 1e-6)
         axes.set_ylim(lowest - 0.05 * room, high + 0.6 * room)
     if suggestion is not None:
-        axes.axvline(
-            suggestion,
-            color=style.VERMILLION,
-            linestyle="--",
-            linewidth=1.3,
-            label=f"falls most steeply: {suggestion:.2g}",
-        )
+        label = f"falls most steeply: {suggestion:.2g}"
+        axes.axvline(suggestion, color=style.VERMILLION, linestyle="--", linewidth=1.3, label=label)
     axes.legend(fontsize=style.SMALL, frameon=False, loc="upper left")
     style.caption(figure, style.run_title(config))
     return figure

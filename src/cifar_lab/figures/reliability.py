@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cifar_lab.figures import style
-from cifar_lab.runs.calibration import BINS, Calibration, calibration
+from cifar_lab.runs.calibration import BINS, calibration
 from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -36,23 +36,15 @@ def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "sco
             total[filled] / found.counts[filled] for total in (found.right, found.confidence)
         )
         upper.bar(middle[filled], share, 0.94 * width, color="#8FB9D9", label="share correct")
-        upper.plot(
-            confidence,
-            share,
-            "o",
-            color=style.VERMILLION,
-            markersize=4,
-            label="at the mean probability of the bin",
-        )
+        label = "at the mean probability of the bin"
+        upper.plot(confidence, share, "o", color=style.VERMILLION, markersize=4, label=label)
         lower.bar(middle, found.counts, 0.94 * width, color="#C9C9C9")
         upper.legend(fontsize=style.SMALL, frameon=False, loc="upper left")
     title = f"{style.run_title(run.read_config())} · {split} images"
-    style.caption(figure, title if found is None else f"{title} · {_in_words(found)}")
+    if found is not None:
+        title += (
+            f" · expected calibration error {100 * found.error:.2f} %, mean probability minus "
+            f"accuracy {100 * found.overconfidence:+.2f} points"
+        )
+    style.caption(figure, title)
     return figure
-
-
-def _in_words(found: Calibration) -> str:
-    return (
-        f"expected calibration error {100 * found.error:.2f} %, mean probability minus accuracy "
-        f"{100 * found.overconfidence:+.2f} points"
-    )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cifar_lab.figures import style
 
@@ -38,30 +38,26 @@ def draw_marks(marks: Sequence[Mark]) -> "Figure":
     axes = figure.subplots()
     style.dress(axes, "", "accuracy", "")
     places = range(len(marks), 0, -1)
-    axes.scatter(
-        [mark.reported for mark in marks],
-        places,
-        marker="|",
-        s=170,
-        linewidths=2.2,
-        color=style.INK,
-        label="reported",
-        zorder=3,
-    )
+    look: dict[str, Any] = {
+        "marker": "|",
+        "s": 170,
+        "linewidths": 2.2,
+        "color": style.INK,
+        "zorder": 3,
+    }
+    axes.scatter([mark.reported for mark in marks], places, label="reported", **look)
     for word, (colour, marker) in LOOKS.items():
         chosen = [(m, place) for m, place in zip(marks, places, strict=True) if m.verdict == word]
         if not chosen:
             continue
+        point: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 6.5}
+        point |= {"capsize": 3, "linewidth": 1.4}
         axes.errorbar(
             [mark.measured for mark, _ in chosen],
             [place for _, place in chosen],
             xerr=[[max(abs(m.measured - m.ends[i]), 0.0) for m, _ in chosen] for i in (0, 1)],
-            fmt=marker,
-            color=colour,
-            markersize=6.5,
-            capsize=3,
-            linewidth=1.4,
             label=f"measured: {word}",
+            **point,
         )
     axes.set_yticks(list(places), [style.plain(mark.name, 40) for mark in marks])
     axes.set_ylim(0.3, len(marks) + 0.7)

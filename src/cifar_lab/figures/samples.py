@@ -132,18 +132,10 @@ def _picture(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=2)
     right = sample.predicted == sample.label
-    axes.set_title(
-        f"{'✓' if right else '✗'} {names[sample.predicted]}",
-        fontsize=style.NORMAL,
-        fontweight="bold",
-        color=colour,
-    )
-    where = f"image {sample.index}"
-    axes.set_xlabel(
-        where if right else f"true: {names[sample.label]}\n{where}",
-        fontsize=style.SMALL,
-        color=style.INK,
-    )
+    title = f"{'✓' if right else '✗'} {names[sample.predicted]}"
+    axes.set_title(title, fontsize=style.NORMAL, fontweight="bold", color=colour)
+    where = f"true: {names[sample.label]}\n" * (not right) + f"image {sample.index}"
+    axes.set_xlabel(where, fontsize=style.SMALL, color=style.INK)
 
 
 def _bars(axes: "Axes", sample: _Sample, names: list[str]) -> None:
@@ -169,15 +161,10 @@ def _bars(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     axes.tick_params(length=0)
     for position, value in zip(positions, values, strict=True):
         largest = position < len(chosen) and chosen[position] == sample.predicted
-        axes.text(
-            value + 0.015,
-            position,
-            _percent(value) + (" ◀" if largest else ""),
-            va="center",
-            fontsize=style.SMALL,
-            color=_colour(sample) if largest else style.MUTED,
-            fontweight="bold" if largest else "normal",
-        )
+        colour, weight = (_colour(sample), "bold") if largest else (style.MUTED, "normal")
+        look: dict[str, Any] = {"fontsize": style.SMALL, "color": colour, "fontweight": weight}
+        text = _percent(value) + (" ◀" if largest else "")
+        axes.text(value + 0.015, position, text, va="center", **look)
         if position < len(chosen) and chosen[position] == sample.label:
             axes.get_yticklabels()[position].set_fontweight("bold")
 

@@ -22,15 +22,14 @@ def draw_speeds(report: Mapping[str, Any]) -> Figure:
         for title, groups in _PANELS.items()
         if (chosen := [s for s in speeds if s["group"] in groups])
     }
-    rows = sum(len(chosen) + 1.5 for chosen in panels.values())
-    figure = style.new_figure(8.0, 0.8 + 0.3 * rows)
+    heights = [len(chosen) + 1.5 for chosen in panels.values()]
+    figure = style.new_figure(8.0, 0.8 + 0.3 * sum(heights))
     run = report["run"]
     style.caption(
         figure,
         f"{run.get('model', 'model')} on {run['dataset']} · batch {run['batch_size']} · "
         f"{run['precision']} · {report['machine']['device']} · {run['images']} images",
     )
-    heights = [len(chosen) + 1.5 for chosen in panels.values()]
     grid = figure.subplots(len(panels) or 1, 1, squeeze=False, height_ratios=heights or [1])
     for axes, (title, chosen) in zip(grid[:, 0], panels.items(), strict=False):
         medians = [s["images_per_second"] for s in chosen]
@@ -45,14 +44,10 @@ def draw_speeds(report: Mapping[str, Any]) -> Figure:
         axes.set_yticks(range(len(chosen)), [style.plain(s["label"], 60) for s in chosen])
         axes.invert_yaxis()
         for place, speed in enumerate(chosen):
-            text = f"{speed['images_per_second']:,.0f}"
-            axes.annotate(
-                f"  {text}",
-                (max(speed["quartiles"][1], speed["images_per_second"]), place),
-                va="center",
-                fontsize=style.SMALL,
-                color=style.INK,
-            )
+            right = max(speed["quartiles"][1], speed["images_per_second"])
+            text = f"  {speed['images_per_second']:,.0f}"
+            look: dict[str, Any] = {"va": "center", "fontsize": style.SMALL, "color": style.INK}
+            axes.annotate(text, (right, place), **look)
         style.dress(axes, title, "images per second")
         axes.margins(x=0.12)
     if not panels:

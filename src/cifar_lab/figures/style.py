@@ -38,6 +38,7 @@ CLASS_MARKERS = "o^sDvPX<p>"
 SEQUENTIAL = "Blues"
 SMALL, NORMAL, LARGE = 7.5, 9.0, 10.5
 LONGEST_NAME = 18
+CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 CHARACTERS_PER_INCH = 12.5
 
 
@@ -98,16 +99,16 @@ def epoch_axis(axis: "Axis") -> None:
 
 def note(axes: "Axes", text: str) -> None:
     """Say in the middle of an empty panel why it is empty."""
-    axes.text(
-        0.5,
-        0.5,
-        text,
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        color=MUTED,
-        fontsize=NORMAL,
-    )
+    where = axes.transAxes
+    axes.text(0.5, 0.5, text, transform=where, color=MUTED, fontsize=NORMAL, **CENTRED)
+
+
+def legend_outside(
+    figure: "Figure", handles: Sequence[Any], labels: Sequence[str], *, columns: int, **look: Any
+) -> None:
+    """Put a legend to the right of all panels."""
+    defaults: dict[str, Any] = {"loc": "outside right upper", "fontsize": SMALL, "frameon": False}
+    figure.legend(handles, labels, ncols=columns, **(defaults | look))
 
 
 def line_style(index: int) -> dict[str, Any]:

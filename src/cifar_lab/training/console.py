@@ -5,7 +5,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 from cifar_lab.config.run_config import RunConfig
@@ -52,27 +51,16 @@ class Bars:
         self._key: tuple[int, str] | None = None
         self._silent = not shows_bars()
 
-    def __enter__(self) -> "Bars":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._close()
-
     def show(self, progress: Progress) -> None:
         """Move the bar of the current phase; the end of an epoch closes it."""
         if self._silent:
             return
         if progress.kind == "epoch":
-            self._close()
+            self.close()
             return
         key = (progress.epoch, progress.phase)
         if key != self._key:
-            self._close()
+            self.close()
             self._open(progress)
             self._key = key
         self._bar.set_postfix(
@@ -92,7 +80,8 @@ class Bars:
             dynamic_ncols=True,
         )
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
         self._bar, self._key = None, None

@@ -207,7 +207,8 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
         watched=training.splits.test if config.evaluation.watch_test else None,
     )
     tell_tracker()
-    with console.Bars(config.training.epochs) as bars, stop.graceful():
+    bars = console.Bars(config.training.epochs)
+    with contextlib.closing(bars), stop.graceful():
         for progress in steps_of_run:
             # Rows first: one that is newer than the checkpoint is dropped when the run is resumed.
             bars.show(progress)

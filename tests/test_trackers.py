@@ -165,6 +165,19 @@ def test_a_tracker_that_fails_costs_one_warning_and_no_run(
     assert f"python -m cifar_lab.track {run.path} " in warnings[0]
 
 
+@pytest.mark.slow
+def test_track_gives_up_on_a_tracker_that_hangs(tmp_path: Path) -> None:
+    (tmp_path / "broken_tracker.py").write_text(BROKEN)
+    run = train(tmp_path)
+    words = ["+tracker._target_=broken_tracker.Broken", "+tracker.how=hangs"]
+    line = [sys.executable, "-m", "cifar_lab.track", str(run.path), *words]
+    line += ["+tracker.wait_seconds=0.5", "--trust", "broken_tracker"]
+    ended = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 3
+    (said,) = ended.stderr.splitlines()
+    assert "was not sent: the tracker gave no answer within 0.5 seconds" in said
+
+
 SLOW = '''
 import time
 from dataclasses import dataclass

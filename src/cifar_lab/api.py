@@ -171,15 +171,15 @@ def load_run(path: Path | str, *, trust: Sequence[str] = ()) -> Run:
     UsageError if the folder is not a run's.
     """
     targets.trust(list(trust))
-    found = RunDir(path)
-    found.read_summary()
-    return Run(found.path)
+    run_dir = RunDir(path)
+    run_dir.read_summary()
+    return Run(run_dir.path)
 
 
 def load_runs(folder: Path | str, *, trust: Sequence[str] = ()) -> list[Run]:
     """Return the runs at and below a folder, sorted by path; UsageError if it is not a folder."""
     targets.trust(list(trust))
-    return [Run(found.path) for found in find_runs(Path(folder))]
+    return [Run(run_dir.path) for run_dir in find_runs(Path(folder))]
 
 
 def _compose(words: Sequence[str], function: str) -> Request:

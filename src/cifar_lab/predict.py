@@ -15,6 +15,8 @@ from cifar_lab.runs.text import align
 if TYPE_CHECKING:
     import numpy as np
 
+    Probabilities = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m cifar_lab.predict RUN_DIR... IMAGE...`."""
@@ -60,31 +62,31 @@ def _predict(argv: list[str]) -> int:
         raise UsageError("there is no picture after the run folders; see --help")
     paths = [path for image in paths for path in find_pictures(image)]
     options = {"weights": arguments.weights, "device": arguments.device, "fit": arguments.fit}
-    each: list[np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = []
+    of_runs: list[Probabilities] = []
     if len(runs) == 1:
         rows = probabilities(runs[0], paths, **options)
     else:
-        rows, each = mean_probabilities(runs, paths, **options)
-    print(table(paths, rows, runs[0].class_names(), arguments.top, each))
+        rows, of_runs = mean_probabilities(runs, paths, **options)
+    print(table(paths, rows, runs[0].class_names(), arguments.top, of_runs))
     return 0
 
 
 def table(
     paths: Sequence[Path],
-    rows: "np.ndarray[tuple[int, ...], np.dtype[np.float64]]",
+    rows: "Probabilities",
     names: Sequence[str],
     top: int,
-    each: "Sequence[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]" = (),
+    of_runs: "Sequence[Probabilities]" = (),
 ) -> str:
     """Return a line for each picture and each of its `top` most probable classes.
 
-    With the probabilities of `each` run, a column counts the runs whose first choice a class is.
+    With the probabilities `of_runs`, a column counts the runs whose first choice a class is.
     """
-    lines = [("picture", "class", "probability", *(["first choice of"] if each else []))]
+    lines = [("picture", "class", "probability", *(["first choice of"] if of_runs else []))]
     for number, (path, row) in enumerate(zip(paths, rows, strict=True)):
-        choices = [int(one[number].argmax()) for one in each]
+        choices = [int(member[number].argmax()) for member in of_runs]
         for rank, label in enumerate((-row).argsort(kind="stable")[:top]):
-            votes = [f"{choices.count(int(label))} of {len(each)}"] if each else []
+            votes = [f"{choices.count(int(label))} of {len(of_runs)}"] if of_runs else []
             shown = f"{100 * row[label]:.2f} %"
             lines.append(("" if rank else str(path), names[int(label)], shown, *votes))
     return "\n".join(align(lines, right={2}))

@@ -77,18 +77,18 @@ def _with_features(collection: "RunCollection") -> "dict[str, RunDir]":
     """Return the first run with features of each of the best settings; UsageError without any."""
     from cifar_lab.errors import UsageError, shorten_path
 
-    found: dict[str, RunDir] = {}
+    runs_with: dict[str, RunDir] = {}
     for setting in collection.ranking:
         runs = [run.run for run in setting.finished if run.run.features_file.exists()]
-        if runs and len(found) < MOST_EMBEDDINGS:
+        if runs and len(runs_with) < MOST_EMBEDDINGS:
             runs[0].read_features()  # what is damaged is refused before anything is written
-            found[collection.short_label(setting)] = runs[0]
-    if not found:
+            runs_with[collection.short_label(setting)] = runs[0]
+    if not runs_with:
         raise UsageError(
             f"no finished run below {shorten_path(collection.folder)} has a features.npz; train "
             "with figures=embeddings"
         )
-    return found
+    return runs_with
 
 
 def _embed(path: Path, runs: "dict[str, RunDir]", method: str) -> None:
@@ -108,13 +108,13 @@ def _draw(collection: "RunCollection") -> None:
     axes = [collection.axes[i] for i in collection.main_axes]
     squares = []
     for setting in collection.settings:
-        found = setting.interval(collection.metric)
+        interval = setting.interval(collection.metric)
         squares.append(
             grid.Square(
                 tuple(setting.key[i] for i in collection.main_axes),
-                None if found is None else found.mean,
-                None if found is None else found.ends,
-                0 if found is None else found.n,
+                None if interval is None else interval.mean,
+                None if interval is None else interval.ends,
+                0 if interval is None else interval.n,
                 setting.chosen,
             )
         )

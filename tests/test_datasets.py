@@ -627,10 +627,10 @@ def test_every_yaml_is_consistent_and_explains_each_key(path: Path) -> None:
             assert "#" in line, f"{path.name}: {key} has no comment"
 
 
-@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
-def test_a_dataset_chooses_its_augmentation_unless_another_is_requested(path: Path) -> None:
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+def test_a_dataset_chooses_its_augmentation_unless_another_is_requested(name: str) -> None:
     def augmentation(*overrides: str) -> tuple[str, int, bool]:
-        line = [f"dataset={path.stem}", "device=cpu", *overrides]
+        line = [f"dataset={name}", "device=cpu", *overrides]
         run = compose.compose(line).runs[0].config
         return (
             run.choices["augmentation"],
@@ -639,7 +639,7 @@ def test_a_dataset_chooses_its_augmentation_unless_another_is_requested(path: Pa
         )
 
     crop_flip, none = ("crop_flip", 4, True), ("none", 0, False)
-    assert augmentation() == (crop_flip if path.stem.startswith("cifar") else none)
+    assert augmentation() == (crop_flip if name == "cifar10" else none)
     assert augmentation("augmentation=crop_flip") == crop_flip
     assert augmentation("augmentation=none") == none
     assert augmentation("experiment=smoke") == none, "an experiment chooses for every dataset"

@@ -56,9 +56,9 @@ def check_checksums(arrays: ImageArrays, checksums: Mapping[str, str], path: Pat
     """Raise UsageError if custom data do not have the checksums that the config states."""
     if not checksums:
         return
-    for name, found in arrays.checksums.items():
-        if checksums.get(name, found) != found:
+    for name, digest in arrays.checksums.items():
+        if checksums.get(name, digest) != digest:
             raise UsageError(
-                f"{path}: its {name} have sha256 {found}, which is not that of dataset.checksums; "
+                f"{path}: its {name} have sha256 {digest}, which is not that of dataset.checksums; "
                 "restore the old data, or set 'dataset.checksums={}'"
             )

@@ -246,19 +246,19 @@ def _list(
         unknown = sorted(set(_classes(folder / "test")) - set(classes))
         if unknown:
             raise UsageError(f"{folder / 'test' / unknown[0]} is not a class of train")
-        found = {name: _pictures(folder / name, classes) for name in _SETS}
-        paths: dict[str, Sequence[Path]] = {name: found[name][0] for name in _SETS}
-        return classes, paths, {name: found[name][1] for name in _SETS}
-    classes = _classes(folder)
-    files, labels = _pictures(folder, classes)
-    indices = dict(zip(_SETS, held_out_fraction(labels, test_fraction, folder), strict=True))
-    paths = {name: [files[index] for index in indices[name]] for name in _SETS}
-    return classes, paths, {name: labels[indices[name]] for name in _SETS}
+        sets = [_pictures(folder / name, classes) for name in _SETS]
+    else:
+        classes = _classes(folder)
+        files, labels = _pictures(folder, classes)
+        parts = held_out_fraction(labels, test_fraction, folder)
+        sets = [([files[index] for index in part], labels[part]) for part in parts]
+    (train, train_labels), (test, test_labels) = sets
+    return classes, {"train": train, "test": test}, {"train": train_labels, "test": test_labels}
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    found = (entry for entry in folder.iterdir() if entry.is_dir())
-    classes = tuple(sorted(entry.name for entry in found if not entry.name.startswith(".")))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    classes = tuple(name for name in names if not name.startswith("."))
     if len(classes) < 2:
         raise UsageError(
             f"{folder} has {len(classes)} folders; it must have at least two, one per class"

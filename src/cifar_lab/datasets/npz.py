@@ -31,29 +31,29 @@ def load(
     if not path:
         raise UsageError("dataset.source.path is missing; give a .npz file with your images")
     file = user_path("dataset.source.path", path)
-    found = _read(file)
-    if all(name in found for name in ARRAYS):
+    arrays = _read(file)
+    if all(name in arrays for name in ARRAYS):
         pairs = [ARRAYS[:2], ARRAYS[2:]]
-    elif "images" in found and "labels" in found:
+    elif "images" in arrays and "labels" in arrays:
         pairs = [("images", "labels")]
     else:
         raise UsageError(
-            f"{file} holds {', '.join(sorted(found)) or 'nothing'}; it must hold "
+            f"{file} holds {', '.join(sorted(arrays)) or 'nothing'}; it must hold "
             f"{', '.join(ARRAYS)}, or images and labels"
         )
     sets = []
     for images_name, labels_name in pairs:
-        images = _images(found[images_name], image_shape, f"{images_name} in {file}")
-        labels = _labels(found[labels_name], len(images), f"{labels_name} in {file}")
+        images = _images(arrays[images_name], image_shape, f"{images_name} in {file}")
+        labels = _labels(arrays[labels_name], len(images), f"{labels_name} in {file}")
         sets.append((images, labels))
-    class_names = _class_names(found.get("class_names"), [labels for _, labels in sets], file)
+    class_names = _class_names(arrays.get("class_names"), [labels for _, labels in sets], file)
     if len(sets) == 1:
         [(images, labels)] = sets
         kept, out = held_out_fraction(labels, test_fraction, file)
         sets = [(images[kept], labels[kept]), (images[out], labels[out])]
-    arrays = ImageArrays(*sets[0], *sets[1], class_names=class_names)
-    check_checksums(arrays, checksums, file)
-    return arrays
+    dataset = ImageArrays(*sets[0], *sets[1], class_names=class_names)
+    check_checksums(dataset, checksums, file)
+    return dataset
 
 
 def _read(file: Path) -> dict[str, NDArray[Any]]:
@@ -108,7 +108,7 @@ def _labels(array: NDArray[Any], size: int, what: str) -> NDArray[np.int64]:
 def _class_names(
     names: NDArray[Any] | None, labels: Sequence[NDArray[np.int64]], file: Path
 ) -> tuple[str, ...]:
-    count = 1 + max(int(each.max()) for each in labels)
+    count = 1 + max(int(of_set.max()) for of_set in labels)
     present = set(np.unique(labels[0]).tolist())
     # Not a set of all numbers up to count: one wild label would make that enormous.
     absent = next((label for label in range(count) if label not in present), None)

@@ -88,7 +88,7 @@ def _report(files: Sequence[Path], exported: "Exported") -> str:
     lines = [
         f"exported: {files[0]} ({files[0].stat().st_size / 1e6:.1f} MB); input: images in [0, 1], "
         f"output: {exported.output}",
-        f"checked on {len(expected.images):,} test images: the largest difference from "
+        f"checked on {len(expected.indices):,} test images: the largest difference from "
         f"{expected.source} is {exported.deviation:.2g}",
     ]
     if expected.note is not None:

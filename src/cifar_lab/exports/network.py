@@ -17,7 +17,8 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import normalisation
 from cifar_lab.training.classify import load_model
 
-Answers = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+Floats = npt.NDArray[np.float32]
+Answers = Callable[[Floats], Floats]
 """From images in [0, 1], float32 (N, C, H, W), to outputs (N, classes)."""
 
 
@@ -43,10 +44,10 @@ class NormalisedNetwork(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, model: nn.Module, settings: RunConfig) -> None:
+    def __init__(self, model: nn.Module, config: RunConfig) -> None:
         super().__init__()
         self.model = model
-        channels, numbers = settings.dataset.image_shape[0], normalisation(settings)
+        channels, numbers = config.dataset.image_shape[0], normalisation(config)
         mean = torch.tensor(numbers.mean or [0.0] * channels, dtype=torch.float64)
         std = torch.tensor(numbers.std or [1.0] * channels, dtype=torch.float64)
         self.register_buffer("scale", (1 / std).float().view(-1, 1, 1))
@@ -81,9 +82,9 @@ def trace(network: nn.Module, image_shape: Sequence[int]) -> torch.export.Export
 def answers_of(network: nn.Module) -> Answers:
     """Return the network as a function of arrays."""
 
-    def answer(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def answer(images: Floats) -> Floats:
         with torch.inference_mode():
-            outputs: npt.NDArray[np.float32] = network(torch.from_numpy(images)).numpy()
+            outputs: Floats = network(torch.from_numpy(images)).numpy()
         return outputs
 
     return answer
@@ -94,13 +95,13 @@ def metadata(run: RunDir, output: str) -> dict[str, str]:
 
     `output` is "logits", or "probabilities" for a model that ends with a softmax.
     """
-    settings, summary = run.read_config(), run.read_summary()
-    channels, height, width = settings.dataset.image_shape
+    config, summary = run.read_config(), run.read_summary()
+    channels, height, width = config.dataset.image_shape
     names = run.class_names()
     epoch = summary.best_epoch if summary.scored_weights == "best" else summary.epochs
     facts: dict[str, Any] = {
-        "model": settings.choices.get("model") or settings.model["_target_"],
-        "dataset": settings.dataset.name,
+        "model": config.choices.get("model") or config.model["_target_"],
+        "dataset": config.dataset.name,
         "class_names": json.dumps(names, ensure_ascii=False),
         "input": f"images: float32 (N, {channels}, {height}, {width}), "
         f"{'RGB' if channels == 3 else 'gray'} pixels in [0, 1]; the network normalises them",
@@ -109,20 +110,20 @@ def metadata(run: RunDir, output: str) -> dict[str, str]:
         "test_accuracy": summary.test_accuracy,
         "run": run.path.resolve().name,
         "cifar_lab": summary.versions.get("cifar-lab"),
-        "config": run_config.dump(portable(settings)),
+        "config": run_config.dump(portable(config)),
     }
     return {key: str(value) for key, value in facts.items() if value is not None}
 
 
-def portable(settings: RunConfig) -> RunConfig:
+def portable(config: RunConfig) -> RunConfig:
     """Return a config without the paths of the machine that it ran on."""
-    source = dict(settings.dataset.source)
+    source = dict(config.dataset.source)
     if isinstance(source.get("path"), str):
         source["path"] = Path(source["path"]).name
-    continued = settings.continue_from
+    continued = config.continue_from
     return dataclasses.replace(
-        settings,
-        dataset=dataclasses.replace(settings.dataset, source=source),
+        config,
+        dataset=dataclasses.replace(config.dataset, source=source),
         continue_from=Path(continued).name if continued is not None else None,
         output_dir="outputs",
     )

@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from cifar_lab.exports.network import Answers, trace
+from cifar_lab.exports.network import Answers, Floats, trace
 
 
 def write(
@@ -44,8 +42,8 @@ def load(path: Path) -> Answers:
         path.read_bytes(), options, providers=["CPUExecutionProvider"]
     )
 
-    def answer(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        outputs: npt.NDArray[np.float32] = session.run(None, {"images": images})[0]
+    def answer(images: Floats) -> Floats:
+        outputs: Floats = session.run(None, {"images": images})[0]
         return outputs
 
     return answer

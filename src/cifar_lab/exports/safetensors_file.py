@@ -41,10 +41,10 @@ def load_network(path: Path | str) -> nn.Module:
         with safe_open(path, framework="pt") as file:
             facts = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        settings = run_config.parse(yaml.safe_load(facts["config"]))
+        config = run_config.parse(yaml.safe_load(facts["config"]))
         num_classes = len(json.loads(facts["class_names"]))
     except (OSError, SafetensorError, KeyError, ValueError, yaml.YAMLError) as error:
         raise UsageError(f"{path} is not an exported model: {first_line(error)}") from None
-    network = NormalisedNetwork(build_model(settings, num_classes), settings)
+    network = NormalisedNetwork(build_model(config, num_classes), config)
     network.load_state_dict(state)
     return network.eval()

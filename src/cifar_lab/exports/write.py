@@ -37,16 +37,16 @@ def export(run: RunDir, kind: str, path: Path) -> Exported:
     Raises RunFailed, and writes nothing, if the model cannot be exported or if the outputs of the
     file differ by more than TOLERANCE from the expected ones.
     """
-    settings, module = run.read_config(), FORMATS[kind]
+    config, module = run.read_config(), FORMATS[kind]
     network = load_network(run)
-    size = settings.evaluation.batch_size
+    size = config.evaluation.batch_size
     expected = expected_outputs(run, answers_of(network), size)
     is_softmax = sum_to_one(torch.from_numpy(expected.outputs))
     output = "probabilities" if is_softmax else "logits"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as handle:
         try:
-            module.write(network, settings.dataset.image_shape, metadata(run, output), handle)
+            module.write(network, config.dataset.image_shape, metadata(run, output), handle)
             handle.flush()
             answers = module.load(Path(handle.name))
         except OSError:

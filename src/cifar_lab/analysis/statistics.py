@@ -52,19 +52,18 @@ def interval(
 
     The interval is cut at `bounds`, between which all values lie by their nature.
     """
-    n = len(values)
-    if n == 0:
+    if not values:
         return None
+    n = len(values)
     # Sorted, so that the last bit does not depend on the order in which runs were found.
     ordered = sorted(values)
     mean = math.fsum(ordered) / n
-    if n == 1:
-        return Interval(1, mean, None, None, None, mean, mean)
-    std = math.sqrt(math.fsum((value - mean) ** 2 for value in ordered) / (n - 1))
-    if n < MIN_VALUES:
-        return Interval(n, mean, std, None, None, ordered[0], ordered[-1])
-    half = t_quantile(n - 1) * std / math.sqrt(n)
-    low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
+    std = low = high = None
+    if n > 1:
+        std = math.sqrt(math.fsum((value - mean) ** 2 for value in ordered) / (n - 1))
+        if n >= MIN_VALUES:
+            half = t_quantile(n - 1) * std / math.sqrt(n)
+            low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
     return Interval(n, mean, std, low, high, ordered[0], ordered[-1])
 
 
@@ -80,22 +79,19 @@ def interval_over_folds(
     1/k + 1/(folds - 1) instead of 1/k (Nadeau and Bengio 2003). The runs of one fold (its seeds)
     are averaged, and an interval is given from MIN_VALUES folds on.
     """
-    found = interval([value for _, value in values], bounds)
-    if found is None:
+    by_fold: dict[int, list[float]] = {}
+    for fold, value in values:
+        by_fold.setdefault(fold, []).append(value)
+    means = [math.fsum(sorted(by_fold[fold])) / len(by_fold[fold]) for fold in sorted(by_fold)]
+    runs, over_folds = interval([value for _, value in values], bounds), interval(means)
+    if runs is None or over_folds is None:
         return None
-    means = [
-        math.fsum(each) / len(each)
-        for fold in sorted({fold for fold, _ in values})
-        if (each := sorted(value for other, value in values if other == fold))
-    ]
-    over_folds = interval(means)
-    assert over_folds is not None
-    if over_folds.std is None or over_folds.low is None:
-        return dataclasses.replace(found, mean=over_folds.mean, low=None, high=None)
-    count = over_folds.n
-    half = t_quantile(count - 1) * over_folds.std * math.sqrt(1 / count + 1 / (folds - 1))
-    low, high = max(over_folds.mean - half, bounds[0]), min(over_folds.mean + half, bounds[1])
-    return dataclasses.replace(found, mean=over_folds.mean, low=low, high=high)
+    count, mean = over_folds.n, over_folds.mean
+    low = high = None
+    if over_folds.std is not None and count >= MIN_VALUES:
+        half = t_quantile(count - 1) * over_folds.std * math.sqrt(1 / count + 1 / (folds - 1))
+        low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
+    return dataclasses.replace(runs, mean=mean, low=low, high=high)
 
 
 def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
@@ -163,32 +159,16 @@ def mcnemar(a: Right, b: Right) -> PairedTest:
     images = len(a)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     total, fewer = only_a + only_b, min(only_a, only_b)
-    if only_a == only_b:
-        p = 1.0
-    else:
-        at_most = float(special.bdtr(fewer, total, 0.5))
-        exactly = math.exp(
-            math.lgamma(total + 1)
-            - math.lgamma(fewer + 1)
-            - math.lgamma(total - fewer + 1)
-            - total * math.log(2)
-        )
-        p = min(1.0, 2 * at_most - exactly)
+    p = 1.0
+    if only_a != only_b:  # twice "at most as few" minus "exactly as few"
+        at_most, below = (float(special.bdtr(k, total, 0.5)) for k in (fewer, fewer - 1))
+        p = min(1.0, at_most + (below if fewer else 0.0))
     centre = (only_a - only_b) / (images + 2)
     variance = ((total + 1) / (images + 2) - centre**2) / (images + 2)
     width = 1.96 * math.sqrt(variance)
     difference = (only_a - only_b) / images
-    return PairedTest(
-        "McNemar, mid-p",
-        images,
-        (1, 1),
-        only_a,
-        only_b,
-        difference,
-        centre - width,
-        centre + width,
-        p,
-    )
+    low, high = centre - width, centre + width
+    return PairedTest("McNemar, mid-p", images, (1, 1), only_a, only_b, difference, low, high, p)
 
 
 def seeds_test(a: Right, b: Right) -> PairedTest:
@@ -198,33 +178,22 @@ def seeds_test(a: Right, b: Right) -> PairedTest:
     with Satterthwaite's degrees of freedom: it keeps its level with two or three seeds, where a
     bootstrap over seeds does not.
     """
-    from scipy import special
-
     (seeds_a, images), seeds_b = a.shape, len(b)
-    each_a, each_b = a.mean(axis=1), b.mean(axis=1)
-    per_image = a.mean(axis=0) - b.mean(axis=0)
-    difference = float(per_image.mean())
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+    per_image = mean_a - mean_b
     parts = (
-        (float(each_a.var(ddof=1)) / seeds_a, seeds_a - 1),
-        (float(each_b.var(ddof=1)) / seeds_b, seeds_b - 1),
+        (float(a.mean(axis=1).var(ddof=1)) / seeds_a, seeds_a - 1),
+        (float(b.mean(axis=1).var(ddof=1)) / seeds_b, seeds_b - 1),
         (float(per_image.var(ddof=1)) / images if images > 1 else 0.0, max(images - 1, 1)),
     )
-    variance, degrees = _welch(parts)
-    if variance == 0:
-        p, width = (1.0, 0.0) if difference == 0 else (0.0, 0.0)
-    else:
-        p = 2 * float(special.stdtr(degrees, -abs(difference) / math.sqrt(variance)))
-        width = t_quantile(degrees) * math.sqrt(variance)
-    return PairedTest(
+    return _t_test(
         "paired t over seeds and images",
         images,
         (seeds_a, seeds_b),
-        images * float((a.mean(axis=0) * (1 - b.mean(axis=0))).mean()),
-        images * float((b.mean(axis=0) * (1 - a.mean(axis=0))).mean()),
-        difference,
-        difference - width,
-        difference + width,
-        p,
+        images * float((mean_a * (1 - mean_b)).mean()),
+        images * float((mean_b * (1 - mean_a)).mean()),
+        float(per_image.mean()),
+        *_welch(parts),
     )
 
 
@@ -237,32 +206,43 @@ def folds_test(
     so the variance of the mean difference over k folds is that of the differences times
     1/k + n_validation / n_training instead of 1/k. The runs of one fold (its seeds) are averaged.
     """
-    from scipy import special
-
     folds = [fold for fold in a if fold in b]
     differences = np.array([float(a[fold].mean() - b[fold].mean()) for fold in folds])
     sizes = [a[fold].shape[1] for fold in folds]
     images, size = sum(sizes), sum(sizes) / len(folds)
-    difference = float(differences.mean())
     variance = float(differences.var(ddof=1)) * (1 / len(folds) + size / training_images)
-    if variance == 0:
-        p, width = (1.0, 0.0) if difference == 0 else (0.0, 0.0)
-    else:
-        degrees = len(folds) - 1
-        p = 2 * float(special.stdtr(degrees, -abs(difference) / math.sqrt(variance)))
-        width = t_quantile(degrees) * math.sqrt(variance)
     means = [(a[fold].mean(axis=0), b[fold].mean(axis=0)) for fold in folds]
-    return PairedTest(
+    return _t_test(
         f"corrected resampled t over {len(folds)} folds",
         images,
         (sum(len(a[fold]) for fold in folds), sum(len(b[fold]) for fold in folds)),
         math.fsum(float((one * (1 - other)).sum()) for one, other in means),
         math.fsum(float((other * (1 - one)).sum()) for one, other in means),
-        difference,
-        difference - width,
-        difference + width,
-        p,
+        float(differences.mean()),
+        variance,
+        len(folds) - 1,
     )
+
+
+def _t_test(
+    method: str,
+    images: int,
+    seeds: tuple[int, int],
+    only_a: float,
+    only_b: float,
+    difference: float,
+    variance: float,
+    degrees: float,
+) -> PairedTest:
+    """Return the t test of a difference with this variance and degrees of freedom."""
+    from scipy import special
+
+    width, p = 0.0, 1.0 if difference == 0 else 0.0
+    if variance:
+        p = 2 * float(special.stdtr(degrees, -abs(difference) / math.sqrt(variance)))
+        width = t_quantile(degrees) * math.sqrt(variance)
+    low, high = difference - width, difference + width
+    return PairedTest(method, images, seeds, only_a, only_b, difference, low, high, p)
 
 
 def right_answers(predictions: Sequence[Predictions]) -> dict[bytes, Right]:

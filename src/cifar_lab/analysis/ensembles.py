@@ -1,5 +1,6 @@
 """Several runs as one classifier: the mean of their probabilities."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cifar_lab.analysis.load_runs import identity_without
+from cifar_lab.analysis.statistics import in_order
 from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import UsageError, shorten_path
 from cifar_lab.runs.calibration import class_probabilities
@@ -42,19 +44,18 @@ def mean_predictions(runs: Sequence[RunDir]) -> Predictions:
 
     The logits are the logarithms of the mean probabilities, (N, C).
     """
-    found = [run.read_predictions() for run in runs]
-    orders = [np.argsort(one.indices, kind="stable") for one in found]
-    labels, indices = found[0].labels[orders[0]], found[0].indices[orders[0]]
-    total = np.zeros(found[0].logits.shape)
-    for run, one, order in zip(runs, found, orders, strict=True):
-        same = np.array_equal(one.indices[order], indices)
-        if not same or not np.array_equal(one.labels[order], labels):
+    members = [in_order(run.read_predictions()) for run in runs]
+    first = members[0]
+    total = np.zeros(first.logits.shape)
+    for run, member in zip(runs, members, strict=True):
+        same = np.array_equal(member.indices, first.indices)
+        if not same or not np.array_equal(member.labels, first.labels):
             raise _other_images(run, runs[0])
-        total += class_probabilities(one)[order]
+        total += class_probabilities(member)
     with np.errstate(divide="ignore"):
-        logits = np.log(total / len(found))
+        logits = np.log(total / len(members))
     smallest = np.finfo(np.float32).min / 2  # where all members say 0
-    return Predictions(np.maximum(logits, smallest).astype(np.float32), labels, indices)
+    return dataclasses.replace(first, logits=np.maximum(logits, smallest).astype(np.float32))
 
 
 def mean_probabilities(

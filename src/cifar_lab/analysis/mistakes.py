@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cifar_lab.analysis.ensembles import Probabilities
+from cifar_lab.analysis.statistics import in_order
 from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.metrics import Integers, Predictions
 
@@ -52,17 +53,15 @@ def label_errors(each: Sequence[Predictions]) -> list[Mistake]:
     the runs have to predict that class, too. Suspects are ordered by its probability minus that of
     the label.
     """
-    orders = [np.argsort(one.indices, kind="stable") for one in each]
-    labels, indices = each[0].labels[orders[0]], each[0].indices[orders[0]]
-    mean: Probabilities = np.mean(
-        [class_probabilities(one)[order] for one, order in zip(each, orders, strict=True)], axis=0
-    )
-    guesses = np.stack([one.predicted[order] for one, order in zip(each, orders, strict=True)])
+    runs = [in_order(predictions) for predictions in each]
+    labels, indices = runs[0].labels, runs[0].indices
+    mean: Probabilities = np.mean([class_probabilities(run) for run in runs], axis=0)
+    guesses = np.stack([run.predicted for run in runs])
     suspected = _confident_class(mean, labels)
     votes = (guesses == suspected).sum(axis=0)
     rows = np.arange(len(labels))
     margin = mean[rows, suspected] - mean[rows, labels]
-    found = np.flatnonzero((suspected != labels) & (2 * votes > len(each)))
+    chosen = np.flatnonzero((suspected != labels) & (2 * votes > len(runs)))
     return [
         Mistake(
             int(indices[i]),
@@ -72,7 +71,7 @@ def label_errors(each: Sequence[Predictions]) -> list[Mistake]:
             float(mean[i, labels[i]]),
             int(votes[i]),
         )
-        for i in found[np.argsort(-margin[found], kind="stable")]
+        for i in chosen[np.argsort(-margin[chosen], kind="stable")]
     ]
 
 

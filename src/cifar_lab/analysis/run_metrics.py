@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from cifar_lab.analysis.statistics import Interval
 from cifar_lab.errors import UsageError, did_you_mean
@@ -43,9 +44,8 @@ def _last_reduction(
     run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]
 ) -> float | None:
     """Return the last epoch after which the learning rate fell."""
-    rates = [row.learning_rate for row in history]
     falls = [
-        row.epoch for row, now, then in zip(history, rates, rates[1:], strict=False) if then < now
+        row.epoch for row, later in pairwise(history) if later.learning_rate < row.learning_rate
     ]
     return falls[-1] if falls else None
 
@@ -53,6 +53,8 @@ def _last_reduction(
 def _seconds(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
     return sum(row.seconds for row in history) / len(history) if history else None
 
+
+_MOMENTS = (("first", 0), ("final", -1))
 
 METRICS: dict[str, Metric] = {
     **{
@@ -66,13 +68,13 @@ METRICS: dict[str, Metric] = {
     },
     **{
         f"{moment}_{split}_{quantity}": _of_epoch(f"{split}_{quantity}", index)
-        for moment, index in (("first", 0), ("final", -1))
+        for moment, index in _MOMENTS
         for split in ("train", "val", "test")
         for quantity in ("loss", "accuracy")
     },
     **{
         f"{moment}_{name}": _of_epoch(name, index)
-        for moment, index in (("first", 0), ("final", -1))
+        for moment, index in _MOMENTS
         for name in BY_CLASS
     },
     **{f"macro_{kind}": _macro(kind) for kind in ("precision", "recall", "f1")},
@@ -115,14 +117,14 @@ def of_run(
     UsageError for an unknown name, RunFailed for a damaged report.
     """
     check(name)
-    found = _of_classes(name)
-    if found is None:
+    kind, classes = _of_classes(name) or (name, [])
+    if kind in METRICS:
         value = METRICS[name](run, summary, history)
-    elif found[0] == PAIR:
-        value = _confusion_rank(summary, *found[1])
+    elif kind == PAIR:
+        value = _confusion_rank(summary, *classes)
     else:
-        values = class_scores(run, summary)[found[0].removeprefix("class_")]
-        value = values[found[1][0]] if found[1][0] < len(values) else None
+        values = class_scores(run, summary)[kind.removeprefix("class_")]
+        value = values[classes[0]] if classes[0] < len(values) else None
     return None if value is None or not math.isfinite(value) else float(value)
 
 

@@ -2,8 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +55,7 @@ class SeedGroup:
     def interval(self, name: str) -> Interval | None:
         """Return mean, spread and interval of a metric over the finished runs that have it."""
         if name not in self._intervals:
-            values = ((run.config.split.fold or 0, run.metric(name)) for run in self.finished)
+            values = [(run.config.split.fold or 0, run.metric(name)) for run in self.finished]
             known = [(fold, value) for fold, value in values if value is not None]
             bounds = run_metrics.bounds(name)
             self._intervals[name] = (
@@ -134,11 +133,10 @@ class RunCollection:
 
     def short_label(self, setting: SeedGroup) -> str:
         """Return a setting's name for a legend: options alone, keys by their last part."""
-        names = [
-            self.axes[i].rpartition(".")[2] if "." in self.axes[i] else "" for i in self.main_axes
-        ]
-        values = [setting.key[i] for i in self.main_axes]
-        parts = (f"{name} {value}".strip() for name, value in zip(names, values, strict=True))
+        parts = []
+        for i in self.main_axes:
+            _, dot, last = self.axes[i].rpartition(".")
+            parts.append(f"{last} {setting.key[i]}" if dot else setting.key[i])
         return ", ".join(parts) or "the one setting"
 
 
@@ -175,30 +173,19 @@ def find_axes(runs: Sequence[FoundRun]) -> list[str]:
     """
     groups = sorted({group for run in runs for group in run.choices}, key=_place_of)
     axes = [g for g in groups if len({run.choices.get(g, MISSING) for run in runs}) > 1]
-    values: dict[tuple[str, str], set[str]] = {}
-    runs_with_key: Counter[tuple[str, str]] = Counter()
-    runs_with_option: Counter[tuple[str, str]] = Counter()
-    for run in runs:
-        options = {group: run.choices.get(group, "") for group in _groups_of(run.identity)}
-        runs_with_option.update(options.items())
-        for key, value in run.identity.items():
-            place = (key, options[key.partition(".")[0]])
-            values.setdefault(place, set()).add(show_value(value))
-            runs_with_key[place] += 1
-    keys = {
-        key
-        for (key, option), seen in values.items()
-        # A key that only some runs of an option have differs between them too.
-        if len(seen) > 1
-        or runs_with_key[key, option] < runs_with_option[key.partition(".")[0], option]
-    }
+    keys = {key for run in runs for key in run.identity if _differs_within_options(key, runs)}
     if "protocol" in keys:
         keys -= {key for key in keys - {"protocol"} if _follows_protocol(key, runs)}
     return axes + sorted(keys - set(axes), key=_place_of)
 
 
-def _groups_of(identity: Mapping[str, Any]) -> set[str]:
-    return {key.partition(".")[0] for key in identity}
+def _differs_within_options(key: str, runs: Sequence[FoundRun]) -> bool:
+    """Whether runs with the same option of the key's group differ in it; one may lack it."""
+    group, values = key.partition(".")[0], dict[str, set[str]]()
+    for run in runs:
+        value = show_value(run.identity[key]) if key in run.identity else MISSING
+        values.setdefault(run.choices.get(group, ""), set()).add(value)
+    return any(len(seen) > 1 for seen in values.values())
 
 
 def _follows_protocol(key: str, runs: Sequence[FoundRun]) -> bool:
@@ -221,27 +208,18 @@ def in_order(values: Iterable[str]) -> list[str]:
 
 
 def _group(runs: Sequence[FoundRun], axes: Sequence[str]) -> tuple[list[SeedGroup], list[str]]:
-    settings: dict[Key, list[FoundRun]] = {}
+    members: dict[Key, dict[tuple[Any, ...], FoundRun]] = {}
     notes = []
-    for run in runs:
-        settings.setdefault(_key(run, axes), []).append(run)
-    result = []
-    for key, members in settings.items():
-        members.sort(key=_place_in_setting)
-        once: dict[tuple[Any, ...], FoundRun] = {}
-        for run in members:
-            kept = once.setdefault(run.replicate, run)
-            if kept is not run:
-                notes.append(
-                    f"{shorten(str(run.run.path), 200)} is the same run as "
-                    f"{shorten(str(kept.run.path), 200)} and counts once."
-                )
-        result.append(SeedGroup(key, list(once.values())))
-    orders = [in_order(setting.key[i] for setting in result) for i, _ in enumerate(axes)]
-    result.sort(
-        key=lambda setting: [order.index(v) for order, v in zip(orders, setting.key, strict=True)]
-    )
-    return result, notes
+    for run in sorted(runs, key=_place_in_setting):
+        kept = members.setdefault(_key(run, axes), {}).setdefault(run.replicate, run)
+        if kept is not run:
+            notes.append(
+                f"{shorten(str(run.run.path), 200)} is the same run as "
+                f"{shorten(str(kept.run.path), 200)} and counts once."
+            )
+    orders = [in_order(key[i] for key in members) for i, _ in enumerate(axes)]
+    keys = sorted(members, key=lambda k: [o.index(v) for o, v in zip(orders, k, strict=True)])
+    return [SeedGroup(key, list(members[key].values())) for key in keys], notes
 
 
 def _place_in_setting(run: FoundRun) -> tuple[int, int, bool, str]:
@@ -254,19 +232,24 @@ def _fold_notes(collection: RunCollection) -> list[str]:
     notes = []
     repeated = [setting for setting in collection.settings if len(setting.finished) > 1]
     for setting in repeated:
-        count, seeds = len(setting.finished_folds), {run.config.seed for run in setting.finished}
         if setting.folds is None:
             continue
+        label, count, runs = (
+            collection.label(setting),
+            len(setting.finished_folds),
+            setting.finished,
+        )
+        seeds = {run.config.seed for run in runs}
         if count < setting.folds:
             notes.append(
-                f"{collection.label(setting)}: {count} of {setting.folds} folds are finished, and "
-                "its means are over these."
+                f"{label}: {count} of {setting.folds} folds are finished, and its means are over "
+                "these."
             )
         if len(seeds) > 1:
             notes.append(
-                f"{collection.label(setting)}: its {len(setting.finished)} runs differ in the fold "
-                f"and in the seed ({count} folds, {len(seeds)} seeds). The deviation is that of "
-                "both; its interval and its tests average the seeds of a fold."
+                f"{label}: its {len(runs)} runs differ in the fold and in the seed ({count} folds, "
+                f"{len(seeds)} seeds). The deviation is that of both; its interval and its tests "
+                "average the seeds of a fold."
             )
     if len({setting.folds is None for setting in repeated}) > 1:
         notes.append(
@@ -295,8 +278,5 @@ def _place_of(name: str) -> tuple[int, str]:
 
 def _links(folder: Path) -> list[str]:
     """Name the links to folders below `folder`: they are not followed."""
-    notes = []
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() and path.is_dir():
-            notes.append(f"{shorten(path.name, 200)} is a link to a folder and was not followed.")
-    return notes
+    links = [path for path in sorted(folder.iterdir()) if path.is_symlink() and path.is_dir()]
+    return [f"{shorten(p.name, 200)} is a link to a folder and was not followed." for p in links]

@@ -245,16 +245,22 @@ def _t_test(
     return PairedTest(method, images, seeds, only_a, only_b, difference, low, high, p)
 
 
+def in_order(predictions: Predictions) -> Predictions:
+    """Return predictions in the order of their images' indices."""
+    order = np.argsort(predictions.indices, kind="stable")
+    logits, labels, indices = predictions.logits, predictions.labels, predictions.indices
+    return Predictions(logits[order], labels[order], indices[order])
+
+
 def right_answers(predictions: Sequence[Predictions]) -> dict[bytes, Right]:
     """Return which images the runs of one setting get right, (runs, N) for each set of images.
 
     A key stands for a set: indices and labels. Images are put in the order of their indices.
     """
     sets: dict[bytes, list[Right]] = {}
-    for found in predictions:
-        order = np.argsort(found.indices, kind="stable")
-        images = np.stack([found.indices[order], found.labels[order]]).astype(np.int64)
-        sets.setdefault(images.tobytes(), []).append((found.predicted == found.labels)[order])
+    for run in map(in_order, predictions):
+        images = np.stack([run.indices, run.labels]).astype(np.int64)
+        sets.setdefault(images.tobytes(), []).append(run.predicted == run.labels)
     return {images: np.stack(rows) for images, rows in sets.items()}
 
 

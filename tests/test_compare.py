@@ -46,13 +46,6 @@ def test_mcnemar_is_the_mid_p_of_all_coin_tosses(only_a: int, only_b: int) -> No
     assert found.low <= found.difference <= found.high
 
 
-def test_mcnemar_of_many_images_is_the_normal_approximation() -> None:
-    right_a = np.array([True] * 312 + [False] * 298 + [True] * 9390)
-    right_b = np.array([False] * 312 + [True] * 298 + [True] * 9390)
-    p = statistics.mcnemar(right_a, right_b).p
-    assert p == pytest.approx(math.erfc(14 / math.sqrt(610) / math.sqrt(2)), abs=0.002)
-
-
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_equal_settings_are_called_different_in_about_one_case_of_twenty(seeds: int) -> None:
     draw = np.random.default_rng(seeds)
@@ -278,7 +271,7 @@ def write_features(run: RunDir) -> None:
     run.write_arrays(run.features_file, features=features, labels=labels, indices=np.arange(60))
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne"])
+@pytest.mark.parametrize("method", ["pca", pytest.param("tsne", marks=pytest.mark.slow)])
 def test_features_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:

@@ -10,20 +10,20 @@ from cifar_lab.training.build import normalisation
 from cifar_lab.training.splits import Splits
 
 
-def dataset_text(settings: RunConfig, arrays: ImageArrays, splits: Splits) -> str:
+def dataset_text(config: RunConfig, arrays: ImageArrays, splits: Splits) -> str:
     """Return counts, class balance, pixel statistics, splits and steps per epoch."""
     train, test = len(arrays.train_labels), len(arrays.test_labels)
     shape = "x".join(map(str, arrays.train_images.shape[1:]))
     lines = [
-        f"dataset {settings.dataset.name}: {train:,} training and {test:,} test images "
+        f"dataset {config.dataset.name}: {train:,} training and {test:,} test images "
         f"({train + test:,} in total), {shape}, {len(splits.class_names)} classes",
         "",
         *_balance(arrays, splits),
         "",
-        *_statistics(settings, arrays),
+        *_statistics(config, arrays),
         "",
         splits.checked,
-        _steps(settings, splits),
+        _steps(config, splits),
     ]
     return "\n".join(lines)
 
@@ -41,9 +41,9 @@ def _balance(arrays: ImageArrays, splits: Splits) -> list[str]:
     return align(rows, right=range(1, 5))
 
 
-def _statistics(settings: RunConfig, arrays: ImageArrays) -> list[str]:
+def _statistics(config: RunConfig, arrays: ImageArrays) -> list[str]:
     means, stds = pixel_statistics(arrays.train_images)
-    configured = normalisation(settings)
+    configured = normalisation(config)
     mean, std = configured.mean, configured.std
     rows = [["channel", "computed mean", "configured", "computed std", "configured"]]
     for channel, (m, s) in enumerate(zip(means, stds, strict=True)):
@@ -53,8 +53,8 @@ def _statistics(settings: RunConfig, arrays: ImageArrays) -> list[str]:
     return align(rows, right=range(5))
 
 
-def _steps(settings: RunConfig, splits: Splits) -> str:
-    size, evaluated = settings.training.batch_size, settings.evaluation.batch_size
+def _steps(config: RunConfig, splits: Splits) -> str:
+    size, evaluated = config.training.batch_size, config.evaluation.batch_size
     parts = [f"{-(-len(splits.train) // size):,} to train (batches of {size:,})"]
     if splits.validation is not None:
         parts.append(f"{-(-len(splits.validation) // evaluated):,} to validate")

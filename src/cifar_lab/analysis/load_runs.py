@@ -14,7 +14,7 @@ from typing import Any
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.config.identity import identity
-from cifar_lab.config.run_config import RunConfig, flatten, to_plain
+from cifar_lab.config.run_config import RunConfig, flatten
 from cifar_lab.errors import RunFailed, UsageError, shorten
 from cifar_lab.runs.metrics import EpochMetrics, Integers, Predictions
 from cifar_lab.runs.run_dir import RunDir, find_runs
@@ -62,11 +62,10 @@ class FoundRun:
         """The config values that make the run what it is, by dotted key, without REPLICATES."""
         return identity_without(self.config, *REPLICATES)
 
-    @cached_property
-    def replicate(self) -> tuple[Any, ...]:
+    @property
+    def replicate(self) -> tuple[int, int | None]:
         """What tells the run from the others of its setting: its values of REPLICATES."""
-        flat = flatten(to_plain(self.config))
-        return tuple(flat.get(key) for key in REPLICATES)
+        return self.config.seed, self.config.split.fold
 
     @property
     def replicate_text(self) -> str:

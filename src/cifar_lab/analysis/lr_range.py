@@ -40,9 +40,9 @@ class RangeTest:
     suggestion: float | None
 
 
-def check_settings(settings: RunConfig) -> float:
+def check_settings(config: RunConfig) -> float:
     """Return the learning rate that the test scales; UsageError if there is none."""
-    rate = settings.optimizer.get("lr")
+    rate = config.optimizer.get("lr")
     if not isinstance(rate, int | float) or rate <= 0:
         raise UsageError(
             f"--lr-range needs an optimizer.lr above 0 to scale, and it is {rate}; choose "
@@ -51,22 +51,22 @@ def check_settings(settings: RunConfig) -> float:
     return float(rate)
 
 
-def range_test(settings: RunConfig, steps: int) -> RangeTest:
+def range_test(config: RunConfig, steps: int) -> RangeTest:
     """Train for `steps` steps whose rate grows exponentially from LOWEST to HIGHEST (Smith 2017).
 
     Everything else is as the run has it, but for its scheduler; the rates of several groups of
     parameters grow together. The test ends early where the loss diverges.
     """
-    base = check_settings(settings)
-    device, _ = select_device(settings.device)
-    configure(device, settings.threads, settings.deterministic)
-    splits = load_splits(settings, device)
-    constant = dataclasses.replace(settings, scheduler=None)
+    base = check_settings(config)
+    device, _ = select_device(config.device)
+    configure(device, config.threads, config.deterministic)
+    splits = load_splits(config, device)
+    constant = dataclasses.replace(config, scheduler=None)
     state, batches = build_state(constant, splits, device, initial_weights=True)
     rates = np.geomspace(LOWEST, HIGHEST, steps)
     state.schedule = _growing(state.optimizer, rates / base)
     training = dataclasses.replace(
-        settings.training,
+        config.training,
         epochs=math.ceil(steps / len(batches)),
         patience=None,
         step_history=True,

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.runs.text import align
+from cifar_lab.runs.text import align, class_name
 from cifar_lab.training.build import build_model
 from cifar_lab.training.device import seeded
 
@@ -70,11 +70,11 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
     return layers
 
 
-def multiply_adds(settings: RunConfig, num_classes: int, *, backward: bool = False) -> int:
+def multiply_adds(config: RunConfig, num_classes: int, *, backward: bool = False) -> int:
     """Return a run's multiply-adds per image: of the forward pass, or of a training step."""
-    model = _build(settings, num_classes)
+    model = _build(config, num_classes)
     batch = 2  # batch norm cannot train on one image
-    images = torch.zeros(batch, *settings.dataset.image_shape)
+    images = torch.zeros(batch, *config.dataset.image_shape)
     labels = torch.zeros(batch, dtype=torch.int64)
     model.train(backward)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
@@ -84,36 +84,26 @@ def multiply_adds(settings: RunConfig, num_classes: int, *, backward: bool = Fal
     return int(counter.get_total_flops()) // 2 // batch
 
 
-def model_text(settings: RunConfig, num_classes: int) -> str:
+def model_text(config: RunConfig, num_classes: int) -> str:
     """Return a model's layers with output shapes, parameters and multiply-adds, and the totals."""
-    model = _build(settings, num_classes)
-    layers = trace_layers(model, settings.dataset.image_shape)
+    model = _build(config, num_classes)
+    layers = trace_layers(model, config.dataset.image_shape)
     rows = [("layer", "kind", "output", "parameters", "multiply-adds", "")]
-    rows += [
-        (
-            layer.name,
-            layer.kind,
-            "x".join(map(str, layer.shape)),
-            f"{layer.parameters:,}",
-            f"{layer.multiply_adds:,}",
-            layer.note,
-        )
-        for layer in layers
-    ]
+    for layer in layers:
+        costs = f"{layer.parameters:,}", f"{layer.multiply_adds:,}"
+        rows.append((layer.name, layer.kind, "x".join(map(str, layer.shape)), *costs, layer.note))
     parameters = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     buffers = sum(b.numel() for b in model.buffers())
-    name = settings.model["_target_"].rpartition(".")[2]
-    sizes = "x".join(map(str, settings.dataset.image_shape))
+    of_them = f", {frozen:,} of them frozen" if frozen else ""
+    sizes = "x".join(map(str, config.dataset.image_shape))
     return "\n".join(
         [
-            f"model {name} on images of {sizes}, {num_classes} classes",
+            f"model {class_name(config.model)} on images of {sizes}, {num_classes} classes",
             "",
             *align(rows, right={3, 4}),
             "",
-            f"parameters: {parameters:,}"
-            + (f", {frozen:,} of them frozen" if frozen else "")
-            + f" (and {buffers:,} elements of buffers)",
+            f"parameters: {parameters:,}{of_them} (and {buffers:,} elements of buffers)",
             "multiply-adds of convolutions and matrix products, per image: "
             f"{sum(layer.multiply_adds for layer in layers):,}",
         ]
@@ -133,7 +123,7 @@ def size_formula(conv: nn.Conv2d, shape: Sequence[int]) -> str:
     return f"(({size}-{reach}+{padding})/{stride})+1 = {result}"
 
 
-def _build(settings: RunConfig, num_classes: int) -> nn.Module:
-    with seeded(settings.seed):
-        model: nn.Module = build_model(settings, num_classes)
+def _build(config: RunConfig, num_classes: int) -> nn.Module:
+    with seeded(config.seed):
+        model: nn.Module = build_model(config, num_classes)
     return model

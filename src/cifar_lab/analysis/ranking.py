@@ -54,25 +54,20 @@ def _test_against_best(collection: RunCollection, ranking: list[SeedGroup]) -> N
     split = "test" if test else "validation"
     weights = "last" if collection.metric == "test_accuracy_last" else "scored"
     best = ranking[0].predictions(split, weights)
-    tested = []
     for setting in ranking[1:]:
         other = setting.predictions(split, weights)
         if not best or not other:
-            setting.not_tested = (
-                f"{'it' if best else 'the best setting'} has no {split} predictions"
-            )
+            lacking = "it" if best else "the best setting"
+            setting.not_tested = f"{lacking} has no {split} predictions"
             continue
         try:
             images = _training_images(setting, other)
             setting.against_best = statistics.compare(best, other, images)
         except UsageError as error:
             setting.not_tested = str(error)
-            continue
-        tested.append(setting)
-    adjusted = statistics.holm(
-        [setting.against_best.p for setting in tested if setting.against_best]
-    )
-    for setting, p in zip(tested, adjusted, strict=True):
+    tests = [(setting, setting.against_best) for setting in ranking if setting.against_best]
+    adjusted = statistics.holm([test.p for _, test in tests])
+    for (setting, _), p in zip(tests, adjusted, strict=True):
         setting.p_adjusted = p
 
 

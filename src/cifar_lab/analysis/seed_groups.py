@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from cifar_lab.analysis import run_metrics, statistics
 from cifar_lab.analysis.load_runs import MISSING, FoundRun, Unreadable, read_runs, show_value
@@ -208,7 +207,7 @@ def in_order(values: Iterable[str]) -> list[str]:
 
 
 def _group(runs: Sequence[FoundRun], axes: Sequence[str]) -> tuple[list[SeedGroup], list[str]]:
-    members: dict[Key, dict[tuple[Any, ...], FoundRun]] = {}
+    members: dict[Key, dict[tuple[int, int | None], FoundRun]] = {}
     notes = []
     for run in sorted(runs, key=_place_in_setting):
         kept = members.setdefault(_key(run, axes), {}).setdefault(run.replicate, run)

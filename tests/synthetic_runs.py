@@ -21,6 +21,13 @@ OPTIMIZERS = {
 }
 
 
+def dataset_config(**settings: Any) -> dict[str, Any]:
+    """Return the config of CIFAR-10, with other settings."""
+    source = {"_target_": "cifar_lab.datasets.cifar10.load"}
+    known = {"name": "cifar10", "source": source, "image_shape": [3, 32, 32], "classes": CLASSES}
+    return known | settings
+
+
 def plain_config(
     folder: Path,
     *,
@@ -32,12 +39,7 @@ def plain_config(
 ) -> dict[str, Any]:
     target_config = OPTIMIZERS[optimizer] | ({} if lr is None else {"lr": lr})
     return {
-        "dataset": {
-            "name": "cifar10",
-            "source": {"_target_": "cifar_lab.datasets.cifar10.load"},
-            "image_shape": [3, 32, 32],
-            "classes": CLASSES,
-        },
+        "dataset": dataset_config(),
         "model": {"_target_": "cifar_lab.models.convnet.ConvNet"},
         "optimizer": target_config,
         "activation": {"_target_": f"torch.nn.{activation}"},

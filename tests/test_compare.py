@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from synthetic_runs import make_run, predictions
+from synthetic_runs import dataset_config, make_run, predictions
 
 from cifar_lab import compare, summarize
 from cifar_lab.analysis import ranking, run_metrics, seed_groups, statistics
@@ -180,12 +180,7 @@ def test_equal_learners_differ_over_folds_in_about_one_case_of_twenty() -> None:
 
 def test_settings_that_share_folds_are_compared_by_folds(tmp_path: Path) -> None:
     """Runs of one setting that were scored on different images are its folds."""
-    dataset = {
-        "name": "cifar10",
-        "source": {"_target_": "cifar_lab.datasets.cifar10.load"},
-        "image_shape": [3, 32, 32],
-        "train_size": 2500,
-    }
+    dataset = dataset_config(train_size=2500)
     for lr, accuracy in ((0.1, 0.8), (0.01, 0.6)):
         for fold in range(5):
             run = make_run(tmp_path, lr=lr, seed=fold, dataset=dataset, split={"validation": 500})

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import train
+from tiny_runs import make, train
 
 import cifar_lab
 from cifar_lab import evaluate, predict
@@ -20,7 +20,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunDir]]:
     folder = tmp_path_factory.mktemp("ensemble")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CIFAR_LAB_DATA", str(folder / "data"))
-        yield [train(folder, f"seed={seed}") for seed in range(3)]
+        yield [train(folder, f"seed={seed}", "training.epochs=1") for seed in range(3)]
 
 
 def expected_accuracy(runs: list[RunDir]) -> float:
@@ -77,28 +77,22 @@ def refused(main: object, words: list[str], capsys: pytest.CaptureFixture[str]) 
 def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_written(
     runs: list[RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = str(runs[0].path)
-    other = RunDir.create(
-        dataclasses.replace(runs[0].read_config(), output_dir=str(tmp_path), name="others")
-    )
-    summary = runs[0].read_summary()
+    first, config, summary = str(runs[0].path), runs[0].read_config(), runs[0].read_summary()
+    other = RunDir.create(dataclasses.replace(config, output_dir=str(tmp_path), name="others"))
     classes = {str(i): 0.5 for i in range(9)}
     other.write_summary(dataclasses.replace(summary, per_class_accuracy=classes))
     assert "is given twice" in refused(evaluate.main, [first, first, "--ensemble"], capsys)
     assert "two runs or more" in refused(evaluate.main, [first, "--ensemble"], capsys)
-    split = train(tmp_path, "split.source=test", "split.validation=100", "training.epochs=1")
-    capsys.readouterr()
+    split = make(tmp_path, "split.source=test", "split.validation=100")
+    split.write_summary(summary)
     message = refused(evaluate.main, [first, str(split.path), "--ensemble"], capsys)
     assert "is tested on other images than" in message
     data = dataclasses.replace(summary, dataset=summary.dataset | {"test_labels": "0"})
     other.write_summary(data)
     message = refused(evaluate.main, [first, str(other.path), "--ensemble"], capsys)
     assert "is tested on other images than" in message
-    settings = dataclasses.replace(runs[0].read_config().dataset, classes=["no"] * 10)
-    classes_of_others = dataclasses.replace(
-        runs[0].read_config(), dataset=settings, output_dir=str(tmp_path), name="classes"
-    )
-    third = RunDir.create(classes_of_others)
+    dataset = dataclasses.replace(config.dataset, classes=["no"] * 10)
+    third = RunDir.create(dataclasses.replace(config, dataset=dataset, output_dir=str(tmp_path)))
     for main, more in ((evaluate.main, "--ensemble"), (predict.main, "x.png")):
         assert "has other classes than" in refused(main, [first, str(third.path), more], capsys)
     assert "there is no picture" in refused(predict.main, [first, first], capsys)

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic_runs import dataset_config, make_run
 from tiny_runs import train
 
 from cifar_lab import evaluate
+from cifar_lab.analysis.error_page import error_page
 from cifar_lab.analysis.mistakes import confident_mistakes, label_errors
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
@@ -142,18 +144,8 @@ def test_a_wrong_request_is_refused_in_one_line(
 
 
 def test_names_of_classes_are_text_and_never_markup(tmp_path: Path) -> None:
-    from synthetic_runs import make_run
-
-    from cifar_lab.analysis.error_page import error_page
-
     names = ["<script>alert(1)</script>", *"bcdefghij"]
-    dataset = {
-        "name": "cifar10",
-        "source": {"_target_": "cifar_lab.datasets.cifar10.load"},
-        "image_shape": [3, 32, 32],
-        "classes": names,
-    }
-    run = make_run(tmp_path, dataset=dataset)
+    run = make_run(tmp_path, dataset=dataset_config(classes=names))
     page = error_page([run], lambda _: np.zeros((3, 32, 32), np.uint8), 400)
     assert "<script" not in page
     assert "&lt;script&gt;" in page

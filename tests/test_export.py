@@ -261,6 +261,7 @@ def test_predictions_that_a_plain_pass_cannot_repeat_are_reported_and_not_compar
     assert re.search(r"views=mirrored.* whose class is the stored one for \d+ of 360", printed)
 
 
+@pytest.mark.slow
 def test_outputs_that_are_probabilities_are_called_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

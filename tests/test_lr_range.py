@@ -9,7 +9,7 @@ from tiny_runs import TINY, make, train
 from cifar_lab import describe
 from cifar_lab.analysis.lr_range import HIGHEST, LOWEST, range_test, smooth, suggest
 
-STEPS = 60
+STEPS = 25
 
 
 def test_the_loss_is_smoothed_as_fastai_does_it() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_runs import OPTIMIZERS, history, make_grid, make_run, write_report
+from synthetic_runs import OPTIMIZERS, dataset_config, history, make_grid, make_run, write_report
 
 from cifar_lab import summarize
 from cifar_lab.analysis import ranking, seed_groups, summary_tables
@@ -115,10 +115,8 @@ def test_what_makes_no_other_run_is_no_axis(tmp_path: Path) -> None:
     make_run(tmp_path, seed=0)
     make_run(tmp_path, seed=1, training={"epochs": 5, "print_every": 7}, name="other", threads=2)
     collection = collection_of(tmp_path)
-    assert (collection.axes, [len(setting.finished) for setting in collection.settings]) == (
-        [],
-        [2],
-    )
+    assert collection.axes == []
+    assert [len(setting.finished) for setting in collection.settings] == [2]
 
 
 def test_protocols_are_one_axis_not_all_that_they_change(tmp_path: Path) -> None:
@@ -162,37 +160,25 @@ def test_without_validation_nothing_is_ranked_until_asked(
             choices={"experiment": "s3_learning_rate"},
         )
     assert run_it(tmp_path) == 0
-    assert [row["rank"] + row["chosen"] + row["test_accuracy"] for row in rows_of(tmp_path)] == [
-        "",
-        "",
-    ]
+    for row in rows_of(tmp_path):
+        assert row["rank"] == row["chosen"] == row["test_accuracy"] == ""
     said = capsys.readouterr().out
     assert "no validation images were held out (protocol report)" in said
     assert "test_accuracy_last" in said
     assert run_it(tmp_path, "--metric", "test_accuracy_last") == 0
-    assert {row["optimizer.lr"]: row["rank"] for row in rows_of(tmp_path)} == {
-        "0.01": "2",
-        "0.1": "1",
-    }
+    ranks = {row["optimizer.lr"]: row["rank"] for row in rows_of(tmp_path)}
+    assert ranks == {"0.01": "2", "0.1": "1"}
     assert "chosen on the test images" in (tmp_path / "summary.md").read_text()
 
 
 def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
     for name in ("cifar10", "mnist"):
-        dataset = {
-            "name": name,
-            "source": {"_target_": f"cifar_lab.datasets.{name}.load"},
-            "image_shape": [3, 32, 32],
-        }
+        source = {"_target_": f"cifar_lab.datasets.{name}.load"}
+        dataset = dataset_config(name=name, source=source)
         for lr in (0.1, 0.01):
             make_run(tmp_path, dataset=dataset, lr=lr, accuracy=0.5 + lr)
-    collection = collection_of(tmp_path)
-    assert sorted((setting.dataset, setting.rank) for setting in collection.settings) == [
-        ("cifar10", 1),
-        ("cifar10", 2),
-        ("mnist", 1),
-        ("mnist", 2),
-    ]
+    ranks = sorted((group.dataset, group.rank) for group in collection_of(tmp_path).settings)
+    assert ranks == [("cifar10", 1), ("cifar10", 2), ("mnist", 1), ("mnist", 2)]
 
 
 def test_an_unknown_measure_and_a_folder_without_runs_are_refused(
@@ -321,15 +307,9 @@ def test_names_that_are_markup_stay_text(tmp_path: Path) -> None:
     text = (tmp_path / "summary.md").read_text()
     assert "<script" not in text
     assert "\n# [a]" not in text
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables if "lr" in line} <= {
-        7,
-        10,
-        11,
-        12,
-    }
-    cells_of_model = {row["model"] for row in rows_of(tmp_path)}
-    assert cells_of_model == {"'=cmd()", "convnet"}
+    tables = [line for line in text.splitlines() if line.startswith("|") and "lr" in line]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} <= {7, 10, 11, 12}
+    assert {row["model"] for row in rows_of(tmp_path)} == {"'=cmd()", "convnet"}
 
 
 def test_links_to_folders_are_not_followed_and_said(tmp_path: Path) -> None:

@@ -17,8 +17,14 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.launcher import Job
 from cifar_lab.sweeps.outcome import Outcome
-from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Source, fill_slots, make_launcher
-from cifar_lab.sweeps.record import Record
+from cifar_lab.sweeps.pool import (
+    PATIENCE_SECONDS,
+    Source,
+    fill_slots,
+    make_launcher,
+    new_record,
+    write_record,
+)
 from cifar_lab.sweeps.study import (
     CONFIRMED,
     check_study,
@@ -64,10 +70,10 @@ def run_search(
     log.info("study %s: %d of %d trials done", wanted.study, done, wanted.trials)
     search = _Search(study, space, cell_of, wanted, example)
     search.reopen(where.is_free)
-    record = Record(example.run.path.parent, command)
+    record = new_record(example.run.path.parent)
     outcomes = fill_slots(search, where, slots, record, stop=stop, pace=Pace())
     if outcomes:
-        record.close(outcomes)
+        write_record(record, command, outcomes)
     return outcomes
 
 

@@ -5,21 +5,26 @@ launcher (processes of this machine, SLURM), which cell comes next a source (a g
 """
 
 import dataclasses
+import json
 import logging
+import os
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import RunFailed, Unavailable, UsageError
+from cifar_lab.runs.atomic_io import write_text
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import local
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.console import LiveLine
 from cifar_lab.sweeps.launcher import Job, Launcher
 from cifar_lab.sweeps.outcome import Outcome
-from cifar_lab.sweeps.record import Record
 from cifar_lab.sweeps.timing import Pace
 from cifar_lab.training.signals import Stop
 
@@ -85,8 +90,7 @@ def run_all(
     settled = grid.settle(options)
     outcomes = {outcome.cell.run.path: outcome for outcome in settled}
     if waiting := list(grid.waiting()):
-        record = Record(cells[0].run.path.parent, command)
-        record.add(cells)
+        record = new_record(cells[0].run.path.parent)
         slots = where.prepare([cell.config for cell in waiting])
         if not where.is_detached:
             finished = sum(outcome.after == "finished" for outcome in settled)
@@ -100,18 +104,18 @@ def run_all(
         ended = fill_slots(grid, where, slots, record, stop=stop, pace=pace)
         ended += [grid.ended(Outcome(cell, "", cell.state())) for cell in grid.waiting()]
         outcomes |= {outcome.cell.run.path: outcome for outcome in ended}
-        record.close(list(outcomes.values()))
+        write_record(record, command, [outcomes[cell.run.path] for cell in cells])
     return [outcomes[cell.run.path] for cell in cells]
 
 
 def fill_slots(
-    source: Source, launcher: Launcher, slots: int, record: Record, *, stop: Stop, pace: Pace
+    source: Source, launcher: Launcher, slots: int, record: Path, *, stop: Stop, pace: Pace
 ) -> list[Outcome]:
     """Keep `slots` cells running until the source has no more; return outcomes as they came.
 
     After a signal no cell is started, and running ones are asked to save and end; the jobs of a
     detached launcher go on, and their cells keep the state that they have. With detach=true, such a
-    launcher's jobs are not waited for.
+    launcher's jobs are not waited for. `record` is the folder of this sweep's own files.
     """
     running: list[Job] = []
     outcomes: list[Outcome] = []
@@ -127,7 +131,6 @@ def fill_slots(
             cell = source.take(launcher.is_free, idle=not running and not cells)
             if cell is None:
                 break
-            record.add([cell])
             try:
                 if not launcher.is_sent(cell):
                     _make_ready(cell, launcher.options.rerun, stop)
@@ -135,7 +138,7 @@ def fill_slots(
             except (UsageError, Unavailable, RunFailed) as error:
                 after = "in use" if isinstance(error, Unavailable) else cell.state()
                 close(Outcome(cell, cell.state(), after, 0.0, error.exit_code, str(error)))
-        return launcher.start(cells, record.folder) if cells else []
+        return launcher.start(cells, record) if cells else []
 
     with stop.graceful(), LiveLine(source.total, pace) as line:
         try:
@@ -161,6 +164,30 @@ def fill_slots(
             launcher.abandon(running)
     left = [Outcome(job.cell, job.before, job.cell.state()) for job in running]
     return outcomes + [source.ended(outcome) for outcome in left]
+
+
+def new_record(parent: Path) -> Path:
+    """Return the folder for a sweep's own files, `.sweeps/<id>`, beside its runs; not made yet."""
+    return parent / ".sweeps" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def write_record(folder: Path, command: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    """Write sweep.json: the command of a sweep, and what became of each of its cells."""
+    cells = [
+        {
+            "folder": os.path.relpath(outcome.cell.run.path, folder.parents[1]),
+            "axes": dict(outcome.cell.axes),
+            "before": outcome.before,
+            "after": outcome.after,
+            "seconds": round(outcome.seconds, 3),
+            "error": outcome.error,
+        }
+        for outcome in outcomes
+    ]
+    content = {"command": list(command), "ended": f"{datetime.now(UTC):%FT%TZ}", "cells": cells}
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_text(folder / "sweep.json", text)
 
 
 def _make_ready(cell: Cell, rerun: bool, stop: Stop) -> None:

@@ -82,9 +82,6 @@ def _follow_task(request: Request) -> None:
     import ray
     from ray import exceptions
 
-    from cifar_lab.runs.run_dir import RunDir
-    from cifar_lab.sweeps.cell import note
-
     task = ray.remote(run_on_worker).options(max_retries=0, **request.content["needs"])
     reference = task.remote(request.content)
     was_asked = False
@@ -104,6 +101,9 @@ def _follow_task(request: Request) -> None:
     except exceptions.RayError:
         code = LOST
     if error is not None:
+        from cifar_lab.runs.run_dir import RunDir
+        from cifar_lab.sweeps.cell import note  # and with it torch
+
         note(RunDir(request.content["folder"]), error)
     request.answer(code)
     request.close()

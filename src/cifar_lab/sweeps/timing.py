@@ -1,4 +1,4 @@
-"""How long runs take: as finished ones did, or as a probe measures."""
+"""How long runs take, as finished ones did or as a probe measures; `plan=true` shows it."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.runs.run_dir import find_runs
-from cifar_lab.sweeps.cell import Cell
+from cifar_lab.runs.text import align, duration
+from cifar_lab.sweeps.cell import DONE, Cell, short_names
 from cifar_lab.training import device
 from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_state, normalisation
@@ -52,17 +53,17 @@ class Pace:
             return
         self.note(cell.config, summary.epoch_seconds, summary.overhead_seconds or 0.0)
 
-    def note(self, settings: RunConfig, epoch_seconds: float, overhead_seconds: float) -> None:
+    def note(self, config: RunConfig, epoch_seconds: float, overhead_seconds: float) -> None:
         """Note seconds per epoch, and those before the first and after the last."""
-        for key in _kinds(settings):
+        for key in _kinds(config):
             self._known.setdefault(key, []).append((epoch_seconds, overhead_seconds))
 
-    def seconds(self, settings: RunConfig, epochs_done: int = 0) -> float | None:
+    def seconds(self, config: RunConfig, epochs_done: int = 0) -> float | None:
         """Return what a run still takes if it does not stop early; None if nothing is known."""
-        for key in _kinds(settings):
+        for key in _kinds(config):
             if key in self._known:
                 epochs, overheads = zip(*self._known[key], strict=True)
-                left = max(settings.training.epochs - epochs_done, 0)
+                left = max(config.training.epochs - epochs_done, 0)
                 return float(left * sum(epochs) / len(epochs) + sum(overheads) / len(overheads))
         return None
 
@@ -80,6 +81,29 @@ class Pace:
         for seconds in each:
             heapq.heappush(slots, heapq.heappop(slots) + (mean if seconds is None else seconds))
         return max(slots)
+
+
+def plan(cells: Sequence[Cell], jobs: int, *, rerun: bool = False) -> str:
+    """Return what would run: cells, states, the time left of each and of all; run nothing.
+
+    Times come from finished runs of the same kind, in these folders and beside them, else from a
+    probe of each kind.
+    """
+    states = [cell.state() for cell in cells]
+    wanted = [rerun or state not in DONE for state in states]
+    to_run = [cell for cell, needed in zip(cells, wanted, strict=True) if needed]
+    pace, source = timed(to_run, beside=cells)
+    rows = [[*short_names(list(cells[0].axes)), "state", "time left", "folder"]]
+    for cell, state, needed in zip(cells, states, wanted, strict=True):
+        left = pace.seconds(cell.config, 0 if rerun else cell.epochs_done()) if needed else None
+        time_left = duration(left) if left is not None else "-"
+        rows.append([*cell.axes.values(), state, time_left, str(cell.run.path)])
+    closing = f"{len(to_run)} of {len(cells)} cells to run"
+    total = pace.time_left(to_run, jobs, rerun=rerun)
+    if total is not None:
+        at_a_time = min(jobs, len(to_run))
+        closing += f", {at_a_time} at a time: about {duration(total)}, as timed by {source}"
+    return "\n".join([*align(rows), f"{closing}; nothing was run"])
 
 
 def timed(cells: Sequence[Cell], *, beside: Sequence[Cell]) -> tuple[Pace, str]:
@@ -103,34 +127,34 @@ def timed(cells: Sequence[Cell], *, beside: Sequence[Cell]) -> tuple[Pace, str]:
     return pace, " and ".join(sources)
 
 
-def probe(settings: RunConfig) -> tuple[float, float]:
+def probe(config: RunConfig) -> tuple[float, float]:
     """Time some training steps and one evaluation batch, a few seconds in all; write nothing.
 
     Returns the seconds per epoch, and the seconds of loading and scoring around the epochs.
     """
     for module in SLOW_IMPORTS:
         importlib.import_module(module)  # now, so that their time is not measured
-    where, _ = device.select_device(settings.device)
-    device.configure(where, settings.threads, settings.deterministic)
+    where, _ = device.select_device(config.device)
+    device.configure(where, config.threads, config.deterministic)
     started = time.perf_counter()
-    splits = load_splits(settings, where)
-    state, batches = build_state(settings, splits, where)
+    splits = load_splits(config, where)
+    state, batches = build_state(config, splits, where)
     loading = time.perf_counter() - started
-    step_seconds = _step_seconds(state, batches, settings)
-    image_seconds = _image_seconds(state, splits.test, settings)
+    step_seconds = _step_seconds(state, batches, config)
+    image_seconds = _image_seconds(state, splits.test, config)
     validation = len(splits.validation) if splits.validation else 0
-    watched = len(splits.test) if settings.evaluation.watch_test else 0
+    watched = len(splits.test) if config.evaluation.watch_test else 0
     epoch_seconds = len(batches) * step_seconds + (validation + watched) * image_seconds
-    weights = 1 if settings.evaluation.scored_weights == "last" else 2
+    weights = 1 if config.evaluation.scored_weights == "last" else 2
     scored = weights * len(splits.test) + validation
     return epoch_seconds, loading + scored * image_seconds
 
 
-def _step_seconds(state: TrainState, batches: Batches, settings: RunConfig) -> float:
+def _step_seconds(state: TrainState, batches: Batches, config: RunConfig) -> float:
     """Return the seconds per step; where there is time for it, without the first ones."""
     started = time.perf_counter()
     marks = [(0, started)]
-    for progress in fit(state, batches, None, dataclasses.replace(settings.training, epochs=1)):
+    for progress in fit(state, batches, None, dataclasses.replace(config.training, epochs=1)):
         device.wait_for(state.device)
         marks.append((progress.step, time.perf_counter()))
         if marks[-1][1] - started >= _PROBE_SECONDS:
@@ -139,19 +163,19 @@ def _step_seconds(state: TrainState, batches: Batches, settings: RunConfig) -> f
     return (last[1] - first[1]) / (last[0] - first[0])
 
 
-def _image_seconds(state: TrainState, split: Split, settings: RunConfig) -> float:
+def _image_seconds(state: TrainState, split: Split, config: RunConfig) -> float:
     """Return the seconds per image of a second evaluation batch: the first one warms up."""
-    batch = dataclasses.replace(split, indices=split.indices[: settings.evaluation.batch_size])
+    batch = dataclasses.replace(split, indices=split.indices[: config.evaluation.batch_size])
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
         predict(
             state.model,
             batch,
-            normalisation(settings),
-            settings.evaluation,
+            normalisation(config),
+            config.evaluation,
             memory_format=device.memory_format(state.device),
-            precision=settings.precision,
+            precision=config.precision,
         )
         seconds = time.perf_counter() - started
     return seconds / len(batch)
@@ -168,25 +192,25 @@ def _finished_beside(cells: Sequence[Cell]) -> list[Cell]:
     return list(found.values())
 
 
-def _kinds(settings: RunConfig) -> list[str]:
+def _kinds(config: RunConfig) -> list[str]:
     """Return what decides how long an epoch takes, the finer key first."""
     coarse = [
-        settings.model,
-        settings.dataset.name,
-        settings.dataset.image_shape,
-        settings.device.split(":")[0],
-        settings.precision,
-        settings.threads,
-        settings.training.batch_size,
-        settings.split.validation,
-        settings.evaluation.watch_test,
+        config.model,
+        config.dataset.name,
+        config.dataset.image_shape,
+        config.device.split(":")[0],
+        config.precision,
+        config.threads,
+        config.training.batch_size,
+        config.split.validation,
+        config.evaluation.watch_test,
     ]
-    activation = settings.activation["_target_"] if settings.activation else None
+    activation = config.activation["_target_"] if config.activation else None
     fine = [
         *coarse,
-        settings.optimizer["_target_"],
+        config.optimizer["_target_"],
         activation,
-        dataclasses.asdict(settings.dropout),
-        dataclasses.asdict(settings.augmentation),
+        dataclasses.asdict(config.dropout),
+        dataclasses.asdict(config.augmentation),
     ]
     return [json.dumps(key, sort_keys=True) for key in (fine, coarse)]

@@ -10,13 +10,10 @@ from cifar_lab.config.compose import compose
 from cifar_lab.config.run_config import to_plain
 
 GRIDS = [
-    {"optimizer": "sgd,adam,muon", "activation": "relu,tanh", "optimizer.lr": "0.1,0.2"},
     # a dataset chooses the augmentation, and a scheduler reads the learning rate
     {"dataset": "cifar10,digits,npz", "scheduler": "none,one_cycle", "optimizer.lr": "0.1,0.2"},
-    {"dataset": "digits,mnist", "augmentation": "none,crop_flip", "model": "convnet,resnet_small"},
     # an experiment changes every part, also those of groups that are chosen beside it
-    {"experiment": "none,airbench,s2_plateau", "optimizer": "sgd,adam", "dropout": "none,standard"},
-    {"figures": "none,standard", "tracker": "none,tensorboard", "dropout": "none,standard"},
+    {"experiment": "none,airbench", "optimizer": "sgd,adam", "dropout": "none,standard"},
 ]
 
 
@@ -64,11 +61,11 @@ def own(tmp_path: Path) -> Path:
 
 def test_options_of_ones_own_that_change_other_parts(own: Path) -> None:
     fixed = ["--config-dir", str(own)]
-    grid = {"dropout": "standard,heavy,empty", "optimizer": "sgd,adam", "activation": "relu,tanh"}
+    grid = {"dropout": "standard,heavy,empty", "optimizer": "sgd,adam"}
     sweep = [f"{key}={values}" for key, values in grid.items()]
     found = configs(["-m", *fixed, *sweep])
     assert found == one_by_one(grid, fixed)
-    assert len({str(config) for config in found}) == 12
+    assert len({str(config) for config in found}) == 6
 
 
 def test_an_option_chosen_by_a_combination_of_others(own: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,32 @@ def test_the_users_own_values_win_over_the_protocols(
 def test_parsing_refuses_what_it_does_not_know(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words.replace(".", r"\.")):
         parse({**to_plain(made()), **change})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"epochs": "1"}, "training.epochs=1 is wrong: it must be a whole number"),
+        ({"epochs": True}, "training.epochs=true is wrong: it must be a whole number"),
+        ({"epochs": 1.5}, "training.epochs=1.5 is wrong: it must be a whole number"),
+        ({"min_delta": "0.1"}, "training.min_delta=0.1 is wrong: it must be a number"),
+        ({"min_delta": float("nan")}, "training.min_delta=NaN is wrong: it must be a finite"),
+        ({"compile": 1}, "training.compile=1 is wrong: it must be true or false"),
+        ({"cuda_graph": "true"}, "training.cuda_graph=true is wrong: it must be true or false or"),
+        (
+            {"class_weights": [1, "x"]},
+            'training.class_weights=[1, "x"] is wrong: it must be a list',
+        ),
+        ({"lookahead": {"every": 0}}, "training.lookahead.every=0 is wrong: it must be at least 1"),
+        ({"lookahead": {"evry": 1}}, "training.lookahead.evry (did you mean every?)"),
+        ({"lookahead": 3}, "training.lookahead is 3; it must be a group of settings"),
+    ],
+)
+def test_nothing_is_coerced_but_numbers(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(words)):
+        parse({**to_plain(made()), "training": values})
+    training = parse({**to_plain(made()), "training": {"epochs": 2.0, "min_delta": 1}}).training
+    assert (repr(training.epochs), repr(training.min_delta)) == ("2", "1.0")
 
 
 def test_a_missing_part_is_named() -> None:

@@ -34,7 +34,23 @@ def test_there_are_yamls_and_groups() -> None:
     assert GROUPS["model"]
 
 
-@pytest.mark.parametrize("file", [path for path in FILES if path.parent != Path()], ids=str)
+IN_PLAIN_TIER = ("none", "smoke", "s2_plateau", "s3_learning_rate")  # the other experiments: slow
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(
+            path,
+            marks=[pytest.mark.slow]
+            if path.parent.name == "experiment" and path.stem not in IN_PLAIN_TIER
+            else [],
+        )
+        for path in FILES
+        if path.parent != Path()
+    ],
+    ids=str,
+)
 def test_yaml_composes_and_binds(file: Path) -> None:
     group, option = file.parent.as_posix(), file.stem
     overrides = [f"{group}={option}", "device=cpu"]

@@ -1,6 +1,7 @@
 """The JSON schemas accept what cifar_lab ships, refuse misspelt keys."""
 
 import copy
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -32,19 +33,22 @@ def schemas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def schema_of(file: str, schemas: Path) -> Any:
-    """Return the schema that a file names for editors, after the package that Hydra wants first."""
+def validator_of(file: str, schemas: Path) -> jsonschema.Draft7Validator:
+    """Read the schema that a file names for editors, after the package that Hydra wants first."""
     path = CONF / file
     prefix = "# yaml-language-server: $schema="
     lines = path.read_text(encoding="utf-8").splitlines()[:2]
     (named,) = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
     named_path = (path.parent / named).resolve()
     assert named_path.parent == CONF / "schema"
-    return json.loads((schemas / named_path.name).read_text(encoding="utf-8"))
+    return checked_validator(schemas / named_path.name)
 
 
-def is_valid(schema: Any, value: Any) -> bool:
-    return bool(jsonschema.Draft7Validator(schema).is_valid(value))
+@functools.cache
+def checked_validator(path: Path) -> jsonschema.Draft7Validator:
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    jsonschema.Draft7Validator.check_schema(schema)
+    return jsonschema.Draft7Validator(schema)
 
 
 FREE_GROUPS = ("hydra", "checksums", "additional_parameters", "resources", "env_vars")  # any keys
@@ -52,13 +56,12 @@ FREE_GROUPS = ("hydra", "checksums", "additional_parameters", "resources", "env_
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_of_conf_is_valid_and_no_misspelt_key_is(file: str, schemas: Path) -> None:
-    schema, content = schema_of(file, schemas), read(CONF / file)
-    jsonschema.Draft7Validator.check_schema(schema)
-    jsonschema.validate(content, schema, cls=jsonschema.Draft7Validator)
-    assert not is_valid(schema, {**content, "learnin_rate": 0.1})
+    validator, content = validator_of(file, schemas), read(CONF / file)
+    validator.validate(content)
+    assert not validator.is_valid({**content, "learnin_rate": 0.1})
     for key, group in content.items():
         if isinstance(group, dict) and key not in FREE_GROUPS:
-            assert not is_valid(schema, {**content, key: {**group, "learnin_rate": 0.1}}), key
+            assert not validator.is_valid({**content, key: {**group, "learnin_rate": 0.1}}), key
 
 
 def test_runs_are_valid_and_misspelt_keys_and_wrong_values_are_not(

@@ -5,10 +5,11 @@ wrong type) is refused here, in one line, before anything slow is imported, or a
 downloaded or written.
 """
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def compose(argv: Sequence[str]) -> Request:
     check_overrides(parsed)
     if folder is not None:
         return _compose_folder(folder, parsed, line)
-    with _Composer(line.config_dir, line.config_name) as composer:
+    composer = _Composer(line)
+    with _hydra(line.config_dir):
         return composer.request(parsed, line)
 
 
@@ -118,34 +120,31 @@ def _compose_folder(folder: Path, parsed: list[Override], line: CommandLine) -> 
     return Request(runs, options, len(runs) > 1, {}, shown=shown, folder=folder)
 
 
-class _Composer:
-    """A context in which Hydra composes."""
-
-    def __init__(self, config_dir: str | None, config_name: str | None) -> None:
-        self._config_dir = config_dir
-        self._options = find_options(config_dir)
-        self._compositions = Compositions(
-            find_root(config_name or "config", config_dir), self._options
-        )
-
-    def __enter__(self) -> "_Composer":
-        self._hydra_before = GlobalHydra.instance().hydra  # of a program that uses Hydra itself
-        GlobalHydra.instance().clear()
-        self._context: Any = initialize_config_dir(str(config_folder()), version_base="1.3")
-        self._context.__enter__()
-        if self._config_dir is not None:
+@contextlib.contextmanager
+def _hydra(config_dir: str | None) -> Iterator[None]:
+    """Let Hydra compose from conf/, and before it from a folder of the user's own."""
+    before = GlobalHydra.instance().hydra  # of a program that uses Hydra itself
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        if config_dir is not None:
             # what --config-dir does in Hydra's own main
             loader: Any = GlobalHydra.instance().config_loader()
-            path = f"file://{Path(self._config_dir).resolve()}"
+            path = f"file://{Path(config_dir).resolve()}"
             schema = SearchPathQuery(provider="schema")  # Hydra wants it to stay the last
             search_path = loader.get_search_path()
             search_path.prepend(provider="command-line", path=path, anchor=schema)
             loader.repository.initialize_sources(search_path)
-        return self
+        yield
+    GlobalHydra.instance().hydra = before
 
-    def __exit__(self, *exception: Any) -> None:
-        self._context.__exit__(*exception)
-        GlobalHydra.instance().hydra = self._hydra_before
+
+class _Composer:
+    """Composes the runs of a command line."""
+
+    def __init__(self, line: CommandLine) -> None:
+        self._options = find_options(line.config_dir)
+        root = find_root(line.config_name or "config", line.config_dir)
+        self._compositions = Compositions(root, self._options)
 
     def request(self, parsed: list[Override], line: CommandLine) -> Request:
         """Compose every run of a command line."""

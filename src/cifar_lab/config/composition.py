@@ -70,8 +70,7 @@ class Compositions:
         self._root = root
         self._options = options
         self._found: dict[tuple[str, ...], Composition] = {}
-        self._bases: dict[tuple[tuple[str, str], ...], list[Override]] = {}
-        self._dependent: set[str] = set()  # groups whose options change other parts, too
+        self._bases: dict[tuple[str, ...], list[Override]] = {}
 
     def node(self, overrides: Sequence[Override]) -> DictConfig:
         """Return the config of these overrides, to be changed at will."""
@@ -119,20 +118,16 @@ class Compositions:
     def _combine(self, groups: list[Override]) -> Composition | None:
         """Put a combination together; None if it is the first of its kind, which Hydra composes."""
         names = [override.key_or_group for override in groups]
-        kind = tuple(
-            (name, line if self._is_dependent(name) else "")
-            for name, line in zip(names, lines_of(groups), strict=True)
-        )
-        base = self._bases.setdefault(kind, groups)
+        # Options of Hydra's own groups (hydra/launcher) change its part, which is not combined.
+        own = [line for line in lines_of(groups) if line.startswith("hydra")]
+        base = self._bases.setdefault((*names, *own), groups)
         changed = [i for i, line in enumerate(lines_of(groups)) if line != lines_of(base)[i]]
         if len(changed) < 2 or self._any_may_depend:  # nothing can be combined
             return None
         first = self._find(base)
         others = {names[i]: self._find([*base[:i], groups[i], *base[i + 1 :]]) for i in changed}
-        dependent = {n for n, other in others.items() if not first.differs_only_in(n, other)}
-        if dependent:
-            self._dependent |= dependent
-            return self._combine(groups)
+        if not all(first.differs_only_in(name, other) for name, other in others.items()):
+            return None
         node = first.node.copy()
         with open_dict(node):
             for name, other in others.items():
@@ -144,9 +139,6 @@ class Compositions:
     def _any_may_depend(self) -> bool:
         files = {path for group in self._options.values() for path in group.values()}
         return any_depends_on_others({self._root, *files})
-
-    def _is_dependent(self, name: str) -> bool:
-        return name in self._dependent or name not in self._options or "/" in name
 
     def _compose(self, lines: tuple[str, ...]) -> Composition:
         try:

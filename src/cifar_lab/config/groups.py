@@ -1,7 +1,6 @@
 """The config groups and their options, read from the folders that hold them, without Hydra."""
 
 import functools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +46,6 @@ def find_root(name: str, config_dir: str | None = None) -> Path:
     """Return the file of a root config, the one in `config_dir` if there is one."""
     own = Path(config_dir or config_folder()) / f"{name}.yaml"
     return own if own.is_file() else config_folder() / own.name
-
-
-def any_depends_on_others(files: Iterable[Path]) -> bool:
-    """Whether the defaults list of any file may name an option by an interpolation.
-
-    Such an option may be chosen by a combination of others, as in `${model}_${dataset}`.
-    """
-    for path in files:
-        try:
-            content = _read(path)
-        except (yaml.YAMLError, OSError, ValueError):  # Hydra says so, where it is chosen
-            return True
-        if isinstance(content, dict) and "${" in str(content.get("defaults")):
-            return True
-    return False
 
 
 def experiments(config_dir: str | Path | None = None) -> dict[str, str | None]:

@@ -23,6 +23,7 @@ from cifar_lab.errors import UsageError, did_you_mean
 
 _LAUNCHING = frozenset(spec.name for spec in dataclasses.fields(LaunchOptions))
 _SECTIONS = ("split", "training", "evaluation", "study")  # of conf/config.yaml
+_FREE_MAPPINGS = ("protocols", "dataset.checksums", "choices")  # the names below are the user's
 _ABOUT = {
     "run": "single settings of a run",
     "launch": "how runs are launched; none of it is part of a run",
@@ -173,39 +174,27 @@ def _section(
 def _read_settings(path: Path, prefix: str) -> Iterator[_Entry]:
     """Yield the settings of a file of conf/, without `_target_`, `defaults` and Hydra's own."""
     text = path.read_text(encoding="utf-8")
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if isinstance(root, yaml.MappingNode):
-        yield from _walk(root, prefix, text.splitlines())
+    comments: dict[str, str] = {}
+    parents: list[tuple[int, str]] = [(-1, prefix)]
+    for line in text.splitlines():
+        if entry := re.match(r"( *)(\w+):.*?(?:\s# *(.*))?$", line):
+            indent, name, comment = len(entry[1]), entry[2], entry[3]
+            parents = [parent for parent in parents if parent[0] < indent]
+            parents.append((indent, f"{parents[-1][1]}.{name}".lstrip(".")))
+            comments[parents[-1][1]] = (comment or "").strip()
+    for key, value in _walk(yaml.safe_load(text) or {}, prefix):
+        yield key, value, comments.get(key, "")
 
 
-def _walk(node: yaml.MappingNode, prefix: str, lines: list[str]) -> Iterator[_Entry]:
-    for key_node, value in node.value:
-        name = str(key_node.value)
+def _walk(content: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
         key = f"{prefix}.{name}" if prefix else name
         if name in ("_target_", "defaults", "hydra"):
             continue
-        is_group = isinstance(value, yaml.MappingNode) and bool(value.value)
-        if is_group and not _is_free_mapping(key):
-            yield from _walk(value, key, lines)
+        if isinstance(value, dict) and value and key not in _FREE_MAPPINGS:
+            yield from _walk(value, key)
         else:
-            yield key, _plain(value), _comment(key_node, value, lines)
-
-
-def _is_free_mapping(key: str) -> bool:
-    """Whether the names below a key are the user's, such as those of checksums."""
-    return key in ("protocols", "dataset.checksums", "choices")
-
-
-def _plain(node: yaml.Node) -> Any:
-    return yaml.safe_load(yaml.serialize(node))
-
-
-def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str:
-    """Return the comment on the line of a setting."""
-    is_short = value.end_mark.line == key.start_mark.line
-    mark = value.end_mark if is_short else key.end_mark
-    found = re.search(r"(?:^|\s)#\s*(.*)", lines[key.start_mark.line][mark.column :])
-    return found[1].strip() if found else ""
+            yield key, value
 
 
 def _about_file(path: Path) -> str:

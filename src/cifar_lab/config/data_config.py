@@ -16,10 +16,7 @@ class DatasetConfig:
     """Where the images come from, and what is known about them before anything is loaded.
 
     A `mean` or `std` of `auto` is replaced by the values of the training split before the run has
-    an address: a run folder holds numbers, and `computed` names those that came so. `fit` says how
-    a picture of another size is brought to `image_shape`: scaled and cropped at the center, scaled
-    to it whatever its aspect ratio, or scaled to fit inside and padded with black. `storage` says
-    where the decoded pictures are: in memory, or in a file that is mapped; `auto` decides by size.
+    an address: a run folder holds numbers, and `computed` names those that came so.
     """
 
     name: str = setting(meaning="of the dataset, in run folders and figures")
@@ -81,9 +78,8 @@ class DatasetConfig:
 class SplitConfig:
     """Which images validate: a fraction (below 1) or a number, from which official set, and how.
 
-    With `folds` the training set is divided into so many parts of equal size, of which `fold` (0
-    to folds - 1) validates: over all folds each image validates once. `validation` is then 1 /
-    folds. `method`: `stratified` and `random` draw with `seed`; `tail` takes the last images (S1's
+    With `folds`, `validation` is 1 / folds: over all folds each image validates once.
+    `method`: `stratified` and `random` draw with `seed`; `tail` takes the last images (S1's
     published code); `numpy` permutes with numpy's RandomState(seed) (S0).
     `sampler`: how an epoch's order is drawn from the training indices; `weighted` and `subset`
     are torch's WeightedRandomSampler and SubsetRandomSampler (S1-06, S1-07).
@@ -170,9 +166,6 @@ class AugmentationConfig:
 
     `padding_mode`: the padding is black, or reflects the image. `flips`: each image is mirrored at
     random, or in every second epoch (Jordan 2024, arXiv:2404.00498).
-    `policy`: a random change of each image by torchvision. `cutout`: the side of a square that is
-    erased; `erasing`: how often a random box is. `mixup` and `cutmix`: the parameter of the Beta
-    distribution of the share that an image has of the mixture.
     """
 
     crop_padding: int = setting(

@@ -1,15 +1,12 @@
 """Wrong requests: one line that names the key and what is right, exit code 2, nothing written."""
 
-import copy
 import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -211,23 +208,6 @@ def refused(code: int, out: str, err: str, folder: Path) -> str:
     return lines[0]
 
 
-@pytest.fixture(scope="module")
-def composed_once() -> Iterator[None]:
-    """Compose the same options once: most requests are refused for what comes after."""
-    real, kept = hydra.compose, {}
-
-    def compose_once(name: str, overrides: list[str], return_hydra_config: bool) -> Any:
-        key = (name, *overrides)
-        if key not in kept:
-            kept[key] = real(name, overrides, return_hydra_config)
-        return copy.deepcopy(kept[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hydra, "compose", compose_once)
-        yield
-
-
-@pytest.mark.usefixtures("composed_once")
 @pytest.mark.parametrize(("line", "words"), WRONG, ids=lambda v: " ".join(v)[:60])
 def test_a_wrong_request(
     line: list[str], words: str, empty: Path, capsys: pytest.CaptureFixture[str]

@@ -188,12 +188,6 @@ def test_the_grid_that_was_asked_for_has_three_axes() -> None:
     assert len(runs) == len(axes[0]) * len(axes[1]) * len(axes[2])
 
 
-def test_a_grid_is_narrowed_by_the_command_line() -> None:
-    request = compose_checked(["experiment=s3_learning_rate", "optimizer.lr=0.005", "device=cpu"])
-    (cell,) = request.runs
-    assert cell.config.optimizer["lr"] == 0.005
-
-
 def test_what_the_user_says_wins_over_the_protocol() -> None:
     asked = ["experiment=s3_learning_rate", "protocol=report", "optimizer.lr=0.01", "device=cpu"]
     (cell,) = compose_checked([*asked, "split.validation=0.2"]).runs

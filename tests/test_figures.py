@@ -18,7 +18,7 @@ from synthetic_runs import CLASSES, plain_config
 from synthetic_runs import history as synthetic_history
 
 from cifar_lab.config import run_config, targets
-from cifar_lab.errors import RunFailed, UsageError
+from cifar_lab.errors import UsageError
 from cifar_lab.figures import (
     confusion_matrix,
     curves,
@@ -160,15 +160,6 @@ def test_curves_show_what_the_rows_say_and_mark_the_best_epoch(tmp_path: Path) -
     target = next(line for line in accuracy.lines if line.get_label() == "target 70 %")
     assert set(np.asarray(target.get_ydata())) == {0.7}
     assert all("%" in label.get_text() for label in accuracy.get_yticklabels())
-
-
-def test_before_the_summary_knows_it_the_best_epoch_follows_the_monitor(tmp_path: Path) -> None:
-    run = make_run(tmp_path, training={"monitor": "val_loss"})
-    rows = history(12)
-    run.rewrite_metrics(rows)
-    best = min(rows, key=lambda row: row.val_loss or math.inf).epoch
-    texts = legend_texts(curves.draw(run).axes[0])
-    assert any(text.startswith(f"best epoch {best}:") for text in texts)
 
 
 def test_a_watched_test_curve_is_dashed_and_named_so(tmp_path: Path) -> None:
@@ -355,20 +346,9 @@ def test_samples_show_images_and_all_their_probabilities(
     assert [i for i, text in enumerate(marked) if "◀" in text] == [shown.predicted[1]]
     for axes in worst_part.axes[::2]:
         assert not axes.images or axes.get_title().startswith("✗")
+        assert not axes.images or to_hex(axes.title.get_color()) == style.VERMILLION.lower()
     surest = [max(p.get_width() for p in worst_part.axes[i].patches) for i in (1, 3)]  # type: ignore[attr-defined]
     assert surest == sorted(surest, reverse=True)
-
-
-def test_right_and_wrong_differ_in_sign_and_colour(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    shown = write_samples(run, ["random"] * 6)
-    pictures = [axes for axes in samples.draw(run).subfigs[0].axes if axes.images]
-    for i, axes in enumerate(pictures):
-        right = bool(shown.predicted[i] == shown.labels[i])
-        assert axes.get_title().startswith("✓" if right else "✗")
-        assert (
-            to_hex(axes.title.get_color()) == (style.GREEN if right else style.VERMILLION).lower()
-        )
 
 
 def test_with_many_classes_the_rest_share_a_bar(tmp_path: Path) -> None:
@@ -467,19 +447,13 @@ def test_separation_counts_neighbours_without_the_point_itself() -> None:
     assert scores["silhouette"] > 0.99
 
 
-def test_features_that_are_all_the_same_not_finite_or_too_few(tmp_path: Path) -> None:
-    dead, wild, few = (make_run(tmp_path, seed=i) for i in range(3))
+def test_features_that_are_all_the_same_lie_in_one_point(tmp_path: Path) -> None:
+    dead = make_run(tmp_path)
     same = {"labels": np.arange(40) % 10, "indices": np.arange(40)}
     dead.write_arrays(dead.features_file, features=np.ones((40, 8), np.float32), **same)
     figure = pca.draw(dead)
     check_drawn(figure)
     assert figure.axes[0].get_xlabel() == "all features are the same"
-    wild.write_arrays(wild.features_file, features=np.full((40, 8), np.nan, np.float32), **same)
-    with pytest.raises(RunFailed, match="not a number"):
-        pca.draw(wild)
-    write_features(few, 2)
-    with pytest.raises(UsageError, match="2 images are too few"):
-        pca.draw(few)
 
 
 # --- all of them ----------------------------------------------------------------------------------

@@ -62,7 +62,9 @@ def draw(
     if with_rate:
         axes = panels[2]
         style.dress(axes, "Learning rate", "epoch", "learning rate of the epoch's last step")
-        axes.plot(_epochs(rows), rates, color=style.INK, drawstyle="steps-mid", linewidth=1.6)
+        axes.plot(
+            _column(rows, "epoch"), rates, color=style.INK, drawstyle="steps-mid", linewidth=1.6
+        )
         if min(rates) > 0 and max(rates) / min(rates) >= 10:
             axes.set_yscale("log")
         axes.set_xlim(*_span(last))
@@ -92,7 +94,7 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
                 axes.plot([], [], label=name_and_count, **look)
                 continue
             values = np.array([_column(rows, name)[:length] for rows in histories])
-            epochs, mean = _epochs(histories[0])[:length], values.mean(axis=0)
+            epochs, mean = _column(histories[0], "epoch")[:length], values.mean(axis=0)
             low, high = values.min(axis=0), values.max(axis=0)
             axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
             dots = _dots(histories[0][:length])
@@ -138,7 +140,7 @@ def _panel(
         values = _column(rows, column)
         if np.isfinite(values).any():
             look = {"color": colour, "linestyle": dashes, "linewidth": 1.8, **_dots(rows)}
-            axes.plot(_epochs(rows), values, label=label, **look)
+            axes.plot(_column(rows, "epoch"), values, label=label, **look)
     best_row = next((row for row in rows if row.epoch == best), None)
     value = getattr(best_row, f"val_{quantity}", None)
     if best is None or value is None or not math.isfinite(value):
@@ -185,10 +187,6 @@ def _grid_of_panels(
 
 def _dots(rows: Sequence[EpochMetrics]) -> dict[str, Any]:
     return {"marker": "o", "markersize": 3.5} if len(rows) <= MARKED_EPOCHS else {}
-
-
-def _epochs(rows: Sequence[EpochMetrics]) -> list[int]:
-    return [row.epoch for row in rows]
 
 
 def _column(rows: Sequence[EpochMetrics], name: str) -> Values:

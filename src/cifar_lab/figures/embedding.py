@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.figures import style
 from cifar_lab.runs.metrics import separation
 from cifar_lab.runs.run_dir import RunDir
@@ -31,21 +30,12 @@ class Projection:
 
 
 def read_sample(run: RunDir, sample_size: int, seed: int) -> tuple[Array, Array]:
-    """Return features (n, D) and labels (n,) of at most `sample_size` images, drawn by `seed`.
-
-    RunFailed if a feature is not finite, UsageError with fewer than three images.
-    """
+    """Return features (n, D) and labels (n,) of at most `sample_size` images, drawn by `seed`."""
     features, labels = run.read_features()
     if len(features) > sample_size:
         chosen = np.random.default_rng(seed).choice(len(features), sample_size, replace=False)
         chosen.sort()
         features, labels = features[chosen], labels[chosen]
-    if len(features) < 3:
-        raise UsageError(
-            f"{run.features_file}: {len(features)} images are too few for a plane; take 3 or more"
-        )
-    if not np.isfinite(features).all():
-        raise RunFailed(f"{run.features_file}: some features are infinite or not a number")
     return features, labels
 
 
@@ -65,8 +55,6 @@ def panels(
     seed: int,
 ) -> "Figure":
     """Return one panel per run, side by side, with one legend of the classes."""
-    if not runs:
-        raise UsageError("there is no run to draw; name at least one")
     configs = [run.read_config() for run in runs]
     samples = [read_sample(run, sample_size, seed) for run in runs]
     num_classes = max(
@@ -81,14 +69,12 @@ def panels(
         projection = project(features, method)
         scores = separation(projection.points, labels)
         _scatter(axes, projection, labels, names)
-        axes.set_title(
+        heading = (
             (f"{style.plain(title, 60)}\n" if title else "")
             + f"5-nearest-neighbour accuracy {100 * scores['knn_accuracy']:.1f} %, "
-            f"silhouette {scores['silhouette']:.2f}",
-            fontsize=style.NORMAL,
-            loc="left",
-            color=style.INK,
+            f"silhouette {scores['silhouette']:.2f}"
         )
+        axes.set_title(heading, fontsize=style.NORMAL, loc="left", color=style.INK)
     handles, words = grid[0].get_legend_handles_labels()
     size = style.NORMAL if num_classes <= NAMED_CLASSES else 6
     look: dict[str, Any] = {"loc": "outside right center", "fontsize": size, "markerscale": 1.7}

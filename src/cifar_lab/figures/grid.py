@@ -175,7 +175,9 @@ def _points(
         place = names.index(square.key[0]) if axes else 0
         size, colour = (7, style.VERMILLION) if square.best else (5, style.BLUE)
         look: dict[str, Any] = {"marker": "o", "markersize": size, "capsize": 4, "color": colour}
-        bar = _error_bar(square, unit)
+        bar = None
+        if square.ends is not None and square.runs > 1:
+            bar = [[unit * abs(square.score - end)] for end in square.ends]
         panel.errorbar([place], [unit * square.score], yerr=bar, **look)
     panel.set_xticks(range(len(names)), [style.plain(name, 14) for name in names])
     panel.set_xlim(-0.5, len(names) - 0.5)
@@ -199,9 +201,3 @@ def _spread_text(square: Square, unit: float) -> str:
     if square.runs > 2 and math.isclose(below, above, rel_tol=1e-6, abs_tol=1e-12):
         return f"\n±{unit * below:.2g}"
     return f"\n{unit * low:.4g} to {unit * high:.4g}"
-
-
-def _error_bar(square: Square, unit: float) -> list[list[float]] | None:
-    if square.ends is None or square.score is None or square.runs < 2:
-        return None
-    return [[max(unit * abs(square.score - end), 0.0)] for end in square.ends]

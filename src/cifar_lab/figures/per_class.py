@@ -36,10 +36,7 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
         shares = [float(accuracy[i]) for i in order]
         intervals = [wilson_interval(float(accuracy[i]), int(support[i])) for i in order]
         # At 0 and 1 the interval ends in the share itself, but for the last bit.
-        around = [
-            [max(share - low, 0.0) for share, (low, _) in zip(shares, intervals, strict=True)],
-            [max(high - share, 0.0) for share, (_, high) in zip(shares, intervals, strict=True)],
-        ]
+        around = np.abs(np.array(intervals) - np.array(shares)[:, None]).T
         whiskers = {"ecolor": style.INK, "elinewidth": 1, "capsize": 2}
         left.barh(range(len(order)), shares, xerr=around, color="#8FB9D9", error_kw=whiskers)
         for row, share in enumerate(shares):

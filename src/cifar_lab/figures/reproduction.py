@@ -55,7 +55,7 @@ def draw_marks(marks: Sequence[Mark]) -> "Figure":
         axes.errorbar(
             [mark.measured for mark, _ in chosen],
             [place for _, place in chosen],
-            xerr=[[max(abs(m.measured - m.ends[i]), 0.0) for m, _ in chosen] for i in (0, 1)],
+            xerr=[[abs(m.measured - m.ends[i]) for m, _ in chosen] for i in (0, 1)],
             label=f"measured: {word}",
             **point,
         )

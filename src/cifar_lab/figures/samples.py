@@ -33,6 +33,10 @@ class _Sample:
     def predicted(self) -> int:
         return int(self.probabilities.argmax())
 
+    @property
+    def colour(self) -> str:
+        return style.GREEN if self.predicted == self.label else style.VERMILLION
+
 
 def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> "Figure":
     """Return images beside bars of their probabilities, marked right or wrong.
@@ -43,13 +47,6 @@ def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> "Figure"
     names = style.plain_names(run, _num_classes(samples))
     shown = {"random": samples["random"][:random_count], "worst": samples["worst"][:mistake_count]}
     sections = [(HEADINGS[kind], chosen) for kind, chosen in shown.items() if chosen]
-    if not sections:
-        figure = style.new_figure(10, 2)
-        axes = figure.subplots()
-        axes.axis("off")
-        style.note(axes, "no images to show")
-        style.caption(figure, style.run_title(run.read_config()))
-        return figure
     rows = [-(-len(chosen) // COLUMNS) for _, chosen in sections]
     bars = min(len(names), MOST_BARS + 1)
     height = max(1.5, 0.17 * bars + 0.35)
@@ -128,12 +125,11 @@ def _picture(axes: "Axes", sample: _Sample, names: list[str]) -> None:
         axes.imshow(pixels, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
-    colour = _colour(sample)
     for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=2)
+        spine.set(color=sample.colour, linewidth=2)
     right = sample.predicted == sample.label
     title = f"{'✓' if right else '✗'} {names[sample.predicted]}"
-    axes.set_title(title, fontsize=style.NORMAL, fontweight="bold", color=colour)
+    axes.set_title(title, fontsize=style.NORMAL, fontweight="bold", color=sample.colour)
     where = f"true: {names[sample.label]}\n" * (not right) + f"image {sample.index}"
     axes.set_xlabel(where, fontsize=style.SMALL, color=style.INK)
 
@@ -148,7 +144,7 @@ def _bars(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     if len(chosen) < len(names):
         values.append(max(1.0 - sum(values), 0.0))
         labels.append(f"{len(names) - len(chosen)} others")
-    colours = [_colour(sample) if i == sample.predicted else "#9a9a9a" for i in chosen]
+    colours = [sample.colour if i == sample.predicted else "#9a9a9a" for i in chosen]
     positions = range(len(values))
     axes.barh(positions, values, color=[*colours, "#cfcfcf"][: len(values)], height=0.72)
     style.dress(axes)
@@ -161,16 +157,12 @@ def _bars(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     axes.tick_params(length=0)
     for position, value in zip(positions, values, strict=True):
         largest = position < len(chosen) and chosen[position] == sample.predicted
-        colour, weight = (_colour(sample), "bold") if largest else (style.MUTED, "normal")
+        colour, weight = (sample.colour, "bold") if largest else (style.MUTED, "normal")
         look: dict[str, Any] = {"fontsize": style.SMALL, "color": colour, "fontweight": weight}
         text = _percent(value) + (" ◀" if largest else "")
         axes.text(value + 0.015, position, text, va="center", **look)
         if position < len(chosen) and chosen[position] == sample.label:
             axes.get_yticklabels()[position].set_fontweight("bold")
-
-
-def _colour(sample: _Sample) -> str:
-    return style.GREEN if sample.predicted == sample.label else style.VERMILLION
 
 
 def _percent(share: float) -> str:

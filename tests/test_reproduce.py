@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_runs import history
 
 from cifar_lab import reproduce
 from cifar_lab.analysis import reproduction, reproduction_document
 from cifar_lab.config.compose import compose
 from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import queued
 from cifar_lab.sweeps import timing
@@ -38,19 +38,7 @@ def finished_run(
     first = first_cell(*overrides, f"protocol={protocol}", "device=cpu")
     config = dataclasses.replace(first, seed=seed, output_dir=str(folder))
     run = RunDir.create(config)
-    validated = bool(config.split.validation)
-    row = EpochMetrics(
-        epoch=1,
-        learning_rate=0.01,
-        train_loss=1.2,
-        train_accuracy=summary.get("test_accuracy_last", 0.5),
-        val_loss=0.7 if validated else None,
-        val_accuracy=0.8 if validated else None,
-        seconds=10.0,
-        images_per_second=100.0,
-    )
-    rows = [row, dataclasses.replace(row, epoch=2, learning_rate=0.001)]
-    run.rewrite_metrics(rows)
+    run.rewrite_metrics(history(2, 0.8, validated=bool(config.split.validation)))
     run.write_summary(
         dataclasses.replace(
             queued(config),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from scipy import stats
+from synthetic_runs import plain_config
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.statistics import difference_of_means
@@ -19,20 +20,10 @@ CLAIM = Claim("test_accuracy", "made up", 0.75, tolerance=0.02)
 
 
 @pytest.fixture
-def config() -> RunConfig:
-    return parse(
-        {
-            "dataset": {
-                "name": "made_up",
-                "source": {"_target_": "cifar_lab.datasets.digits.load"},
-                "image_shape": [1, 8, 8],
-                "train_size": 5000,
-            },
-            "model": {"_target_": "torch.nn.Linear"},
-            "optimizer": {"_target_": "torch.optim.SGD"},
-            "split": {"validation": 1000, "method": "tail"},
-        }
-    )
+def config(tmp_path: Path) -> RunConfig:
+    plain = plain_config(tmp_path, split={"validation": 1000, "method": "tail"})
+    plain["dataset"]["train_size"] = 5000
+    return parse(plain)
 
 
 @pytest.mark.parametrize(

@@ -277,13 +277,10 @@ def _draw(
     labels = [class_names[int(arrays.train_labels[index])] for index in chosen]
     titles = [f"{label}\n{index}" for label, index in zip(labels, chosen, strict=True)]
     images = [arrays.train_images[index] for index in chosen]
-    if not augmented:
-        figure = draw_images(images, titles)
-    else:
-        titles += [f"epoch {epoch}" for epoch, row in enumerate(augmented, start=1) for _ in row]
-        images += [image for row in augmented for image in row]
-        figure = draw_images(images, titles, columns=len(chosen))
-    style.save(figure, path)
+    titles += [f"epoch {epoch}" for epoch, row in enumerate(augmented, start=1) for _ in row]
+    images += [image for row in augmented for image in row]
+    columns = len(chosen) if augmented else min(len(chosen), 8)
+    style.save(draw_images(images, titles, columns), path)
 
 
 def _default_path(config: "RunConfig", ending: str = "") -> Path:

@@ -39,13 +39,6 @@ def read_sample(run: RunDir, sample_size: int, seed: int) -> tuple[Array, Array]
     return features, labels
 
 
-def project(features: Array, method: Callable[[Array], Projection]) -> Projection:
-    """Return the method's projection; features that are all the same lie in one point."""
-    if not np.ptp(features, axis=0).any():
-        return Projection(np.zeros((len(features), 2)), "all features are the same", "")
-    return method(features)
-
-
 def panels(
     runs: Sequence[RunDir],
     titles: Sequence[str],
@@ -66,7 +59,9 @@ def panels(
     figure = style.new_figure(5.4 * len(runs) + 1.6 * columns, 5.6)
     grid = figure.subplots(1, len(runs), squeeze=False)[0]
     for axes, (features, labels), title in zip(grid, samples, titles, strict=True):
-        projection = project(features, method)
+        projection = Projection(np.zeros((len(features), 2)), "all features are the same", "")
+        if np.ptp(features, axis=0).any():
+            projection = method(features)
         scores = separation(projection.points, labels)
         _scatter(axes, projection, labels, names)
         heading = (

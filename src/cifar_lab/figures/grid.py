@@ -70,7 +70,10 @@ def draw(
     height = min(1.0 + rows * max(1.5, 0.5 * len(order[y]) + 0.9), 40)
     figure = style.new_figure(width, height)
     grid = figure.subplots(rows, columns, squeeze=False)
-    norm, colours = _colours([s.score for s in squares], unit, higher_is_better=higher_is_better)
+    known = [unit * square.score for square in squares if square.score is not None] or [0.0]
+    room = 0.5 if min(known) == max(known) else 0.0
+    norm = Normalize(min(known) - room, max(known) + room)
+    colours = matplotlib.colormaps[style.SEQUENTIAL + "_r" * (not higher_is_better)]
     for place, axes_of_panel in enumerate(grid.flat):
         if place >= len(shown):
             axes_of_panel.set_visible(False)
@@ -79,13 +82,9 @@ def draw(
         there = {s.key: s for s in squares if tuple(s.key[i] for i in others) == values}
         title = ", ".join(f"{axes[i]} = {v}" for i, v in zip(others, values, strict=True))
         _panel(axes_of_panel, there, (x, y), order, norm, colours, unit)
-        left, bottom = place % columns == 0, place + columns >= len(shown)
-        style.dress(
-            axes_of_panel,
-            style.plain(title, 60),
-            style.plain(axes[x], 40) if bottom else "",
-            style.plain(axes[y], 40) if left else "",
-        )
+        x_label = style.plain(axes[x], 40) if place + columns >= len(shown) else ""
+        y_label = style.plain(axes[y], 40) if place % columns == 0 else ""
+        style.dress(axes_of_panel, style.plain(title, 60), x_label, y_label)
         axes_of_panel.title.set_fontsize(style.NORMAL)
         axes_of_panel.grid(False)
         axes_of_panel.set_facecolor(style.GRID)  # no such cell; white is the lowest score
@@ -112,17 +111,6 @@ def _numbers(values: Sequence[str]) -> bool:
         return all(math.isfinite(float(value)) for value in values)
     except ValueError:
         return False
-
-
-def _colours(
-    scores: Sequence[float | None], unit: float, *, higher_is_better: bool
-) -> tuple[Normalize, matplotlib.colors.Colormap]:
-    known = [unit * score for score in scores if score is not None] or [0.0]
-    low, high = min(known), max(known)
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    name = style.SEQUENTIAL if higher_is_better else f"{style.SEQUENTIAL}_r"
-    return Normalize(low, high), matplotlib.colormaps[name]
 
 
 def _panel(

@@ -8,17 +8,11 @@ from matplotlib.figure import Figure
 
 from cifar_lab.figures import style
 
-_COLUMNS = 8
-
 
 def draw_images(
-    images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]],
-    titles: Sequence[str],
-    *,
-    columns: int = _COLUMNS,
+    images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]], titles: Sequence[str], columns: int
 ) -> Figure:
-    """Draw uint8 images (C, H, W), each under its title, so many in a row at most."""
-    columns = min(len(images), columns)
+    """Draw uint8 images (C, H, W), each under its title, so many in a row."""
     rows = -(-len(images) // columns)
     figure = style.new_figure(1.9 * columns, 2.3 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -20,7 +20,6 @@ class Behaviour:
     close_after: int | None = None
     claimed_length: int | None = None
     status: int = 200
-    content_type: str = "application/octet-stream"
     wrong_range: bool = False
 
 
@@ -49,7 +48,6 @@ class FileServer:
             status = 206 if start < len(body) else 416
             body = body[start:] if status == 206 else b""
         handler.send_response(status)
-        handler.send_header("Content-Type", behaviour.content_type)
         length = len(body) if behaviour.claimed_length is None else behaviour.claimed_length
         handler.send_header("Content-Length", str(length))
         if status == 206:

@@ -1,5 +1,6 @@
 """Pictures that are decoded once into mapped files: the same runs, and a cache that holds."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from PIL import Image
 from cifar_lab.config.identity import address
 from cifar_lab.datasets import ImageArrays, image_folder, pictures
 from cifar_lab.errors import Unavailable, UsageError
+from cifar_lab.runs import atomic_io
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training import sanity_checks
 from cifar_lab.training.batches import read_images
@@ -204,11 +206,14 @@ def test_a_picture_that_changes_while_it_is_read_is_noticed(
 def test_a_full_disk_and_a_folder_that_cannot_be_written(
     folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage(folder)
+    def full(handle: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        with pytest.raises(Unavailable, match=r"has 0\.0 GB left; set CIFAR_LAB_DATA"):
+        patch.setattr(atomic_io, "sync_file", full)
+        with pytest.raises(Unavailable, match=r"No space left on device; set CIFAR_LAB_DATA"):
             load(folder, root, "mapped")
+    assert not list(root.rglob("*.bin"))
     (root.parent / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot be written .*dataset\.storage=memory"):
         load(folder, root.parent / "file" / "data", "mapped")

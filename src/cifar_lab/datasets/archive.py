@@ -2,11 +2,10 @@
 
 import functools
 import gzip
-import hashlib
 import logging
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +28,16 @@ Files = Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
-class Digest:
-    """What the bytes of a file from `start` on must give."""
-
-    algorithm: str
-    expected: str
-    start: int = 0
-
-
-@dataclass(frozen=True)
 class Archive:
-    """A published .tar.gz or .gz file.
+    """A published .tar.gz or .gz file; its path is relative to the data folder.
 
-    `path` and the names of the `members` in it are relative to the data folder, so that a user may
-    also put the members there. Such unpacked members are used if their digests are right; where one
-    has none, the archive is read.
+    `members` are the md5 of files in it, by their paths in the data folder: a user may also have
+    them there, unpacked as torchvision does it.
     """
 
     path: str
     md5: str
-    members: Mapping[str, Digest | None]
+    members: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,12 +79,12 @@ class Source:
 
 
 def loader(
-    name: str, torchvision_class: str, publish: Callable[[Any, Mapping[str, str]], Published]
+    name: str, torchvision_class: str, publish: Callable[[Any], Published]
 ) -> Callable[..., ImageArrays]:
     """Return the `load` function of a dataset.
 
-    `publish(dataset, checksums)` receives torchvision's class of the dataset, which knows the
-    addresses and the md5 of each file. torchvision is imported only if the data are not cached.
+    `publish` receives torchvision's class of the dataset, which knows the addresses and the md5 of
+    each file. torchvision is imported only if the data are not cached.
     """
 
     def load(
@@ -118,7 +107,7 @@ def loader(
             import torchvision.datasets
 
             dataset = getattr(torchvision.datasets, torchvision_class)
-            return sources(publish(dataset, checksums), root, options)
+            return sources(publish(dataset), root, options)
 
         return obtain(name, root, checksums, find_sources)
 
@@ -246,18 +235,11 @@ def _unpacked(archive: Archive, root: Path) -> Files | None:
     if not any((root / name).is_file() for name in archive.members):
         return None
     contents = {}
-    for name, digest in archive.members.items():
-        path = root / name
-        if digest is None:
+    for name, md5 in archive.members.items():
+        if not file_matches(root / name, md5):
+            log.warning("%s is missing or damaged", root / name)
             return None
-        if not path.is_file():
-            log.warning("%s is missing", path)
-            return None
-        contents[name] = path.read_bytes()
-        actual = hashlib.new(digest.algorithm, contents[name][digest.start :]).hexdigest()
-        if actual != digest.expected:
-            log.warning("%s is damaged (%s %s)", path, digest.algorithm, actual)
-            return None
+        contents[name] = (root / name).read_bytes()
     return contents
 
 

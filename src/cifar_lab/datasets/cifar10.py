@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.archive import Archive, Digest, Files, NpmPackage, Published, loader
+from cifar_lab.datasets.archive import Archive, Files, NpmPackage, Published, loader
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -26,7 +26,7 @@ def publish_pickles(dataset: Any, labels_key: str) -> Published:
     """
     meta = (dataset.meta["filename"], dataset.meta["md5"])
     files = [*dataset.train_list, *dataset.test_list, meta]
-    members = {f"{dataset.base_folder}/{name}": Digest("md5", md5) for name, md5 in files}
+    members = {f"{dataset.base_folder}/{name}": md5 for name, md5 in files}
 
     def decode(contents: Files) -> ImageArrays:
         # A pickle can run code: none is opened before its md5, or its archive's, was verified.
@@ -75,5 +75,5 @@ NPM = NpmPackage(
 load = loader(
     "cifar10",
     "CIFAR10",
-    lambda dataset, _: dataclasses.replace(publish_pickles(dataset, "labels"), npm=NPM),
+    lambda dataset: dataclasses.replace(publish_pickles(dataset, "labels"), npm=NPM),
 )

@@ -84,25 +84,20 @@ def download(
         target.parent.mkdir(parents=True, exist_ok=True)
         if part.is_symlink():  # not ours, and what it points to may be anybody's
             part.unlink()
-    if part.is_file() and digest_of(part, "md5") == md5:
-        _keep(part, target)
-        return
     patience_seconds = None if patient else 60 * options.patience_minutes
     for _ in range(MOST_TRIES):
         start = part.stat().st_size if part.is_file() else 0
+        if start and digest_of(part, "md5") == md5:
+            return _keep(part, target)
         try:
             _receive(address, part, start, options.stall_seconds, patience_seconds)
         except _Interrupted as interrupted:
-            received = part.stat().st_size if part.is_file() else 0
-            if received <= start:
+            if not part.is_file() or part.stat().st_size <= start:
                 raise SourceFailed(str(interrupted)) from interrupted
             log.warning("%s: %s; continuing from there", address, interrupted)
             continue
-        if not part.is_file():
-            continue
         if digest_of(part, "md5") == md5:
-            _keep(part, target)
-            return
+            return _keep(part, target)
         size = part.stat().st_size
         part.unlink()
         if start == 0:
@@ -119,21 +114,15 @@ def _receive(
 
     Raises _Interrupted if the connection breaks, SourceFailed if the answer cannot be right.
     """
-    response = _open(address, start, stall_seconds)
-    if response is None:
-        part.unlink()
-        return
-    with response:
+    with _open(address, start, stall_seconds) as response:
+        if response.status == 416:  # nothing is left to send: what is there is too long
+            return
         if response.status != 206:
             start = 0
         elif not (response.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
             part.unlink(missing_ok=True)
             raise SourceFailed("answered with another range than the requested one")
-        if "text/html" in (response.headers["Content-Type"] or ""):
-            raise SourceFailed("answered with a web page instead of the file")
         expected = None if response.length is None else start + response.length
-        if (expected or 0) > LARGEST_DOWNLOAD:
-            raise SourceFailed(f"would send {_megabytes(expected or 0)}, too much to be right")
         log.info("downloading %s", address)
         with _writing(part):
             # Unbuffered, so that a full disk raises at the write and not when the file is closed.
@@ -146,7 +135,7 @@ def _receive(
             unit_scale=True,
             disable=None,
         )
-        received, began, judged = start, time.monotonic(), False
+        received, began = start, time.monotonic()
         with file, bar:
             while True:
                 try:
@@ -165,42 +154,30 @@ def _receive(
                     file.truncate(0)
                     raise SourceFailed(f"sent more than {_megabytes(LARGEST_DOWNLOAD)}")
                 seconds = time.monotonic() - began
-                if expected and seconds > TRIAL_SECONDS and not judged:
-                    judged = patience_seconds is None
+                if expected and patience_seconds is not None and seconds > TRIAL_SECONDS:
                     rate = (received - start) / seconds
-                    _judge_pace(address, expected - received, rate, patience_seconds)
+                    left = (expected - received) / rate
+                    if left > patience_seconds:
+                        raise TooSlow(f"{rate / 1000:.0f} kB/s, about {left / 60:.0f} minutes left")
         if expected is not None and received < expected:
             raise _Interrupted(
                 f"closed the connection after {_megabytes(received)} of {_megabytes(expected)}"
             )
 
 
-def _open(address: str, start: int, stall_seconds: float) -> http.client.HTTPResponse | None:
-    """Request an address from byte `start` on; return None if the file is not that long."""
+def _open(address: str, start: int, stall_seconds: float) -> http.client.HTTPResponse:
+    """Request an address from byte `start` on. Raises SourceFailed."""
     headers = {"User-Agent": "cifar_lab"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
         request = urllib.request.Request(address, headers=headers)
         response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=stall_seconds)
     except urllib.error.HTTPError as error:
-        error.close()
         if error.code == 416 and start:
-            return None
+            return error  # type: ignore[return-value]  # it is a response, too
         raise SourceFailed(f"HTTP {error.code} {error.reason}") from error
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:
         raise SourceFailed(_reason(error, stall_seconds)) from error
     return response
-
-
-def _judge_pace(
-    address: str, left_bytes: int, bytes_per_second: float, patience_seconds: float | None
-) -> None:
-    """Raise TooSlow if the rest would take too long; without a limit, warn of over a minute."""
-    seconds = left_bytes / bytes_per_second
-    pace = f"{bytes_per_second / 1000:.0f} kB/s, about {seconds / 60:.0f} minutes left"
-    if patience_seconds is not None and seconds > patience_seconds:
-        raise TooSlow(pace)
-    if patience_seconds is None and seconds > 60:
-        log.warning("%s: %s", address, pace)
 
 
 def npm_pack(package: str, target: Path, sha256: str) -> None:

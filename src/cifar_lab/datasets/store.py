@@ -5,7 +5,6 @@ written last and says what they are. Whoever asks maps the files into memory.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
 from cifar_lab.errors import Unavailable, UsageError, first_line, shorten, shorten_path
-from cifar_lab.runs.atomic_io import open_for_appending, replacing, try_lock
+from cifar_lab.runs.atomic_io import open_for_appending, replacing, try_lock, write_text
 
 log = logging.getLogger("cifar_lab")
 
@@ -67,12 +66,7 @@ def data_root() -> Path:
     cache = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
     if sys.platform == "darwin" or not cache:
         folder = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
-        try:
-            cache = str(Path.home() / folder)
-        except RuntimeError:  # there is no HOME, and this user has no entry in passwd
-            raise UsageError(
-                "no home folder was found for the data; set CIFAR_LAB_DATA to a folder"
-            ) from None
+        cache = str(Path.home() / folder)
     return Path(cache) / "cifar_lab"
 
 
@@ -101,7 +95,6 @@ def cached(
     *,
     checksums: Mapping[str, str] | None = None,
     mapped: bool = False,
-    nbytes: int = 0,
 ) -> ImageArrays:
     """Return the dataset `what` that was decoded into a folder with this key, or decode it now.
 
@@ -109,64 +102,55 @@ def cached(
     were decoded. Processes that ask at the same time decode once. Where the folder cannot be
     written, the dataset is decoded into memory.
 
-    `mapped`: its `nbytes` may be more than the memory. Then the files must be there, and those that
-    are not newer than the note of their sha256 are taken as they are. Raises UsageError or
-    Unavailable if the folder cannot be written, Unavailable if the disk does not keep what is
-    written.
+    `mapped`: it may be larger than the memory. Then the files must be there, and those that are not
+    newer than the note of their sha256 are taken as they are. Raises UsageError or Unavailable if
+    the folder cannot be written, Unavailable if the disk does not keep what is written.
     """
     known = checksums or {}
     with contextlib.suppress(_Damaged):  # Or is it being written? It is read again with the lock.
         if arrays := _read(folder, key, known, mapped):
             return arrays
+    remedy = "set CIFAR_LAB_DATA to another folder, or dataset.storage=memory"
     with locked(folder.with_name(f"{folder.name}.lock"), what) as not_writable:
+        if not_writable and mapped:
+            raise UsageError(
+                f"{what} are mapped from a file in {folder.parent}, which cannot be written "
+                f"({not_writable}); {remedy}"
+            )
         if not_writable:
-            if mapped:
-                raise UsageError(
-                    f"{what} are mapped from a file in {folder.parent}, which cannot be written "
-                    f"({not_writable}); set CIFAR_LAB_DATA to another folder, or "
-                    "dataset.storage=memory"
-                )
             return _decode_in_memory(decode, not_writable)
         try:
             if arrays := _read(folder, key, known, mapped):
                 return arrays
         except _Damaged as damaged:
-            log.warning("%s is damaged (%s); decoding the dataset again", damaged.path, damaged)
+            log.warning("%s; decoding the dataset again", damaged)
         try:
-            _decode_into(folder, key, decode, what, nbytes)
-        except OSError as error:
-            problem = error.strerror or str(error)
+            _decode_into(folder, key, decode)
+        except OSError as error:  # such as a full disk
+            shutil.rmtree(folder, ignore_errors=True)
             if mapped:
                 raise Unavailable(
-                    f"{folder} cannot be written: {problem}; set CIFAR_LAB_DATA to a folder on "
-                    "another disk, or dataset.storage=memory"
+                    f"{folder} cannot be written: {error.strerror}; {remedy}"
                 ) from error
-            log.warning("%s cannot be cached in %s: %s", what, folder, problem)
+            log.warning("%s cannot be cached in %s: %s", what, folder, error.strerror)
             return _decode_in_memory(decode, "")
-        try:
-            arrays = _read(folder, key, known, mapped)
-        except _Damaged as damaged:
-            raise Unavailable(
-                f"{damaged.path} does not read back as it was written ({damaged}); check the disk "
-                "or set CIFAR_LAB_DATA to a folder on another one"
-            ) from damaged
+        arrays = _read(folder, key, known, mapped)
         assert arrays is not None
         return arrays
 
 
-class _Damaged(Exception):
-    """A file is not what was written; the message is the reason."""
+class _Damaged(Unavailable):
+    """A file is not what was written."""
 
     def __init__(self, path: Path, why: str) -> None:
-        super().__init__(why)
-        self.path = path
+        super().__init__(f"{path} is damaged ({why})")
 
 
 def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) -> ImageArrays | None:
     """Map the arrays of a folder into memory and verify them; None if there are none."""
     index = folder / "contents.json"
     try:
-        contents = read_record(index)
+        contents = json.loads(index.read_bytes())
         if contents.get("key") != key:
             return None
         facts = Facts(tuple(contents["class_names"]), dict(contents["broken"]))
@@ -202,7 +186,7 @@ def _map(folder: Path, name: str, entry: Mapping[str, Any], mapped: bool) -> NDA
     return np.memmap(path, dtype=dtype, mode="r" if mapped else "c", shape=shape)
 
 
-def _decode_into(folder: Path, key: str, decode: Decode, what: str, nbytes: int) -> None:
+def _decode_into(folder: Path, key: str, decode: Decode) -> None:
     """Decode a dataset into the files of a folder; the caller has its lock."""
     entries: dict[str, dict[str, Any]] = {}
 
@@ -213,16 +197,9 @@ def _decode_into(folder: Path, key: str, decode: Decode, what: str, nbytes: int)
         with replacing(_file(folder, name)) as file:
             entries[name] = _pour(parts, file.write)
 
-    free = shutil.disk_usage(folder.parent).free
-    if free < nbytes:
-        raise OSError(
-            errno.ENOSPC,
-            f"{what} take {nbytes / 1e9:,.1f} GB decoded, but {folder.parent} has "
-            f"{free / 1e9:,.1f} GB left",
-        )
     facts = decode(add, "")
     contents = {"key": key, **facts._asdict(), "arrays": entries}
-    write_record(folder / "contents.json", contents)
+    write_text(folder / "contents.json", json.dumps(contents, indent=1))
 
 
 def _decode_in_memory(decode: Decode, not_writable: str) -> ImageArrays:
@@ -271,21 +248,6 @@ def digest_of(path: Path, algorithm: str) -> str:
     """Return the hexadecimal digest of a file ("md5" or "sha256")."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def write_record(path: Path, contents: Mapping[str, Any]) -> None:
-    """Replace a JSON file by plain contents and their checksum."""
-    record = {"contents": contents, "sha256": sha256_of_json(contents)}
-    with replacing(path) as file:
-        file.write(json.dumps(record, indent=1).encode())
-
-
-def read_record(path: Path) -> Any:
-    """Return the contents of such a file; OSError, ValueError, KeyError or TypeError if damaged."""
-    record = json.loads(path.read_bytes())
-    if record["sha256"] != sha256_of_json(record["contents"]):
-        raise ValueError("its checksum does not match")
-    return record["contents"]
 
 
 def sha256_of_json(value: object) -> str:

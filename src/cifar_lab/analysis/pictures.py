@@ -2,7 +2,6 @@
 
 import base64
 import io
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +27,8 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     return strip
 
 
-def data_address(picture: Image.Image, *, lossless: bool = True) -> str:
+def data_address(picture: Image.Image) -> str:
     """Return the address of a picture that contains it."""
-    options: dict[str, Any] = {"format": "PNG", "optimize": True}
-    if not lossless:
-        options = {"format": "JPEG", "quality": 88, "subsampling": 0}
     buffer = io.BytesIO()
-    picture.save(buffer, **options)
-    text = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"data:image/{options['format'].lower()};base64,{text}"
+    picture.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

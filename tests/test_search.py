@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from synthetic_runs import make_run
 from tiny_runs import assert_same_result, descendants
 
 from cifar_lab.config.launch import Dimension
+from cifar_lab.config.request import Request
 from cifar_lab.errors import Damaged, UsageError
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import Cell, sweep_cells
@@ -59,10 +61,13 @@ def search(folder: Path, *overrides: str, space: Sequence[str] = SPACE) -> list[
         return run_search(request.space, cell_of, request.options, folder, stop=stop)
 
 
+@functools.cache
+def request_of_a_search() -> Request:
+    return compose_checked([*TINY, "-m", "search=optuna", *SPACE])
+
+
 def study_of(folder: Path) -> optuna.Study:
-    study: optuna.Study = open_study(
-        compose_checked([*TINY, "-m", "search=optuna", *SPACE]).options.search, folder
-    )
+    study: optuna.Study = open_study(request_of_a_search().options.search, folder)
     return study
 
 
@@ -84,9 +89,7 @@ def test_a_trial_is_a_run_folder_and_a_larger_number_goes_on(tmp_path: Path) -> 
         assert run.read_config().choices["optimizer"] == trial.params["optimizer"]
         assert "search" not in run.read_config().choices
     best = max(trials, key=lambda t: t.value or 0.0)
-    lines = closing_lines(
-        compose_checked([*TINY, "-m", "search=optuna", *SPACE]).options.search, tmp_path
-    )
+    lines = closing_lines(request_of_a_search().options.search, tmp_path)
     assert best.user_attrs["runs"]["0"] in lines
 
 
@@ -237,7 +240,7 @@ def test_a_trial_fails_with_one_of_its_seeds(tmp_path: Path) -> None:
 
 
 def test_values_do_not_depend_on_when_a_search_was_continued(tmp_path: Path) -> None:
-    request = compose_checked([*TINY, "-m", "search=optuna", *SPACE])
+    request = request_of_a_search()
     space, options = distributions(request.space), request.options.search
     tried: dict[Path, list[dict[str, str]]] = {}
     for folder, is_reopened in ((tmp_path / "calm", False), (tmp_path / "killed", True)):
@@ -273,8 +276,9 @@ def test_a_search_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert "search=optuna has no values to choose from: add -m" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("key", ["search.seeds=3", "search.confirm=3"])
-@pytest.mark.parametrize("axis", ["seed=0,1", "split.seed=range(0,3)", "split.fold=0,1"])
+@pytest.mark.parametrize(
+    ("key", "axis"), [("search.seeds=3", "seed=0,1"), ("search.confirm=3", "split.fold=0,1")]
+)
 def test_a_search_among_seeds_has_no_seeds_of_its_own(
     capsys: pytest.CaptureFixture[str], key: str, axis: str
 ) -> None:
@@ -298,7 +302,7 @@ def test_a_journal_that_was_cut_short_is_repaired(tmp_path: Path) -> None:
     assert len(study_of(tmp_path).trials) == 4
 
 
-@pytest.mark.parametrize("content", [b"{}\n", b"[1]\n", b"\x00\xff\xfe\n", b"no json\n" * 3])
+@pytest.mark.parametrize("content", [b"[1]\n", b"\x00\xff\xfe\n"])
 def test_a_damaged_journal_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "search.journal").write_bytes(content)
     with pytest.raises(Damaged, match=r"search.journal is damaged: .* choose another") as damaged:

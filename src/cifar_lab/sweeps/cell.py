@@ -124,21 +124,21 @@ def sweep_cells(
     many run at once; a run `alone` keeps its own default. `overrides` name the axes for the tables.
     """
     overrides = overrides or [() for _ in configs]
-    settings = [dict(_key_value(line) for line in lines) for lines in overrides]
-    keys = {key: None for one in settings for key in one}
-    axes = [key for key in keys if len({one.get(key) for one in settings}) > 1]
+    values = [dict(_key_value(line) for line in lines) for lines in overrides]
+    keys = {key: None for words in values for key in words}
+    axes = [key for key in keys if len({words.get(key) for words in values}) > 1]
     cells: dict[Path, Cell] = {}
     codes: dict[str, str] = {}
-    for plain, one in zip(configs, settings, strict=True):
+    for plain, words in zip(configs, values, strict=True):
         threads = plain.threads or (None if alone else THREADS)
-        settled = dataclasses.replace(plain, threads=threads)
-        run = RunDir(address(settled))
-        roles = (settled.model, settled.activation, settled.optimizer, settled.scheduler)
-        sources = json.dumps([settled.dataset.source, *roles], sort_keys=True)
+        config = dataclasses.replace(plain, threads=threads)
+        run = RunDir(address(config))
+        roles = (config.model, config.activation, config.optimizer, config.scheduler)
+        sources = json.dumps([config.dataset.source, *roles], sort_keys=True)
         if sources not in codes:
-            codes[sources] = code_version(settled)
-        labels = {key: one.get(key, "") for key in axes}
-        cells.setdefault(run.path, Cell(run, settled, labels, codes[sources]))
+            codes[sources] = code_version(config)
+        labels = {key: words.get(key, "") for key in axes}
+        cells.setdefault(run.path, Cell(run, config, labels, codes[sources]))
     return list(cells.values())
 
 

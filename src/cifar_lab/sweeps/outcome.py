@@ -77,11 +77,11 @@ def detached_text(outcomes: Sequence[Outcome]) -> str:
 def _best_settings(runs: Sequence[RunDir]) -> list[str]:
     """Return the best setting of each dataset, as `summarize` chooses it, and that command."""
     folder = Path(os.path.commonpath([run.path.parent for run in runs]))
-    found = []
+    readable = []
     for run in runs:
         with contextlib.suppress(UsageError, RunFailed):  # `summarize` names what it cannot read
-            found.append(FoundRun(run))
-    collection = collect(folder, found)
+            readable.append(FoundRun(run))
+    collection = collect(folder, readable)
     rank(collection, None, compare=False)
     best = [best_text(collection, one) for one in collection.ranking if one.chosen]
     return [*best, f"to compare them: python -m cifar_lab.summarize {shlex.quote(str(folder))}"]

@@ -79,7 +79,7 @@ def _best_lines(best: Any, complete: int, options: SearchOptions, monitor: str) 
             f"this is the {end} of {complete} values and therefore likely to be too {wrong_side}"
             + "; search.confirm=5 runs the setting with fresh seeds" * (not options.confirm)
         )
-    folders = _folders(best)
+    folders = list(best.user_attrs.get(RUNS, {}).values())
     label = "its folder" if len(folders) == 1 else "its folders"
     return [*lines, *(f"{label}: {name}" for name in folders[:1]), *(f"  {n}" for n in folders[1:])]
 
@@ -104,10 +104,6 @@ def _confirming_lines(study: Any) -> list[str]:
     heading = f"with fresh seeds ({seeds or 'none yet'}), {count} of {wanted} runs"
     what = ", mean and its 95 % interval:" if count >= MIN_VALUES else ":"
     return [heading + what, *lines]
-
-
-def _folders(trial: Any) -> list[str]:
-    return list(trial.user_attrs.get(RUNS, {}).values())
 
 
 def _finished(folder: str) -> RunSummary | None:

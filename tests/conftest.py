@@ -8,7 +8,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Several processes of tests share the cores; and a thread count that is the same everywhere gives
 # the same weights everywhere. Before the first import of torch, which reads it once.
@@ -17,6 +17,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+
+if TYPE_CHECKING:  # torch takes seconds, and only some files need it
+    from cifar_lab.runs.run_dir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 # precision=auto is fp32 on every machine, so that addresses and values are the same.
@@ -123,3 +126,47 @@ def installed_wheel(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     (site / "packages.pth").write_text("\n".join(folders) + "\n")
     return python
+
+
+# --- runs that many tests read or damage: train no other where one of these will do ---------------
+
+
+@pytest.fixture(scope="session")
+def tiny_finished(tmp_path_factory: pytest.TempPathFactory) -> "RunDir":
+    """A finished run of two epochs with nearly every file of a run folder, to read only."""
+    from tiny_runs import RICH, train
+
+    return train(tmp_path_factory.mktemp("tiny_finished"), *RICH)
+
+
+@pytest.fixture(scope="session")
+def tiny_stopped(tmp_path_factory: pytest.TempPathFactory) -> "RunDir":
+    """The run of `tiny_finished`, stopped after 3 of 9 steps of its second epoch, to read only.
+
+    It has a best.pt and a row of the first epoch, last.pt, and last.previous.pt from its end.
+    """
+    from tiny_runs import RICH, StopIn, make
+
+    from cifar_lab.errors import Stopped
+    from cifar_lab.training.run import run_experiment
+
+    run = make(tmp_path_factory.mktemp("tiny_stopped"), *RICH)
+    with pytest.raises(Stopped, match="epoch 2, step 3 of 9"):
+        run_experiment(run, stop=StopIn("train", 2, 3))
+    return run
+
+
+@pytest.fixture
+def finished(tiny_finished: "RunDir", tmp_path: Path) -> "RunDir":
+    """A copy of `tiny_finished` below tmp_path/outputs: to damage, move or evaluate."""
+    from tiny_runs import copy_run
+
+    return copy_run(tiny_finished, tmp_path / "outputs")
+
+
+@pytest.fixture
+def stopped(tiny_stopped: "RunDir", tmp_path: Path) -> "RunDir":
+    """A copy of `tiny_stopped` below tmp_path/outputs: to damage, move or continue."""
+    from tiny_runs import copy_run
+
+    return copy_run(tiny_stopped, tmp_path / "outputs")

@@ -4,12 +4,17 @@ A line follows from a seed and its number alone, so that one line of ten thousan
 Paths are those of the folder that `fuzz_runner.prepare` makes.
 """
 
-import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from cifar_lab.__main__ import COMMANDS
 from cifar_lab.config.groups import find_options, setting_keys
+
+
+def listed(text: str) -> list[str]:
+    """Return the words of a text: a list of many short ones is easier to read in this way."""
+    return text.split()
+
 
 TINY = (
     *("dataset=digits", "model.widths=[4,8]", "model.hidden=16", "figures=none", "device=cpu"),
@@ -18,107 +23,140 @@ TINY = (
 """A run of a fraction of a second: 137 training images, one epoch."""
 
 NUMBERS = (
-    *("0", "1", "-1", "2", "3", "-0.0", "0.5", "1e-8", "1.5", "1e400", "-1e400", "nan", "inf"),
-    *("-inf", "1e30", "1e-400", "9" * 25, "9" * 400, "-" + "9" * 5000, "0x1F", "1_0", "1e", "٣"),
-    *("4294967296", "2147483648", "9223372036854775808", "0.1.2", "+1", "1/3", "00"),
+    *listed("0 1 -1 2 3 -0.0 0.5 1e-8 1.5 1e400 -1e400 nan inf -inf 1e30 1e-400 0x1F 1_0 1e ٣ 00"),
+    *listed("4294967296 2147483648 9223372036854775808 0.1.2 +1 1/3"),
+    *("9" * 25, "9" * 400, "-" + "9" * 5000),
 )
 WORDS = (
-    *("", "''", '""', "null", "true", "false", "none", "None", "yes", "auto", "abc", "SGD", "cpu"),
-    *("ü", "日本", "👾", "a b", " ", '"', "'", "\\", "\\'", "$x", "${seed}", "${nope}", "${"),
-    *("${oc.env:HOME}", "${oc.env:NOPE}", "${eval:1}", "${..seed}", "${hydra:runtime}", "???"),
-    *("~", "@x", "x@y", "#c", "!x", "!!python/name:os.system", "*", "?", "%s", "%(seed)s", "{}"),
-    *("{a:1}", "{a:{b:[1,{c:2}]}}", "{a:", "[", "]", "[]", "[1,2]", "[1,", "[3,32,32]", "()"),
-    *("(1)", "a=b", "=", "\t", "\n", "a\nb", "a\r\nb", "\x1b[31m", "\u202e", "\udcff", ",", ":"),
-    *("-", "--", "-m", "+", "x" * 300, "x" * 5000, "ü" * 200, "[" * 200, "[" * 3000, "{a:" * 300),
-    *("{_target_:os.system}", "{_target_:torch.nn.Identity}", "torch.nn.Identity", "os.system"),
+    *("''", '""', '"', "'", "\\", "\\'"),
+    *listed("null true false none None yes auto abc SGD cpu ü 日本 👾 $x ${seed} ${nope} ${"),
+    *listed("${oc.env:HOME} ${oc.env:NOPE} ${eval:1} ${..seed} ${hydra:runtime} ??? ~ @x"),
+    *listed("x@y #c !x !!python/name:os.system * ? %s %(seed)s {} {a:1} {a:{b:[1,{c:2}]}} {a: [ ]"),
+    *listed("[] [1,2] [1, [3,32,32] () (1) a=b = , : - -- -m + torch.nn.Identity os.system"),
+    *listed("{_target_:os.system} {_target_:torch.nn.Identity}"),
+    *("", "a b", " ", "\t", "\n", "a\nb", "a\r\nb", "\x1b[31m", "\u202e", "\udcff"),
+    *("x" * 300, "x" * 5000, "ü" * 200, "[" * 200, "[" * 3000, "{a:" * 300),
 )
 SWEEPS = (
-    *("1,2", "0,1,2", "a,b", "null,1", ",", "1,", "range(3)", "range(0,3)", "range(0,3,0)"),
-    *("range(0,inf)", "range(0,1e9)", "range(3,0)", "range(0,1,0.1)", "range(nan,1)", "range()"),
-    *("range(0,2,1e-9)", "range(a,b)", "interval(0,1)", "interval(1,0)", "interval(0,inf)"),
-    *("interval(1,1)", "interval(0)", "glob(*)", "glob(nope*)", "glob([c*,t*])", "glob(*,x)"),
-    *("choice(1,2)", "choice()", "choice(a)", "shuffle(1,2)", "shuffle(range(0,1000000000))"),
-    *("sort(2,1)", "sort(2,1,reverse=true)", "tag(log,interval(1e-4,1e-1))", "tag(interval(0,1))"),
-    *("tag(log,interval(0,1))", "tag(log,choice(1,2))", "int(3.5)", "int(x)", "float(x)", "str(3)"),
-    *("bool(maybe)", "json_str({a:1})", "extend_list(1)", "nope(1)", "range(1", "choice(1,2"),
-    *("choice({a:1},{b:2})", "[1,2],[3]", "int(choice(1.5,2.5))", "str(range(0,3))"),
+    *listed("1,2 0,1,2 a,b null,1 , 1, range(3) range(0,3) range(0,3,0) range(0,inf) range(0,1e9)"),
+    *listed("range(3,0) range(0,1,0.1) range(nan,1) range() range(0,2,1e-9) range(a,b) range(1"),
+    *listed("interval(0,1) interval(1,0) interval(0,inf) interval(1,1) interval(0) glob(*)"),
+    *listed("glob(nope*) glob([c*,t*]) glob(*,x) choice(1,2) choice() choice(a) choice(1,2"),
+    *listed("shuffle(1,2) shuffle(range(0,1000000000)) sort(2,1) sort(2,1,reverse=true)"),
+    *listed("tag(log,interval(1e-4,1e-1)) tag(interval(0,1)) tag(log,interval(0,1))"),
+    *listed("tag(log,choice(1,2)) int(3.5) int(x) float(x) str(3) bool(maybe) json_str({a:1})"),
+    *listed("extend_list(1) nope(1) choice({a:1},{b:2}) [1,2],[3] int(choice(1.5,2.5))"),
 )
 PATHS = (
-    *("", " ", ".", "..", "/", "./run", "run", "run/", "run//", "{root}/run", "stopped", "queued"),
-    *("group", "empty", "pictures", "file.txt", "picture.png", "broken.png", "huge.png", "fifo"),
-    *("link", "loop", "nowhere", "nowhere/x", "file.txt/x", "run/best.pt", "run/figures"),
-    *("run/config.yaml", "conf", "x" * 300, "x" * 5000, "a/" * 2000, "ü" * 200, "ü.png", "a b"),
-    *("/dev/null", "/dev/zero", "/dev/full", "/dev/stdin", "/dev/fd/99", "/proc/self/mem"),
-    *("/proc/nope", "/etc/passwd", "~", "~nobody/x", "a\nb", "a\x00b", "\udcff", "run=x", "new"),
-    *("x.yaml", "x.png", "x.json", "x.md", "x.PNG", "x.", ".png", "-", "{}", "%s", "new/x.png"),
-    *("new/a/b/x.md", "run/summary.json", "pictures/cat", "run/x.onnx", "run.npz", "deep.yaml"),
-    *("pictures.png", "http://localhost/x", "file:///etc/passwd", "con", "../../../../nope/x"),
+    *listed(". .. / ./run run run/ run// {root}/run stopped queued group empty pictures file.txt"),
+    *listed("picture.png broken.png huge.png link loop nowhere nowhere/x file.txt/x run/best.pt"),
+    *listed("run/figures run/config.yaml conf ü.png /dev/null /dev/full /dev/fd/99 /proc/self/mem"),
+    *listed("/proc/nope /etc/passwd ~ ~nobody/x run=x new x.yaml x.png x.json x.md x.PNG x. .png"),
+    *listed("- {} %s new/x.png new/a/b/x.md run/summary.json pictures/cat run/x.onnx run.npz"),
+    *listed("deep.yaml pictures.png http://localhost/x file:///etc/passwd ../../../../nope/x"),
+    *("", " ", "a b", "x" * 300, "x" * 5000, "a/" * 2000, "ü" * 200, "a\nb", "a\x00b", "\udcff"),
 )
 DEVICES = ("cpu", "auto", "cuda", "cuda:0", "cuda:99", "mps", "meta", "gpu", "CPU", "", "xla", "-1")
-HYDRA = (
-    *(["--cfg", "job"], ["--cfg", "all"], ["--cfg", "hydra"], ["--cfg"], ["--cfg=job"], ["-c"]),
-    *(["--cfg", "job", "--resolve"], ["--cfg", "job", "--package", "seed"], ["--resolve"]),
-    *(["--cfg", "job", "--package", "a..b"], ["--cfg", "job", "-p", ""], ["--package", "seed"]),
-    *(["--cfg", "job", "-p", "model.widths[0]"], ["--cfg", "job", "-p", "_global_"], ["--info"]),
-    *(["--info", "config"], ["--info", "all"], ["--info", "defaults-tree"], ["-i", "plugins"]),
-    *(["--hydra-help"], ["--run"], ["-r"], ["-m"], ["--multirun"], ["--multirun=1"], ["-mm"]),
-    *(
-        ["-sc", "x"],
-        ["-sc", "install=bash"],
-        ["-sc", "install=tcsh"],
-        ["-sc"],
-        ["-sc", "query=zsh"],
-    ),
-    *(["--shell-completion", "uninstall=fish"], ["--experimental-rerun", "run"], ["-cp", "conf"]),
-    *(["--config-path", "conf"], ["--config-dir", "conf"], ["--config-dir", "nowhere"], ["-cd"]),
-    *(["--config-dir", "file.txt"], ["--config-dir", "broken_conf"], ["--config-dir", ""]),
-    *(
-        ["--config-name", "config"],
-        ["--config-name", "nope"],
-        ["-cn", ""],
-        ["-cn", "model/convnet"],
-    ),
-    *(["--config-name", "../x"], ["--config-name", "mine", "-cd", "conf"], ["--version"], ["--"]),
-    *(["--help"], ["-h"], ["--hepl"], ["--lr", "0.1"], ["--lr=0.1"], ["-x"], ["-"], ["--epochs"]),
-    *(["hydra.run.dir=x"], ["hydra.mode=MULTIRUN"], ["hydra/launcher=basic"], ["hydra.verbose=1"]),
-    *(["hydra/launcher=nope"], ["hydra/launcher=submitit_slurm"], ["hydra/sweeper=optuna"]),
-    *(
-        ["hydra.launcher=null"],
-        ["hydra.launcher.x=1"],
-        ["hydra.launcher.timeout_min=x"],
-        ["hydra=x"],
-    ),
-    *(["hydra/job_logging=none"], ["hydra.sweeper.params={seed: 1}"], ["+hydra.x=1"], ["~hydra"]),
-    *(["hydra.searchpath=[file://nope]"], ["--config-dir", "conf", "model=mine"]),
-)
+HYDRA = [
+    line.split()
+    for line in """
+    --cfg job|--cfg all|--cfg hydra|--cfg|--cfg=job|-c|--cfg job --resolve|--resolve|--package seed
+    --cfg job --package seed|--cfg job --package a..b|--cfg job -p|--cfg job -p model.widths[0]
+    --cfg job -p _global_|--info|--info config|--info all|--info defaults-tree|-i plugins
+    --hydra-help|--run|-r|-m|--multirun|--multirun=1|-mm|-sc x|-sc install=bash|-sc install=tcsh
+    -sc|-sc query=zsh|--shell-completion uninstall=fish|--experimental-rerun run|-cp conf
+    --config-path conf|--config-dir conf|--config-dir nowhere|-cd|--config-dir file.txt
+    --config-dir broken_conf|--config-name config|--config-name nope|-cn model/convnet
+    --config-name ../x|--config-name mine -cd conf|--version|--|--help|-h|--hepl|--lr 0.1|--lr=0.1
+    -x|-|--epochs|hydra.run.dir=x|hydra.mode=MULTIRUN|hydra/launcher=basic|hydra.verbose=1
+    hydra/launcher=nope|hydra/sweeper=optuna|hydra.launcher=null|hydra.launcher.x=1|hydra=x
+    hydra.launcher.timeout_min=x|hydra/job_logging=none|+hydra.x=1|~hydra
+    hydra.searchpath=[file://nope]|--config-dir conf model=mine
+    """.replace("\n", "|").split("|")
+    if line.strip()
+]
 """Flags and settings of Hydra, ours and others."""
 
 OUTPUT_OPTIONS = (
-    *(["compare", "run", "group/other", "--embed", "pca", "--to"], ["summarize"], ["evaluate"]),
-    *(["evaluate", "run", "--side-by-side"], ["export", "run", "--format", "pt2", "--output"]),
-    *(["predict", "run"], ["reproduce", "S3", "--dry-run", "--markdown"], ["describe", "--figure"]),
-    *(["benchmark", "--json"], ["reproduce", "S3", "--dry-run", "--keep"], ["compare", "run"]),
+    *("compare run group/other --embed pca --to", "summarize", "evaluate", "predict run"),
+    *("evaluate run --side-by-side", "export run --format pt2 --output", "describe --figure"),
+    *("reproduce S3 --dry-run --markdown", "benchmark --json", "reproduce S3 --dry-run --keep"),
+    "compare run",
 )
-BAD_PATHS = ("", "fifo", "file.txt/x.png", "/dev/full", "loop", "a\x00b", "x" * 300)
+BAD_PATHS = ("", "file.txt/x.png", "/dev/full", "loop", "a\x00b", "x" * 300)
 DIRECTED = (
-    *([*words, path] for words in OUTPUT_OPTIONS for path in BAD_PATHS),
+    *([*words.split(), path] for words in OUTPUT_OPTIONS for path in BAD_PATHS),
     *(["evaluate", "run", "--device", name] for name in ("meta", "gpu", "cuda:99")),
     *(["evaluate", "run", name] for name in ("queued", "nowhere", "empty")),
-    *(
-        ["export", "run", "--format=pt2", "--output", "/proc/x.pt2"],
-        ["export", "run", "--format=--"],
-    ),
+    *(["export", "run", "--format=pt2", "--output", "/proc/x.pt2"],),
     *(["evaluate", "queued"], ["evaluate", "run", "--probabilities", "-1"]),
     *(["summarize", "queued", "--embed", "pca"], ["compare", "run", "queued", "--embed", "pca"]),
     *(["describe", *TINY, "--images", images] for images in ("a", "99999", "-1", "9" * 400)),
     *(["train", *TINY, f"split.validation={count}"] for count in ("1436", "1437", "0.9999")),
     *(["train", *TINY, f"dataset.image_shape=[{n},4096,4096]"] for n in (1, 3)),
-    *(["train", "dataset=npz", f"dataset.source.path={p}"] for p in ("~nobody/x", "fifo", "loop")),
-    *(["train", "dataset=image_folder", f"dataset.source.path={p}"] for p in ("~nobody/x", "fifo")),
+    *(["train", "dataset=npz", f"dataset.source.path={p}"] for p in ("~nobody/x", "loop")),
+    ["train", "dataset=image_folder", "dataset.source.path=~nobody/x"],
 )
 """Lines that once ended in a traceback, waited forever, or wrote before they were refused."""
 
 Words = list[str]
+Options = dict[str, Sequence[str]]
+
+EMBED = ("pca", "tsne", "x")
+OPTIONS: dict[str, Options] = {
+    "evaluate": {"--probabilities": NUMBERS, "--side-by-side": PATHS, "--device": DEVICES},
+    "predict": {
+        "--top": NUMBERS,
+        "--weights": ("best", "last", "x", ""),
+        "--fit": ("crop", "resize", "pad", "x"),
+        "--device": DEVICES,
+    },
+    "export": {"--format": ("safetensors", "onnx", "x", ""), "--output": PATHS, "--overwrite": ()},
+    "summarize": {
+        "--metric": ("test_accuracy", "seconds", "nope", "", "status", *WORDS),
+        "--embed": EMBED,
+        "--timing": (),
+        "--test": (),
+    },
+    "compare": {"--embed": EMBED, "--to": PATHS},
+    "describe": {
+        "--figure": PATHS,
+        "--images": ("1", "1,2", "-1", "1797", "a", "", ",", "9" * 400, "1.5", "1," * 200),
+        "--settings": ("", "training", "optimizer.lr", "nope", *WORDS),
+    },
+    "benchmark": {
+        "--json": PATHS,
+        "--figure": PATHS,
+        "--seconds": ("0.1", "0", "-1", "nan", "inf", "1e400", "abc", "", "9" * 400),
+    },
+    "prove_resume": {"--stops": ("0", "-1", "1001", "nan", "abc", "9" * 400), "--seed": NUMBERS},
+    "reproduce": {
+        "--seeds": NUMBERS,
+        "--only": ("S3", "nope", "", *WORDS),
+        "--protocol": ("report", "sound", "both", "x"),
+        "--device": DEVICES,
+        "--jobs": (*NUMBERS, "auto"),
+        "--output-dir": PATHS,
+        "--keep": PATHS,
+        "--markdown": PATHS,
+        "--smoke": (),
+        "--accept-code": (),
+    },
+}
+ALWAYS = {"benchmark": "--seconds=0.1", "prove_resume": "--stops=1", "reproduce": "--dry-run"}
+"""What keeps a line short, at its end."""
+PLACES = {
+    "summarize": (["group", "group", "."],),
+    "compare": (["run"], ["run", "group/other"]),
+    "predict": (["run"], ["picture.png", "pictures", "pictures/cat"]),
+    "export": (["run"], ["--format=safetensors"]),
+    "reproduce": (["S0", "S1", "S3", "S4", "all", "s3_learning_rate", "S9", "smoke", *WORDS],),
+}
+"""What stands before the options, where it is right; other commands take a run or overrides."""
+BROKEN_KEYS = listed(
+    "{key}x +{key} ++{key} ~{key} {key}.x {key}[0] {key}@x {key}@a:b .{key} {key}. {key}._target_ "
+    "+{key}.new choices.{key} study.{key} protocols.sound.{key} +figures.{key} ü"
+)
 
 
 class Generator:
@@ -133,16 +171,18 @@ class Generator:
         """Return a command and its arguments."""
         chance = random.Random(f"{self.seed}:{number}")
         # train has the most to say; every other command is as probable as the next
-        command = chance.choice([*COMMANDS, "train", "train", "train", "train", "train"])
-        makers: dict[str, Callable[[random.Random], Words]] = {
-            "train": self._train,
-            "describe": self._describe,
-            "benchmark": self._benchmark,
-            "prove_resume": self._prove,
-            "reproduce": self._reproduce,
-        }
-        make = makers.get(command, functools.partial(self._reader, command))
-        words = make(chance)
+        command = chance.choice([*COMMANDS, *["train"] * 5])
+        if command == "train":
+            words = self._train(chance)
+        elif command in ("describe", "benchmark", "prove_resume"):
+            words = self._overrides(chance)
+            if chance.random() < 0.2:
+                words += chance.choice(HYDRA)
+        else:
+            words = _places(command, chance)
+        for _ in range(chance.choice((0, 1, 1, 2)) if command != "train" else 0):
+            words += _option(chance, OPTIONS.get(command, {}) | {"--trust": WORDS})
+        words += [ALWAYS[command]] if command in ALWAYS else []
         if chance.random() < 0.15:
             _mangle(chance, words)
         return [command, *words]
@@ -154,8 +194,6 @@ class Generator:
             words = [chance.choice(PATHS), *words[: chance.randrange(3)]]
         elif kind < 0.4:
             words += chance.choice(HYDRA)
-            if chance.random() < 0.3:
-                words += chance.choice(HYDRA)
         if chance.random() < 0.3:
             words = self._swept(chance, words)
         # a sweep that runs has processes of its own; of single runs some are trained
@@ -173,7 +211,7 @@ class Generator:
             words.append("search=optuna")
             if chance.random() < 0.4:
                 key = chance.choice(("study", "trials", "sampler", "pruner", "seed", "method"))
-                words.append(f"search.{key}={self._value(chance)}")
+                words.append(f"search.{key}={_value(chance)}")
         return words
 
     def _overrides(self, chance: random.Random) -> Words:
@@ -194,147 +232,34 @@ class Generator:
             return f"{group}={option}"
         key = chance.choice(self.keys)
         if kind < 0.4:
-            key = _broken_key(chance, key)
-        return f"{key}={self._value(chance)}"
-
-    def _value(self, chance: random.Random) -> str:
-        pool: Sequence[str] = chance.choice((NUMBERS, NUMBERS, WORDS, WORDS, PATHS, SWEEPS))
-        return chance.choice(pool)
-
-    def _reader(self, command: str, chance: random.Random) -> Words:
-        """Return a line for a command that takes run folders."""
-        options: dict[str, dict[str, Sequence[str]]] = {
-            "evaluate": {"--probabilities": NUMBERS, "--side-by-side": PATHS, "--device": DEVICES},
-            "predict": {
-                "--top": NUMBERS,
-                "--weights": ("best", "last", "x", ""),
-                "--fit": ("crop", "resize", "pad", "x"),
-                "--device": DEVICES,
-            },
-            "export": {
-                "--format": ("safetensors", "pt2", "onnx", "x", ""),
-                "--output": PATHS,
-                "--overwrite": (),
-            },
-            "summarize": {
-                "--metric": ("test_accuracy", "seconds", "nope", "", "status", *WORDS),
-                "--embed": ("pca", "tsne", "x"),
-                "--timing": (),
-                "--test": (),
-            },
-            "compare": {"--embed": ("pca", "tsne", "x"), "--to": PATHS},
-        }
-        known = options.get(command, {}) | {"--trust": WORDS}
-        folders = 2 if command in ("compare", "predict") else 1
-        if chance.random() < 0.15:
-            folders += chance.choice((-1, 1))
-        good = {"summarize": ["group", "group", "."], "compare": ["run", "run", "group/other"]}
-        words = []
-        for place in range(folders):
-            pool = good.get(command, ["run"])
-            if command == "predict" and place:
-                pool = ["picture.png", "pictures", "pictures/cat"]
-            words.append(chance.choice(pool if chance.random() < 0.55 else PATHS))
-        if command == "export":
-            # the exporters take seconds each: mostly refused before
-            words += ["--format", chance.choice(("safetensors",) * 5 + ("x", "pt2"))]
-        for _ in range(chance.choice((0, 1, 1, 2))):
-            words += _option(chance, known)
-        chance.shuffle(words) if chance.random() < 0.05 else None
-        return words
-
-    def _describe(self, chance: random.Random) -> Words:
-        known: dict[str, Sequence[str]] = {
-            "--figure": PATHS,
-            "--images": ("1", "1,2", "-1", "1797", "a", "", ",", "9" * 400, "1.5", "1," * 200),
-            "--settings": ("", "training", "optimizer.lr", "nope", *WORDS),
-            "--schema": (),
-        }
-        return self._with_options(chance, known)
-
-    def _benchmark(self, chance: random.Random) -> Words:
-        known: dict[str, Sequence[str]] = {
-            "--json": PATHS,
-            "--figure": PATHS,
-            "--seconds": ("0.1", "0", "-1", "nan", "inf", "1e400", "abc", "", "9" * 400),
-            "--only": ("epoch", "bound", "data", "nope", "", ",", "epoch,nope", "matmul"),
-        }
-        return [*self._with_options(chance, known), "--seconds=0.1"]
-
-    def _prove(self, chance: random.Random) -> Words:
-        counts = ("1", "0", "-1", "1001", "nan", "abc", "", "9" * 400, "1.5")
-        return [*self._with_options(chance, {"--stops": counts, "--seed": NUMBERS}), "--stops=1"]
-
-    def _reproduce(self, chance: random.Random) -> Words:
-        known: dict[str, Sequence[str]] = {
-            "--seeds": NUMBERS,
-            "--only": ("S3", "nope", "", *WORDS),
-            "--protocol": ("report", "sound", "both", "x"),
-            "--device": DEVICES,
-            "--jobs": (*NUMBERS, "auto"),
-            "--output-dir": PATHS,
-            "--keep": PATHS,
-            "--markdown": PATHS,
-            "--list": (),
-            "--smoke": (),
-            "--accept-code": (),
-        }
-        reports = ("S0", "S1", "S3", "S4", "all", "s3_learning_rate", "S9", "smoke", *WORDS)
-        words = [chance.choice(reports)] if chance.random() < 0.9 else []
-        for _ in range(chance.choice((0, 1, 1, 2, 3))):
-            words += _option(chance, known)
-        return [*words, chance.choice(("--dry-run", "--dry-run", "--list"))]
-
-    def _with_options(self, chance: random.Random, known: dict[str, Sequence[str]]) -> Words:
-        words = self._overrides(chance)
-        for _ in range(chance.choice((0, 1, 1, 2))):
-            words += _option(chance, known)
-        if chance.random() < 0.2:
-            words += chance.choice(HYDRA)
-        if chance.random() < 0.1:
-            words = self._swept(chance, words)
-        return words
+            slips = [key[:-1], key.upper(), key.replace(".", "..", 1), key.replace(".", "/")]
+            slips += [f" {key}", f"{key} ", key.rpartition(".")[2], "x" * 400, "", "a." * 999]
+            key = chance.choice((*BROKEN_KEYS, *slips)).replace("{key}", key)
+        return f"{key}={_value(chance)}"
 
 
-def _option(chance: random.Random, known: dict[str, Sequence[str]]) -> Words:
+def _value(chance: random.Random) -> str:
+    pools: tuple[Sequence[str], ...] = (NUMBERS, NUMBERS, WORDS, WORDS, PATHS, SWEEPS)
+    return chance.choice(chance.choice(pools))
+
+
+def _places(command: str, chance: random.Random) -> Words:
+    """Return what stands before the options of a command that takes no overrides."""
+    words = []
+    for pool in PLACES.get(command, (["run"],)):
+        if chance.random() < 0.93:
+            words.append(chance.choice(pool if chance.random() < 0.6 else PATHS))
+        if chance.random() < 0.07:
+            words.append(chance.choice(PATHS))
+    return words
+
+
+def _option(chance: random.Random, known: Options) -> Words:
     name = chance.choice(sorted(known))
     if not known[name]:
         return [name]
     value = chance.choice(known[name])
     return [f"{name}={value}"] if chance.random() < 0.3 else [name, value]
-
-
-def _broken_key(chance: random.Random, key: str) -> str:
-    ways: tuple[Callable[[], str], ...] = (
-        lambda: key[:-1],
-        lambda: key + "x",
-        lambda: key.upper(),
-        lambda: key.replace(".", "..", 1),
-        lambda: key.replace(".", "/"),
-        lambda: f"+{key}",
-        lambda: f"++{key}",
-        lambda: f"~{key}",
-        lambda: f"{key}.x",
-        lambda: f"{key}[0]",
-        lambda: f"{key}@x",
-        lambda: f"{key}@a:b",
-        lambda: f".{key}",
-        lambda: f"{key}.",
-        lambda: key.rpartition(".")[2],
-        lambda: f"{key}._target_",
-        lambda: f"+{key}.new",
-        lambda: f" {key}",
-        lambda: f"{key} ",
-        lambda: f"choices.{key}",
-        lambda: f"study.{key}",
-        lambda: f"protocols.sound.{key}",
-        lambda: f"+figures.{key}",
-        lambda: "x" * 400,
-        lambda: "ü",
-        lambda: "",
-        lambda: ".".join("a" * 1000),
-    )
-    return chance.choice(ways)()
 
 
 def _mangle(chance: random.Random, words: Words) -> None:
@@ -343,19 +268,10 @@ def _mangle(chance: random.Random, words: Words) -> None:
         return
     place = chance.randrange(len(words))
     word = words[place]
-    slips: tuple[Callable[[], Words], ...] = (
-        list,
-        lambda: [word, word],
-        lambda: [word.replace("=", " = ")],
-        lambda: word.split("=", 1),
-        lambda: [f"--{word}"],
-        lambda: [word, chance.choice(WORDS)],
-        lambda: [word, chance.choice(PATHS)],
-        lambda: [chance.choice(WORDS), word],
-        lambda: [word + chance.choice(WORDS)],
-        lambda: [word[: len(word) // 2]],
-        lambda: [word.replace("=", "==")],
-        lambda: [word, "--"],
-        lambda: ["--", word],
+    other = chance.choice((*WORDS, *PATHS))
+    slips: tuple[Words, ...] = (
+        *([], [word, word], [word.replace("=", " = ")], word.split("=", 1), [f"--{word}"]),
+        *([word, other], [other, word], [word + other], [word[: len(word) // 2]]),
+        *([word.replace("=", "==")], [word, "--"], ["--", word]),
     )
-    words[place : place + 1] = chance.choice(slips)()
+    words[place : place + 1] = chance.choice(slips)

@@ -1,7 +1,5 @@
 """Augmentations beyond crop and flip, beside torchvision's and slow plain ones; exact on resume."""
 
-import subprocess
-import sys
 from collections import Counter
 from typing import Any
 
@@ -72,7 +70,7 @@ def test_a_box_is_erased_as_torchvision_erases_it() -> None:
         assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("side", [1, 4, 5, 8])
+@pytest.mark.parametrize("side", [4, 5])
 def test_the_square_of_cutout_is_centered_anywhere_and_cut_at_the_border(side: int) -> None:
     boxes = sample_cutout(20_000, side, (8, 12), seeded(2))
     heights, widths = boxes[:, 1] - boxes[:, 0], boxes[:, 3] - boxes[:, 2]
@@ -154,8 +152,7 @@ def test_accuracy_counts_the_share_of_the_recognised_class() -> None:
 # --- policies --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", ["trivial_augment", "rand_augment"])
+@pytest.mark.parametrize(("name", "channels"), [("trivial_augment", 1), ("rand_augment", 3)])
 def test_a_policy_is_torchvisions_and_leaves_the_global_generator_alone(
     name: str, channels: int
 ) -> None:
@@ -203,25 +200,6 @@ def test_layout_and_the_draws_of_crop_and_flip_stay_as_they_are() -> None:
         assert erased.is_contiguous(memory_format=layout)
     for images, _ in batches(EVERYTHING, memory_format=layout).epoch(1):
         assert images.is_contiguous(memory_format=layout)
-
-
-@pytest.mark.slow
-def test_torchvision_is_imported_only_for_a_policy() -> None:
-    code = (
-        "import sys; from cifar_lab import train\n"
-        "line = ['dataset=digits', 'model.widths=[4,8]', 'model.hidden=8', 'device=cpu',\n"
-        "  'training.epochs=1', 'figures=none', 'augmentation=none', 'augmentation.mixup=0.2',\n"
-        "  'augmentation.cutout=4', 'output_dir=' + sys.argv[1]]\n"
-        "assert train.main(line) == 0\n"
-        "assert 'torchvision' not in sys.modules\n"
-        "assert train.main([*line, 'augmentation.policy=trivial_augment']) == 0\n"
-        "assert 'torchvision' in sys.modules\n"
-    )
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,7 @@ def validated(labels: np.ndarray, folds: int, **settings: Any) -> list[np.ndarra
     return parts
 
 
-@pytest.mark.parametrize("folds", [2, 3, 5, 10])
-@pytest.mark.parametrize("size", [503, 1000])
+@pytest.mark.parametrize(("folds", "size"), [(2, 503), (5, 1000), (10, 503)])
 def test_folds_are_balanced_as_those_of_scikit_learn(folds: int, size: int) -> None:
     shares = [0.35, 0.3, 0.2, 0.1, 0.05]
     labels = np.random.default_rng(size).choice(5, size=size, p=shares)
@@ -61,13 +60,6 @@ def test_folds_are_keyed_by_the_seed_of_the_split() -> None:
     first, again, other = (validated(labels, 5, seed=seed) for seed in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-
-
-def test_random_folds_cover_the_set_too() -> None:
-    labels = np.repeat([0, 1], [90, 13])
-    parts = validated(labels, 4, method="random")
-    assert sorted(np.concatenate(parts).tolist()) == list(range(103))
-    assert sorted(map(len, parts)) == [25, 26, 26, 26]
 
 
 @pytest.mark.parametrize(
@@ -165,14 +157,7 @@ def test_folds_that_are_missing_and_seeds_among_them_are_noted(tmp_path: Path) -
     make_folds(tmp_path, 0.01, 0.7, seed=1)
     make_folds(tmp_path, 0.1, 0.6, folds=3)
     collection = collection_of(tmp_path)
-    mixed, short = (
-        collection.settings
-        if len(collection.settings[0].runs) == 10
-        else (
-            collection.settings[1],
-            collection.settings[0],
-        )
-    )
+    short, mixed = sorted(collection.settings, key=lambda setting: len(setting.runs))
     notes = "\n".join(collection.notes)
     assert "its 10 runs differ in the fold and in the seed (5 folds, 2 seeds)" in notes
     assert "3 of 5 folds are finished" in notes
@@ -189,14 +174,6 @@ def test_folds_that_are_missing_and_seeds_among_them_are_noted(tmp_path: Path) -
     assert found.mean - found.low == pytest.approx(half)
     assert "mean of 10 runs over 5 folds" in texts.best_text(collection, mixed)
     assert len(short.finished_folds) == 3
-
-
-def test_folds_beside_seeds_are_noted(tmp_path: Path) -> None:
-    make_folds(tmp_path, 0.01, 0.7)
-    for seed in range(3):
-        make_run(tmp_path, lr=0.1, seed=seed)
-    notes = collection_of(tmp_path).notes
-    assert any("repeated over folds and others over seeds" in note for note in notes)
 
 
 def test_two_folds_are_too_few_for_an_interval() -> None:

@@ -1,6 +1,5 @@
 """What only a CUDA device can show. Skipped where there is none; `scripts/measure_gpu` runs it."""
 
-import dataclasses
 import signal
 import subprocess
 import sys
@@ -9,26 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import TINY
+from tiny_runs import TINY, config_of
 
 from cifar_lab import train as train_command
 from cifar_lab.analysis import resume_proof, run_differences
-from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_state
 from cifar_lab.training.criterion import make_criterion
 from cifar_lab.training.data import load_splits
-from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.step import Step
 
 pytestmark = pytest.mark.gpu
 
 ON_GPU = ("device=cuda", "deterministic=true")
-
-
-def config_of(*overrides: str) -> RunConfig:
-    return compose_checked([*TINY, *overrides]).runs[0].config
 
 
 def finished(folder: Path, *overrides: str) -> RunDir:
@@ -132,10 +125,3 @@ def test_too_little_memory_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
     ]
     assert len(lines) == 1
     assert "try a smaller training.batch_size" in lines[0]
-
-
-def test_a_sweep_shares_one_gpu(tmp_path: Path) -> None:
-    words = [*TINY, *ON_GPU, f"output_dir={tmp_path}", "seed=0,1,2,3", "jobs_per_gpu=2", "-m"]
-    assert train_command.main(words) == 0
-    config = dataclasses.replace(config_of(*ON_GPU, "seed=3"), output_dir=str(tmp_path))
-    assert RunDir.create(config).status == "finished"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import StopAt, every_step, make, train
+from tiny_runs import StopIn, make, train
 from torch import nn
 
 from cifar_lab.config.identity import address
@@ -53,49 +53,30 @@ def test_slow_weights_follow_by_the_rule_of_the_paper() -> None:
     assert not torch.equal(before["0.weight"], after["0.weight"])
 
 
-def test_a_run_with_lookahead_ends_on_its_slow_weights(tmp_path: Path) -> None:
-    plain = train(tmp_path, "training.epochs=1")
-    run = train(tmp_path, "training.epochs=1", *ON)
-    assert run.path != plain.path
-    checkpoint = torch.load(run.last, weights_only=True)
-    assert same(checkpoint["model"], checkpoint["lookahead"])
-    assert not same(weights(run), weights(plain))
-    assert "lookahead" not in torch.load(plain.last, weights_only=True)
-
-
-def test_with_no_share_kept_the_bits_are_those_of_a_run_without(tmp_path: Path) -> None:
-    line = ["training.epochs=1", "optimizer=sgd"]
-    kept_nothing = ["training.lookahead.every=1", "training.lookahead.decay=0"]
-    run = train(tmp_path, *line, *kept_nothing)
-    assert same(weights(run), weights(train(tmp_path, *line)))
-
-
-@pytest.mark.parametrize("steps", [6, 22])
-def test_slow_weights_are_resumed_exactly(
-    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_with_no_share_kept_the_bits_are_those_of_a_run_without(
+    tmp_path: Path, tiny_finished: RunDir
 ) -> None:
-    every_step(monkeypatch)
-    whole = train(tmp_path / "whole", *ON)
-    run = make(tmp_path / "stopped", *ON)
+    run = train(tmp_path, "training.lookahead.every=1", "training.lookahead.decay=0")
+    assert same(weights(run), weights(tiny_finished))
+
+
+def test_a_run_ends_on_its_slow_weights_and_begins_them_anew_where_they_are_lost(
+    tmp_path: Path, tiny_finished: RunDir
+) -> None:
+    """That they are resumed exactly is shown in test_resume.py."""
+    run = make(tmp_path, *ON, "training.print_every=1")
     with pytest.raises(Stopped):
-        run_experiment(run, stop=StopAt(steps))
+        run_experiment(run, stop=StopIn("train", 1, 6))
     checkpoint = torch.load(run.last, weights_only=True)
     assert not same(checkpoint["model"], checkpoint["lookahead"])
-    run_experiment(run)
-    assert same(weights(run), weights(whole))
-
-
-def test_a_checkpoint_without_slow_weights_resumes_from_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    every_step(monkeypatch)
-    run = make(tmp_path, *ON)
-    with pytest.raises(Stopped):
-        run_experiment(run, stop=StopAt(6))
-    checkpoint = torch.load(run.last, weights_only=True)
     del checkpoint["lookahead"]
     run.write_last(checkpoint)
     assert run_experiment(run).status == "finished"
+    assert run.path.name != tiny_finished.path.name
+    checkpoint = torch.load(run.last, weights_only=True)
+    assert same(checkpoint["model"], checkpoint["lookahead"])
+    assert not same(weights(run), weights(tiny_finished))
+    assert "lookahead" not in torch.load(tiny_finished.last, weights_only=True)
 
 
 def test_settings_of_lookahead_are_checked_and_leave_other_addresses_alone() -> None:

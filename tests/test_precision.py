@@ -13,9 +13,13 @@ from cifar_lab.training.precision import EVIDENCE, accurate_and_faster, select_p
 from cifar_lab.training.preflight import compose_checked
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "measure_precision"
-REPORTS = [
+REPORTS: list[Any] = [
     path.stem for path in sorted((SCRIPT.parents[1] / "conf" / "experiment").glob("s[0-9]_*.yaml"))
 ]
+
+
+def slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow)
 
 
 def network(
@@ -95,7 +99,7 @@ def test_evidence_of_ones_own_is_followed_and_a_wrong_file_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("experiment", REPORTS)
+@pytest.mark.parametrize("experiment", REPORTS[:2] + [slow(name) for name in REPORTS[2:]])
 def test_the_experiments_of_the_reports_are_fp32_on_every_machine(
     experiment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from tiny_runs import TINY, make
 from cifar_lab import evaluate, train
 from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.errors import UsageError
+from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.preflight import check, compose_checked
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -47,10 +48,9 @@ def test_a_schedule_as_long_as_the_run_is_accepted(tmp_path: Path) -> None:
 
 
 def test_evaluate_refuses_a_device_that_is_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_finished: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = make(tmp_path)
-    assert evaluate.main([str(run.path), "--device", "meta"]) == 2
+    assert evaluate.main([str(tiny_finished.path), "--device", "meta"]) == 2
     assert "device=meta is wrong" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import TINY, every_step
+from tiny_runs import TINY, config_of, every_step
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,13 +29,8 @@ from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.dropout import KeyedDropout, dropout_mask, key_dropout
 from cifar_lab.training.loop import Diverged, Progress, fit
-from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.splits import Splits
 from cifar_lab.training.state import Schedule, TrainState, history_rows, history_tensor
-
-
-def config_of(*overrides: str) -> RunConfig:
-    return compose_checked([*TINY, *overrides]).runs[0].config
 
 
 @pytest.fixture(scope="module")
@@ -58,52 +53,32 @@ def weights(state: TrainState) -> dict[str, Tensor]:
     return {name: t.clone() for name, t in state.model.state_dict().items()}
 
 
-def test_zero_epochs_change_nothing(config: RunConfig, splits: Splits) -> None:
-    fresh, _ = build_state(config, splits, "cpu")
-    state, progress = run(config, splits, epochs=0)
-    assert progress == []
-    assert all(torch.equal(t, weights(fresh)[n]) for n, t in weights(state).items())
-
-
-def test_one_step_changes_every_tensor(
+def test_a_step_changes_every_tensor_and_validation_none(
     config: RunConfig, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every_step(monkeypatch)
     state, batches = build_state(config, splits, "cpu")
     before = weights(state)
-    next(iter(fit(state, batches, splits.validation, config.training)))
-    unchanged = [n for n, t in weights(state).items() if torch.equal(t, before[n])]
-    assert unchanged == []
-    assert (state.epoch, state.step) == (0, 1)
-
-
-def test_validation_changes_no_tensor(
-    config: RunConfig, splits: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    every_step(monkeypatch)
-    state, batches = build_state(config, splits, "cpu")
-    before: dict[str, Tensor] = {}
-    for progress in fit(state, batches, splits.validation, config.training):
-        if progress.phase == "train" and progress.kind == "step":
+    chosen = dataclasses.replace(config.training, epochs=1)
+    for progress in fit(state, batches, splits.validation, chosen):
+        unchanged = [n for n, t in weights(state).items() if torch.equal(t, before[n])]
+        if (progress.phase, progress.kind) == ("train", "step"):
+            assert unchanged == []
+            assert (state.epoch, state.step) == (0, progress.step)
             before = weights(state)
-        if progress.kind == "epoch":
-            assert all(torch.equal(t, before[n]) for n, t in weights(state).items())
+        else:
+            assert unchanged == list(before)
 
 
-@pytest.mark.parametrize("overrides", [[], ["optimizer=sgd", "optimizer.momentum=0.9"]])
-def test_a_plain_slow_loop_gives_the_same_losses(overrides: list[str]) -> None:
+def test_a_plain_slow_loop_gives_the_same_losses() -> None:
     """Written without our data, loop or metrics; no dropout and no augmentation."""
-    settings = config_of(
-        "dropout=none", "augmentation=none", "training.label_smoothing=0.1", *overrides
-    )
+    settings = config_of("dropout=none", "augmentation=none", "training.label_smoothing=0.1")
     splits = load_splits(settings, "cpu")
     state, batches = build_state(settings, splits, "cpu")
     model, _ = build_state(settings, splits, "cpu")
     net = model.model
     rate = settings.optimizer["lr"]
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), lr=rate)
-    if overrides:
-        optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=0.9)
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
     mean, std = normalisation(settings).mean, normalisation(settings).std
     assert mean is not None
     assert std is not None
@@ -152,8 +127,9 @@ def test_a_plain_slow_loop_gives_the_same_losses(overrides: list[str]) -> None:
 # --- dropout -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("p", "layout"), [(0.1, torch.contiguous_format), (0.5, torch.channels_last)]
+)
 def test_a_mask_drops_its_share_and_scales_the_rest(p: float, layout: torch.memory_format) -> None:
     like = torch.empty(50, 8, 16, 17).to(memory_format=layout)
     mask = dropout_mask(like, p, torch.Generator().manual_seed(0))
@@ -169,6 +145,13 @@ def test_a_mask_drops_its_share_and_scales_the_rest(p: float, layout: torch.memo
         assert float((shares - p).abs().max()) < 5 * deviation * math.sqrt(like.shape[dim])
     neighbours = dropped.flatten()[1:] * dropped.flatten()[:-1]
     assert abs(float(neighbours.mean()) - p * p) < 5 * deviation
+    images = torch.randn(5, 4, 3, 3, requires_grad=True)
+    out = KeyedDropout(p, torch.Generator().manual_seed(1))(images)
+    out.sum().backward()
+    expected = dropout_mask(images, p, torch.Generator().manual_seed(1))
+    assert images.grad is not None
+    assert torch.equal(images.grad, expected)
+    assert torch.equal(out, images * expected)
 
 
 def test_dropout_at_its_edges() -> None:
@@ -185,17 +168,6 @@ def test_dropout_at_its_edges() -> None:
         assert dropout_mask(torch.empty(size), 0.5, torch.Generator()).shape == (size,)
     odd = torch.empty(6, 4).t()[::2]  # neither layout is dense
     assert dropout_mask(odd, 0.5, torch.Generator()).shape == odd.shape
-
-
-def test_the_gradient_of_dropout_is_its_mask() -> None:
-    images = torch.randn(5, 4, 3, 3, requires_grad=True)
-    layer = KeyedDropout(0.3, torch.Generator().manual_seed(1))
-    out = layer(images)
-    out.sum().backward()
-    expected = dropout_mask(images, 0.3, torch.Generator().manual_seed(1))
-    assert images.grad is not None
-    assert torch.equal(images.grad, expected)
-    assert torch.equal(out, images * expected)
 
 
 def test_keyed_dropout_keeps_names_and_needs_no_global_generator() -> None:
@@ -221,25 +193,9 @@ def row(epoch: int, accuracy: float, loss: float = 1.0) -> EpochMetrics:
     return EpochMetrics(epoch, 0.1, 1.0, 0.5, loss, accuracy, 1.0, 1.0)
 
 
-def test_schedules_step_when_they_are_asked_to() -> None:
-    calls: list[Any] = []
-    scheduler = SimpleNamespace(step=lambda *values: calls.append(values))
-    per_batch = Schedule(scheduler, "batch")
-    per_batch.after_step(1)
-    per_batch.after_epoch(row(1, 0.5))
-    assert calls == [()]
-    per_epoch = Schedule(scheduler, "epoch")
-    per_epoch.after_step(1)
-    per_epoch.after_epoch(row(1, 0.5))
-    assert calls == [(), ()]
-    Schedule().after_step(1)
-    Schedule().after_epoch(row(1, 0.5))
-
-
 def test_one_cycle_takes_a_step_for_each_batch(splits: Splits) -> None:
-    state, _ = run(config_of("scheduler=one_cycle"), splits)
-    steps = math.ceil(len(splits.train) / 64)
-    assert state.schedule.scheduler.last_epoch == 2 * steps
+    state, _ = run(config_of("scheduler=one_cycle", "training.epochs=1"), splits)
+    assert state.schedule.scheduler.last_epoch == math.ceil(len(splits.train) / 64)
 
 
 def test_a_plateau_reduces_after_the_epoch_that_did_not_improve() -> None:
@@ -321,12 +277,12 @@ def test_the_device_is_read_at_most_twice_a_second(
         return tolist(self)
 
     monkeypatch.setattr(Tensor, "tolist", counted)
-    chosen = dataclasses.replace(config.training, epochs=4)
+    chosen = dataclasses.replace(config.training, epochs=2)
     started = next(ticks)
     list(fit(state, batches, splits.validation, chosen))
     seconds = (next(ticks) - started) * 0.01
     # beside two per second, the ends of the two phases of each epoch
-    assert len(readings) <= 2 * seconds + 4 * 4
+    assert len(readings) <= 2 * seconds + 2 * 4
 
 
 class Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -347,6 +303,7 @@ class Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+@pytest.mark.slow
 def test_no_step_moves_anything_between_host_and_device(
     config: RunConfig, splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,26 +8,21 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
-from tiny_runs import TINY, train
+from tiny_runs import config_of, train
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.averages import WeightAverage
 from cifar_lab.training.build import build_state, make_model
 from cifar_lab.training.criterion import Criterion, class_weights
 from cifar_lab.training.data import check_data, load_splits
 from cifar_lab.training.loop import fit
-from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.scoring import load_weights
 from cifar_lab.training.splits import Split, Splits
-
-
-def config_of(*overrides: str) -> RunConfig:
-    return compose_checked([*TINY, *overrides]).runs[0].config
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +52,7 @@ def plain_loss(logits: Tensor, shares: Tensor, weights: list[float], smoothing: 
     return total / divisor
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0, 7.0]])
+@pytest.mark.parametrize(("weights", "smoothing"), [(None, 0.0), ([0.5, 2.0, 1.0, 7.0], 0.1)])
 def test_the_loss_is_the_weighted_mean_of_images_also_of_mixed_ones(
     weights: list[float] | None, smoothing: float
 ) -> None:
@@ -207,8 +201,7 @@ def test_a_run_validates_and_keeps_the_averaged_weights(splits: Splits, tmp_path
     assert summary.test_accuracy_last == run.read_predictions("test", "last").accuracy
 
 
-def test_a_run_without_an_average_has_none_to_load(splits: Splits, tmp_path: Path) -> None:
-    run = train(tmp_path, "training.epochs=1")
-    assert "averaged" not in load_checkpoint(run.last)
+def test_a_run_without_an_average_has_none_to_load(splits: Splits, tiny_finished: RunDir) -> None:
+    assert "averaged" not in load_checkpoint(tiny_finished.last)
     with pytest.raises(UsageError, match=r"no averaged weights; training\.ema=0\.999"):
-        load_weights(run, "averaged", make_model(run.read_config(), splits, "cpu"))
+        load_weights(tiny_finished, "averaged", make_model(config_of(), splits, "cpu"))

@@ -1,7 +1,13 @@
-"""Runs of the digits with a model so small that an epoch takes a fraction of a second."""
+"""Runs of the digits with a model so small that an epoch takes a fraction of a second.
+
+Do not train what another test has trained already: the fixtures `tiny_finished` and `tiny_stopped`
+of conftest.py are one finished and one stopped run of the session, to read; `finished` and
+`stopped` are copies of them in a test's own `tmp_path`, to damage, move or continue.
+"""
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
@@ -31,11 +38,25 @@ TINY = (
     "threads=1",
 )
 
+RICH = (
+    "figures=embeddings",
+    *(f"figures.{name}=null" for name in ("tsne", "curves", "confusion_matrix", "samples")),
+    *(f"figures.{name}=null" for name in ("per_class", "reliability")),  # half a second each
+    "training.step_history=true",
+    "training.print_every=1",  # a yield, and so a possible stop, after each of the 9 steps
+    "training.best_file_name='{model}-{epoch}.pt'",
+)
+"""What the runs of the session have besides: nearly every file that a run can write."""
+
+
+def config_of(*overrides: str) -> RunConfig:
+    """Return the checked config of a tiny run."""
+    return compose_checked([*TINY, *overrides]).runs[0].config
+
 
 def make(folder: Path, *overrides: str) -> RunDir:
     """Return a queued run below `folder`."""
-    request = compose_checked([*TINY, f"output_dir={folder}", *overrides])
-    return RunDir.create(request.runs[0].config)
+    return RunDir.create(config_of(f"output_dir={folder}", *overrides))
 
 
 def train(folder: Path, *overrides: str, **options: Any) -> RunDir:
@@ -43,6 +64,15 @@ def train(folder: Path, *overrides: str, **options: Any) -> RunDir:
     run = make(folder, *overrides)
     run_experiment(run, **options)
     return run
+
+
+def copy_run(run: RunDir, folder: Path) -> RunDir:
+    """Return a copy of a run below another output folder, as if it had been made there."""
+    copy = RunDir(folder / run.path.parent.name / run.path.name)
+    shutil.copytree(run.path, copy.path)
+    text = copy.config_file.read_text()
+    copy.config_file.write_text(text.replace(str(run.path.parents[1]), str(folder)))
+    return copy
 
 
 class StopAt(Stop):
@@ -57,12 +87,28 @@ class StopAt(Stop):
         return self.left == 0
 
 
+class StopIn(Stop):
+    """Behaves as if a signal had come after this training step, or within this validation.
+
+    With `RICH`, which yields after each step; within validation the number of yields varies.
+    """
+
+    def __init__(self, phase: str, epoch: int, step: int | None = None) -> None:
+        super().__init__()
+        self.place = phase, epoch, step
+
+    def is_wanted(self, progress: Progress) -> bool:
+        phase, epoch, step = self.place
+        here = (progress.kind, progress.phase, progress.epoch) == ("step", phase, epoch)
+        return here and step in (None, progress.step)
+
+
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `fit` yield after each step, so that a run can be stopped after any of them."""
     monkeypatch.setattr("cifar_lab.training.group.YIELD_SECONDS", 0.0)
 
 
-def at_yield(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], None]) -> None:
+def at_yield(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> None:
     """Let `action` happen as training reaches a yield."""
     fit = loop.fit
 

@@ -104,7 +104,7 @@ def _setting(
         "detail": detail,
         "n": len(setting.finished),
         "all": len(setting.runs),
-        "status": ", ".join(f"{n} {s}" for s, n in texts.status_counts(setting).items()),
+        "status": ", ".join(f"{n} {s}" for s, n in texts.status_counts(setting.runs).items()),
         "scores": {
             name: {"value": rounded(found.mean), "text": run_metrics.show_interval(name, found)}
             for name in names

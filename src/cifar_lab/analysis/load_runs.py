@@ -7,7 +7,6 @@ the others are read all the same.
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,42 +117,34 @@ class FoundRun:
             self.problems.append(problem)
 
 
-@dataclass(frozen=True)
-class Unreadable:
-    """A run folder that cannot be read, and why."""
+def read_runs(folder: Path) -> tuple[list[FoundRun], dict[Path, str]]:
+    """Read every run at and below `folder`, and why others cannot be read.
 
-    path: Path
-    reason: str
-
-
-def read_runs(folder: Path) -> tuple[list[FoundRun], list[Unreadable]]:
-    """Read every run at and below `folder`; UsageError if there is none."""
+    UsageError if there is none.
+    """
     found = find_runs(folder)
     if not found:
         raise UsageError(
             f"{folder} holds no run: a run's folder has a config.yaml and a summary.json"
         )
     runs: list[FoundRun] = []
-    unreadable: list[Unreadable] = []
+    unreadable: dict[Path, str] = {}
     for run in found:
         try:
             runs.append(FoundRun(run))
         except (UsageError, RunFailed, OSError, RecursionError) as error:
-            unreadable.append(Unreadable(run.path, _reason(error, run)))
+            text = str(error) or type(error).__name__
+            for path in (run.config_file, run.summary_file, run.metrics_file, run.path):
+                text = text.replace(f"{path}", path.name)
+            unreadable[run.path] = text
     return runs, unreadable
 
 
 def show_value(value: Any) -> str:
     """Return a config value as short text: 0.0001, null, [3, 32, 32]."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
     if isinstance(value, float):
         return f"{value:.10g}"
-    if isinstance(value, str):
-        return shorten(value, 60)
-    return shorten(json.dumps(value, ensure_ascii=False), 60)
+    return shorten(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 60)
 
 
 def _finite(summary: RunSummary) -> RunSummary:
@@ -164,10 +155,3 @@ def _finite(summary: RunSummary) -> RunSummary:
         if isinstance(value := getattr(summary, spec.name), float) and not math.isfinite(value)
     }
     return dataclasses.replace(summary, **replaced)
-
-
-def _reason(error: BaseException, run: RunDir) -> str:
-    text = str(error) or type(error).__name__
-    for path in (run.config_file, run.summary_file, run.metrics_file, run.path):
-        text = text.replace(f"{path}", path.name)
-    return shorten(text, 300)

@@ -64,7 +64,10 @@ def range_test(config: RunConfig, steps: int) -> RangeTest:
     constant = dataclasses.replace(config, scheduler=None)
     state, batches = build_state(constant, splits, device, initial_weights=True)
     rates = np.geomspace(LOWEST, HIGHEST, steps)
-    state.schedule = _growing(state.optimizer, rates / base)
+    growing = torch.optim.lr_scheduler.LambdaLR(
+        state.optimizer, lambda step: float(rates[min(step, steps - 1)] / base)
+    )
+    state.schedule = Schedule(growing, "batch")
     training = dataclasses.replace(
         config.training,
         epochs=math.ceil(steps / len(batches)),
@@ -76,11 +79,12 @@ def range_test(config: RunConfig, steps: int) -> RangeTest:
     with contextlib.suppress(Diverged):  # a loss that is not finite has no place in a figure
         for progress in fit(state, batches, None, training):
             losses += [row.loss for row in progress.step_rows]
-            if len(losses) >= steps or _has_diverged(losses):
+            smoothed = smooth(losses)
+            diverged = len(losses) > 0 and smoothed[-1] > _TOO_HIGH * smoothed.min()
+            if len(losses) >= steps or diverged:
                 break
-    found = np.array(losses[:steps])
-    smoothed = smooth(found)
-    return RangeTest(rates[: len(found)], found, smoothed, suggest(rates[: len(found)], smoothed))
+    rates, smoothed = rates[: len(losses)], smooth(losses[:steps])
+    return RangeTest(rates, np.array(losses[:steps]), smoothed, suggest(rates, smoothed))
 
 
 def smooth(losses: npt.ArrayLike) -> Floats:
@@ -107,17 +111,3 @@ def suggest(rates: Floats, smoothed: Floats) -> float | None:
     if not len(slopes) or slopes.min() >= 0:
         return None
     return float(rates[chosen][slopes.argmin()])
-
-
-def _growing(optimizer: torch.optim.Optimizer, factors: Floats) -> Schedule:
-    """Return the schedule that multiplies the rate of each group by one factor after another."""
-    last = len(factors) - 1
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: float(factors[min(step, last)])
-    )
-    return Schedule(scheduler, "batch")
-
-
-def _has_diverged(losses: list[float]) -> bool:
-    smoothed = smooth(losses)
-    return len(losses) > 0 and bool(smoothed[-1] > _TOO_HIGH * smoothed.min())

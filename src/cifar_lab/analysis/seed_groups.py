@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics, statistics
-from cifar_lab.analysis.load_runs import MISSING, FoundRun, Unreadable, read_runs, show_value
+from cifar_lab.analysis.load_runs import MISSING, FoundRun, read_runs, show_value
 from cifar_lab.analysis.statistics import Interval, PairedTest, interval, interval_over_folds
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import shorten
@@ -87,7 +87,7 @@ class RunCollection:
     folder: Path
     axes: list[str]
     settings: list[SeedGroup]
-    unreadable: list[Unreadable]
+    unreadable: dict[Path, str]
     notes: list[str]
     metric: str = ""
     ranked: bool = False
@@ -160,7 +160,7 @@ def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
     """Group runs that were read, by what differs between them; `folder` is above them all."""
     axes = find_axes(runs)
     settings, notes = _group(runs, axes)
-    collection = RunCollection(folder, axes, settings, [], notes)
+    collection = RunCollection(folder, axes, settings, {}, notes)
     collection.notes += _fold_notes(collection)
     return collection
 

@@ -30,8 +30,8 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
     header += ["difference_from_best", "p_adjusted", *MEANS]
     rows = []
     for setting in collection.settings:
-        counts = texts.status_counts(setting)
-        failed, finished = counts.get("failed", 0), setting.finished
+        finished = setting.finished
+        failed = sum(run.summary.status == "failed" for run in setting.runs)
         row: list[Any] = [*setting.key, setting.rank, "yes" if setting.chosen else None]
         seeds = [str(run.config.seed) for run in finished]
         row += [len(finished), " ".join(dict.fromkeys(seeds) if with_folds else seeds)]

@@ -1,6 +1,7 @@
 """What summary.md, report.html and the console say about runs, settings and tests, in words."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics, statistics
@@ -8,15 +9,13 @@ from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.analysis.statistics import Interval, PairedTest
 from cifar_lab.errors import shorten
-from cifar_lab.runs.summary import Status
 
-_STATUSES: tuple[Status, ...] = ("finished", "running", "interrupted", "queued", "failed")
+_STATUSES = ("finished", "running", "interrupted", "queued", "failed")
 
 
 def counts_text(collection: RunCollection) -> str:
     """Return how many runs and settings there are, and in which state."""
-    found = Counter(run.summary.status for run in collection.runs)
-    counts: dict[str, int] = {status: found[status] for status in _STATUSES if found[status]}
+    counts = status_counts(collection.runs)
     if collection.unreadable:
         counts["not readable"] = len(collection.unreadable)
     states = ", ".join(f"{number} {status}" for status, number in counts.items())
@@ -24,10 +23,10 @@ def counts_text(collection: RunCollection) -> str:
     return f"{runs} run{'s' * (runs != 1)} of {settings} setting{'s' * (settings != 1)}: {states}."
 
 
-def status_counts(setting: SeedGroup) -> dict[str, int]:
-    """Return how many of a setting's runs are in which state."""
-    found = Counter(run.summary.status for run in setting.runs)
-    return {status: found[status] for status in _STATUSES if found[status]}
+def status_counts(runs: Sequence[FoundRun]) -> dict[str, int]:
+    """Return how many runs are in which state."""
+    counts = Counter[str](run.summary.status for run in runs)
+    return {status: counts[status] for status in _STATUSES if counts[status]}
 
 
 def runs_text(setting: SeedGroup) -> str:
@@ -49,10 +48,8 @@ def folder_text(collection: RunCollection, path: Path) -> str:
 def problems(collection: RunCollection) -> list[tuple[str, str]]:
     """Return what cannot be read: folder and reason."""
     damaged = [(run.run.path, text) for run in collection.runs for text in run.problems]
-    unreadable = [(run.path, run.reason) for run in collection.unreadable]
-    return [
-        (folder_text(collection, path), shorten(text, 300)) for path, text in damaged + unreadable
-    ]
+    texts = [*damaged, *collection.unreadable.items()]
+    return [(folder_text(collection, path), shorten(text, 300)) for path, text in texts]
 
 
 def best_text(collection: RunCollection, setting: SeedGroup) -> str:

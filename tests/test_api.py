@@ -196,6 +196,8 @@ def test_a_program_that_uses_hydra_itself_keeps_its_own() -> None:
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         mine = GlobalHydra.instance().hydra
         compose_words(["dataset=digits"])
+        with pytest.raises(cifar_lab.UsageError):
+            compose_words(["dataset=digitss"])
         assert GlobalHydra.instance().hydra is mine
 
 

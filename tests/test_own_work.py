@@ -122,13 +122,6 @@ def test_a_run_folder_trusts_nothing(
         assert "trust" in capsys.readouterr().err
 
 
-def test_misspelt_own_option_is_answered_with_the_right_one(
-    own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert train.main(["--config-dir", "mine", "dataset=digits", "model=my_nett"]) == 2
-    assert "did you mean my_net?" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("source", ["image_folder", "npz"])
 def test_own_pictures_train_and_are_asked_about(
     own: Path, source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -125,17 +125,19 @@ def _hydra(config_dir: str | None) -> Iterator[None]:
     """Let Hydra compose from conf/, and before it from a folder of the user's own."""
     before = GlobalHydra.instance().hydra  # of a program that uses Hydra itself
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        if config_dir is not None:
-            # what --config-dir does in Hydra's own main
-            loader: Any = GlobalHydra.instance().config_loader()
-            path = f"file://{Path(config_dir).resolve()}"
-            schema = SearchPathQuery(provider="schema")  # Hydra wants it to stay the last
-            search_path = loader.get_search_path()
-            search_path.prepend(provider="command-line", path=path, anchor=schema)
-            loader.repository.initialize_sources(search_path)
-        yield
-    GlobalHydra.instance().hydra = before
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            if config_dir is not None:
+                # what --config-dir does in Hydra's own main
+                loader: Any = GlobalHydra.instance().config_loader()
+                path = f"file://{Path(config_dir).resolve()}"
+                schema = SearchPathQuery(provider="schema")  # Hydra wants it to stay the last
+                search_path = loader.get_search_path()
+                search_path.prepend(provider="command-line", path=path, anchor=schema)
+                loader.repository.initialize_sources(search_path)
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 class _Composer:

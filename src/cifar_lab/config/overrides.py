@@ -4,7 +4,6 @@ For `cifar_lab.config.compose` only, which composes the config of each set of ov
 """
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -15,7 +14,7 @@ from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Rang
 from hydra.errors import HydraException
 
 from cifar_lab.config.launch import LAUNCH_KEYS, Dimension, combinations, range_size
-from cifar_lab.config.schema import convert
+from cifar_lab.config.schema import as_typed, convert
 from cifar_lab.errors import UsageError, first_line, shorten
 
 INSTEAD_OF_PLUGINS = {
@@ -63,17 +62,12 @@ def expand_points(
     for place, point in enumerate(convert(list[dict[str, Any]], points, "points")):
         if not point:
             raise UsageError(f"points[{place}] is empty; it must be a group of settings")
-        words = [f"{key}={_typed(value)}" for key, value in point.items() if key not in asked]
+        words = [f"{key}={as_typed(value)}" for key, value in point.items() if key not in asked]
         parsed = parse_overrides(words)
         check_overrides(parsed)
         for overrides in expand_grid(parsed, options, multirun=True):
             found.setdefault(tuple(str(o.input_line) for o in overrides), overrides)
     return list(found.values())
-
-
-def _typed(value: Any) -> str:
-    """Return a value of a YAML file as one types it on a command line."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def expand_grid(

@@ -5,7 +5,6 @@ its default, and what is particular to an option or an argument of a target, tho
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from cifar_lab.config.groups import config_folder, default_options, find_options
 from cifar_lab.config.identity import TRANSPORT_ARGUMENTS
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.config.schema import describe_values, find_field, hints
+from cifar_lab.config.schema import as_typed, describe_values, find_field, hints
 from cifar_lab.errors import UsageError, did_you_mean
 
 _LAUNCHING = frozenset(spec.name for spec in dataclasses.fields(LaunchOptions))
@@ -165,7 +164,9 @@ def _section(
     group: str, option: str | None, entries: list[_Entry], about: str, *, is_default: bool = False
 ) -> Section:
     settings = tuple(
-        Setting(key, _show(default), _values(key, default), _meaning(key, note), _is_identity(key))
+        Setting(
+            key, as_typed(default), _values(key, default), _meaning(key, note), _is_identity(key)
+        )
         for key, default, note in entries
     )
     return Section(group, option, is_default, about, settings)
@@ -237,12 +238,6 @@ def _is_identity(key: str) -> bool:
     if not all(found[0].metadata.get("identity", True) for found in above if found):
         return False
     return not (key.startswith("dataset.source.") and parts[-1] in TRANSPORT_ARGUMENTS)
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _first_sentence(text: str | None) -> str:

@@ -230,9 +230,14 @@ def wrong(path: str, value: Any, right: str, guess: str = "") -> UsageError:
     return UsageError(f"{path}={_show(value)} is wrong: it must be {right}{guess}")
 
 
+def as_typed(value: Any) -> str:
+    """Return a value of a YAML file as one types it on a command line."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _show(value: Any) -> str:
     try:
-        text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+        text = as_typed(value)
     except (TypeError, ValueError):
         text = type(value).__name__
     return shorten(text)

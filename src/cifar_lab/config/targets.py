@@ -1,9 +1,8 @@
 """From `_target_` to object: which targets are allowed, and their arguments, checked and bound.
 
 A run folder's config decides what is called, so a target is judged by what it resolves to, not by
-its name alone: a subclass of nn.Module, Optimizer or LRScheduler, a `load` of our datasets, or a
-`draw` of our figures, one of our
-trackers. `torch.load` and `torch.hub.load` are none of these.
+its name alone: a subclass of nn.Module, Optimizer or LRScheduler, a `load` of our datasets, a
+`draw` of our figures, or one of our trackers. `torch.load` and `torch.hub.load` are none of these.
 """
 
 import functools

@@ -18,9 +18,9 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_model, build_state
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
-from cifar_lab.training.predict import mean_logits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
+from cifar_lab.training.scoring import mean_logits
 
 SMALL = ["experiment=airbench_small", "dataset=digits"]
 SMALL += ["dataset.mean=[0.5]", "dataset.std=[0.5]", "model.widths=[8,16,16]", "device=cpu"]

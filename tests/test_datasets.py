@@ -25,7 +25,6 @@ from cifar_lab.datasets.held_out import held_out
 from cifar_lab.datasets.pictures import Fit, read_picture
 from cifar_lab.datasets.store import data_root
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.runs import atomic_io
 from cifar_lab.training.preflight import compose_checked
 
 ROOT = Path(__file__).parent.parent
@@ -134,7 +133,7 @@ def test_a_disk_too_full_for_the_cache_does_not_stop_the_run(
     def full(handle: IO[bytes]) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic_io, "sync_file", full)
+    monkeypatch.setattr("cifar_lab.runs.files.sync_file", full)
     assert tiny_sets.same(counted.load(), counted.data)
     assert "cannot be cached" in caplog.text
     assert "No space left" in caplog.text

@@ -123,7 +123,7 @@ def test_nobody_tidies_a_folder_that_is_being_created(
         refused.append(folder)
         sync(handle)
 
-    monkeypatch.setattr(atomic_io, "sync_file", interrupted)
+    monkeypatch.setattr("cifar_lab.runs.files.sync_file", interrupted)
     run = RunDir.create(config)
     assert len(refused) == 2  # config.yaml and summary.json
     assert run.status == "queued"

@@ -28,7 +28,7 @@ TARGETS = str.split(
     "torch.hub.load_state_dict_from_url torch.utils.cpp_extension.load_inline "
     "torch.serialization.os.system torch.os.system torch.nn.modules.module.torch.load "
     "torch._dynamo.config.eval torch.nn.Module.load_state_dict torch.Tensor torch "
-    "torch.optim.Optimizer.zero_grad cifar_lab.runs.atomic_io.write_text "
+    "torch.optim.Optimizer.zero_grad cifar_lab.runs.files.write_text "
     "cifar_lab.runs.run_dir.RunDir cifar_lab.training.run.run_experiment "
     "cifar_lab.datasets.download.download cifar_lab.runs.provenance.subprocess.run "
     "cifar_lab.config.targets.importlib.import_module cifar_lab.figures.curves.os.system "

@@ -79,7 +79,7 @@ def _benchmark(argv: list[str]) -> int:
     if arguments.json is not None:
         import json
 
-        from cifar_lab.runs.atomic_io import write_text
+        from cifar_lab.runs.files import write_text
 
         write_text(arguments.json, json.dumps(report.to_plain(), indent=2) + "\n")
     if arguments.figure is not None:

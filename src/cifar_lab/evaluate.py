@@ -136,7 +136,7 @@ def _write_errors(runs: "Sequence[RunDir]", count: int) -> Path:
     import torch
 
     from cifar_lab.analysis.error_page import error_page
-    from cifar_lab.runs.atomic_io import write_text
+    from cifar_lab.runs.files import write_text
     from cifar_lab.training.data import load_splits
 
     images = load_splits(runs[0].own_config(), "cpu").official_test.images

@@ -45,7 +45,7 @@ def _export(argv: list[str]) -> int:
     from cifar_lab.config import targets
     from cifar_lab.exports.model_card import model_card
     from cifar_lab.exports.write import export
-    from cifar_lab.runs.atomic_io import write_text
+    from cifar_lab.runs.files import write_text
     from cifar_lab.runs.run_dir import RunDir
 
     targets.trust(arguments.trust)

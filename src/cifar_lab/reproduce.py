@@ -290,7 +290,7 @@ def _keep(rows: Sequence[Row], folder: Path) -> None:
 
 def _write(rows: Sequence[Row], file: Path, argv: Sequence[str]) -> None:
     """Write the document, and its pictures into images/reproduction beside it."""
-    from cifar_lab.runs.atomic_io import replacing, write_text
+    from cifar_lab.runs.files import replacing, write_text
 
     folder = file.parent / "images" / "reproduction"
     folder.mkdir(parents=True, exist_ok=True)

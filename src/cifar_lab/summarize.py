@@ -49,7 +49,7 @@ def _summarize(argv: list[str]) -> int:
 
     from cifar_lab.analysis import claims, html_report, ranking, run_metrics, summary_tables
     from cifar_lab.analysis.seed_groups import read_collection
-    from cifar_lab.runs.atomic_io import write_text
+    from cifar_lab.runs.files import write_text
 
     if arguments.metric is not None:
         run_metrics.check(arguments.metric)

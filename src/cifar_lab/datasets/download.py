@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cifar_lab.datasets.store import digest_of
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.runs.atomic_io import open_for_appending, sync
+from cifar_lab.runs.files import open_for_appending, sync
 
 log = logging.getLogger("cifar_lab")
 

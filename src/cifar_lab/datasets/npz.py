@@ -11,7 +11,7 @@ from cifar_lab.datasets import ARRAYS, ImageArrays
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.store import user_path
 from cifar_lab.errors import UsageError, first_line
-from cifar_lab.runs.atomic_io import open_for_reading
+from cifar_lab.runs.files import open_for_reading
 
 
 def load(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.errors import UsageError, first_line, shorten_path
-from cifar_lab.runs.atomic_io import open_for_reading
+from cifar_lab.runs.files import open_for_reading
 
 if TYPE_CHECKING:
     from PIL import Image

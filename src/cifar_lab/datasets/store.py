@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
 from cifar_lab.errors import Unavailable, UsageError, first_line, shorten, shorten_path
-from cifar_lab.runs.atomic_io import open_for_appending, replacing, try_lock, write_text
+from cifar_lab.runs.files import open_for_appending, replacing, try_lock, write_text
 
 log = logging.getLogger("cifar_lab")
 

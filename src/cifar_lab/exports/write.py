@@ -9,7 +9,7 @@ from cifar_lab.errors import RunFailed, first_line
 from cifar_lab.exports import onnx_file, pt2_file, safetensors_file
 from cifar_lab.exports.check import TOLERANCE, Reference, deviation, expected_outputs
 from cifar_lab.exports.network import Format, answers_of, load_network, metadata
-from cifar_lab.runs.atomic_io import replacing
+from cifar_lab.runs.files import replacing
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.sanity_checks import sum_to_one
 

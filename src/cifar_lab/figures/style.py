@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.runs.atomic_io import replacing
+from cifar_lab.runs.files import replacing
 from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cifar_lab.errors import Damaged, UsageError, first_line
-from cifar_lab.runs.atomic_io import open_for_reading
+from cifar_lab.runs.files import open_for_reading
 
 CHECKPOINT_FORMAT = 1
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cifar_lab.errors import Damaged, shorten
-from cifar_lab.runs.reading import read_bytes
+from cifar_lab.runs.files import read_bytes
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]

@@ -13,18 +13,17 @@ from cifar_lab.config.identity import address, identity, identity_hash
 from cifar_lab.config.run_config import RunConfig, dump, load
 from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten_path
 from cifar_lab.runs import summary as summary_module
-from cifar_lab.runs.atomic_io import (
+from cifar_lab.runs.files import (
     move_aside,
     move_back,
     open_for_reading,
     open_lock,
+    read_bytes,
     remove_leftovers,
     try_lock,
     write_text,
 )
-from cifar_lab.runs.reading import read_bytes
-from cifar_lab.runs.run_files import RunFiles
-from cifar_lab.runs.second_name import second_name_pattern
+from cifar_lab.runs.run_files import RunFiles, second_name_pattern
 from cifar_lab.runs.summary import RunSummary, Status, queued
 
 LONGEST_SEARCH = 20_000

@@ -6,22 +6,27 @@ crash, and the resumed run writes it again.
 """
 
 import json
+import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import Damaged, UsageError, first_line
-from cifar_lab.runs.atomic_io import (
+from cifar_lab.runs.checkpoints import load_checkpoint, save_checkpoint
+from cifar_lab.runs.files import (
     append_text,
     check_inside,
     copy_at_once,
+    read_arrays,
+    read_bytes,
     replacing,
     sync_file,
     write_text,
 )
-from cifar_lab.runs.checkpoints import load_checkpoint, save_checkpoint
 from cifar_lab.runs.metrics import (
     EpochMetrics,
     Predictions,
@@ -30,7 +35,7 @@ from cifar_lab.runs.metrics import (
     read_csv,
     to_csv,
 )
-from cifar_lab.runs.reading import read_arrays, read_bytes
+from cifar_lab.runs.text import class_name
 
 
 class RunFiles:
@@ -217,3 +222,40 @@ class RunFiles:
         with replacing(path) as handle:
             figure.savefig(handle, dpi=150, format="png")
         return path
+
+
+def second_name(config: RunConfig, epoch: int, val_accuracy: float) -> str | None:
+    """Return the name for the weights of an epoch, by `training.best_file_name`."""
+    template = config.training.best_file_name
+    if template is None:
+        return None
+    return template.format(**_constants(config), epoch=epoch, acc=val_accuracy)
+
+
+def second_name_pattern(config: RunConfig) -> str:
+    """Return a regular expression for the names of all epochs; without a template none fits."""
+    template, constants = config.training.best_file_name, _constants(config)
+    if template is None:
+        return r"(?!)"
+    return "".join(
+        re.escape(text) + _field_pattern(field, spec or "", constants)
+        for text, field, spec, _ in string.Formatter().parse(template)
+    )
+
+
+def _field_pattern(field: str | None, spec: str, constants: dict[str, str | float]) -> str:
+    if field is None:
+        return ""
+    if field in constants:
+        return re.escape(format(constants[field], spec))
+    return r"\d+" if field == "epoch" else r"[0-9.e+-]+"
+
+
+def _constants(config: RunConfig) -> dict[str, str | float]:
+    """Return the values that are the same for each epoch."""
+    return {
+        "model": class_name(config.model),
+        "lr": config.optimizer.get("lr", 0.0),
+        "opt": class_name(config.optimizer),
+        "act": class_name(config.activation),
+    }

@@ -20,7 +20,7 @@ from typing import IO
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import RunFailed
-from cifar_lab.runs.atomic_io import open_for_appending
+from cifar_lab.runs.files import open_for_appending
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import cell as cell_module
 from cifar_lab.sweeps.cell import Cell

@@ -18,7 +18,7 @@ from typing import Any
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import RunFailed, Unavailable, UsageError
-from cifar_lab.runs.atomic_io import write_text
+from cifar_lab.runs.files import write_text
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import local
 from cifar_lab.sweeps.cell import Cell

@@ -18,7 +18,7 @@ from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_state, normalisation
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
-from cifar_lab.training.predict import predict
+from cifar_lab.training.scoring import predict
 from cifar_lab.training.splits import Split
 from cifar_lab.training.state import TrainState
 

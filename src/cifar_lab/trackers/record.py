@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from cifar_lab.config.schema import parse_as
 from cifar_lab.errors import Damaged, UsageError, first_line
-from cifar_lab.runs.atomic_io import write_text
-from cifar_lab.runs.reading import read_bytes
+from cifar_lab.runs.files import read_bytes, write_text
 from cifar_lab.runs.run_dir import RunDir
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import flatten, to_plain
 from cifar_lab.errors import first_line
-from cifar_lab.runs.atomic_io import open_lock, try_lock
-from cifar_lab.runs.reading import read_bytes
+from cifar_lab.runs.files import open_lock, read_bytes, try_lock
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
 from cifar_lab.trackers import Session, TrackedRun, Tracker, scores_of

@@ -10,9 +10,8 @@ from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_model, normalisation
 from cifar_lab.training.device import memory_format, seeded, select_device
-from cifar_lab.training.predict import mean_logits
 from cifar_lab.training.sanity_checks import sum_to_one
-from cifar_lab.training.scoring import load_weights, weights_to_score
+from cifar_lab.training.scoring import load_weights, mean_logits, weights_to_score
 
 
 def load_model(run: RunDir, *, weights: str | None = None, device: str = "cpu") -> nn.Module:

@@ -17,7 +17,7 @@ from cifar_lab.runs import provenance
 from cifar_lab.runs.checkpoints import weights_checksum
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.second_name import second_name
+from cifar_lab.runs.run_files import second_name
 from cifar_lab.runs.summary import RunSummary, queued
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.runs import summary as summary_module
+from cifar_lab.runs.files import read_bytes
 from cifar_lab.runs.metrics import EpochMetrics, Predictions, binomial_half_width
-from cifar_lab.runs.reading import read_bytes
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import Batches, Normalisation, in_order
 from cifar_lab.training.config_checks import check_config

@@ -129,7 +129,22 @@ def obtain(
     """
 
     def decode(add: Add, not_writable: str) -> Facts:
-        arrays = _from_sources(name, root, checksums, find_sources(), not_writable)
+        sources = find_sources()
+        usable = [source for source in sources if source.local or not not_writable]
+        tried: list[str] = []
+        arrays = _first(usable, checksums, tried)
+        if arrays is None and not_writable:
+            raise UsageError(
+                f"the data folder {root} has no valid copy of {name} and cannot be written "
+                f"({not_writable}); set CIFAR_LAB_DATA to a writable folder"
+            )
+        if arrays is None:
+            remedies = [source.remedy for source in sources if source.remedy]
+            remedies.append("set CIFAR_LAB_DATA to a folder that has it")
+            raise Unavailable(
+                f"{name} is not in {root} and could not be downloaded "
+                f"(tried {'; '.join(tried)}); {', or '.join(remedies)}"
+            )
         for array in ARRAYS:
             add(array, [getattr(arrays, array)])
         return Facts(arrays.class_names)
@@ -137,19 +152,12 @@ def obtain(
     return cached(root / "decoded" / name, "", decode, name, checksums=checksums)
 
 
-def _from_sources(
-    name: str,
-    root: Path,
-    checksums: Mapping[str, str],
-    sources: Sequence[Source],
-    not_writable: str,
-) -> ImageArrays:
-    """Ask each source in turn, and the slow ones again after the others."""
-    usable = [source for source in sources if source.local or not not_writable]
-    waiting = [(source, source is usable[-1]) for source in usable]
-    tried: list[str] = []
-    while waiting:
-        source, patient = waiting.pop(0)
+def _first(
+    sources: Sequence[Source], checksums: Mapping[str, str], tried: list[str]
+) -> ImageArrays | None:
+    """Return the arrays of the first source that has them; the slow ones are asked again last."""
+    waiting = [(source, False) for source in sources]
+    for source, patient in waiting:
         try:
             arrays = source.get(patient)
             if arrays is None:
@@ -164,19 +172,9 @@ def _from_sources(
             log.warning("%s: %s", source.name, failed)
             tried.append(f"{source.name}: {failed}")
         else:
-            log.info("%s: from %s", name, source.name)
+            log.info("from %s", source.name)
             return arrays
-    if not_writable:
-        raise UsageError(
-            f"the data folder {root} has no valid copy of {name} and cannot be written "
-            f"({not_writable}); set CIFAR_LAB_DATA to a writable folder"
-        )
-    remedies = [source.remedy for source in sources if source.remedy]
-    remedies.append("set CIFAR_LAB_DATA to a folder that has it")
-    raise Unavailable(
-        f"{name} is not in {root} and could not be downloaded "
-        f"(tried {'; '.join(tried) or 'nothing: it has no source'}); {', or '.join(remedies)}"
-    )
+    return None
 
 
 def sources(published: Published, root: Path, options: DownloadOptions) -> list[Source]:

@@ -175,7 +175,6 @@ class _Pictures:
         for position, picture in enumerate(bar):
             if isinstance(picture, Unreadable):
                 broken[self._relative(paths[position])] = shorten(str(picture), 100)
-                self._check_number(broken)
             else:
                 kept.append(position)
                 yield picture[None]
@@ -195,39 +194,33 @@ class _Pictures:
         """
         if not broken:
             return ()
-        self._check_number(broken)  # those of a cache were found with another limit
-        count = f"{len(broken)} of the {self.count:,} pictures in {self.folder}"
-        if not self.skip_broken:
-            remedy = "or set dataset.source.skip_broken=true"
-            if len(broken) > 1:
-                names = listing(_names(broken), 100)
-                raise UsageError(f"{count} cannot be read: {names}; remove them, {remedy}")
-            [(path, reason)] = broken.items()
-            raise UsageError(f"{cannot_be_read(self.folder / path, reason)}; remove it, {remedy}")
-        absent = sorted(set(range(len(self.class_names))) - set(train_labels.tolist()))
-        if absent or not len(test_labels):
-            what = (
-                f"training picture of {self.class_names[absent[0]]}" if absent else "test picture"
-            )
+        names = [shorten(path, 60) for path in sorted(broken)]
+        number, folder = f"{self.count:,} pictures in {self.folder}", self.folder
+        if len(broken) > self.most_broken:  # those of a cache were found with another limit
             raise UsageError(
-                f"without the {len(broken)} broken pictures, {self.folder} has no {what}"
+                f"more than {self.most_broken} of the {number} cannot be read, such as "
+                f"{listing(names, 60)}; remove them, or raise dataset.source.max_broken"
+            )
+        remedy = "or set dataset.source.skip_broken=true"
+        if not self.skip_broken and len(broken) == 1:
+            [(path, reason)] = broken.items()
+            raise UsageError(f"{cannot_be_read(folder / path, reason)}; remove it, {remedy}")
+        if not self.skip_broken:
+            raise UsageError(
+                f"{len(broken)} of the {number} cannot be read: {listing(names, 100)}; "
+                f"remove them, {remedy}"
+            )
+        absent = sorted(set(range(len(self.class_names))) - set(train_labels.tolist()))
+        missing = f"training picture of {self.class_names[absent[0]]}" if absent else ""
+        if missing or not len(test_labels):
+            raise UsageError(
+                f"without the {len(broken)} broken pictures, {folder} has no "
+                f"{missing or 'test picture'}"
             )
         return (
             f"skipped {len(broken)} of {self.count:,} pictures that cannot be read: "
-            f"{listing(_names(broken), 120)}",
+            f"{listing(names, 120)}",
         )
-
-    def _check_number(self, broken: Mapping[str, str]) -> None:
-        if len(broken) > self.most_broken:
-            raise UsageError(
-                f"more than {self.most_broken} of the {self.count:,} pictures in {self.folder} "
-                f"cannot be read, such as {listing(_names(broken), 60)}; remove them, or raise "
-                "dataset.source.max_broken"
-            )
-
-
-def _names(broken: Mapping[str, str]) -> list[str]:
-    return [shorten(path, 60) for path in sorted(broken)]
 
 
 def _list(

@@ -190,14 +190,13 @@ def test_a_killed_decoding_leaves_nothing_that_is_used(folder: Path, root: Path)
 def test_a_picture_that_changes_while_it_is_read_is_noticed(
     folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = pictures.read_content
+    before = pictures.decode
 
-    def changing(path: Path) -> bytes:
-        if path.name == "40.png":
-            write(path, np.random.default_rng(7))
-        return before(path)
+    def changing(*options: Any) -> Any:
+        write(folder / "ant" / "40.png", np.random.default_rng(7))
+        return before(*options)
 
-    monkeypatch.setattr(pictures, "read_content", changing)
+    monkeypatch.setattr(pictures, "decode", changing)
     with pytest.raises(Unavailable, match=r"pictures in .* have changed while they were read"):
         load(folder, root, "mapped")
     assert caches(root) == []

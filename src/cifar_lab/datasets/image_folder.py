@@ -155,12 +155,12 @@ class _Pictures:
             kept: list[int] = []
             add(f"{name}_images", self._decode_set(name, broken, kept))
             labels[name] = self.labels[name][np.array(kept, dtype=int)]
-        self.check_broken(broken, labels["train"], labels["test"])
         if self.key() != key:
             raise Unavailable(
                 f"the pictures in {self.folder} have changed while they were read; run the command "
                 "again when they are complete"
             )
+        self.check_broken(broken, labels["train"], labels["test"])
         for name in _SETS:
             add(f"{name}_labels", [labels[name]])
         return Facts(self.class_names, broken)

@@ -173,7 +173,7 @@ def test_other_peoples_models_are_imported_when_one_is_built(module: str) -> Non
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if package_of(m) == "datasets"])
-def test_datasets_import_errors_and_atomic_io_only(module: str) -> None:
+def test_datasets_import_errors_and_files_only(module: str) -> None:
     below = {"cifar_lab.errors", "cifar_lab.runs.files"}
     assert {m for m in own_imports(module) if package_of(m) != "datasets"} <= below
 

@@ -19,7 +19,7 @@ from PIL import Image
 from cifar_lab.config.identity import address
 from cifar_lab.datasets import ImageArrays, image_folder, pictures
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.runs import atomic_io
+from cifar_lab.runs import files
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training import sanity_checks
 from cifar_lab.training.batches import read_images
@@ -209,7 +209,7 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic_io, "sync_file", full)
+        patch.setattr(files, "sync_file", full)
         with pytest.raises(Unavailable, match=r"No space left on device; set CIFAR_LAB_DATA"):
             load(folder, root, "mapped")
     assert not list(root.rglob("*.bin"))
@@ -365,8 +365,8 @@ def test_20_000_pictures_of_3_gb_train_in_less_than_1_5_gb(root: Path, tmp_path:
         f"output_dir={output}",
     ]
     subprocess.run([sys.executable, "-c", PEAK_OF_A_RUN, *line], check=True)
-    files = (root / "decoded").rglob("*_images.bin")
-    assert sum(file.stat().st_size for file in files) == 20_000 * 3 * 224 * 224
+    images = (root / "decoded").rglob("*_images.bin")
+    assert sum(file.stat().st_size for file in images) == 20_000 * 3 * 224 * 224
     assert int((output / "peak").read_text()) < 1_500_000_000
     shutil.rmtree(root)  # pytest keeps the folders of three runs
 

@@ -15,7 +15,7 @@ from cifar_lab import evaluate, predict, summarize
 from cifar_lab import train as train_command
 from cifar_lab.analysis.run_differences import differences
 from cifar_lab.errors import Unavailable
-from cifar_lab.runs import atomic_io, run_dir
+from cifar_lab.runs import files, run_dir
 from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 
@@ -114,7 +114,7 @@ def test_nobody_tidies_a_folder_that_is_being_created(
 ) -> None:
     """The holder of the lock once removed the temporary files of a process that was creating it."""
     config = dataclasses.replace(stopped.read_config(), output_dir=str(tmp_path / "b"))
-    sync, refused = atomic_io.sync_file, []
+    sync, refused = files.sync_file, []
 
     def interrupted(handle: IO[bytes]) -> None:
         (folder,) = (tmp_path / "b").glob("*/*")
@@ -133,7 +133,7 @@ def test_a_second_name_that_is_there_already_leaves_no_temporary_file(tmp_path: 
     """After a kill between the two, last.previous.pt is a name of last.pt; rename does nothing."""
     (tmp_path / "last.pt").write_bytes(b"content")
     for _ in range(2):
-        atomic_io.copy_at_once(tmp_path / "last.pt", tmp_path / "last.previous.pt")
+        files.copy_at_once(tmp_path / "last.pt", tmp_path / "last.previous.pt")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["last.previous.pt", "last.pt"]
 
 

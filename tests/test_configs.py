@@ -34,18 +34,19 @@ def test_there_are_yamls_and_groups() -> None:
     assert GROUPS["model"]
 
 
-IN_PLAIN_TIER = ("none", "smoke", "s2_plateau", "s3_learning_rate")  # the other experiments: slow
+# The other experiments, and models of packages that take seconds to import, are slow.
+EXPERIMENTS = ("none", "smoke", "s2_plateau", "s3_learning_rate")
+
+
+def is_slow(file: Path) -> bool:
+    group, option = file.parent.name, file.stem
+    return option not in EXPERIMENTS if group == "experiment" else option in WITHOUT_ACTIVATION
 
 
 @pytest.mark.parametrize(
     "file",
     [
-        pytest.param(
-            path,
-            marks=[pytest.mark.slow]
-            if path.parent.name == "experiment" and path.stem not in IN_PLAIN_TIER
-            else [],
-        )
+        pytest.param(path, marks=[pytest.mark.slow] if is_slow(path) else [])
         for path in FILES
         if path.parent != Path()
     ],
@@ -100,7 +101,7 @@ def option_of(group: str, turn: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "turn", [pytest.param(t, marks=[pytest.mark.slow] if t >= 2 else []) for t in range(LENGTH)]
+    "turn", [pytest.param(t, marks=[pytest.mark.slow] if t >= 1 else []) for t in range(LENGTH)]
 )
 def test_options_run_small(turn: int, arrays: Path, tmp_path: Path) -> None:
     # one run takes the next option of each group: as many runs as the largest group has options

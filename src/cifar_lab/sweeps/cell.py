@@ -183,6 +183,7 @@ def run_cell(run: RunDir, stop: Stop, *, code: str | None, accept_code: bool = F
         return 128 + stopped.signal
     except (UsageError, Unavailable, RunFailed, OSError) as error:
         note(run, str(error))
+        log.error("%s", error)  # without a handler to standard error, in a sweep to train.log
         return getattr(error, "exit_code", 1)
     return 0
 

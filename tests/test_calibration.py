@@ -8,7 +8,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from synthetic_runs import make_run
-from tiny_runs import train
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.html_report import reliability as reported
@@ -17,6 +16,7 @@ from cifar_lab.analysis.seed_groups import collect
 from cifar_lab.figures import reliability, style
 from cifar_lab.runs.calibration import Calibration, calibration, pooled
 from cifar_lab.runs.metrics import Predictions
+from cifar_lab.runs.run_dir import RunDir
 
 
 def guo(predictions: Predictions, bins: int = 15) -> float:
@@ -98,10 +98,9 @@ def test_runs_pooled_are_as_one_run_of_all_their_predictions() -> None:
     assert pooled([found(first), found(second)]).error == pytest.approx(found(both).error)
 
 
-def test_a_run_states_the_error_of_its_test_predictions(tmp_path: Path) -> None:
-    run = train(tmp_path)
-    stated = run.read_summary().expected_calibration_error
-    assert stated == pytest.approx(guo(run.read_predictions()), abs=1e-12)
+def test_a_run_states_the_error_of_its_test_predictions(tiny_finished: RunDir) -> None:
+    stated = tiny_finished.read_summary().expected_calibration_error
+    assert stated == pytest.approx(guo(tiny_finished.read_predictions()), abs=1e-12)
     assert run_metrics.show("expected_calibration_error", stated).endswith(" %")
     assert run_metrics.is_test("expected_calibration_error")
 

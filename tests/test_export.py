@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import make, train
+from tiny_runs import copy_run, make, train
 
 from cifar_lab import export
 from cifar_lab.exports import onnx_file, safetensors_file
@@ -59,8 +59,8 @@ EACH_FORMAT = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    return train(tmp_path_factory.mktemp("outputs"))
+def run(tiny_finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return copy_run(tiny_finished, tmp_path_factory.mktemp("outputs"))
 
 
 def pixels(run: RunDir) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -303,18 +302,6 @@ def test_a_folder_in_use_is_named_with_its_process(
     (message,) = capsys.readouterr().err.splitlines()
     assert f"is in use by process {os.getpid()}" in message
     assert not stopped.is_locked()
-
-
-@pytest.mark.slow
-def test_a_clock_that_jumps_back(
-    stopped: RunDir, monkeypatch: pytest.MonkeyPatch, tiny_finished: RunDir
-) -> None:
-    hours = iter(range(10**9))
-    monkeypatch.setattr(time, "time", lambda: 1e9 - 3600 * next(hours))
-    run_experiment(stopped)
-    assert differences(tiny_finished, stopped) == []
-    assert all(row.seconds > 0 for row in stopped.read_metrics())
-    assert stopped.read_summary().seconds > 0
 
 
 def test_the_memory_of_a_gpu_is_full(

@@ -259,37 +259,3 @@ def test_the_one_place_that_writes_refuses_other_folders(finished: RunDir, tmp_p
         with pytest.raises(UsageError, match="not inside the run's folder"):
             write()
     assert not list(elsewhere.iterdir())
-
-
-def test_what_was_moved_aside_does_not_come_back_through_a_link(
-    finished: RunDir, gold: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (finished.path / "link").symlink_to(gold.parent)
-    (finished.trash / "link").mkdir(parents=True)
-    (finished.trash / "link" / "gold").write_text("evil")
-    assert evaluate.main([str(finished.path)]) == 2
-    assert "not inside the run's folder" in capsys.readouterr().err
-    assert gold.read_text() == "gold"
-
-
-def test_a_journal_that_is_a_link_is_not_written(
-    tmp_path: Path, gold: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("optuna")
-    journal = tmp_path / "runs" / ".search" / "mine.journal"
-    journal.parent.mkdir(parents=True)
-    journal.symlink_to(gold)
-    words = ["-m", "search=optuna", "search.study=mine", f"output_dir={tmp_path}", "seed=0,1"]
-    assert train.main([*TINY, *words]) == 1
-    assert "mine.journal is not a file of its own" in capsys.readouterr().err
-    assert gold.read_text() == "gold"
-
-
-def test_a_temporary_file_is_never_one_that_is_there(
-    finished: RunDir, gold: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
-    (finished.path / f".samples.npz.{'0' * 16}.tmp").symlink_to(gold)
-    with pytest.raises(FileExistsError):
-        finished.write_arrays(finished.samples_file, x=np.ones(1))
-    assert gold.read_text() == "gold"

@@ -143,14 +143,15 @@ def tiny_finished(tmp_path_factory: pytest.TempPathFactory) -> "RunDir":
 def tiny_stopped(tmp_path_factory: pytest.TempPathFactory) -> "RunDir":
     """The run of `tiny_finished`, stopped after 3 of 9 steps of its second epoch, to read only.
 
-    It has a best.pt and a row of the first epoch, last.pt, and last.previous.pt from its end.
+    It has a best.pt and a row of the first epoch, last.pt, and last.previous.pt from its end, and
+    draws no figure when it ends.
     """
-    from tiny_runs import RICH, StopIn, make
+    from tiny_runs import NOTED, StopIn, make
 
     from cifar_lab.errors import Stopped
     from cifar_lab.training.run import run_experiment
 
-    run = make(tmp_path_factory.mktemp("tiny_stopped"), *RICH)
+    run = make(tmp_path_factory.mktemp("tiny_stopped"), *NOTED)
     with pytest.raises(Stopped, match="epoch 2, step 3 of 9"):
         run_experiment(run, stop=StopIn("train", 2, 3))
     return run

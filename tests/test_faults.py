@@ -362,6 +362,7 @@ def test_a_signal_while_a_figure_is_drawn_is_no_failed_figure(
     def interrupted(self: RunDir, name: str, figure: Any) -> None:
         raise Stopped(15)
 
+    make(stopped.path.parents[1], *RICH)  # with a figure
     with monkeypatch.context() as patch:
         patch.setattr(RunDir, "write_figure", interrupted)
         with pytest.raises(Stopped):

@@ -38,13 +38,16 @@ TINY = (
     "threads=1",
 )
 
-RICH = (
-    "figures=embeddings",
-    *(f"figures.{name}=null" for name in ("tsne", "curves", "confusion_matrix", "samples")),
-    *(f"figures.{name}=null" for name in ("per_class", "reliability")),  # half a second each
+NOTED = (
     "training.step_history=true",
     "training.print_every=1",  # a yield, and so a possible stop, after each of the 9 steps
     "training.best_file_name='{model}-{epoch}.pt'",
+)
+RICH = (
+    *NOTED,
+    "figures=embeddings",
+    *(f"figures.{name}=null" for name in ("tsne", "curves", "confusion_matrix", "samples")),
+    *(f"figures.{name}=null" for name in ("per_class", "reliability")),  # half a second each
 )
 """What the runs of the session have besides: nearly every file that a run can write."""
 

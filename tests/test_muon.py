@@ -107,10 +107,14 @@ def test_first_and_last_layers_are_no_hidden_matrices() -> None:
     assert kept == [f"features.conv{i}.weight" for i in (2, 3, 4)] + ["classifier.fc1.weight"]
 
 
-def test_a_run_with_muon_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_a_run_with_muon_resumes_bit_for_bit(tmp_path: Path) -> None:
     line = [*TINY, *MUON, "optimizer.rest=sgd", "training.lookahead.every=3"]
     config = compose_checked(line).runs[0].config
     assert "bit for bit" in resume_proof.prove(config, tmp_path, stops=1)[-1]
+
+
+@pytest.mark.slow
+def test_a_run_with_muon_learns_and_is_continued_from_both_rates(tmp_path: Path) -> None:
     run = train(tmp_path, *MUON, "training.epochs=4", "dropout=none")
     losses = [row.train_loss for row in run.read_metrics()]
     assert losses[-1] < 0.8 * losses[0]

@@ -183,7 +183,8 @@ def answer(words: Sequence[str], template: Path) -> Answer:
 def faults(answer: Answer, words: Sequence[str] = (), *, refused: bool = False) -> Iterator[str]:
     """Yield the rules that an answer breaks."""
     code, lines = answer.code, answer.err.splitlines()
-    if "Traceback (most recent call last)" in answer.out + answer.err:
+    unexpected = ("Traceback (most recent call last)", "(CIFAR_LAB_DEBUG=1 shows where)")
+    if any(words in answer.out + answer.err for words in unexpected):
         yield "traceback"
     if code is None:
         yield "hang, or the process ended"

@@ -219,6 +219,7 @@ def test_a_damaged_file_is_one_line_soon(
         assert time.process_time() - started < 2, reader
         said = capsys.readouterr()
         assert "Traceback" not in said.out + said.err
+        assert "CIFAR_LAB_DEBUG" not in said.err
         if code != "0" and reader == "summarize":  # the others of the folder are summarised
             assert finished.path.name in said.out or "holds no run" in said.err
         elif code != "0":
@@ -248,6 +249,7 @@ def test_each_file_damaged_in_each_way_is_answered_by_each_command(
         assert call(reader, run, run.path.parent) in (0, 1, 2), reader
         said = capsys.readouterr()
         assert "Traceback" not in said.out + said.err, reader
+        assert "CIFAR_LAB_DEBUG" not in said.err, reader
 
 
 @pytest.mark.parametrize("damage", ["zeros", "another kind"])

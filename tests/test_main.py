@@ -165,3 +165,17 @@ def test_a_long_path_does_not_hide_what_was_wrong(capsys: pytest.CaptureFixture[
     assert len(line) <= len("cifar_lab: ") + cli.LONGEST_MESSAGE
     assert "/the-run was not sent: no answer; repeat `track" in line
     assert line.endswith("/the-run --again`")
+
+
+def test_a_fault_of_ours_is_one_line_and_its_traceback_on_request(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(words: list[str]) -> int:
+        raise KeyError("lr")
+
+    assert cli.run(broken, []) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "cifar_lab: KeyError: 'lr' (CIFAR_LAB_DEBUG=1 shows where)"
+    monkeypatch.setenv("CIFAR_LAB_DEBUG", "1")
+    assert cli.run(broken, []) == 1
+    assert "in broken" in capsys.readouterr().err

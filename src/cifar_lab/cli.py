@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 from cifar_lab.config.torchrun import launched
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shorten_path
+from cifar_lab.errors import (
+    RunFailed,
+    Stopped,
+    Unavailable,
+    UsageError,
+    first_line,
+    shorten,
+    shorten_path,
+)
 from cifar_lab.version import __version__
 
 LONGEST_MESSAGE = 300
@@ -117,6 +125,9 @@ def run(
             return 1
         except OSError as error:
             return _say(error, *_explain(error))
+        except Exception as error:  # a fault of ours, or what nobody was expected to do
+            named = f"{type(error).__name__}: {first_line(error)}"
+            return _say(error, 1, f"{named} (CIFAR_LAB_DEBUG=1 shows where)")
 
 
 @contextlib.contextmanager

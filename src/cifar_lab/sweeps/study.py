@@ -39,6 +39,8 @@ def open_study(options: SearchOptions, folder: Path, monitor: str = "val_accurac
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{options.study}.journal"
+    if path.is_symlink():  # in a stranger's folder it could lead to any file
+        raise Damaged(f"{path} is not a file of its own; choose another search.study")
     _repair(path)
     try:
         study = optuna.create_study(

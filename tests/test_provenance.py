@@ -69,6 +69,7 @@ def code_versions(
 CHANGE = ("", "\n_CHANGED = 1\n")
 
 
+@pytest.mark.slow
 def test_the_files_of_the_targets_decide_the_hash_and_no_others(package: Path) -> None:
     edits = {
         "models/convnet.py": CHANGE,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab.config import targets
+from cifar_lab.config.launch import launched
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.config.torchrun import launched
 from cifar_lab.errors import Damaged, Stopped, UsageError
 from cifar_lab.runs.metrics import columns_of
 from cifar_lab.runs.run_dir import RunDir, find_runs

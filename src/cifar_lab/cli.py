@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
-from cifar_lab.config.torchrun import launched
+from cifar_lab.config.launch import launched
 from cifar_lab.errors import (
     RunFailed,
     Stopped,

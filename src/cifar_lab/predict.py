@@ -48,7 +48,7 @@ def _predict(argv: list[str]) -> int:
 
     from cifar_lab.analysis.ensembles import mean_probabilities
     from cifar_lab.config import targets
-    from cifar_lab.config.suggestions import is_run_folder
+    from cifar_lab.config.command_line import is_run_folder
     from cifar_lab.datasets.pictures import find_pictures
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.training.classify import probabilities

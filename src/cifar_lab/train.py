@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from cifar_lab import cli
 from cifar_lab.config.command_line import parse_command_line
+from cifar_lab.config.launch import Launched, launched
 from cifar_lab.config.request import Request, check_launch
-from cifar_lab.config.torchrun import Launched, launched
 from cifar_lab.errors import UsageError, listing
 
 if TYPE_CHECKING:

@@ -1,13 +1,15 @@
-"""The flags of a command line that composes a config; what remains are its overrides."""
+"""The flags of a command line; what remains are overrides, and words that were meant otherwise."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+import difflib
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from cifar_lab.config.groups import setting_keys
-from cifar_lab.config.suggestions import probable_keys
-from cifar_lab.errors import UsageError, did_you_mean, shorten
+from cifar_lab.config.launch import SearchOptions
+from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
 
 FLAGS = (
     (("-m", "--multirun"), {"action": "store_true"}, "run every combination of listed values"),
@@ -99,3 +101,120 @@ def flag_lines() -> list[tuple[str, str]]:
         value = arguments.get("metavar") or "".join(arguments.get("choices", ()))
         lines.append((f"{', '.join(names)} {value}".rstrip(), purpose))
     return lines
+
+
+_OTHER_NAMES = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "bs": "batch_size",
+    "epoch": "epochs",
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "gpu": "device",
+    "outdir": "output_dir",
+}
+"""Names that other programs use, and ours."""
+
+
+def probable_keys(typed: str, keys: Iterable[str]) -> list[str]:
+    """Return the keys, three at most, whose last part is that of a typed key, or close to it."""
+    leaf = typed.rpartition(".")[2].replace("-", "_").lower()
+    leaf = _OTHER_NAMES.get(leaf, leaf)
+    by_leaf: dict[str, list[str]] = {}
+    for key in keys:
+        by_leaf.setdefault(key.rpartition(".")[2].lower(), []).append(key)
+    if leaf not in by_leaf:
+        close = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)
+        leaf = close[0] if close else ""
+    return by_leaf.get(leaf, [])[:3]
+
+
+def unknown_key(key: str, siblings: Collection[str], keys: Iterable[str]) -> UsageError:
+    """Return the error for a key that does not exist.
+
+    `siblings` are the names beside it, `keys` all dotted keys of the config.
+    """
+    parent, _, name = key.rpartition(".")
+    problem = f"there is no setting {shorten(key)}"
+    if parent == "search" and name in {spec.name for spec in fields(SearchOptions)}:
+        listed = "; a grid lists its seeds: seed=0,1,2 -m" if name in ("seeds", "confirm") else ""
+        return UsageError(f"{key} is for search=optuna{listed}")
+    if parent and (beside := did_you_mean(name, siblings)):
+        return UsageError(problem + beside)
+    if probable := probable_keys(key, keys):
+        return UsageError(f"{problem} (did you mean {' or '.join(probable)}?)")
+    if beside := did_you_mean(name, siblings):
+        return UsageError(problem + beside)
+    return UsageError(f"{problem}; {shorten(parent) or 'a run'} has {listing(siblings)}")
+
+
+def check_words(words: Sequence[str], keys: Collection[str], *, after_folder: bool = False) -> None:
+    """Refuse words that are not KEY=VALUE: mostly values with spaces between them.
+
+    `keys` are the settings and groups that exist, `after_folder` says that a RUN_DIR stands before.
+    """
+    for index, word in enumerate(words):
+        if word.startswith("="):  # `train =1`; after a key, the word before says so
+            raise UsageError(
+                f"{shorten(word)}: there is no setting before =; write KEY=VALUE without spaces"
+            )
+        if "=" in word or word.startswith(("~", "+")):
+            if word.endswith("=") and _is_bare(words, index + 1):
+                raise _space(word + words[index + 1])
+            continue
+        following = words[index + 1] if index + 1 < len(words) else ""
+        if following.startswith("="):
+            value = following[1:] or "".join(words[index + 2 : index + 3])
+            raise _space(f"{word}={value}")
+        if word in keys:
+            raise UsageError(f"{word} has no value: write {word}=VALUE")
+        if index and _is_folder(word):
+            raise UsageError(f"{shorten(word)} is a folder: the folder of a run comes first")
+        if index == 0 and after_folder:
+            raise UsageError(
+                f"{shorten(word)} is wrong: after the folder of one run only KEY=VALUE may follow"
+            )
+        if index == 0:
+            raise UsageError(
+                f"{shorten(word)} is neither a key=value nor a run folder with a config.yaml"
+            )
+        raise _stray(words, index)
+
+
+def _space(right: str) -> UsageError:
+    return UsageError(f"a space beside = is wrong: write {shorten(right)}")
+
+
+def _stray(words: Sequence[str], index: int) -> UsageError:
+    """Return the error for a word without `=` that follows a KEY=VALUE."""
+    before = words[index - 1]
+    values = []
+    while _is_bare(words, index):
+        values.append(words[index].strip(","))
+        index += 1
+    if any(before.count(left) > before.count(right) for left, right in ("[]", "{}", "()")):
+        return UsageError(f"{shorten(before, 40)}... is cut at a space: put quotes around it")
+    together = ",".join([before.rstrip(","), *filter(None, values)])
+    return UsageError(
+        f"{shorten(values[0] or ',', 40)} is not a key=value; several values are written without "
+        f"spaces: {shorten(together)} -m"
+    )
+
+
+def _is_bare(words: Sequence[str], index: int) -> bool:
+    return index < len(words) and "=" not in words[index]
+
+
+def is_run_folder(word: str) -> bool:
+    """Return whether a word of a command line is the folder of a run."""
+    try:
+        return (Path(word) / "config.yaml").is_file()
+    except (OSError, ValueError):  # too long for a file name, or with a null character
+        return False
+
+
+def _is_folder(word: str) -> bool:
+    try:
+        return Path(word).is_dir()
+    except (OSError, ValueError):
+        return False

@@ -20,7 +20,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from cifar_lab.config.command_line import CommandLine, parse_command_line
+from cifar_lab.config.command_line import (
+    CommandLine,
+    check_words,
+    is_run_folder,
+    parse_command_line,
+)
 from cifar_lab.config.composition import Compositions, apply_value, lines_of, resolve
 from cifar_lab.config.groups import config_folder, find_options, find_root, setting_keys
 from cifar_lab.config.launch import Dimension, LaunchOptions
@@ -37,7 +42,6 @@ from cifar_lab.config.overrides import (
 )
 from cifar_lab.config.request import PlannedRun, Request, planned_run, take_launch_options
 from cifar_lab.config.run_config import load, to_plain
-from cifar_lab.config.suggestions import check_words, is_run_folder
 from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
 
 _MISSING = object()

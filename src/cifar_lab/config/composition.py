@@ -13,8 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from cifar_lab.config.command_line import unknown_key
 from cifar_lab.config.run_config import flatten
-from cifar_lab.config.suggestions import unknown_key
 from cifar_lab.errors import UsageError, first_line, shorten
 
 _NO_CHOICES = ("hydra", "search", "tracker")  # groups that are no part of a run

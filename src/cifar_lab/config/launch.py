@@ -1,7 +1,8 @@
-"""How runs are launched: options of the command line that are not part of any run."""
+"""How runs are launched: options that are no part of a run, and the processes of torchrun."""
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -133,3 +134,25 @@ def range_size(start: float, stop: float, step: float) -> int:
 
 LAUNCH_KEYS = frozenset(spec.name for spec in fields(LaunchOptions))
 """The names of the launch options among the keys of a command line."""
+
+
+_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Launched:
+    """This process among the `world` ones of torchrun, `local_world` of them on this machine."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def launched() -> Launched | None:
+    """Return this process's place among those of torchrun; None if it is the only one."""
+    found = [os.environ.get(name, "") for name in _VARIABLES]
+    if not all(found) or not all(text.isdigit() for text in found[:4]):
+        return None
+    rank, local_rank, world, local_world = map(int, found[:4])
+    return Launched(rank, world, local_rank, local_world) if world > 1 else None

@@ -17,8 +17,16 @@ from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
 from cifar_lab.config.data_config import AugmentationConfig, DatasetConfig, SplitConfig
 from cifar_lab.config.names import check_figure_name, check_file_name, check_folder, check_name
 from cifar_lab.config.schema import TargetConfig, parse_as, setting, wrong
-from cifar_lab.config.study_config import StudyConfig
 from cifar_lab.errors import UsageError, first_line, shorten_path
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """What an experiment reproduces: the report's tag; conf/report has what the report says."""
+
+    report: str | None = None
+    title: str | None = None
+    target_accuracy: float | None = setting(None, gt=0, le=1)
 
 
 @dataclass(frozen=True)

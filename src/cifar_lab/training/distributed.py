@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cifar_lab.config.launch import Launched
 from cifar_lab.config.run_config import RunConfig, to_plain
 from cifar_lab.config.schema import wrong
-from cifar_lab.config.torchrun import Launched
 from cifar_lab.errors import RunFailed, UsageError, first_line
 from cifar_lab.training.dropout import is_dense
 from cifar_lab.training.group import YIELD_SECONDS, Group, Part

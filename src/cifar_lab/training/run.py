@@ -22,6 +22,7 @@ from cifar_lab.runs.summary import RunSummary, queued
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_state
+from cifar_lab.training.console import log_to, record_end, training_fields
 from cifar_lab.training.data import check_data, check_finished, data_record, load_splits
 from cifar_lab.training.device import configure, describe_device, release_memory, select_device
 from cifar_lab.training.group import Group
@@ -29,7 +30,6 @@ from cifar_lab.training.loop import fit
 from cifar_lab.training.precision import explain
 from cifar_lab.training.preflight import run_folder
 from cifar_lab.training.resume import check_best, check_processes, restore
-from cifar_lab.training.run_record import log_to, record_end, training_fields
 from cifar_lab.training.scoring import draw_figures, evaluate
 from cifar_lab.training.signals import Stop
 from cifar_lab.training.splits import Splits

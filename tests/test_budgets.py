@@ -25,26 +25,26 @@ class Budget:
     target: float
 
 
-# While the redesigns land, the ceilings are what was there before, and some room.
+# The redesigns have landed; what is above its target is still to be cut, and may not grow again.
 LINES = {
-    "config": Budget(3500, 1900),
-    "runs": Budget(1900, 1250),
-    "datasets": Budget(2500, 1350),
-    "models optimizers": Budget(1600, 1200),
-    "training": Budget(5500, 3700),
-    "figures": Budget(1900, 1400),
-    "trackers": Budget(1300, 800),
-    "sweeps": Budget(3600, 1800),
-    "analysis": Budget(4400, 3300),
-    "exports": Budget(800, 500),
-    "throughput": Budget(1200, 450),
-    "commands": Budget(3000, 2000),  # the modules beside the packages
-    "src": Budget(24700, 19500),
-    "tests": Budget(17900, 14500),
+    "config": Budget(2990, 1900),
+    "runs": Budget(1710, 1250),
+    "datasets": Budget(1750, 1350),
+    "models optimizers": Budget(1290, 1200),
+    "training": Budget(4640, 3700),
+    "figures": Budget(1410, 1400),
+    "trackers": Budget(950, 800),
+    "sweeps": Budget(2800, 1800),
+    "analysis": Budget(3440, 3300),
+    "exports": Budget(500, 500),
+    "throughput": Budget(710, 450),
+    "commands": Budget(2470, 2000),  # the modules beside the packages
+    "src": Budget(24600, 19500),
+    "tests": Budget(17870, 14500),
 }
 FRAMES = Budget(8, 8)
 CONFIG_READS = Budget(1, 1)
-MODULES = Budget(110, 50)
+MODULES = Budget(70, 50)
 GENERATED_JSON = Budget(0, 0)
 HELP_SECONDS = Budget(0.2, 0.2)
 CFG_JOB_SECONDS = Budget(0.7, 0.7)

@@ -361,3 +361,12 @@ def test_a_wrong_search_is_refused_in_one_line(overrides: list[str], message: st
     with pytest.raises(UsageError, match=message) as refused:
         compose_checked([*TINY, *overrides])
     assert "\n" not in str(refused.value)
+
+
+def test_a_journal_that_is_a_link_is_not_written(tmp_path: Path) -> None:
+    """In a stranger's folder it could lead to any file of the user."""
+    (tmp_path / "gold").write_text("gold")
+    (tmp_path / "search.journal").symlink_to(tmp_path / "gold")
+    with pytest.raises(Damaged, match=r"search.journal is not a file of its own"):
+        open_study(request_of_a_search().options.search, tmp_path)
+    assert (tmp_path / "gold").read_text() == "gold"

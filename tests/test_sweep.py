@@ -202,7 +202,7 @@ def test_images_are_pages_of_the_decoded_file_that_no_cell_copies(tmp_path: Path
     def look() -> None:
         for cell in cells:
             lines = Path(f"/proc/{process_of(cell)}/smaps").read_text(encoding="utf-8").splitlines()
-            starts = [i for i, line in enumerate(lines) if line.endswith("train_images.npy")]
+            starts = [i for i, line in enumerate(lines) if line.endswith("train_images.bin")]
             kept.extend(lines[start : start + 24] for start in starts)
 
     def both_train() -> bool:

@@ -74,6 +74,16 @@ class Parser(argparse.ArgumentParser):
         """Return the command's own options, and the rest for `compose`, which checks it."""
         return self.parse_known_args(list(argv))
 
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does, but refuse --option=--, whose value Python 3.11 loses."""
+        words = list(sys.argv[1:] if args is None else args)
+        for word in words:
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"{word} is wrong: {word[:-3]} needs a value")
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
         raise UsageError(f"{message}; see --help")

@@ -172,7 +172,8 @@ def find_axes(runs: Sequence[FoundRun]) -> list[str]:
     """
     groups = sorted({group for run in runs for group in run.choices}, key=_place_of)
     axes = [g for g in groups if len({run.choices.get(g, MISSING) for run in runs}) > 1]
-    keys = {key for run in runs for key in run.identity if _differs_within_options(key, runs)}
+    every = {key for run in runs for key in run.identity}
+    keys = {key for key in every if _differs_within_options(key, runs)}
     if "protocol" in keys:
         keys -= {key for key in keys - {"protocol"} if _follows_protocol(key, runs)}
     return axes + sorted(keys - set(axes), key=_place_of)

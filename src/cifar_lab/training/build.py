@@ -21,7 +21,7 @@ _SHOWN_BYTES = 1 << 30  # or fewer, if they have more bytes than this
 
 
 def build_state(
-    settings: RunConfig,
+    config: RunConfig,
     splits: Splits,
     device: str,
     *,
@@ -33,40 +33,40 @@ def build_state(
     `initial_weights`: a model that starts from given weights loads them, and may download them.
     `group` are the processes that train together.
     """
-    model = make_model(settings, splits, device)
+    model = make_model(config, splits, device)
     load = getattr(model, "load_initial_weights", None)
     if initial_weights and load is not None:
         load(download=True)
-    _initialize(model, settings, splits.train)
+    _initialize(model, config, splits.train)
     group = group or Group()
-    if group.world > 1 and settings.training.sync_batch_norm:
+    if group.world > 1 and config.training.sync_batch_norm:
         from cifar_lab.training.distributed import synchronise_batch_norm
 
         model = synchronise_batch_norm(model)
-    optimizer = build_optimizer(optimizer_settings(settings.optimizer, device), model)
+    optimizer = build_optimizer(optimizer_settings(config.optimizer, device), model)
     batches = Batches(
         splits.train,
-        batch_size=settings.training.batch_size,
-        seed=settings.seed,
-        normalisation=normalisation(settings),
-        augmentation=settings.augmentation,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        normalisation=normalisation(config),
+        augmentation=config.augmentation,
         num_classes=len(splits.class_names),
         memory_format=memory_format(device),
-        sampler=settings.split.sampler,
+        sampler=config.split.sampler,
         group=group,
     )
-    schedule = make_schedule(settings.scheduler, optimizer, settings.training.epochs, len(batches))
-    lookahead = settings.training.lookahead
-    total = settings.training.epochs * len(batches)
+    schedule = make_schedule(config.scheduler, optimizer, config.training.epochs, len(batches))
+    lookahead = config.training.lookahead
+    total = config.training.epochs * len(batches)
     state = TrainState(
         model,
         optimizer,
         schedule,
-        settings.seed,
+        config.seed,
         device,
-        settings.precision,
-        compiled=settings.training.compile,
-        average=WeightAverage(model, ema) if (ema := settings.training.ema) else None,
+        config.precision,
+        compiled=config.training.compile,
+        average=WeightAverage(model, ema) if (ema := config.training.ema) else None,
         lookahead=Lookahead(model, lookahead.every, lookahead, total) if lookahead.every else None,
         group=group,
     )
@@ -91,31 +91,31 @@ def build_model(config: RunConfig, num_classes: int) -> Any:
     return targets.build(config.model, "model", **injected)
 
 
-def make_model(settings: RunConfig, splits: Splits, device: str) -> nn.Module:
+def make_model(config: RunConfig, splits: Splits, device: str) -> nn.Module:
     """Build the model with the initial weights of the run's seed, on a device.
 
     The weights are drawn on the CPU, so that every device starts from the same ones.
     """
-    with seeded(derive_seed(settings.seed, "weights")):
-        model: nn.Module = build_model(settings, len(splits.class_names))
+    with seeded(derive_seed(config.seed, "weights")):
+        model: nn.Module = build_model(config, len(splits.class_names))
     model.to(device)
     model.to(memory_format=memory_format(device))
     return model
 
 
-def _initialize(model: nn.Module, settings: RunConfig, train: Split) -> None:
+def _initialize(model: nn.Module, config: RunConfig, train: Split) -> None:
     """Show a model that has a method `initialize_from_images` some training images."""
     initialize = getattr(model, "initialize_from_images", None)
     if initialize is not None:
         as_floats = 4 * train.images[0].numel()
         shown = train.indices[: min(_SHOWN, _SHOWN_BYTES // as_floats)]
         images = train.images[shown.to(train.images.device)].cpu()
-        initialize(normalisation(settings)(images, torch.contiguous_format))
+        initialize(normalisation(config)(images, torch.contiguous_format))
 
 
-def normalisation(settings: RunConfig) -> Normalisation:
+def normalisation(config: RunConfig) -> Normalisation:
     """Return the normalisation that the dataset's config states."""
-    mean, std = settings.dataset.mean, settings.dataset.std
+    mean, std = config.dataset.mean, config.dataset.std
     if mean == "auto" or std == "auto":
         raise UsageError(
             "dataset.mean=auto and dataset.std=auto are for a command line; the config of a run "

@@ -73,16 +73,16 @@ class RunDir(RunFiles):
 
     def own_config(self) -> RunConfig:
         """Return the config; UsageError if it was edited into that of another run."""
-        settings = self.read_config()
-        if self.holds_other_config(settings):
+        config = self.read_config()
+        if self.holds_other_config(config):
             raise UsageError(
                 f"{self.config_file} was edited: its settings are those of another run; restore "
                 "them, or train the edited ones in a new folder: "
                 f"python -m cifar_lab.train {self.path}"
             )
-        return settings
+        return config
 
-    def holds_other_config(self, settings: RunConfig) -> bool:
+    def holds_other_config(self, config: RunConfig) -> bool:
         """Return whether a config.yaml is not the one that the folder was created for.
 
         summary.json has the hash of that one. Where old code wrote it, the folder's name tells; a
@@ -90,9 +90,9 @@ class RunDir(RunFiles):
         """
         summary = self._summary_if_whole()
         if summary is not None and summary.identity is not None:
-            return summary.identity != identity_hash(settings)
+            return summary.identity != identity_hash(config)
         digest = re.search(r"-[0-9a-f]{8}$", self.path.resolve().name)
-        return digest is not None and digest[0] != f"-{identity_hash(settings)}"
+        return digest is not None and digest[0] != f"-{identity_hash(config)}"
 
     def resumed_threads(self, config: RunConfig) -> int | None:
         """Return the number of threads to resume with; UsageError if the config asks otherwise."""

@@ -48,7 +48,8 @@ SWEEPS = (
     *listed("extend_list(1) nope(1) choice({a:1},{b:2}) [1,2],[3] int(choice(1.5,2.5))"),
 )
 PATHS = (
-    *listed(". .. / ./run run run/ run// {root}/run stopped queued group empty pictures file.txt"),
+    *listed(". .. /etc ./run run run/ run// {root}/run stopped queued group empty pictures"),
+    "file.txt",
     *listed("picture.png broken.png huge.png link loop nowhere nowhere/x file.txt/x run/best.pt"),
     *listed("run/figures run/config.yaml conf ü.png /dev/null /dev/full /dev/fd/99 /proc/self/mem"),
     *listed("/proc/nope /etc/passwd ~ ~nobody/x run=x new x.yaml x.png x.json x.md x.PNG x. .png"),

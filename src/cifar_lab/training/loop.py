@@ -117,6 +117,7 @@ def train_epoch(
     started, seconds_before = time.perf_counter(), state.seconds
     group.yielded()
     recent: list[Tensor] = []  # loss and accuracy of the steps since the last yield
+    followers = state.followers
     for images, labels in batches.epoch(epoch, start=state.step):
         group.part = batches.part(state.step)
         loss, logits = step.passes(images, labels)
@@ -129,7 +130,7 @@ def train_epoch(
                 recent.append(torch.stack([loss, correct / count]))
         state.step += 1
         state.used_rate = state.learning_rate
-        for follower in state.followers:
+        for follower in followers:
             follower.after_step(state.epoch * len(batches) + state.step)
         state.seconds = seconds_before + time.perf_counter() - started
         wanted = config.print_every is not None and (state.step - 1) % config.print_every == 0

@@ -39,6 +39,7 @@ FACTS: dict[str, tuple[str, dict[str, int], int, int, set[float], float, float, 
         *("S3", {"optimizer.lr": 4}, 30, 128, {5e-3, 1e-2, 1e-4, 1e-3}),
         *(0.9, 5e-4, 47_970),
     ),
+    "s3_literal": ("S3", {"optimizer.lr": 3}, 30, 128, {5e-3, 1e-2, 1e-4}, 0.9, 5e-4, 95_020),
     "s4_learning_rate": (
         *("S4", {"optimizer.lr": 3}, 150, 128, {1e-2, 5e-3, 1e-3}),
         *(0.9, 5e-4, 4_491_749),

@@ -19,11 +19,11 @@ from PIL import Image
 
 from cifar_lab.config import compose
 from cifar_lab.datasets import ARRAYS, ImageArrays, cifar10, digits, image_folder, mnist, npz
-from cifar_lab.datasets.archive import Source, obtain, sources, unpack
+from cifar_lab.datasets.archive import obtain, unpack
 from cifar_lab.datasets.download import DownloadOptions
 from cifar_lab.datasets.held_out import held_out
 from cifar_lab.datasets.pictures import Fit, read_picture
-from cifar_lab.datasets.store import data_root
+from cifar_lab.datasets.store import Add, Facts, add_arrays, cached, data_root
 from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.training.preflight import compose_checked
 
@@ -65,19 +65,19 @@ def test_the_data_folder_is_the_users_cache_unless_named(
 
 
 class Counted:
-    """A set whose only source counts how often it is asked."""
+    """A set that counts how often it is decoded."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.data, self.asked = root, tiny_sets.arrays(), 0
         self.folder = root / "decoded" / "tiny"
 
-    def decode(self, _: bool) -> ImageArrays:
+    def decode(self, add: Add) -> Facts:
         self.asked += 1
-        return self.data
+        return add_arrays(self.data, add)
 
     def load(self, checksums: dict[str, str] | None = None) -> ImageArrays:
         known = self.data.checksums if checksums is None else checksums
-        return obtain("tiny", self.root, known, lambda: [Source("here", self.decode, local=True)])
+        return cached(self.folder, "", self.decode, "tiny", checksums=known)
 
 
 @pytest.fixture
@@ -131,7 +131,8 @@ def test_a_disk_too_full_for_the_cache_does_not_stop_the_run(
     counted: Counted, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: IO[bytes]) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if handle.name.startswith(str(counted.root)):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("cifar_lab.runs.files.sync_file", full)
     assert tiny_sets.same(counted.load(), counted.data)
@@ -171,9 +172,9 @@ class TinyIdx:
 
     def load(self, *, known: bool = True, mirrors: tuple[str, ...] = ()) -> ImageArrays:
         checksums = self.data.checksums if known else {}
-        published = mnist.publish_idx(self.dataset)
+        editions = [mnist.publish_idx(self.dataset)]
         options = DownloadOptions(mirrors, 10, 1)
-        return obtain("tiny", self.root, checksums, lambda: sources(published, self.root, options))
+        return obtain("tiny", self.root, checksums, lambda: editions, options)
 
 
 @pytest.fixture

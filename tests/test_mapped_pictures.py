@@ -210,11 +210,11 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "sync_file", full)
-        with pytest.raises(Unavailable, match=r"No space left on device; set CIFAR_LAB_DATA"):
+        with pytest.raises(Unavailable, match=r"No space left on device\); set CIFAR_LAB_DATA"):
             load(folder, root, "mapped")
     assert not list(root.rglob("*.bin"))
     (root.parent / "file").write_text("")
-    with pytest.raises(UsageError, match=r"cannot be written .*dataset\.storage=memory"):
+    with pytest.raises(Unavailable, match=r"cannot be written .*dataset\.storage=memory"):
         load(folder, root.parent / "file" / "data", "mapped")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.archive import Published
+from cifar_lab.datasets.archive import Edition
 from cifar_lab.datasets.cifar10 import publish_pickles
 from cifar_lab.datasets.mnist import FILES
 
@@ -51,8 +51,8 @@ def tar_gz(files: dict[str, bytes]) -> bytes:
     return gzip.compress(packed.getvalue(), mtime=0)
 
 
-def cifar(data: ImageArrays, address: str) -> tuple[Published, bytes, dict[str, bytes]]:
-    """Return a published set, its tar.gz, and the files in it: three batches and a meta."""
+def cifar(data: ImageArrays, address: str) -> tuple[Edition, bytes, dict[str, bytes]]:
+    """Return an edition of a set, its tar.gz, and the files in it: three batches and a meta."""
 
     def batch(images: np.ndarray, labels: np.ndarray) -> bytes:
         content = {"data": images.reshape(len(images), -1), "labels": labels.tolist()}

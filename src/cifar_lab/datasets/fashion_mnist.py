@@ -3,4 +3,4 @@
 from cifar_lab.datasets.archive import loader
 from cifar_lab.datasets.mnist import publish_idx
 
-load = loader("fashion_mnist", "FashionMNIST", publish_idx)
+load = loader("fashion_mnist", "FashionMNIST", lambda dataset: [publish_idx(dataset)])

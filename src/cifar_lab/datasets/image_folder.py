@@ -146,7 +146,7 @@ class _Pictures:
                 states.append([name, self._relative(path), label, *numbers])
         return sha256_of_json([PIL.__version__, self.class_names, states])
 
-    def decode(self, key: str, add: Add, _: str) -> Facts:
+    def decode(self, key: str, add: Add) -> Facts:
         """Add the images and labels of both sets, without the pictures that are broken."""
         log.info("decoding %s pictures of %s once", f"{self.count:,}", self.folder)
         broken: dict[str, str] = {}

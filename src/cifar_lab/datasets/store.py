@@ -6,15 +6,14 @@ written last and says what they are. Whoever asks maps the files into memory.
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,19 +38,23 @@ class Facts(NamedTuple):
 Add = Callable[[str, Iterable[NDArray[Any]]], None]
 """Stores an array under its name; it comes in parts, and only one of them is in memory."""
 
-Decode = Callable[[Add, str], Facts]
-"""Adds each array of a dataset. The string says why the data folder cannot be written, if so."""
+Decode = Callable[[Add], Facts]
+"""Adds each array of a dataset, and returns what it holds beside them."""
+
+
+def add_arrays(arrays: ImageArrays, add: Add) -> Facts:
+    """Add the arrays of a dataset that is in memory."""
+    for name in ARRAYS:
+        add(name, [getattr(arrays, name)])
+    return Facts(arrays.class_names)
 
 
 def user_path(setting: str, path: str) -> Path:
     """Return the path that a setting names, ~ replaced; UsageError if it names nobody's folder."""
     try:
-        expanded = Path(path).expanduser()
-        expanded.exists()
-    except (OSError, ValueError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or first_line(error)
-        raise UsageError(f"{setting}={shorten(path)} is wrong: {why}") from None
-    return expanded
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"{setting}={shorten(path)} is wrong: {first_line(error)}") from None
 
 
 def data_root() -> Path:
@@ -100,43 +103,35 @@ def cached(
 
     Arrays are verified by their sha256: those in `checksums`, or those that were noted when they
     were decoded. Processes that ask at the same time decode once. Where the folder cannot be
-    written, the dataset is decoded into memory.
+    written, the dataset is decoded into a temporary one, for this process alone.
 
     `mapped`: it may be larger than the memory. Then the files must be there, and those that are not
-    newer than the note of their sha256 are taken as they are. Raises UsageError or Unavailable if
-    the folder cannot be written, Unavailable if the disk does not keep what is written.
+    newer than the note of their sha256 are taken as they are. Raises Unavailable if the folder of a
+    mapped dataset cannot be written.
     """
     known = checksums or {}
     with contextlib.suppress(_Damaged):  # Or is it being written? It is read again with the lock.
         if arrays := _read(folder, key, known, mapped):
             return arrays
-    remedy = "set CIFAR_LAB_DATA to another folder, or dataset.storage=memory"
-    with locked(folder.with_name(f"{folder.name}.lock"), what) as not_writable:
-        if not_writable and mapped:
-            raise UsageError(
+    try:
+        with locked(folder.with_name(f"{folder.name}.lock"), what):
+            try:
+                if arrays := _read(folder, key, known, mapped):
+                    return arrays
+            except _Damaged as damaged:
+                log.warning("%s; decoding the dataset again", damaged)
+            return _decode_into(folder, key, decode, known, mapped)
+    except OSError as error:  # such as a folder of somebody else, or a full disk
+        if mapped:
+            raise Unavailable(
                 f"{what} are mapped from a file in {folder.parent}, which cannot be written "
-                f"({not_writable}); {remedy}"
-            )
-        if not_writable:
-            return _decode_in_memory(decode, not_writable)
-        try:
-            if arrays := _read(folder, key, known, mapped):
-                return arrays
-        except _Damaged as damaged:
-            log.warning("%s; decoding the dataset again", damaged)
-        try:
-            _decode_into(folder, key, decode)
-        except OSError as error:  # such as a full disk
-            shutil.rmtree(folder, ignore_errors=True)
-            if mapped:
-                raise Unavailable(
-                    f"{folder} cannot be written: {error.strerror}; {remedy}"
-                ) from error
-            log.warning("%s cannot be cached in %s: %s", what, folder, error.strerror)
-            return _decode_in_memory(decode, "")
-        arrays = _read(folder, key, known, mapped)
-        assert arrays is not None
-        return arrays
+                f"({error.strerror}); set CIFAR_LAB_DATA to another folder, or "
+                "dataset.storage=memory"
+            ) from error
+        log.warning("%s cannot be cached in %s: %s", what, folder.parent, error.strerror)
+    # What is mapped stays when the files are gone (but on Windows, where the files stay).
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        return _decode_into(Path(temporary) / "decoded", key, decode, known, mapped)
 
 
 class _Damaged(Unavailable):
@@ -155,7 +150,7 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
             return None
         facts = Facts(tuple(contents["class_names"]), dict(contents["broken"]))
         entries = {name: contents["arrays"][name] for name in ARRAYS}
-        arrays = {name: _map(folder, name, entry, mapped) for name, entry in entries.items()}
+        arrays = [_map(folder, name, entry, mapped) for name, entry in entries.items()]
         noted = index.stat().st_mtime_ns
         for name, entry in entries.items():
             path = _file(folder, name)
@@ -163,7 +158,7 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
                 continue
             entry["sha256"] = checksums.get(name, entry["sha256"])
             # Of the file and not of the map, whose pages would stay in memory.
-            if digest_of(path, "sha256") != entry["sha256"]:
+            if _sha256(path) != entry["sha256"]:
                 raise _Damaged(path, "its sha256 does not match")
     except FileNotFoundError as error:
         if not index.exists():
@@ -171,7 +166,17 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         raise _Damaged(Path(error.filename), "it is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(index, first_line(error)) from error
-    return _image_arrays(arrays, entries, facts, mapped)
+    train_images, train_labels, test_images, test_labels = arrays
+    return ImageArrays(
+        train_images,
+        train_labels,
+        test_images,
+        test_labels,
+        class_names=facts.class_names,
+        mapped=mapped,
+        known_checksums={name: entry["sha256"] for name, entry in entries.items()},
+        broken=facts.broken,
+    )
 
 
 def _map(folder: Path, name: str, entry: Mapping[str, Any], mapped: bool) -> NDArray[Any]:
@@ -186,8 +191,10 @@ def _map(folder: Path, name: str, entry: Mapping[str, Any], mapped: bool) -> NDA
     return np.memmap(path, dtype=dtype, mode="r" if mapped else "c", shape=shape)
 
 
-def _decode_into(folder: Path, key: str, decode: Decode) -> None:
-    """Decode a dataset into the files of a folder; the caller has its lock."""
+def _decode_into(
+    folder: Path, key: str, decode: Decode, checksums: Mapping[str, str], mapped: bool
+) -> ImageArrays:
+    """Decode a dataset into the files of a folder and read it; the caller has its lock."""
     entries: dict[str, dict[str, Any]] = {}
 
     def add(name: str, parts: Iterable[NDArray[Any]]) -> None:
@@ -197,21 +204,16 @@ def _decode_into(folder: Path, key: str, decode: Decode) -> None:
         with replacing(_file(folder, name)) as file:
             entries[name] = _pour(parts, file.write)
 
-    facts = decode(add, "")
-    contents = {"key": key, **facts._asdict(), "arrays": entries}
-    write_text(folder / "contents.json", json.dumps(contents, indent=1))
-
-
-def _decode_in_memory(decode: Decode, not_writable: str) -> ImageArrays:
-    entries, arrays = {}, {}
-
-    def add(name: str, parts: Iterable[NDArray[Any]]) -> None:
-        file = io.BytesIO()
-        entries[name] = entry = _pour(parts, file.write)
-        arrays[name] = np.frombuffer(file.getbuffer(), entry["dtype"]).reshape(entry["shape"])
-
-    facts = decode(add, not_writable)
-    return _image_arrays(arrays, entries, facts, mapped=False)
+    try:
+        facts = decode(add)
+        contents = {"key": key, **facts._asdict(), "arrays": entries}
+        write_text(folder / "contents.json", json.dumps(contents, indent=1))
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    arrays = _read(folder, key, checksums, mapped)
+    assert arrays is not None
+    return arrays
 
 
 def _pour(parts: Iterable[NDArray[Any]], write: Callable[[memoryview], object]) -> dict[str, Any]:
@@ -225,29 +227,9 @@ def _pour(parts: Iterable[NDArray[Any]], write: Callable[[memoryview], object]) 
     return {"dtype": dtype, "shape": [rows, *row_shape], "sha256": digest.hexdigest()}
 
 
-def _image_arrays(
-    arrays: Mapping[str, NDArray[Any]],
-    entries: Mapping[str, Mapping[str, Any]],
-    facts: Facts,
-    mapped: bool,
-) -> ImageArrays:
-    train_images, train_labels, test_images, test_labels = (arrays[name] for name in ARRAYS)
-    return ImageArrays(
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        class_names=facts.class_names,
-        mapped=mapped,
-        known_checksums={name: entry["sha256"] for name, entry in entries.items()},
-        broken=facts.broken,
-    )
-
-
-def digest_of(path: Path, algorithm: str) -> str:
-    """Return the hexadecimal digest of a file ("md5" or "sha256")."""
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(value: object) -> str:
@@ -255,23 +237,16 @@ def sha256_of_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[str]:
-    """Hold the lock of a dataset; yield "", or the reason why the data folder is not writable."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open_for_appending(path)
-    except OSError as error:
-        yield error.strerror or str(error)
-        return
-    with file:
-        waiting = False
-        while not try_lock(file):
-            if not waiting:
-                log.warning("waiting for another process that prepares %s in %s", what, path.parent)
-            waiting = True
-            time.sleep(0.1)
-        yield ""
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a dataset. Raises OSError where the data folder cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_for_appending(path) as file:
+        if not try_lock(file):
+            log.warning("waiting for another process that prepares %s in %s", what, path.parent)
+            while not try_lock(file):
+                time.sleep(0.1)
+        yield
 
 
 def _file(folder: Path, name: str) -> Path:

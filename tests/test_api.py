@@ -94,17 +94,7 @@ def test_runs_in_one_process_do_not_change_each_other(run: cifar_lab.Run, tmp_pa
     assert again.metrics["train_loss"] == run.metrics["train_loss"]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("optimizer.lrr=1",),
-        ("model=nonsense",),
-        ("training.epochs=-1",),
-        ("seed=0,1",),
-        ("nowhere",),
-        ("--nonsense",),
-    ],
-)
+@pytest.mark.parametrize("words", [("optimizer.lrr=1",), ("nowhere",), ("--nonsense",)])
 def test_a_wrong_request_raises_the_line_of_the_command(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

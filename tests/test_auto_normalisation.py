@@ -91,15 +91,3 @@ def test_a_config_that_is_only_shown_loads_no_data(
     assert train.main([*TINY, *AUTO, "--cfg", "job"]) == 0
     assert "mean: auto" in capsys.readouterr().out
     assert config("dataset.mean=[0.3]", "dataset.std=[0.4]").dataset.mean == [0.3]
-
-
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("dataset.mean=autos", "must be a list or auto"),
-        ("dataset.std=[1,2]", "must be auto or 1 numbers, one per channel"),
-    ],
-)
-def test_what_is_neither_numbers_nor_auto(override: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        config(override)

@@ -134,30 +134,6 @@ def test_images_that_are_out_of_reach_are_replaced_and_the_report_says_so(
     assert measured.speeds[0].images_per_second
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--seconds", "0"], "--seconds 0 is wrong"),
-        (["--seconds", "nan"], "--seconds nan is wrong"),
-        (["--only", "epock"], "did you mean epoch?"),
-        (["--json", "/no/such/folder/speed.json"], "there is no folder /no/such/folder"),
-        (["--json", ""], "--json needs the name of a file"),
-        (["--json", "/"], "--json / is wrong: it is a folder"),
-        (["--figure", "x.yaml"], "the name must end with .png or .pdf or .svg"),
-        (["--figure", "no/such/speed.png"], "there is no folder no/such"),
-        (["modl=convnet"], "did you mean model?"),
-        (["-m", "seed=0,1"], "a benchmark is of one run, but this is 2"),
-    ],
-)
-def test_a_wrong_request_is_one_line(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert benchmark.main([*arguments, *TINY]) == 2
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1
-
-
 @pytest.mark.slow
 @pytest.mark.real_data
 def test_our_epoch_is_near_the_bound_and_faster_than_a_plain_loop() -> None:

@@ -11,10 +11,8 @@ from torchvision.transforms import functional as vision
 from torchvision.transforms import v2
 
 from cifar_lab.config.data_config import AugmentationConfig, SplitConfig
-from cifar_lab.errors import UsageError
 from cifar_lab.training.augment import AugmentationParams, augment, sample_augmentation
 from cifar_lab.training.batches import Batches, Normalisation, in_order
-from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.splits import Split, check_disjoint, split_indices
 
 CROP_FLIP = AugmentationConfig(crop_padding=4, horizontal_flip=True)
@@ -98,14 +96,6 @@ def test_alternating_flips_mirror_each_image_in_every_second_epoch() -> None:
     assert all(first[image] != second[image] for image in first)
     assert first == third
     assert 15 < sum(first.values()) < 45
-
-
-def test_a_reflected_border_needs_a_larger_image() -> None:
-    line = ["dataset=digits", "augmentation=crop_flip", "augmentation.padding_mode=reflect"]
-    line += ["model.widths=[4,8]", "device=cpu"]
-    assert compose_checked([*line, "augmentation.crop_padding=31"]).runs
-    with pytest.raises(UsageError, match=r"crop_padding=32 is wrong: .* less than the image's"):
-        compose_checked([*line, "augmentation.crop_padding=32"])
 
 
 def test_offsets_and_flips_are_uniform() -> None:
@@ -287,8 +277,3 @@ def test_parts_that_share_images_are_found() -> None:
     assert "train 10, validation 11" in check_disjoint(
         {"train": ("train", a), "validation": ("test", b)}
     )
-
-
-def test_a_validation_split_of_everything_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"split\.validation=50000 is wrong"):
-        split_indices(SplitConfig(validation=50_000), TRAIN, TEST)

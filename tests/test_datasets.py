@@ -25,7 +25,6 @@ from cifar_lab.datasets.held_out import held_out
 from cifar_lab.datasets.pictures import Fit, read_picture
 from cifar_lab.datasets.store import Add, Facts, add_arrays, cached, data_root
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.training.preflight import compose_checked
 
 ROOT = Path(__file__).parent.parent
 YAMLS = sorted((ROOT / "conf" / "dataset").glob("*.yaml"))
@@ -482,23 +481,6 @@ def test_the_pictures_of_a_folder_are_fitted_as_asked(tmp_path: Path) -> None:
     data = load_folder(tmp_path, fit="pad", test_fraction=0.5)
     assert all(np.array_equal(image, expected) for image in data.train_images)
     assert not np.array_equal(load_folder(tmp_path, test_fraction=0.5).train_images[0], expected)
-
-
-@pytest.mark.parametrize(
-    ("line", "why"),
-    [
-        (["dataset=image_folder", "dataset.fit=stretch"], "one of crop, resize, pad"),
-        (["dataset=digits", "+dataset.fit=pad"], "dataset.fit=pad is wrong: the images of digits"),
-        (
-            ["dataset=digits", "+dataset.storage=mapped"],
-            "dataset.storage=mapped is wrong",
-        ),
-        (["dataset=digits", "dataset.fit=pad"], "there is no setting dataset.fit"),
-    ],
-)
-def test_a_fit_that_is_none_or_has_no_pictures(line: list[str], why: str) -> None:
-    with pytest.raises(UsageError, match=why):
-        compose_checked([*line, "device=cpu"])
 
 
 def test_cameras_transparency_and_depth_are_heeded(tmp_path: Path) -> None:

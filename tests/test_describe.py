@@ -103,32 +103,6 @@ def test_images_are_named_by_class_and_index() -> None:
     assert describe.choose_images("24532,5,27,1935", 50000, 0) == [24532, 5, 27, 1935]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--images", "5,x"], "numbers"),
-        (["--images", "1437"], "from 0 to 1436"),
-        (["--figure", "images.txt"], ".png"),
-        (["--figure", ""], "needs the name of a file"),
-        (["--figure", "/dev/null/images.png"], "there is no folder /dev/null"),
-        (["datasett=digits"], "did you mean dataset?"),
-    ],
-)
-def test_a_wrong_request_is_one_line(
-    arguments: list[str],
-    words: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert describe.main(["dataset=digits", "device=cpu", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.real_data
 def test_cifar10s_statistics_are_s1s() -> None:
     from cifar_lab.datasets.store import data_root

@@ -122,25 +122,6 @@ def test_several_runs_have_one_page_with_likely_label_errors(
     assert titles[1:] == [f"Most confident mistakes of {run.path.name}" for run in runs]
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--errors", "0"], "--errors 0 is wrong: it must be at least 1 and at most 1,000"),
-        (["SAME", "--errors", "3"], "is given twice"),
-    ],
-)
-def test_a_wrong_request_is_refused_in_one_line(
-    runs: list[RunDir], capsys: pytest.CaptureFixture[str], words: list[str], message: str
-) -> None:
-    before = (runs[0].path / "summary.json").stat().st_mtime_ns
-    path = str(runs[0].path)
-    assert evaluate.main([path, *(path if word == "SAME" else word for word in words)]) == 2
-    line = capsys.readouterr().err
-    assert message in line
-    assert line.count("\n") == 1
-    assert (runs[0].path / "summary.json").stat().st_mtime_ns == before
-
-
 def test_names_of_classes_are_text_and_never_markup(tmp_path: Path) -> None:
     names = ["<script>alert(1)</script>", *"bcdefghij"]
     run = make_run(tmp_path, dataset=dataset_config(classes=names))

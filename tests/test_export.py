@@ -193,27 +193,6 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     assert "pip install 'cifar-lab[export]'" in line
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["nowhere", "--format", "pt2"], "not a run folder"),
-        (["RUN"], "--format"),
-        (["RUN", "--format", "pt2", "--output", "FOLDER"], "is wrong: it is a folder"),
-    ],
-)
-def test_a_wrong_request_is_one_line(
-    arguments: list[str],
-    words: str,
-    run: RunDir,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    names = {"RUN": str(run.path), "FOLDER": str(tmp_path)}
-    assert export.main([names.get(word, word) for word in arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert words in line
-
-
 def test_a_run_that_is_not_finished_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

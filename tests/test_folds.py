@@ -16,7 +16,6 @@ from cifar_lab.analysis import ranking, statistics, summary_tables, texts
 from cifar_lab.analysis.seed_groups import RunCollection, read_collection
 from cifar_lab.config.data_config import SplitConfig
 from cifar_lab.config.identity import address
-from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
@@ -60,32 +59,6 @@ def test_folds_are_keyed_by_the_seed_of_the_split() -> None:
     first, again, other = (validated(labels, 5, seed=seed) for seed in (3, 3, 4))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["split.folds=5"], r"split\.folds=5 needs the fold .* 'split\.fold=0,1,2,3,4' -m"),
-        (["split.fold=1"], r"split\.fold=1 needs split\.folds"),
-        (["split.folds=5", "split.fold=5"], r"split\.fold=5 is wrong: it must be from 0 to 4"),
-        (["split.folds=5", "split.fold=-1"], r"split\.fold=-1 is wrong"),
-        (["split.folds=1", "split.fold=0"], r"split\.folds=1 is wrong: it must be at least 2"),
-        (
-            ["split.folds=5", "split.fold=0", "split.validation=300"],
-            r"split\.validation=300 is wrong with split\.folds=5",
-        ),
-        (
-            ["split.folds=5", "split.fold=0", "split.source=test"],
-            r"split\.folds=5 is wrong with split\.source=test",
-        ),
-        (["split.folds=5", "split.fold=0", "split.method=tail"], "must be stratified or random"),
-        (["split.folds=900", "split.fold=0", "dataset.train_size=800"], "must be at most 800"),
-    ],
-)
-def test_wrong_folds_are_refused_in_one_line(overrides: list[str], message: str) -> None:
-    with pytest.raises(UsageError, match=message) as refused:
-        compose_checked(["dataset=digits", *overrides])
-    assert "\n" not in str(refused.value)
 
 
 def test_a_fold_sets_the_share_and_shows_in_the_folders_name() -> None:

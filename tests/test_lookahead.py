@@ -9,7 +9,7 @@ from torch import nn
 
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import LookaheadConfig
-from cifar_lab.errors import Stopped, UsageError
+from cifar_lab.errors import Stopped
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.averages import Lookahead
 from cifar_lab.training.preflight import compose_checked
@@ -79,12 +79,9 @@ def test_a_run_ends_on_its_slow_weights_and_begins_them_anew_where_they_are_lost
     assert "lookahead" not in torch.load(tiny_finished.last, weights_only=True)
 
 
-def test_settings_of_lookahead_are_checked_and_leave_other_addresses_alone() -> None:
+def test_settings_of_lookahead_leave_other_addresses_alone() -> None:
     def one(*words: str) -> Path:
         return address(compose_checked(["dataset=digits", "device=cpu", *words]).runs[0].config)
 
     assert one("training.lookahead.every=null") == one()
     assert one("training.lookahead.every=5") != one()
-    for wrong in ("every=0", "decay=1", "ramp=-1", "evry=5"):
-        with pytest.raises(UsageError, match="lookahead"):
-            one(f"training.lookahead.{wrong}")

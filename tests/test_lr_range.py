@@ -59,29 +59,3 @@ def test_describe_writes_the_figure_and_nothing_else(
     printed = capsys.readouterr().out
     assert f"figure: {path}" in printed
     assert "suggestion: optimizer.lr=" in printed or "no suggestion" in printed
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--lr-steps", "100"], "--lr-steps 100 is for --lr-range, which is missing"),
-        (["--lr-range", "--lr-steps", "49"], "--lr-steps 49 is wrong: it must be from 50 to"),
-        (["--lr-range", "--images", "1"], "leave out one"),
-        (["--lr-range", "--figure", "loss.jpg"], "--figure loss.jpg"),
-        (["--lr-range", "optimizer.lr=0"], "optimizer.lr"),
-    ],
-)
-def test_a_wrong_request_is_refused_in_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    words: list[str],
-    message: str,
-) -> None:
-    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
-    out = tmp_path / "out"
-    assert describe.main([*words, *TINY, f"output_dir={out}"]) == 2
-    line = capsys.readouterr().err
-    assert message in line
-    assert line.count("\n") == 1
-    assert not out.exists()

@@ -157,17 +157,6 @@ def test_a_search_optimizes_the_monitored_score(tmp_path: Path) -> None:
         search(tmp_path, "training.epochs=2", "search.trials=4")
 
 
-def test_the_score_is_no_axis_of_a_search(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from cifar_lab.train import main
-
-    line = [*TINY_SEARCH, "-m", "search=optuna", f"output_dir={tmp_path}"]
-    assert main([*line, "training.monitor=val_loss,val_accuracy"]) == 2
-    assert "training.monitor is wrong as an axis of a search" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
 def ranked(runs: Sequence[RunDir], folder: Path) -> tuple[str, list[float], list[str]]:
     collection = collect(folder, [FoundRun(run) for run in runs])
     rank(collection, None)

@@ -51,12 +51,6 @@ def test_a_run_that_is_moved_while_it_trains_says_so_and_continues_where_it_lies
     assert folders(tmp_path) == {moved}
 
 
-def test_a_second_folder_is_refused(stopped: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([str(stopped.path), "."]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == "cifar_lab: . is wrong: after the folder of one run only KEY=VALUE may follow"
-
-
 def test_a_relative_folder_and_settings_beside_the_address_mean_the_folder_too(
     stopped: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,20 +125,6 @@ def test_a_run_with_muon_learns_and_is_continued_from_both_rates(tmp_path: Path)
     assert [group["initial_lr"] for group in groups] == [0.02, 1e-3]
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["scheduler=one_cycle"], "one rate for all parameters"),
-        (["+optimizer.backbone_lr=0.1"], "divides the parameters itself"),
-        (["optimizer.momentum=1.5"], "momentum=1.5 must be"),
-        (["optimizer.ns_precision=fp8"], "ns_precision"),
-    ],
-)
-def test_what_muon_cannot_do_is_refused(words: list[str], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        compose_checked([*TINY, "optimizer=muon", *words])
-
-
 def test_a_model_without_hidden_matrices_is_refused() -> None:
     target_config = OptimizerConfig(_target_="cifar_lab.optimizers.muon.Muon")
     with pytest.raises(UsageError, match="no hidden matrix"):

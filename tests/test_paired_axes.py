@@ -6,7 +6,6 @@ import pytest
 from tiny_runs import TINY
 
 from cifar_lab.config.compose import compose
-from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.train import main
 from cifar_lab.training.preflight import compose_checked
@@ -51,21 +50,3 @@ def test_points_of_a_past_run(tmp_path: Path) -> None:
     words = ["points=[{optimizer.lr:0.1},{seed:'3,4'}]", "-m"]
     found = [(r.config.optimizer["lr"], r.config.seed) for r in compose([folder, *words]).runs]
     assert found == [(0.1, 0), (0.001, 3), (0.001, 4)]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["points=[{seed:1}]"], "add -m"),
-        (["-m", "points=[{optimizer:adamm}]"], "did you mean adam"),
-        (["-m", "points=[{seed:1}]", "seed=2,3", "seed=4,5"], "seed is listed twice"),
-        (["-m", "search=optuna", "points=[{seed:1}]"], "are for a grid"),
-        (["-m", "points=[{sed:1}]"], "there is no setting sed"),
-        (["-m", "points=[{}]"], r"points\[0\] is empty"),
-        (["-m", "points=3"], "points=3 is wrong: it must be a list"),
-    ],
-)
-def test_what_cannot_be_paired_is_refused_in_one_line(words: list[str], message: str) -> None:
-    with pytest.raises(UsageError, match=message) as refused:
-        compose(["dataset=digits", *words])
-    assert "\n" not in str(refused.value)

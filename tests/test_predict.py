@@ -196,25 +196,6 @@ def test_a_bad_picture_is_one_line_and_exit_2(
     assert captured.out == ""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["nowhere", "x.png"], 2, "not a run folder"),
-        (["RUN", "x.png", "--top", "0"], 2, "--top=0"),
-        (["RUN"], 2, "image"),
-        (["RUN", "x.png", "--weights", "first"], 2, "first"),
-    ],
-)
-def test_a_wrong_request_is_one_line(
-    arguments: list[str], code: int, words: str, run: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words_of_it = [str(run.path) if word == "RUN" else word for word in arguments]
-    assert predict.main(words_of_it) == code
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
-
-
 def test_a_run_that_has_no_weights_yet_says_how_to_train_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -127,8 +127,6 @@ def test_the_proof_as_a_command(
     monkeypatch.setattr(resume_proof, "prove", lambda *words: [f"stops, seed: {words[2:]}"])
     assert prove_resume.main([*TINY, "--stops", "4", "--seed", "2"]) == 0
     assert "stops, seed: (4, 2)" in capsys.readouterr().out
-    assert prove_resume.main([*TINY, "--stops", "0"]) == 2
-    assert prove_resume.main([*TINY, "optimizer.lrr=1"]) == 2
 
 
 def test_a_kill_between_best_and_last_changes_nothing(

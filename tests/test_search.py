@@ -28,7 +28,6 @@ from cifar_lab.sweeps.outcome import Outcome
 from cifar_lab.sweeps.search_report import closing_lines
 from cifar_lab.sweeps.study import distributions, open_study, open_trials, suggest
 from cifar_lab.sweeps.trial import Trial
-from cifar_lab.train import main
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.signals import Stop
 
@@ -271,24 +270,6 @@ def finished_runs(folder: Path) -> int:
     return sum(run.status == "finished" for run in find_runs(folder)) if folder.is_dir() else 0
 
 
-def test_a_search_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "search=optuna"]) == 2
-    assert "search=optuna has no values to choose from: add -m" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("key", "axis"), [("search.seeds=3", "seed=0,1"), ("search.confirm=3", "split.fold=0,1")]
-)
-def test_a_search_among_seeds_has_no_seeds_of_its_own(
-    capsys: pytest.CaptureFixture[str], key: str, axis: str
-) -> None:
-    fixed = [*TINY, "-m", "search=optuna", "split.folds=3", "split.fold=0", key]
-    assert main([word for word in fixed if word.partition("=")[0] not in axis] + [axis]) == 2
-    line = capsys.readouterr().err
-    assert f"{key} repeats every setting with other seeds, and {axis.partition('=')[0]} is" in line
-    assert line.count("\n") == 1
-
-
 def test_a_journal_that_was_cut_short_is_repaired(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     space: dict[str, BaseDistribution] = {"optimizer": CategoricalDistribution(["sgd", "adam"])}
@@ -335,32 +316,6 @@ def test_hydras_grammar_becomes_a_space() -> None:
         Dimension("dropout.dense", low=0, high=0.5),
     ]
     assert request.fixed == TINY
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["-m", "optimizer.lr=interval(0,1)"], "add search=optuna"),
-        (["-m", "search=optuna", "model.hidden=interval(8,64)"], "must be a whole number"),
-        (["-m", "search=optuna", "optimizer.lr=interval(2,1)"], "must be below its end"),
-        (["-m", "search=optuna", "optimizer=sgd,adamm"], "did you mean adam"),
-        (["-m", "search=optuna", "optimizer.lr=glob(*)"], "it matches no option of a group"),
-        (["search=optunaa"], "did you mean optuna"),
-        (["-m", "search=optuna", "search.study=../x"], r"search.study=\.\./x is wrong"),
-        (["-m", "search=optuna", "search.study=.."], "search.study=.. is wrong"),
-        (["-m", "search=optuna", "search.seeds=1,3", "seed=0,1"], "search.seeds takes one value"),
-        (["-m", "search=optuna", "search.seeds=0"], "search.seeds=0 is wrong: it must be at least"),
-        (["-m", "search.seeds=3", "seed=0,1"], "search.seeds is for search=optuna; a grid lists"),
-        (
-            ["-m", "search=optuna", "search.seeds=3", "search.pruner=hyperband"],
-            "search.pruner=hyperband is wrong: it must be median or none where search.seeds=3",
-        ),
-    ],
-)
-def test_a_wrong_search_is_refused_in_one_line(overrides: list[str], message: str) -> None:
-    with pytest.raises(UsageError, match=message) as refused:
-        compose_checked([*TINY, *overrides])
-    assert "\n" not in str(refused.value)
 
 
 def test_a_journal_that_is_a_link_is_not_written(tmp_path: Path) -> None:

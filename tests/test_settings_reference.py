@@ -56,11 +56,3 @@ def test_the_command_lists_a_group_or_a_key(capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert "optimizer=adam (default)" in printed
     assert "optimizer.betas" not in printed
-
-
-def test_a_wrong_group_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert describe.main(["--settings", "trainin"]) == 2
-    error = capsys.readouterr().err
-    assert "did you mean training?" in error
-    assert error.count("\n") == 1
-    assert describe.main(["--settings", "training", "seed=1"]) == 2

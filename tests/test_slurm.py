@@ -219,8 +219,3 @@ def test_what_the_launchers_are_asked(tmp_path: Path) -> None:
     assert parameters["slurm_timeout_min"] == 7
     assert parameters["slurm_cpus_per_task"] == 3
     assert "slurm_gpus_per_node" not in parameters
-    for option in ("joblib", "rq"):
-        with pytest.raises(UsageError, match=f"hydra/launcher={option} is not supported"):
-            compose_checked([*TINY, f"hydra/launcher={option}"])
-    with pytest.raises(UsageError, match="hydra/sweeper=optuna is not supported"):
-        compose_checked([*TINY, "hydra/sweeper=optuna"])

@@ -181,18 +181,6 @@ def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
     assert ranks == [("cifar10", 1), ("cifar10", 2), ("mnist", 1), ("mnist", 2)]
 
 
-def test_an_unknown_measure_and_a_folder_without_runs_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_it(tmp_path) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    make_run(tmp_path)
-    assert run_it(tmp_path, "--metric", "best_val_acuracy") == 2
-    assert "did you mean best_val_accuracy?" in capsys.readouterr().err
-    assert not (tmp_path / "summary.csv").exists()
-    assert run_it(tmp_path / "nowhere") == 2
-
-
 # --- claims, unfinished, damaged ------------------------------------------------------------------
 
 

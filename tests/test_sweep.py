@@ -18,7 +18,7 @@ import torch
 from tiny_runs import assert_same_result, descendants
 
 from cifar_lab.config.launch import LaunchOptions
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
+from cifar_lab.errors import RunFailed, Stopped, Unavailable
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import queued
 from cifar_lab.sweeps import launcher, pool
@@ -332,13 +332,6 @@ def test_jobs_fit_the_gpus_the_cores_and_the_memory(
     assert launcher.fitting_jobs(on_cpu, 3)[0] == 3
     four_threads = [dataclasses.replace(config, threads=4) for config in on_cpu]
     assert launcher.fitting_jobs(four_threads, "auto")[0] == 2
-
-
-def test_jobs_is_auto_or_a_number() -> None:
-    assert compose_checked(["dataset=digits"]).options.jobs == "auto"
-    assert compose_checked(["dataset=digits", "jobs=3"]).options.jobs == 3
-    with pytest.raises(UsageError, match="jobs=many"):
-        compose_checked(["dataset=digits", "jobs=many"])
 
 
 def start_sweep(folder: Path, *overrides: str) -> "subprocess.Popen[str]":

@@ -239,34 +239,6 @@ def test_two_processes_that_send_one_run_send_each_epoch_once(
 # --- wrong requests -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["tracker=mlfow"], "did you mean mlflow?"),
-        (["tracker=null"], "tracker=null is wrong"),
-        (["tracker=mlflow", "tracker.uri=localhost:5000"], "such as http://localhost:5000"),
-        (["tracker=mlflow", "tracker.uri=http://me:secret@host"], "MLFLOW_TRACKING_USERNAME"),
-        (["tracker=mlflow", "tracker.url=http://host"], "tracker.url (did you mean uri?)"),
-        (["tracker=wandb", "tracker.mode=ofline"], "did you mean offline?"),
-        (["tracker=trackio", "tracker.server=host"], "tracker.server=host is wrong"),
-        (["tracker=trackio", "tracker.server=http://h", "tracker.space=a/b"], "leave one out"),
-        (["tracker=tensorboard", "tracker.wait_seconds=0"], "more than 0"),
-        (["+tracker._target_=torch.load"], "is not a tracker of cifar_lab.trackers"),
-        (["+tracker._target_=cifar_lab.trackers.sending.Sender"], "is not a tracker"),
-        (["+tracker.uri=http://host"], "tracker has no _target_"),
-    ],
-)
-def test_a_wrong_tracker_is_one_line_and_nothing_is_written(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "out"
-    assert train_command.main([*TINY, f"output_dir={folder}", *words]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
-    assert "secret" not in line
-    assert not folder.exists()
-
-
 @pytest.mark.parametrize("tracker", ["mlflow", "wandb"])
 def test_a_missing_package_is_one_line_that_names_the_extra(
     tracker: str,
@@ -297,39 +269,6 @@ def test_track_sends_a_finished_run_once(
     assert track.main(["tracker=tensorboard", folder]) == 0
     assert capsys.readouterr().out == f"{finished.path}: was there already\n"
     assert len(list((finished.path / "tensorboard").iterdir())) == 1
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["FOLDER"], "add tracker=tensorboard, mlflow"),
-        (["FOLDER", "tracker=none"], "add tracker=tensorboard, mlflow"),
-        (["FOLDER", "tracker=mlfow"], "did you mean mlflow?"),
-        (["FOLDER", "tracker=tensorboard", "seed=1"], "seed=1 is not for track"),
-        (["FOLDER", "tracker=tensorboard", "-m"], "-m"),
-        (["tracker=tensorboard"], "takes one folder"),
-        (["FOLDER", "FOLDER", "tracker=tensorboard"], "takes one folder"),
-        (["FOLDER/nothing", "tracker=tensorboard"], "is not a folder"),
-        (["EMPTY", "tracker=tensorboard"], "has no finished run"),
-        (["QUEUED", "tracker=tensorboard"], "has no finished run"),
-    ],
-)
-def test_a_wrong_request_to_track_is_one_line(
-    words: list[str],
-    said: str,
-    finished: RunDir,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "empty").mkdir()
-    queued = make(tmp_path / "queued") if "QUEUED" in words else None
-    places = {"FOLDER": finished.path, "EMPTY": tmp_path / "empty", "QUEUED": tmp_path / "queued"}
-    argv = [word.replace(w, str(p)) for word in words for w, p in places.items() if w in word]
-    argv += [word for word in words if not any(w in word for w in places)]
-    assert track.main(argv) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
-    assert queued is None or not queued.trackers_file.exists()
 
 
 def test_track_goes_on_after_a_damaged_folder_and_says_so(

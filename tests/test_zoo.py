@@ -260,14 +260,6 @@ def the_line(capfd: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_a_model_without_a_classifier_has_nothing_to_freeze(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    for setting in ("training.frozen_epochs=1", "optimizer.backbone_lr=0.1"):
-        assert train.main(["dataset=digits", "model=two_branch", setting, "dropout=none"]) == 2
-        assert "has no module `classifier`" in the_line(capfd)
-
-
 FEW = "split.validation=1300"  # leaves three batches of training images
 
 

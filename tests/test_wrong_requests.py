@@ -1,0 +1,372 @@
+"""Wrong requests: one line that names the key and what is right, exit code 2, nothing written.
+
+One case a branch; random lines are in test_fuzz.py.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cifar_lab import train
+from cifar_lab.config.compose import compose
+from cifar_lab.runs.run_dir import RunDir
+
+SMALL = ["dataset=digits", "device=cpu"]
+# Words are separated by spaces; RUN is a finished run, GROUP the folder that it is in.
+# {command: (the line, what its one line of answer must contain)}
+WRONG: dict[str, list[tuple[str, str]]] = {
+    "train": [
+        # keys
+        ("typo=1", "there is no setting typo"),
+        ("++a.b=1", "there is no setting a;"),
+        ("optimizer.lrr=1", "optimizer.lrr (did you mean lr?)"),
+        ("training.tensorboard=true", "write tracker=tensorboard"),
+        ("optimizer.params=3", "optimizer.params"),
+        ("seed.x=1", "seed.x"),
+        ("lr=0.1", "there is no setting lr (did you mean optimizer.lr?)"),
+        ("batch_size=64", "(did you mean training.batch_size or evaluation.batch_size?)"),
+        ("learning_rate=1", "(did you mean optimizer.lr?)"),
+        # options of groups
+        ("model=convnett", "did you mean convnet"),
+        ("model=null", "model=null is wrong"),
+        ("model=[convnet,two_branch]", "model=[convnet,two_branch] is wrong"),
+        ("~model", "~model is wrong"),
+        ("dataset=../model/convnet", "dataset=../model/convnet is wrong"),
+        ("model@x=convnet", "packages (@) are not supported"),
+        ("model=convnet,two_branch", "add -m"),
+        ("optimizer=SGD", "(did you mean sgd?)"),
+        # values: types
+        ("optimizer.lr=abc", "optimizer.lr=abc is wrong"),
+        ("optimizer.lr=null", "optimizer.lr"),
+        ("training.epochs=abc", "training.epochs=abc is wrong: it must be a whole number"),
+        ("training=3", "training"),
+        ("seed=null", "seed"),
+        ("model.widths=3", "model.widths"),
+        ("deterministic=maybe", "deterministic=maybe is wrong: it must be true or false"),
+        ("name=3", "name=3 is wrong: it must be text"),
+        ("jobs=many", "jobs=many"),
+        ("dataset.mean=autos", "must be a list or auto"),
+        # values: ranges
+        ("optimizer.lr=nan", "optimizer.lr"),
+        ("optimizer.lr=-1", "optimizer"),
+        ("optimizer.betas=[2,3]", "optimizer"),
+        ("dropout.conv=1.5", "dropout.conv=1.5 is wrong: it must be at least 0 and less than 1"),
+        ("training.epochs=-1", "training.epochs=-1 is wrong: it must be at least 0"),
+        ("training.batch_size=0", "training.batch_size=0 is wrong: it must be at least 1"),
+        ("training.batch_size=1", "training.batch_size=1 is wrong"),
+        ("training.class_weights=[1,2]", "must be balanced or 10 numbers above 0, one per class"),
+        ("training.ema=1", "training.ema=1.0 is wrong: it must be more than 0 and less than 1"),
+        ("training.lookahead.decay=1", "training.lookahead.decay=1"),
+        ("training.clip_grad_norm=0", "clip_grad_norm=0.0 is wrong: it must be more than 0"),
+        ("training.monitor=val_macro", "did you mean val_macro_f1"),
+        ("seed=" + "9" * 5000, "seed="),
+        ("threads=100000", "threads=100000 is wrong"),
+        ("augmentation.cutout=33", "cutout=33 is wrong: it must be at most the image's"),
+        (
+            "augmentation=crop_flip augmentation.padding_mode=reflect augmentation.crop_padding=32",
+            "crop_padding=32 is wrong: it must be less than the image's",
+        ),
+        ("split.validation=2000", "split.validation=2000"),
+        ("split.validation=1436", "leaves 1 training image"),
+        ("split.validation=1.5", "split.validation=1.5"),
+        ("precision=fp8", "precision=fp8 is wrong: it must be one of auto, fp32, bf16, fp16"),
+        ("device=gpu", "device=gpu is wrong: it must be auto, cuda, cuda:N, mps or cpu"),
+        ("device=cuda:99", "device=cuda:99"),
+        # values that do not fit together
+        ("precision=fp16 device=cpu", "precision=fp16"),
+        ("model.kernel_size=99", "model"),
+        ("model=two_branch dropout=standard", "dropout"),
+        ("model=two_branch dropout=none training.frozen_epochs=1", "no module `classifier`"),
+        ("scheduler=reduce_on_plateau split.validation=0", "split.validation is 0"),
+        ("scheduler=reduce_on_plateau scheduler.monitor=test_loss", "test set"),
+        ("scheduler=cosine scheduler.step=never", "scheduler.step=never is wrong"),
+        ("scheduler=one_cycle scheduler.total_steps=1", "scheduler.total_steps=1 is wrong"),
+        ("optimizer.capturable=true", "cannot take a training step"),
+        ("optimizer=muon scheduler=one_cycle", "one rate for all parameters"),
+        ("optimizer=muon +optimizer.backbone_lr=0.1", "divides the parameters itself"),
+        ("optimizer=muon optimizer.momentum=1.5", "momentum=1.5 must be"),
+        ("training.monitor=val_loss split.validation=0", "training.monitor=val_loss is wrong"),
+        ("split.validation=0 training.patience=1", "training.patience"),
+        ("evaluation.scored_weights=averaged", "best or last without training.ema"),
+        ("training.ema=0.9 training.compile=true", "it must be false with training.ema"),
+        ("dataset.image_shape=[3,8]", "dataset.image_shape"),
+        ("dataset.std=[0]", "dataset.std"),
+        ("dataset.mean=[0,0,0]", "dataset.mean"),
+        ("dataset.display_names=[]", "it must be 10 names, one per class"),
+        ("dataset=image_folder dataset.fit=stretch", "one of crop, resize, pad"),
+        ("+dataset.fit=pad", "dataset.fit=pad is wrong: the images of digits"),
+        ("+dataset.storage=mapped", "dataset.storage=mapped is wrong"),
+        # folds
+        ("split.folds=5", "split.folds=5 needs the fold"),
+        ("split.fold=1", "split.fold=1 needs split.folds"),
+        ("split.folds=5 split.fold=5", "split.fold=5 is wrong: it must be from 0 to 4"),
+        ("split.folds=5 split.fold=0 split.validation=300", "=300 is wrong with split.folds=5"),
+        ("split.folds=5 split.fold=0 split.source=test", "is wrong with split.source=test"),
+        ("split.folds=5 split.fold=0 split.method=tail", "must be stratified or random"),
+        # interpolations
+        ("seed=${nope}", "nope"),
+        ("seed=${seed}", "interpolation"),
+        ("name=${oc.env:SURELY_NOT_SET}", "SURELY_NOT_SET"),
+        # flags in place of settings, spaces
+        ("--lr 0.1", "there is no flag --lr; write optimizer.lr=0.1"),
+        ("--model two_branch", "write model=two_branch"),
+        ("--mutlirun", "(did you mean --multirun?)"),
+        ("seed=0, 1", "without spaces: seed=0,1 -m"),
+        ("seed=0 1 2", "without spaces: seed=0,1,2 -m"),
+        ("seed= 3", "write seed=3"),
+        ("model.widths=[4, 8]", "put quotes around it"),
+        ("seed=3 training.epochs", "write training.epochs=VALUE"),
+        # flags and settings of Hydra that are not ours
+        ("--cfg all --resolve", "--cfg: invalid choice"),
+        ("--cfg job training.epochs=-1", "training.epochs=-1 is wrong"),
+        ("--cfg job --package nowhere", "nowhere"),
+        ("--package seed", "--package goes with --cfg job only"),
+        ("--info config", "--info is not supported"),
+        ("--config-path x", "--config-path is not supported: use --config-dir"),
+        ("--config-dir nowhere", "nowhere"),
+        ("--config-name nowhere", "nowhere"),
+        ("-sc x", "-sc install=bash"),
+        ("hydra.launcher=null", "hydra.launcher=null is not supported"),
+        ("hydra/launcher=joblib", "hydra/launcher=joblib is not supported"),
+        ("hydra/sweeper=optuna", "hydra/sweeper=optuna is not supported"),
+        (
+            "hydra/launcher=submitit_slurm hydra.launcher.partitio=gpu",
+            "hydra.launcher.partitio cannot be changed; a key that is not there is added by +hydra",
+        ),
+        ("hydra.run.dir=x", "hydra.run.dir=x is not supported"),
+        ("choices.model=x", "choices.model=x is wrong"),
+        ("protocol=[1]", "protocol=[1] is wrong: it must be one of sound, report"),
+        ("+protocols.sound.seed.x=1", "protocols: there is no setting seed.x"),
+        # sweeps and searches
+        ("seed=1,x -m", "seed=x is wrong"),
+        ("seed=range(0,3,0) -m", "a step that is not 0"),
+        ("seed=range(0,inf) -m", "a range needs finite numbers"),
+        ("seed=range(0,1e9) -m", "a range has 10,000 values at most"),
+        ("seed=range(3,0) -m", "the range is empty"),
+        ("model=glob(nope*) -m", "it matches no option of a group"),
+        ("seed=interval(0,1) -m", "add search=optuna"),
+        ("seed=range(0,101) split.seed=range(0,101) -m", "a grid of 10,201 runs; the most"),
+        ("points=[{seed:1}]", "add -m"),
+        ("-m points=[{optimizer:adamm}]", "did you mean adam"),
+        ("-m points=[{seed:1}] seed=2,3 seed=4,5", "seed is listed twice"),
+        ("-m points=[{sed:1}]", "there is no setting sed"),
+        ("-m points=[{}]", "points[0] is empty"),
+        ("-m points=3", "points=3 is wrong: it must be a list"),
+        ("search=optuna", "search=optuna has no values to choose from: add -m"),
+        ("-m search=optuna points=[{seed:1}]", "are for a grid"),
+        ("-m search=optuna model.hidden=interval(8,64)", "must be a whole number"),
+        ("-m search=optuna optimizer.lr=interval(0,inf)", "must be below its end"),
+        ("-m search=optuna optimizer=sgd,adamm", "did you mean adam"),
+        ("-m search=optuna seed=0,1 search.study=../x", "search.study=../x is wrong"),
+        ("-m search=optuna seed=0,1 search.seeds=1,3", "search.seeds takes one value"),
+        ("-m search=optuna seed=0,1 search.seeds=3", "repeats every setting with other seeds"),
+        (
+            "-m search=optuna seed=0,1 search.seeds=0",
+            "search.seeds=0 is wrong: it must be at least",
+        ),
+        ("-m seed=0,1 search.seeds=3", "search.seeds is for search=optuna; a grid lists"),
+        (
+            "-m search=optuna optimizer.lr=0.1,1 search.seeds=3 search.pruner=hyperband",
+            "search.pruner=hyperband is wrong: it must be median or none where search.seeds=3",
+        ),
+        (
+            "-m search=optuna training.monitor=val_loss,val_accuracy",
+            "training.monitor is wrong as an axis of a search",
+        ),
+        # lines that cannot be read
+        ("optimizer.lr", "optimizer.lr"),
+        ("=1", "there is no setting before ="),
+        ("seed=[1", "seed=[1"),
+        ("a=b=c={", "a=b=c={"),
+        ("\x00=1", "=1"),
+        ("--nope", "--nope"),
+        # targets
+        ("model._target_=os.system", "is not allowed"),
+        ("model._target_=torch.load", "is not allowed: it is not an nn.Module"),
+        ("optimizer._target_=torch.optim.Adamm", "optimizer._target_"),
+        ("optimizer._target_=null", "optimizer"),
+        ("figures.curves._target_=os.system", "figures.curves._target_=os.system is not allowed"),
+        # names and folders
+        ("name=a/../../b", "name=a/../../b is wrong"),
+        ("name=", "name= is wrong"),
+        ("name=" + "ü" * 300, "name="),
+        ("name='a\tb'", "name="),
+        ("output_dir=" + "x" * 300, "output_dir="),
+        ("training.best_file_name=../x.pt", "training.best_file_name=../x.pt is wrong"),
+        ("continue_from=nowhere", "nowhere is not a run folder"),
+        ("nowhere", "nowhere is neither a key=value nor a run folder"),
+        (".", "is neither a key=value nor a run folder"),
+        ("RUN .", ". is wrong: after the folder of one run only KEY=VALUE may follow"),
+        # trackers
+        ("tracker=null", "tracker=null is wrong"),
+        ("tracker=mlflow tracker.uri=localhost:5000", "such as http://localhost:5000"),
+        ("tracker=mlflow tracker.uri=http://me:secret@host", "MLFLOW_TRACKING_USERNAME"),
+        ("tracker=mlflow tracker.url=http://host", "tracker.url (did you mean uri?)"),
+        ("tracker=wandb tracker.mode=ofline", "did you mean offline?"),
+        ("tracker=trackio tracker.server=host", "tracker.server=host is wrong"),
+        ("tracker=trackio tracker.server=http://h tracker.space=a/b", "leave one out"),
+        ("tracker=tensorboard tracker.wait_seconds=0", "more than 0"),
+        ("+tracker._target_=torch.load", "is not a tracker of cifar_lab.trackers"),
+        ("+tracker._target_=cifar_lab.trackers.sending.Sender", "is not a tracker"),
+        ("+tracker.uri=http://host", "tracker has no _target_"),
+    ],
+    "evaluate": [
+        ("x" * 300, "x"),
+        ("a\x00b", "a"),
+        ("../..", "not a run folder"),
+        ("RUN --x", "--x"),
+        ("RUN --device meta", "device=meta is wrong"),
+        ("RUN --errors 0", "--errors 0 is wrong: it must be at least 1 and at most 1,000"),
+        ("RUN RUN --errors 3", "is given twice"),
+        ("RUN RUN --ensemble", "is given twice"),
+        ("RUN --ensemble", "two runs or more"),
+    ],
+    "predict": [
+        ("nowhere x.png", "not a run folder"),
+        ("RUN x.png --top 0", "--top=0"),
+        ("RUN", "image"),
+        ("RUN RUN", "there is no picture"),
+        ("RUN x.png --weights first", "first"),
+    ],
+    "export": [
+        ("nowhere --format pt2", "not a run folder"),
+        ("RUN", "--format"),
+        ("RUN --format pt2 --output RUN", "is wrong: it is a folder"),
+    ],
+    "track": [
+        ("RUN", "add tracker=tensorboard, mlflow"),
+        ("RUN tracker=none", "add tracker=tensorboard, mlflow"),
+        ("RUN tracker=mlfow", "did you mean mlflow?"),
+        ("RUN tracker=tensorboard seed=1", "seed=1 is not for track"),
+        ("RUN tracker=tensorboard -m", "-m"),
+        ("tracker=tensorboard", "takes one folder"),
+        ("RUN RUN tracker=tensorboard", "takes one folder"),
+        ("RUN/nothing tracker=tensorboard", "is not a folder"),
+        (". tracker=tensorboard", "has no finished run"),
+    ],
+    "summarize": [
+        (".", "holds no run"),
+        ("nowhere", "nowhere"),
+        ("GROUP --metric best_val_acuracy", "did you mean best_val_accuracy?"),
+    ],
+    "compare": [("RUN nowhere", "nowhere")],
+    "describe": [
+        ("datasett=digits", "did you mean dataset?"),
+        ("--images 5,x", "numbers"),
+        ("--images 1437", "from 0 to 1436"),
+        ("--figure images.txt", ".png"),
+        ("--figure ", "needs the name of a file"),
+        ("--figure /dev/null/images.png", "there is no folder /dev/null"),
+        ("--settings trainin", "did you mean training?"),
+        ("--settings training seed=1", "seed=1"),
+        ("--lr-steps 100", "--lr-steps 100 is for --lr-range, which is missing"),
+        ("--lr-range --lr-steps 49", "--lr-steps 49 is wrong: it must be from 50 to"),
+        ("--lr-range --images 1", "leave out one"),
+        ("--lr-range --figure loss.jpg", "--figure loss.jpg"),
+        ("--lr-range optimizer.lr=0", "optimizer.lr"),
+    ],
+    "benchmark": [
+        ("--seconds 0", "--seconds 0 is wrong"),
+        ("--seconds nan", "--seconds nan is wrong"),
+        ("--only epock", "did you mean epoch?"),
+        ("--json /no/such/folder/speed.json", "there is no folder /no/such/folder"),
+        ("--json ", "--json needs the name of a file"),
+        ("--json /", "--json / is wrong: it is a folder"),
+        ("--figure x.yaml", "the name must end with .png or .pdf or .svg"),
+        ("-m seed=0,1", "a benchmark is of one run, but this is 2"),
+    ],
+    "prove_resume": [("--stops 0", "--stops"), ("optimizer.lrr=1", "did you mean lr?")],
+}
+
+
+COMPOSING = ("train", "describe", "benchmark", "prove_resume")
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
+    return folder
+
+
+def refused(code: int, out: str, err: str, folder: Path) -> str:
+    lines = err.splitlines()
+    assert code == 2, (code, out, err)
+    assert len(lines) == 1, err
+    assert lines[0].startswith("cifar_lab: ")
+    assert len(lines[0]) <= 300 + len("cifar_lab: ")
+    assert "Traceback" not in err + out
+    assert "secret" not in err
+    assert out == ""
+    assert list(folder.rglob("*")) == []
+    assert not (folder.parent / "data").exists()
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "words"),
+    [(command, *case) for command, cases in WRONG.items() for case in cases],
+    ids=lambda text: text[:60],
+)
+def test_a_wrong_request(
+    command: str,
+    line: str,
+    words: str,
+    empty: Path,
+    tiny_finished: RunDir,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = sorted(tiny_finished.path.rglob("*"))
+    own = "RUN" in line
+    for place, path in (("RUN", tiny_finished.path), ("GROUP", tiny_finished.path.parent)):
+        line = line.replace(place, str(path))
+    asked = line.split(" ")
+    if command in COMPOSING and not own and asked[0] not in ("nowhere", ".", "--settings"):
+        keys = [word.partition("=")[0] for word in asked]
+        asked = [word for word in SMALL if word.partition("=")[0] not in keys] + asked
+    capsys.readouterr()  # of the fixture
+    code = importlib.import_module(f"cifar_lab.{command}").main(asked)
+    message = refused(code, *capsys.readouterr(), empty)
+    assert words in message, message
+    assert sorted(tiny_finished.path.rglob("*")) == files
+
+
+def test_a_pattern_lists_options() -> None:
+    request = compose([*SMALL, "model=glob(convnet*,exclude=*_deep)", "-m"])
+    assert [run.config.choices["model"] for run in request.runs] == ["convnet", "convnet_plain"]
+
+
+def test_a_part_of_the_config_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, "seed=7", "--cfg", "job", "--package", "seed"]) == 0
+    assert capsys.readouterr().out == "7\n"
+    assert train.main([*SMALL, "--cfg", "job", "--package", "training"]) == 0
+    assert capsys.readouterr().out.startswith("epochs: 10\n")
+
+
+def test_a_traceback_is_shown_when_asked_for(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CIFAR_LAB_DEBUG", "1")
+    assert train.main(["seed=abc"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line", [["optimizer.lrr=1"], ["seed=${nope}", "--cfg", "job"], ["device=cuda:77"], ["nowhere"]]
+)
+def test_a_wrong_request_in_a_real_process(line: list[str], empty: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "cifar_lab.train", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HYDRA_FULL_ERROR": "1"},
+    )
+    refused(answer.returncode, answer.stdout, answer.stderr, empty)

@@ -79,7 +79,7 @@ HYDRA = [
 """Flags and settings of Hydra, ours and others."""
 
 OUTPUT_OPTIONS = (
-    *("compare run group/other --embed pca --to", "summarize", "evaluate", "predict run"),
+    *("summarize", "evaluate", "predict run"),
     *("evaluate run --side-by-side", "export run --format pt2 --output", "describe --figure"),
     *("reproduce S3 --dry-run --markdown", "benchmark --json", "reproduce S3 --dry-run --keep"),
     "compare run",
@@ -91,7 +91,6 @@ DIRECTED = (
     *(["evaluate", "run", name] for name in ("queued", "nowhere", "empty")),
     *(["export", "run", "--format=pt2", "--output", "/proc/x.pt2"],),
     *(["evaluate", "queued"], ["evaluate", "run", "--probabilities", "-1"]),
-    *(["summarize", "queued", "--embed", "pca"], ["compare", "run", "queued", "--embed", "pca"]),
     *(["describe", *TINY, "--images", images] for images in ("a", "99999", "-1", "9" * 400)),
     *(["train", *TINY, f"split.validation={count}"] for count in ("1436", "1437", "0.9999")),
     *(["train", *TINY, f"dataset.image_shape=[{n},4096,4096]"] for n in (1, 3)),
@@ -103,7 +102,6 @@ DIRECTED = (
 Words = list[str]
 Options = dict[str, Sequence[str]]
 
-EMBED = ("pca", "tsne", "x")
 OPTIONS: dict[str, Options] = {
     "evaluate": {"--probabilities": NUMBERS, "--side-by-side": PATHS, "--device": DEVICES},
     "predict": {
@@ -115,11 +113,10 @@ OPTIONS: dict[str, Options] = {
     "export": {"--format": ("safetensors", "onnx", "x", ""), "--output": PATHS, "--overwrite": ()},
     "summarize": {
         "--metric": ("test_accuracy", "seconds", "nope", "", "status", *WORDS),
-        "--embed": EMBED,
         "--timing": (),
         "--test": (),
     },
-    "compare": {"--embed": EMBED, "--to": PATHS},
+    "compare": {},
     "describe": {
         "--figure": PATHS,
         "--images": ("1", "1,2", "-1", "1797", "a", "", ",", "9" * 400, "1.5", "1," * 200),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cifar_lab import benchmark
-from cifar_lab.analysis.model_summary import multiply_adds
+from cifar_lab.analysis.description import multiply_adds
 from cifar_lab.errors import Unavailable
 from cifar_lab.throughput import our_loops, report, timing
 from cifar_lab.training.build import build_model

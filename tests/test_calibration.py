@@ -132,7 +132,7 @@ def test_report_html_shows_the_test_images_only_where_it_shows_the_test_score(
     tmp_path: Path,
 ) -> None:
     runs = [make_run(tmp_path, seed=seed) for seed in range(3)]
-    (setting,) = collect(tmp_path, [FoundRun(run) for run in runs]).settings
+    (setting,) = collect(tmp_path, [FoundRun(run) for run in runs]).groups
     errors = {
         split: [found(run.read_predictions(split)).error for run in runs]
         for split in ("test", "validation")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic_runs import dataset_config, make_run, predictions
 
-from cifar_lab import compare, summarize
+from cifar_lab import compare
 from cifar_lab.analysis import ranking, run_metrics, seed_groups, statistics
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
@@ -188,7 +188,7 @@ def test_settings_that_share_folds_are_compared_by_folds(tmp_path: Path) -> None
             run.write_predictions(found, "validation", "scored")
     collection = seed_groups.read_collection(tmp_path)
     ranking.rank(collection, None)
-    test = next(one.against_best for one in collection.settings if not one.chosen)
+    test = next(one.against_best for one in collection.groups if not one.chosen)
     assert test is not None
     assert test.method == "corrected resampled t over 5 folds"
     assert (test.images, test.seeds) == (2500, (5, 5))
@@ -257,31 +257,6 @@ def test_unfinished_missing_and_damaged_runs(
     assert both(a, b) == 1
     a.predictions_file("test", "scored").write_bytes(b"PK")
     assert both(a, make_run(tmp_path, seed=2)) == 1
-
-
-def write_features(run: RunDir) -> None:
-    draw = np.random.default_rng(run.read_config().seed)
-    labels = np.arange(60) % 10
-    features = (labels[:, None] + draw.normal(size=(60, 6))).astype(np.float32)
-    run.write_arrays(run.features_file, features=features, labels=labels, indices=np.arange(60))
-
-
-@pytest.mark.parametrize("method", ["pca", pytest.param("tsne", marks=pytest.mark.slow)])
-def test_features_side_by_side(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
-) -> None:
-    runs = [make_run(tmp_path, seed=seed) for seed in (0, 1)]
-    picture = tmp_path / "both.png"
-    assert both(runs[0], runs[1], "--embed", method, "--to", picture) == 2
-    assert not picture.exists()
-    assert summarize.main([str(tmp_path), "--embed", method]) == 2
-    for run in runs:
-        write_features(run)
-    assert both(runs[0], runs[1], "--embed", method, "--to", picture) == 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert summarize.main([str(tmp_path), "--embed", method, "--timing"]) == 0
-    assert (tmp_path / "embedding.png").read_bytes().startswith(b"\x89PNG")
-    assert "seconds per epoch" in capsys.readouterr().out
 
 
 def test_seeds_decide_what_is_called_a_difference(tmp_path: Path) -> None:

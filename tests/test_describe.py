@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from cifar_lab import describe
-from cifar_lab.analysis import model_summary
+from cifar_lab.analysis import description
 from cifar_lab.datasets.pixel_statistics import pixel_statistics
 from cifar_lab.training.preflight import compose_checked
 
@@ -30,7 +30,7 @@ def test_parameters_and_multiply_adds_are_the_reports(
     settings = (
         compose_checked([f"model={model}", f"dataset={dataset}", "device=cpu"]).runs[0].config
     )
-    text = model_summary.model_text(settings, 10)
+    text = description.model_text(settings, 10)
     assert f"parameters: {parameters:,} " in text
     assert text.endswith(f"per image: {cost:,}")
 
@@ -47,7 +47,7 @@ def test_layers_come_in_the_order_in_which_they_run() -> None:
             output: torch.Tensor = self.last(hidden)
             return output
 
-    layers = model_summary.trace_layers(Twice(), [3, 1, 1])
+    layers = description.trace_layers(Twice(), [3, 1, 1])
     assert [layer.name for layer in layers] == ["shared", "shared", "last"]
     assert [layer.multiply_adds for layer in layers] == [9, 9, 6]
     assert layers[-1].shape == (2,)
@@ -65,14 +65,14 @@ def test_size_formula_is_what_torch_does(
         stride = 1  # torch has no strided convolution that keeps the size
     conv = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
     size = conv(torch.zeros(1, 1, 32, 32)).shape[-1]
-    formula = model_summary.size_formula(conv, (1, 1, 32, 32))
+    formula = description.size_formula(conv, (1, 1, 32, 32))
     assert formula.endswith(f"= {size}")
     left = formula.rpartition(" = ")[0]
     assert eval(left.replace("/", "//")) == size
 
 
 def test_size_formula_is_written_as_in_s3() -> None:
-    assert model_summary.size_formula(nn.Conv2d(3, 6, 5), (1, 3, 32, 32)) == "((32-5+2*0)/1)+1 = 28"
+    assert description.size_formula(nn.Conv2d(3, 6, 5), (1, 3, 32, 32)) == "((32-5+2*0)/1)+1 = 28"
 
 
 def test_pixel_statistics_are_numpys() -> None:
@@ -98,9 +98,9 @@ def test_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_images_are_named_by_class_and_index() -> None:
-    assert describe.choose_images(None, 1437, 0) == describe.choose_images(None, 1437, 0)
-    assert len(set(describe.choose_images(None, 1437, 0))) == 4
-    assert describe.choose_images("24532,5,27,1935", 50000, 0) == [24532, 5, 27, 1935]
+    assert description.choose_images(None, 1437, 0) == description.choose_images(None, 1437, 0)
+    assert len(set(description.choose_images(None, 1437, 0))) == 4
+    assert description.choose_images("24532,5,27,1935", 50000, 0) == [24532, 5, 27, 1935]
 
 
 @pytest.mark.real_data
@@ -124,8 +124,8 @@ def test_augmented_images_are_those_of_training_in_the_order_asked(tmp_path: Pat
         for more in ([], ["augmentation.cutout=8"])
     )
     splits, chosen = load_splits(plain, "cpu"), [7, 3, 11]
-    for row in describe.augmented_images(plain, splits, chosen, 2):
+    for row in description.augmented_images(plain, splits, chosen, 2):
         for image, index in zip(row, chosen, strict=True):
             assert (image == splits.train.images[index].numpy()).all()
-    erased = describe.augmented_images(cut, splits, chosen, 1)[0]
+    erased = description.augmented_images(cut, splits, chosen, 1)[0]
     assert 0 < (erased[0] != splits.train.images[7].numpy()).sum() <= 64

@@ -81,7 +81,7 @@ def test_means_that_are_computed_do_not_tell_folds_apart(
     assert len({str(config.dataset.mean) for config in configs}) == 3
     assert {tuple(config.dataset.computed) for config in configs} == {("mean",)}
     runs = [RunDir.create(config) for config in configs]
-    (setting,) = read_collection(tmp_path).settings
+    (setting,) = read_collection(tmp_path).groups
     assert len(setting.runs) == 3
     (other,) = compose_checked([str(runs[0].path), "split.fold=1"]).runs
     assert other.config == configs[1]
@@ -108,7 +108,7 @@ def make_folds(folder: Path, lr: float, accuracy: float, *, folds: int = 5, seed
 def test_folds_of_a_setting_are_one_row_with_the_corrected_interval(tmp_path: Path) -> None:
     make_folds(tmp_path, 0.01, 0.7)
     collection = collection_of(tmp_path)
-    (setting,) = collection.settings
+    (setting,) = collection.groups
     assert collection.axes == []
     found = setting.interval("best_val_accuracy")
     assert found is not None
@@ -130,7 +130,7 @@ def test_folds_that_are_missing_and_seeds_among_them_are_noted(tmp_path: Path) -
     make_folds(tmp_path, 0.01, 0.7, seed=1)
     make_folds(tmp_path, 0.1, 0.6, folds=3)
     collection = collection_of(tmp_path)
-    short, mixed = sorted(collection.settings, key=lambda setting: len(setting.runs))
+    short, mixed = sorted(collection.groups, key=lambda setting: len(setting.runs))
     notes = "\n".join(collection.notes)
     assert "its 10 runs differ in the fold and in the seed (5 folds, 2 seeds)" in notes
     assert "3 of 5 folds are finished" in notes
@@ -168,9 +168,9 @@ def test_two_settings_on_the_folds_of_digits_are_compared_by_the_corrected_test(
             request = compose_checked([*FOLDS, *words, f"output_dir={tmp_path / 'runs'}"])
             run_experiment(RunDir.create(request.runs[0].config))
     collection = collection_of(tmp_path / "runs")
-    assert [len(setting.finished) for setting in collection.settings] == [5, 5]
-    best = next(one for one in collection.settings if one.chosen)
-    other = next(one for one in collection.settings if not one.chosen)
+    assert [len(setting.finished) for setting in collection.groups] == [5, 5]
+    best = next(one for one in collection.groups if one.chosen)
+    other = next(one for one in collection.groups if not one.chosen)
     accuracies = []
     for setting in (best, other):
         found = setting.predictions("validation", "scored")

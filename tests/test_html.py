@@ -245,7 +245,7 @@ def test_filtering_by_words_and_by_axis(page: Path, browse: Browse) -> None:
     settings = data_of(page)["settings"]
     adam_relu = [str(c["rank"]) for c in settings if c["key"][:2] == ["adam", "ReLU"]]
     assert steps[0] == adam_relu
-    assert steps[1] == f"{len(adam_relu)} of 13 settings"
+    assert steps[1] == f"{len(adam_relu)} of 13 configurations"
     assert [settings[int(i)]["key"][:2] for i in steps[2]] == [["adam", "ReLU"]] * 3
     assert steps[3] == [str(c["rank"]) for c in settings if c["key"][2] == "0.01"]
     assert steps[4] == []
@@ -374,4 +374,4 @@ def test_a_page_without_a_finished_run_and_one_without_axes(tmp_path: Path, brow
             ".textContent]",
         )
         assert shown[:2] == [1, True]
-        assert shown[2].endswith("the one setting")
+        assert shown[2].endswith("the one configuration")

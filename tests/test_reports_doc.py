@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cifar_lab import compare, describe, evaluate, reproduce, summarize, train
+from cifar_lab import compare, evaluate, reproduce, summarize, train
+from cifar_lab.analysis import description
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.training.preflight import compose_checked
 
@@ -79,7 +80,7 @@ def test_command_composes(command: str) -> None:
     name, words = words_of(command)
     if "--images" in words:
         at = words.index("--images")
-        assert describe.choose_images(words[at + 1], 50000, 0)
+        assert description.choose_images(words[at + 1], 50000, 0)
         del words[at : at + 2]
     request = compose_checked([*words, "device=cpu"])
     assert request.runs, name

@@ -40,7 +40,7 @@ def run_it(*arguments: str | Path) -> int:
 def the_setting(collection: RunCollection, **values: str) -> SeedGroup:
     found = [
         setting
-        for setting in collection.settings
+        for setting in collection.groups
         if all(setting.key[collection.axes.index(axis)] == value for axis, value in values.items())
     ]
     assert len(found) == 1
@@ -63,8 +63,8 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_axes_are_what_differs_within_an_option_and_never_the_seed(grid: Path) -> None:
     collection = collection_of(grid)
     assert collection.axes == ["optimizer", "activation", "optimizer.lr"]
-    assert len(collection.settings) == 12
-    assert all(len(setting.finished) == 3 for setting in collection.settings)
+    assert len(collection.groups) == 12
+    assert all(len(setting.finished) == 3 for setting in collection.groups)
 
 
 def test_a_default_that_comes_with_an_option_is_no_axis(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_setting_that_one_run_of_an_option_lacks_is_an_axis(tmp_path: Path) ->
         del OPTIMIZERS["decayed"]
     collection = collection_of(tmp_path)
     assert collection.axes == ["optimizer.weight_decay"]
-    assert {setting.key for setting in collection.settings} == {("–",), ("0.01",)}
+    assert {setting.key for setting in collection.groups} == {("–",), ("0.01",)}
 
 
 def test_mean_deviation_and_interval_are_students(grid: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_copy_of_a_run_counts_once(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     shutil.copytree(run.path, tmp_path / "copied" / run.path.name)
     collection = collection_of(tmp_path)
-    assert [len(setting.runs) for setting in collection.settings] == [1]
+    assert [len(setting.runs) for setting in collection.groups] == [1]
     assert any("the same run" in note for note in collection.notes)
 
 
@@ -116,7 +116,7 @@ def test_what_makes_no_other_run_is_no_axis(tmp_path: Path) -> None:
     make_run(tmp_path, seed=1, training={"epochs": 5, "print_every": 7}, name="other", threads=2)
     collection = collection_of(tmp_path)
     assert collection.axes == []
-    assert [len(setting.finished) for setting in collection.settings] == [2]
+    assert [len(setting.finished) for setting in collection.groups] == [2]
 
 
 def test_protocols_are_one_axis_not_all_that_they_change(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
         dataset = dataset_config(name=name, source=source)
         for lr in (0.1, 0.01):
             make_run(tmp_path, dataset=dataset, lr=lr, accuracy=0.5 + lr)
-    ranks = sorted((group.dataset, group.rank) for group in collection_of(tmp_path).settings)
+    ranks = sorted((group.dataset, group.rank) for group in collection_of(tmp_path).groups)
     assert ranks == [("cifar10", 1), ("cifar10", 2), ("mnist", 1), ("mnist", 2)]
 
 
@@ -362,6 +362,6 @@ def test_500_runs_take_less_than_ten_seconds(tmp_path: Path) -> None:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     assert done.returncode == 0, done.stderr
-    assert "504 runs of 12 settings" in done.stdout
+    assert "504 runs of 12 configurations" in done.stdout
     print(f"summarize of 504 runs: {seconds:.1f} s of processor time, {wall:.1f} s by the clock")
     assert seconds < 10

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
@@ -26,15 +25,6 @@ def _compare(argv: list[str]) -> int:
     parser = cli.Parser("compare", __doc__)
     parser.add_argument("a", type=cli.path, metavar="RUN_DIR", help="the first run, called A")
     parser.add_argument("b", type=cli.path, metavar="RUN_DIR", help="the second run, called B")
-    parser.add_argument(
-        "--embed", choices=("pca", "tsne"), help="draw the features of both runs side by side"
-    )
-    parser.add_argument(
-        "--to",
-        type=cli.path,
-        default=Path("embedding.png"),
-        help="where --embed draws (embedding.png)",
-    )
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis.load_runs import FoundRun
@@ -42,11 +32,7 @@ def _compare(argv: list[str]) -> int:
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.runs.text import Table
 
-    if arguments.embed:
-        cli.check_output_file("--to", arguments.to, (".png",))
     a, b = FoundRun(RunDir(arguments.a)), FoundRun(RunDir(arguments.b))
-    if arguments.embed:
-        _check_features([a, b])
     said = [_paired(a, b, split) for split in ("test", "validation")]
     print(f"A: {arguments.a} ({a.summary.status})\nB: {arguments.b} ({b.summary.status})\n")
     different = config_differences(a, b, replicates=True)
@@ -60,8 +46,6 @@ def _compare(argv: list[str]) -> int:
         print("They differ in their seed alone: what differs between them is chance.")
     elif names == {"split.fold"}:
         print("They are folds of one setting: what differs between them is chance.")
-    if arguments.embed:
-        print(_embed([a, b], arguments.embed, arguments.to))
     return 0
 
 
@@ -115,26 +99,6 @@ def _scores(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
         off = None if first is None or second is None else second - first
         rows.append([name, *cells, run_metrics.show_difference(name, off)])
     return rows
-
-
-def _check_features(runs: "list[FoundRun]") -> None:
-    from cifar_lab.errors import UsageError
-
-    for run in runs:
-        if not run.run.features_file.exists():
-            raise UsageError(
-                f"{run.run.path} has no features.npz; train or evaluate with figures=embeddings"
-            )
-        run.run.read_features()
-
-
-def _embed(runs: "list[FoundRun]", method: str, path: Path) -> str:
-    """Draw the features of the runs side by side; return where."""
-    from cifar_lab.figures import pca, style, tsne
-
-    side_by_side = pca.side_by_side if method == "pca" else tsne.side_by_side
-    style.save(side_by_side([run.run for run in runs], ["A", "B"]), path)
-    return f"Features of both: {path}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ It takes what `train` takes, and trains nothing, but for the steps of `--lr-rang
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cifar_lab import cli
 from cifar_lab.errors import RunFailed, UsageError, shorten
@@ -14,13 +14,8 @@ from cifar_lab.errors import RunFailed, UsageError, shorten
 if TYPE_CHECKING:
     import argparse
 
-    import numpy as np
-
     from cifar_lab.config.run_config import RunConfig
-    from cifar_lab.datasets import ImageArrays
-    from cifar_lab.training.splits import Splits
 
-SHOWN_IMAGES = 4
 LR_STEPS = 300
 
 
@@ -101,24 +96,23 @@ def _describe(argv: list[str]) -> int:
 
 def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
     """Print what the model and the dataset of a run are; draw some of its images."""
-    from cifar_lab.analysis.dataset_summary import dataset_text
-    from cifar_lab.analysis.model_summary import model_text
+    from cifar_lab.analysis import description
     from cifar_lab.datasets.store import data_root
     from cifar_lab.training import config_checks
     from cifar_lab.training.splits import load_arrays, make_splits
 
     size = config.dataset.train_size
     if size is not None:  # what is wrong is said before anything is read
-        choose_images(arguments.images, size, config.seed)
+        description.choose_images(arguments.images, size, config.seed)
     classes = config.dataset.classes
     if classes is not None:  # before the data, which may be unavailable
-        print(model_text(config, len(classes)), end="\n\n")
+        print(description.model_text(config, len(classes)), end="\n\n")
     arrays = load_arrays(config.dataset, data_root())
-    chosen = choose_images(arguments.images, len(arrays.train_labels), config.seed)
+    chosen = description.choose_images(arguments.images, len(arrays.train_labels), config.seed)
     splits = make_splits(arrays, config.dataset, config.split, "cpu")
     if classes is None:
-        print(model_text(config, len(splits.class_names)), end="\n\n")
-    print(dataset_text(config, arrays, splits))
+        print(description.model_text(config, len(splits.class_names)), end="\n\n")
+    print(description.dataset_text(config, arrays, splits))
     if splits.storage is not None:
         print(splits.storage)
     warnings = config_checks.check_config(config, test_size=len(splits.test))
@@ -127,7 +121,9 @@ def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
     path = arguments.figure or _default_path(config)
     names = config.dataset.display_names or splits.class_names
     rows = arguments.augmented
-    _draw(arrays, names, chosen, path, augmented_images(config, splits, chosen, rows))
+    description.draw_chosen(
+        arrays, names, chosen, path, description.augmented_images(config, splits, chosen, rows)
+    )
     print(f"images {', '.join(map(str, chosen))} of the training set: {path}")
     if rows:
         print(f"below each image: the image as it is augmented in epochs 1 to {rows}")
@@ -198,89 +194,6 @@ def _list_settings(wanted: str, rest: Sequence[str]) -> int:
         raise UsageError(f"--settings takes nothing else, but there is {shorten(rest[0])}")
     print(as_text(find_sections(wanted)))
     return 0
-
-
-def choose_images(asked: str | None, size: int, seed: int) -> list[int]:
-    """Return the training images to draw: those asked for, else some at random by the seed."""
-    import numpy as np
-
-    if asked is None:
-        order = np.random.default_rng(seed).permutation(size)
-        return [int(index) for index in order[:SHOWN_IMAGES]]
-    shown = shorten(asked)
-    try:
-        chosen = [int(word) for word in asked.split(",")]
-    except ValueError:
-        raise UsageError(f"--images={shown} is wrong: it must be numbers, as 5,27") from None
-    wrong = [index for index in chosen if not 0 <= index < size]
-    if wrong or len(chosen) > 100:
-        raise UsageError(
-            f"--images={shown} is wrong: it must be at most 100 indices from 0 to {size - 1}"
-        )
-    return chosen
-
-
-def augmented_images(
-    config: "RunConfig", splits: "Splits", chosen: Sequence[int], epochs: int
-) -> "list[list[np.ndarray[Any, np.dtype[np.uint8]]]]":
-    """Return for each epoch the chosen images (C, H, W) as training would augment them.
-
-    The images are a batch of their own, so mixup and CutMix mix them with each other.
-    """
-    import dataclasses
-
-    import torch
-
-    from cifar_lab.training.batches import Batches, Normalisation
-    from cifar_lab.training.build import normalisation
-    from cifar_lab.training.device import derive_seed
-
-    indices = torch.tensor(chosen, dtype=torch.int64)
-    split = dataclasses.replace(splits.train, indices=indices)
-    batches = Batches(
-        split,
-        batch_size=max(len(chosen), 1),
-        seed=config.seed,
-        normalisation=normalisation(config),
-        augmentation=config.augmentation,
-        num_classes=len(splits.class_names),
-    )
-    scaling: Normalisation = batches.normalisation
-    mean, std = (
-        torch.tensor(numbers or [default]).view(-1, 1, 1)
-        for numbers, default in ((scaling.mean, 0.0), (scaling.std, 1.0))
-    )
-    rows = []
-    for epoch in range(1, epochs + 1):
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, "data", epoch))
-        places = batches.order(generator).argsort()
-        images = torch.cat([images for images, _ in batches.epoch(epoch)])[places]
-        pixels = (255 * (images * std + mean)).round().clamp(0, 255).to(torch.uint8)
-        rows.append(list(pixels.numpy()))
-    return rows
-
-
-def _draw(
-    arrays: "ImageArrays",
-    class_names: Sequence[str],
-    chosen: Sequence[int],
-    path: Path,
-    augmented: "Sequence[Sequence[np.ndarray[Any, np.dtype[np.uint8]]]]",
-) -> None:
-    """Draw training images, each under its class and index, into a .png (S1-02).
-
-    Below them stand the `augmented` ones, a row for each epoch.
-    """
-    from cifar_lab.figures import style
-    from cifar_lab.figures.image_grid import draw_images
-
-    labels = [class_names[int(arrays.train_labels[index])] for index in chosen]
-    titles = [f"{label}\n{index}" for label, index in zip(labels, chosen, strict=True)]
-    images = [arrays.train_images[index] for index in chosen]
-    titles += [f"epoch {epoch}" for epoch, row in enumerate(augmented, start=1) for _ in row]
-    images += [image for row in augmented for image in row]
-    columns = len(chosen) if augmented else min(len(chosen), 8)
-    style.save(draw_images(images, titles, columns), path)
 
 
 def _default_path(config: "RunConfig", ending: str = "") -> Path:

@@ -246,7 +246,7 @@ def _costs(experiments: Sequence[ReportExperiment], jobs: int | Literal["auto"])
     The time is that of all its runs from nothing, as many at a time as `jobs` means: as finished
     runs took, or by a probe where there is none.
     """
-    from cifar_lab.analysis.model_summary import multiply_adds
+    from cifar_lab.analysis.description import multiply_adds
     from cifar_lab.runs.text import align, duration
     from cifar_lab.sweeps.cell import sweep_cells
     from cifar_lab.sweeps.launcher import fitting_jobs

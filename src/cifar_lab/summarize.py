@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from cifar_lab.analysis.seed_groups import RunCollection
     from cifar_lab.runs.run_dir import RunDir
 
-MOST_EMBEDDINGS = 4
-"""Cells in embedding.png."""
-
 MOST_CURVES = 24
 """Cells in curves.png, the best ones; report.html has them all."""
 
@@ -29,18 +26,13 @@ def _summarize(argv: list[str]) -> int:
     parser.add_argument(
         "--test",
         action="store_true",
-        help="show the test score of every setting, not of the best one only",
+        help="show the test score of every configuration, not of the best one only",
     )
     parser.add_argument(
         "--metric", default=None, help="rank by this metric instead of the monitored score"
     )
     parser.add_argument(
         "--timing", action="store_true", help="print the seconds per epoch of each device and model"
-    )
-    parser.add_argument(
-        "--embed",
-        choices=("pca", "tsne"),
-        help="draw the features of the best settings side by side in embedding.png",
     )
     parser.add_argument(
         "--config-dir", type=cli.path, help="a folder with reports of one's own, report/TAG.yaml"
@@ -56,7 +48,6 @@ def _summarize(argv: list[str]) -> int:
     folder: Path = arguments.folder
     collection = read_collection(folder)
     ranking.rank(collection, arguments.metric)
-    embedded = _with_features(collection) if arguments.embed else {}
     found = claims.of_collection(collection, arguments.config_dir)
     write_text(folder / "summary.csv", summary_tables.summary_csv(collection, test=arguments.test))
     write_text(
@@ -68,36 +59,7 @@ def _summarize(argv: list[str]) -> int:
     print(summary_tables.summary_md(collection, found, test=arguments.test), end="")
     if arguments.timing:
         print("\n" + summary_tables.timing_table(collection.runs).markdown())
-    if arguments.embed:
-        _embed(collection.folder / "embedding.png", embedded, arguments.embed)
-    return 0 if collection.settings else 1
-
-
-def _with_features(collection: "RunCollection") -> "dict[str, RunDir]":
-    """Return the first run with features of each of the best settings; UsageError without any."""
-    from cifar_lab.errors import UsageError, shorten_path
-
-    runs_with: dict[str, RunDir] = {}
-    for setting in collection.ranking:
-        runs = [run.run for run in setting.finished if run.run.features_file.exists()]
-        if runs and len(runs_with) < MOST_EMBEDDINGS:
-            runs[0].read_features()  # what is damaged is refused before anything is written
-            runs_with[collection.short_label(setting)] = runs[0]
-    if not runs_with:
-        raise UsageError(
-            f"no finished run below {shorten_path(collection.folder)} has a features.npz; train "
-            "with figures=embeddings"
-        )
-    return runs_with
-
-
-def _embed(path: Path, runs: "dict[str, RunDir]", method: str) -> None:
-    """Draw the features of runs side by side, each under its name."""
-    from cifar_lab.figures import pca, style, tsne
-
-    side_by_side = pca.side_by_side if method == "pca" else tsne.side_by_side
-    style.save(side_by_side(list(runs.values()), list(runs)), path, dpi=120)
-    print(f"\nFeatures of {len(runs)} settings: {path}")
+    return 0 if collection.groups else 1
 
 
 def _draw(collection: "RunCollection") -> None:
@@ -107,21 +69,21 @@ def _draw(collection: "RunCollection") -> None:
 
     axes = [collection.axes[i] for i in collection.main_axes]
     squares = []
-    for setting in collection.settings:
-        interval = setting.interval(collection.metric)
+    for group in collection.groups:
+        interval = group.interval(collection.metric)
         squares.append(
             grid.Square(
-                tuple(setting.key[i] for i in collection.main_axes),
+                tuple(group.key[i] for i in collection.main_axes),
                 None if interval is None else interval.mean,
                 None if interval is None else interval.ends,
                 0 if interval is None else interval.n,
-                setting.chosen,
+                group.chosen,
             )
         )
     groups: dict[str, list[RunDir]] = {}
-    for setting in collection.ranking[:MOST_CURVES]:
-        runs = [run.run for run in setting.finished or setting.runs]
-        groups.setdefault(collection.short_label(setting), []).extend(runs)
+    for group in collection.ranking[:MOST_CURVES]:
+        runs = [run.run for run in group.finished or group.runs]
+        groups.setdefault(collection.short_label(group), []).extend(runs)
     picture = grid.draw(
         axes,
         [collection.values(axis) for axis in axes],

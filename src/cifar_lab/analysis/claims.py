@@ -133,7 +133,7 @@ def of_collection(
     one's own reports.
     """
     studies: dict[tuple[str, str], list[tuple[SeedGroup, Candidate]]] = {}
-    for group in collection.settings:
+    for group in collection.groups:
         runs: dict[tuple[str, str], list[FoundRun]] = {}
         for run in group.runs:
             runs.setdefault((run.config.study.report or "", run.config.name), []).append(run)

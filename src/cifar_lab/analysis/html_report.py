@@ -30,7 +30,7 @@ MOST_POINTS = 20_000
 """Points of all lines of one kind, at most 200 and at least 30 of which one line has."""
 
 MOST_PICTURES = 100
-"""Settings, by rank, whose mistakes and calibration are shown: a page of thousands stays small."""
+"""Configurations, by rank, whose mistakes and calibration are shown: the page stays small."""
 
 MOST_CLASSES = 25
 """A confusion matrix of more classes is shown by its largest errors alone."""
@@ -53,17 +53,17 @@ LINKED = (
 def report(collection: RunCollection, claims: Claims, *, test: bool) -> str:
     """Return the page, with the data in it that its script sorts, filters and draws."""
     ranking = collection.ranking
-    places = {id(setting): place for place, setting in enumerate(ranking)}
+    places = {id(group): place for place, group in enumerate(ranking)}
     data = _data(collection, test=test)  # first: what it cannot read becomes a problem
     return render(
         PAGES / "report.html",
         title=shorten(collection.folder.resolve().name, 120),
         counts=texts.counts_text(collection),
-        best=[texts.best_text(collection, setting) for setting in ranking if setting.chosen],
+        best=[texts.best_text(collection, group) for group in ranking if group.chosen],
         notes=collection.notes,
         testing=texts.testing_text(collection),
         claims=claims_table(collection, claims),
-        judged=[(places.get(id(setting)), judged.verdict) for _, setting, judged in claims],
+        judged=[(places.get(id(group)), judged.verdict) for _, group, judged in claims],
         problems=texts.problems(collection),
         data=data,
     )
@@ -71,7 +71,7 @@ def report(collection: RunCollection, claims: Claims, *, test: bool) -> str:
 
 def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
     ranking = collection.ranking
-    reference = {setting.dataset: setting for setting in reversed(ranking)}
+    reference = {group.dataset: group for group in reversed(ranking)}
     return {
         "metric": collection.metric,
         "words": {name: run_metrics.in_words(name) for name in (*SCORES, collection.metric)},
@@ -81,41 +81,41 @@ def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
         "main": collection.main_axes,
         "values": [collection.values(axis) for axis in collection.axes],
         "settings": [
-            _setting(collection, setting, reference[setting.dataset], place, test=test)
-            for place, setting in enumerate(ranking)
+            _group_data(collection, group, reference[group.dataset], place, test=test)
+            for place, group in enumerate(ranking)
         ],
     }
 
 
-def _setting(
-    collection: RunCollection, setting: SeedGroup, best: SeedGroup, place: int, *, test: bool
+def _group_data(
+    collection: RunCollection, group: SeedGroup, best: SeedGroup, place: int, *, test: bool
 ) -> dict[str, Any]:
-    names = [n for n in (collection.metric, *SCORES) if shows(n, setting, test=test)]
-    verdict, detail = texts.verdict(setting) if texts.has_verdicts(collection) else ("", "")
-    on_test, is_detailed = shows("test_", setting, test=test), place < MOST_PICTURES
+    names = [n for n in (collection.metric, *SCORES) if shows(n, group, test=test)]
+    verdict, detail = texts.verdict(group) if texts.has_verdicts(collection) else ("", "")
+    on_test, is_detailed = shows("test_", group, test=test), place < MOST_PICTURES
     return {
-        "key": setting.key,
-        "label": collection.label(setting),
-        "name": collection.short_label(setting),
-        "dataset": setting.dataset,
-        "rank": setting.rank,
-        "chosen": setting.chosen,
+        "key": group.key,
+        "label": collection.label(group),
+        "name": collection.short_label(group),
+        "dataset": group.dataset,
+        "rank": group.rank,
+        "chosen": group.chosen,
         "verdict": verdict,
         "detail": detail,
-        "n": len(setting.finished),
-        "all": len(setting.runs),
-        "status": ", ".join(f"{n} {s}" for s, n in texts.status_counts(setting.runs).items()),
+        "n": len(group.finished),
+        "all": len(group.runs),
+        "status": ", ".join(f"{n} {s}" for s, n in texts.status_counts(group.runs).items()),
         "scores": {
             name: {"value": rounded(found.mean), "text": run_metrics.show_interval(name, found)}
             for name in names
-            if (found := setting.interval(name)) is not None
+            if (found := group.interval(name)) is not None
         },
-        "curves": _curves(setting, min(max(MOST_POINTS // len(collection.settings), 30), 200)),
-        "difference": difference(setting, best),
-        "confusion": confusion(setting, test=on_test),
-        "reliability": reliability(setting, test=on_test) if is_detailed else None,
-        "mistakes": mistakes(setting) if is_detailed else None,
-        "runs": [_run(collection, run) for run in setting.runs],
+        "curves": _curves(group, min(max(MOST_POINTS // len(collection.groups), 30), 200)),
+        "difference": difference(group, best),
+        "confusion": confusion(group, test=on_test),
+        "reliability": reliability(group, test=on_test) if is_detailed else None,
+        "mistakes": mistakes(group) if is_detailed else None,
+        "runs": [_run(collection, run) for run in group.runs],
     }
 
 
@@ -138,12 +138,12 @@ def _address(path: Path) -> str:
     return "./" + quote(os.fsencode(path.as_posix()))
 
 
-def _curves(setting: SeedGroup, most: int) -> dict[str, Any]:
+def _curves(group: SeedGroup, most: int) -> dict[str, Any]:
     """Return each curve: the mean over the runs, and the lowest and highest run where many are.
 
     Curves end with the shortest run, so that n is the same all along.
     """
-    histories = [run.history for run in setting.finished or setting.runs if run.history]
+    histories = [run.history for run in group.finished or group.runs if run.history]
     length = min(map(len, histories), default=0)
     places = np.unique(np.linspace(0, length - 1, min(length, most)).astype(int)).tolist()
     curves: dict[str, Any] = {"epochs": [histories[0][i].epoch for i in places]}
@@ -166,12 +166,12 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-def difference(setting: SeedGroup, best: SeedGroup) -> list[list[str]]:
-    """Return what differs between a setting and the best one: key, its value, the best one's.
+def difference(group: SeedGroup, best: SeedGroup) -> list[list[str]]:
+    """Return what differs between a configuration and the best one: key, its value, the best one's.
 
     The target of a config group follows from the option, and is left out where that differs.
     """
-    here, there = setting.runs[0], best.runs[0]
+    here, there = group.runs[0], best.runs[0]
     options = {g for g in here.choices if here.choices[g] != there.choices.get(g)}
     return [
         [shorten(key, 80), *values]
@@ -180,18 +180,18 @@ def difference(setting: SeedGroup, best: SeedGroup) -> list[list[str]]:
     ]
 
 
-def confusion(setting: SeedGroup, *, test: bool) -> dict[str, Any] | None:
-    """Return the counts of a setting's runs, of test images if `test`, else of validation images.
+def confusion(group: SeedGroup, *, test: bool) -> dict[str, Any] | None:
+    """Return the counts of a group's runs, of test images if `test`, else of validation images.
 
     A matrix of test images tells the test score.
     """
     split = "test" if test else "validation"
-    read = (run.confusion(split) for run in setting.finished)
+    read = (run.confusion(split) for run in group.finished)
     found = [counts for counts in read if counts is not None]
     if not found or len({len(counts) for counts in found}) != 1:
         return None
     counts = np.sum(found, axis=0)
-    names = _class_names(setting.finished[0], len(counts))
+    names = _class_names(group.finished[0], len(counts))
     return {
         "split": split,
         "images": int(counts.sum()),
@@ -201,13 +201,13 @@ def confusion(setting: SeedGroup, *, test: bool) -> dict[str, Any] | None:
     }
 
 
-def reliability(setting: SeedGroup, *, test: bool) -> dict[str, Any] | None:
-    """Return how the predictions of a setting's runs are calibrated, of the images of `confusion`.
+def reliability(group: SeedGroup, *, test: bool) -> dict[str, Any] | None:
+    """Return how the predictions of a group's runs are calibrated, of the images of `confusion`.
 
     The error is that of each run, as a mean with its interval; the bins are those of all runs.
     """
     split = "test" if test else "validation"
-    predictions = (run.predictions(split) for run in setting.finished)
+    predictions = (run.predictions(split) for run in group.finished)
     found = [c for p in predictions if p is not None and (c := calibration(p)) is not None]
     if not found:
         return None
@@ -239,12 +239,12 @@ def _class_names(run: FoundRun, count: int) -> list[str]:
     return [shorten(name, 40) for name in run.run.class_names(count)]
 
 
-def mistakes(setting: SeedGroup) -> dict[str, Any] | None:
+def mistakes(group: SeedGroup) -> dict[str, Any] | None:
     """Return the most confident mistakes of the first run that kept them, as one strip of images.
 
     Damaged samples become a problem of their run.
     """
-    for run in setting.finished:
+    for run in group.finished:
         path = run.run.samples_file
         if not path.exists():
             continue

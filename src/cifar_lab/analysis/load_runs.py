@@ -23,7 +23,7 @@ _GROUPS_WITHOUT_EFFECT = ("experiment", "figures")
 """Groups whose options change nothing that the other config values do not show."""
 
 REPLICATES = ("seed", "split.fold")
-"""Keys in which the runs of one setting may differ."""
+"""Keys in which the runs of one configuration may differ."""
 
 MISSING = "–"
 
@@ -63,7 +63,7 @@ class FoundRun:
 
     @property
     def replicate(self) -> tuple[int, int | None]:
-        """What tells the run from the others of its setting: its values of REPLICATES."""
+        """What tells the run from the others of its configuration: its values of REPLICATES."""
         return self.config.seed, self.config.split.fold
 
     @property

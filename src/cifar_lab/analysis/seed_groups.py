@@ -1,4 +1,4 @@
-"""Runs as settings: what differs between them, and which differ in the seed or fold alone."""
+"""Runs as configurations: what differs between them, and which differ in the seed or fold alone."""
 
 import contextlib
 import dataclasses
@@ -76,17 +76,17 @@ class SeedGroup:
 
     @property
     def tied_with_best(self) -> bool:
-        """Whether the paired test shows no difference from the best setting."""
+        """Whether the paired test shows no difference from the best configuration."""
         return self.p_adjusted is not None and self.p_adjusted >= statistics.LEVEL
 
 
 @dataclass
 class RunCollection:
-    """The runs at and below a folder: what differs between them, and their settings."""
+    """The runs at and below a folder: what differs between them, and their configurations."""
 
     folder: Path
     axes: list[str]
-    settings: list[SeedGroup]
+    groups: list[SeedGroup]
     unreadable: dict[Path, str]
     notes: list[str]
     metric: str = ""
@@ -95,28 +95,28 @@ class RunCollection:
     @property
     def runs(self) -> list[FoundRun]:
         """All runs that can be read."""
-        return [run for setting in self.settings for run in setting.runs]
+        return [run for group in self.groups for run in group.runs]
 
     @property
     def ranking(self) -> list[SeedGroup]:
-        """The settings in order of rank, those without one last."""
-        last = len(self.settings) + 1
-        return sorted(self.settings, key=lambda setting: (setting.dataset, setting.rank or last))
+        """The configurations in order of rank, those without one last."""
+        last = len(self.groups) + 1
+        return sorted(self.groups, key=lambda group: (group.dataset, group.rank or last))
 
     def values(self, axis: str) -> list[str]:
         """Return the values on an axis, once each, in order."""
         index = self.axes.index(axis)
-        return in_order(setting.key[index] for setting in self.settings)
+        return in_order(group.key[index] for group in self.groups)
 
     @cached_property
     def main_axes(self) -> list[int]:
-        """The places of the axes that tables and names show: enough to tell the settings apart.
+        """The places of the axes that tables and names show: enough to tell the groups apart.
 
-        An axis is left out if it follows from others: a key that is the same in all settings with
-        the same options of the config groups, or a group that follows from another one. Where most
+        An axis is left out if it follows from others: a key that is the same in all groups with the
+        same options of the config groups, or a group that follows from another one. Where most
         combinations of options occur once that would be chance, so a third must be repetitions.
         """
-        columns = list(zip(*(setting.key for setting in self.settings), strict=True))
+        columns = list(zip(*(group.key for group in self.groups), strict=True))
         groups = [i for i, axis in enumerate(self.axes) if "." not in axis]
         for i in [i for i in groups if self.axes[i] not in ("dataset", "model")]:
             if any(_determines([columns[k]], columns[i]) for k in groups if k != i):
@@ -125,18 +125,18 @@ class RunCollection:
         keys = [i for i, axis in enumerate(self.axes) if "." in axis]
         return sorted([*groups, *(i for i in keys if not _determines(options, columns[i]))])
 
-    def label(self, setting: SeedGroup) -> str:
-        """Return a setting's name: the values of its main axes."""
-        parts = (f"{self.axes[i]}={setting.key[i]}" for i in self.main_axes)
-        return ", ".join(parts) or "the one setting"
+    def label(self, group: SeedGroup) -> str:
+        """Return a configuration's name: the values of its main axes."""
+        parts = (f"{self.axes[i]}={group.key[i]}" for i in self.main_axes)
+        return ", ".join(parts) or "the one configuration"
 
-    def short_label(self, setting: SeedGroup) -> str:
-        """Return a setting's name for a legend: options alone, keys by their last part."""
+    def short_label(self, group: SeedGroup) -> str:
+        """Return a configuration's name for a legend: options alone, keys by their last part."""
         parts = []
         for i in self.main_axes:
             _, dot, last = self.axes[i].rpartition(".")
-            parts.append(f"{last} {setting.key[i]}" if dot else setting.key[i])
-        return ", ".join(parts) or "the one setting"
+            parts.append(f"{last} {group.key[i]}" if dot else group.key[i])
+        return ", ".join(parts) or "the one configuration"
 
 
 def _determines(columns: Sequence[Sequence[str]], other: Sequence[str]) -> bool:
@@ -159,8 +159,8 @@ def read_collection(folder: Path) -> RunCollection:
 def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
     """Group runs that were read, by what differs between them; `folder` is above them all."""
     axes = find_axes(runs)
-    settings, notes = _group(runs, axes)
-    collection = RunCollection(folder, axes, settings, {}, notes)
+    groups, notes = _groups_and_notes(runs, axes)
+    collection = RunCollection(folder, axes, groups, {}, notes)
     collection.notes += _fold_notes(collection)
     return collection
 
@@ -207,10 +207,12 @@ def in_order(values: Iterable[str]) -> list[str]:
     return sorted(set(values), key=place)
 
 
-def _group(runs: Sequence[FoundRun], axes: Sequence[str]) -> tuple[list[SeedGroup], list[str]]:
+def _groups_and_notes(
+    runs: Sequence[FoundRun], axes: Sequence[str]
+) -> tuple[list[SeedGroup], list[str]]:
     members: dict[Key, dict[tuple[int, int | None], FoundRun]] = {}
     notes = []
-    for run in sorted(runs, key=_place_in_setting):
+    for run in sorted(runs, key=_place_in_group):
         kept = members.setdefault(_key(run, axes), {}).setdefault(run.replicate, run)
         if kept is not run:
             notes.append(
@@ -222,27 +224,27 @@ def _group(runs: Sequence[FoundRun], axes: Sequence[str]) -> tuple[list[SeedGrou
     return [SeedGroup(key, list(members[key].values())) for key in keys], notes
 
 
-def _place_in_setting(run: FoundRun) -> tuple[int, int, bool, str]:
+def _place_in_group(run: FoundRun) -> tuple[int, int, bool, str]:
     fold = run.config.split.fold
     return run.config.seed, -1 if fold is None else fold, not run.finished, str(run.run.path)
 
 
 def _fold_notes(collection: RunCollection) -> list[str]:
-    """Say which settings lack folds, and where folds and seeds are mixed."""
+    """Say which configurations lack folds, and where folds and seeds are mixed."""
     notes = []
-    repeated = [setting for setting in collection.settings if len(setting.finished) > 1]
-    for setting in repeated:
-        if setting.folds is None:
+    repeated = [group for group in collection.groups if len(group.finished) > 1]
+    for group in repeated:
+        if group.folds is None:
             continue
         label, count, runs = (
-            collection.label(setting),
-            len(setting.finished_folds),
-            setting.finished,
+            collection.label(group),
+            len(group.finished_folds),
+            group.finished,
         )
         seeds = {run.config.seed for run in runs}
-        if count < setting.folds:
+        if count < group.folds:
             notes.append(
-                f"{label}: {count} of {setting.folds} folds are finished, and its means are over "
+                f"{label}: {count} of {group.folds} folds are finished, and its means are over "
                 "these."
             )
         if len(seeds) > 1:
@@ -251,10 +253,10 @@ def _fold_notes(collection: RunCollection) -> list[str]:
                 f"{len(seeds)} seeds). The deviation is that of both; its interval and its tests "
                 "average the seeds of a fold."
             )
-    if len({setting.folds is None for setting in repeated}) > 1:
+    if len({group.folds is None for group in repeated}) > 1:
         notes.append(
-            "Some settings were repeated over folds and others over seeds: their deviations do not "
-            "measure the same, and they cannot be tested against each other."
+            "Some configurations were repeated over folds and others over seeds: their deviations "
+            "do not measure the same, and they cannot be tested against each other."
         )
     return notes
 

@@ -126,7 +126,7 @@ def t_quantile(degrees: float) -> float:
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two settings on the same images: A's accuracy minus B's, its 95 % interval, a p value.
+    """Two configurations on the same images: A's accuracy minus B's, its 95 % interval, a p value.
 
     `only_a`, `only_b`: images that one gets right and the other wrong, a mean over seeds.
     `seeds`: runs of A and of B; with one each the test is about these two networks alone.
@@ -172,7 +172,7 @@ def mcnemar(a: Right, b: Right) -> PairedTest:
 
 
 def seeds_test(a: Right, b: Right) -> PairedTest:
-    """Compare two settings with two or more seeds each: right answers (seeds, N) and (seeds, N).
+    """Compare two groups with two or more seeds each: right answers (seeds, N) and (seeds, N).
 
     A t test whose variance is that between A's seeds, that between B's and that between images,
     with Satterthwaite's degrees of freedom: it keeps its level with two or three seeds, where a
@@ -200,7 +200,7 @@ def seeds_test(a: Right, b: Right) -> PairedTest:
 def folds_test(
     a: Mapping[bytes, Right], b: Mapping[bytes, Right], training_images: int
 ) -> PairedTest:
-    """Compare two settings trained on the same folds: right answers (runs, N) by fold.
+    """Compare two configurations trained on the same folds: right answers (runs, N) by fold.
 
     The corrected resampled t test (Nadeau and Bengio 2003): the training sets of two folds overlap,
     so the variance of the mean difference over k folds is that of the differences times
@@ -253,7 +253,7 @@ def in_order(predictions: Predictions) -> Predictions:
 
 
 def right_answers(predictions: Sequence[Predictions]) -> dict[bytes, Right]:
-    """Return which images the runs of one setting get right, (runs, N) for each set of images.
+    """Return which images the runs of one group get right, (runs, N) for each set of images.
 
     A key stands for a set: indices and labels. Images are put in the order of their indices.
     """
@@ -267,7 +267,7 @@ def right_answers(predictions: Sequence[Predictions]) -> dict[bytes, Right]:
 def compare(
     a: Sequence[Predictions], b: Sequence[Predictions], training_images: int | None = None
 ) -> PairedTest:
-    """Test two settings by the predictions of their runs; UsageError on different images.
+    """Test two configurations by the predictions of their runs; UsageError on different images.
 
     With one run on a side the first runs are compared, by McNemar's test. Runs that were scored on
     several sets of images are compared by folds, which needs the number of `training_images` of a

@@ -21,28 +21,28 @@ Claims = Sequence[tuple[str, SeedGroup | None, JudgedClaim]]
 
 
 def summary_csv(collection: RunCollection, *, test: bool) -> str:
-    """Return a row per setting; the test columns of all but the best are empty unless `test`."""
+    """Return a row per group; the test columns of all but the best are empty unless `test`."""
     names = list(dict.fromkeys([collection.metric, *WITH_SPREAD]))
-    with_folds = any(setting.folds is not None for setting in collection.settings)
+    with_folds = any(group.folds is not None for group in collection.groups)
     header = [*collection.axes, "rank", "chosen", "n", "seeds", *(["folds"] * with_folds)]
     header += ["unfinished", "failed"]
     header += [f"{name}{part}" for name in names for part in ("", "_std", "_low", "_high")]
     header += ["difference_from_best", "p_adjusted", *MEANS]
     rows = []
-    for setting in collection.settings:
-        finished = setting.finished
-        failed = sum(run.summary.status == "failed" for run in setting.runs)
-        row: list[Any] = [*setting.key, setting.rank, "yes" if setting.chosen else None]
+    for group in collection.groups:
+        finished = group.finished
+        failed = sum(run.summary.status == "failed" for run in group.runs)
+        row: list[Any] = [*group.key, group.rank, "yes" if group.chosen else None]
         seeds = [str(run.config.seed) for run in finished]
         row += [len(finished), " ".join(dict.fromkeys(seeds) if with_folds else seeds)]
-        row += [" ".join(map(str, setting.finished_folds))] * with_folds
-        row += [len(setting.runs) - len(finished) - failed, failed]
+        row += [" ".join(map(str, group.finished_folds))] * with_folds
+        row += [len(group.runs) - len(finished) - failed, failed]
         for name in names:
-            found = setting.interval(name) if shows(name, setting, test=test) else None
+            found = group.interval(name) if shows(name, group, test=test) else None
             row += [found.mean, found.std, found.low, found.high] if found else [None] * 4
-        against = setting.against_best
-        row += [-against.difference if against else None, setting.p_adjusted]
-        row += [setting.mean(n) if shows(n, setting, test=test) else None for n in MEANS]
+        against = group.against_best
+        row += [-against.difference if against else None, group.p_adjusted]
+        row += [group.mean(n) if shows(n, group, test=test) else None for n in MEANS]
         rows.append(row)
     return Table(header, rows).csv()
 
@@ -54,11 +54,11 @@ def summary_md(collection: RunCollection, claims: Claims, *, test: bool) -> str:
     if collection.axes:
         parts.append(_axes_text(collection))
     parts += [f"> {markdown(note)}" for note in collection.notes]
-    best = [setting for setting in collection.ranking if setting.chosen]
+    best = [group for group in collection.ranking if group.chosen]
     if best:
         parts.append("## Best")
-        parts += [f"- {markdown(texts.best_text(collection, setting))}" for setting in best]
-    parts += ["## Ranking" if collection.ranked else "## Settings"]
+        parts += [f"- {markdown(texts.best_text(collection, group))}" for group in best]
+    parts += ["## Ranking" if collection.ranked else "## Configurations"]
     parts += [ranking_table(collection, test=test).markdown(), texts.testing_text(collection)]
     if claims:
         parts += ["## Reported and measured", claims_table(collection, claims).markdown()]
@@ -82,49 +82,47 @@ def _axes_text(collection: RunCollection) -> str:
     return text + f" These follow from them: {', '.join(others)}." * bool(others)
 
 
-def shows(name: str, setting: SeedGroup, *, test: bool) -> bool:
-    """Whether a metric is shown for a setting: a test score for the best alone, unless `test`."""
-    return test or setting.chosen or not run_metrics.is_test(name)
+def shows(name: str, group: SeedGroup, *, test: bool) -> bool:
+    """Whether a metric is shown for a group: a test score for the best alone, unless `test`."""
+    return test or group.chosen or not run_metrics.is_test(name)
 
 
 def ranking_table(collection: RunCollection, *, test: bool) -> Table:
-    """Return the settings in order of rank."""
-    settings = collection.ranking
+    """Return the configurations in order of rank."""
+    groups = collection.ranking
     wanted = [collection.metric, "best_val_accuracy", "best_val_loss", "best_epoch"]
     names = [
         name
         for name in dict.fromkeys(wanted)
-        if any(setting.mean(name) is not None for setting in settings)
+        if any(group.mean(name) is not None for group in groups)
     ]
-    tested = [
-        one.mean("test_accuracy") for one in settings if shows("test_accuracy", one, test=test)
-    ]
+    tested = [one.mean("test_accuracy") for one in groups if shows("test_accuracy", one, test=test)]
     if "test_accuracy" not in names and any(mean is not None for mean in tested):
         names.append("test_accuracy")
-    several = len({one.dataset for one in settings}) > 1 and "dataset" not in collection.axes
+    several = len({one.dataset for one in groups}) > 1 and "dataset" not in collection.axes
     compared = texts.has_verdicts(collection)
     axes = collection.main_axes
     header = [*(["dataset"] * several), "rank", *(collection.axes[i] for i in axes), "n", *names]
     header += ["against the best"] * compared
     rows = []
-    for setting in settings:
-        row = [setting.dataset] * several
-        row += [str(setting.rank or "–"), *(setting.key[i] for i in axes), texts.runs_text(setting)]
+    for group in groups:
+        row = [group.dataset] * several
+        row += [str(group.rank or "–"), *(group.key[i] for i in axes), texts.runs_text(group)]
         for name in names:
-            found = setting.interval(name) if shows(name, setting, test=test) else None
+            found = group.interval(name) if shows(name, group, test=test) else None
             row.append(run_metrics.show_interval(name, found))
-        rows.append([*row, *([texts.verdict_text(setting)] * compared)])
+        rows.append([*row, *([texts.verdict_text(group)] * compared)])
     return Table(header, rows)
 
 
 def claims_table(collection: RunCollection, claims: Claims) -> Table:
     """Return reported against measured."""
     rows = []
-    for report, setting, judged in claims:
+    for report, group, judged in claims:
         claim, found = judged.claim, judged.interval
         where = show_where(claim.where)
-        if setting is not None and sum(one.claim == claim for _, _, one in claims) > 1:
-            where = collection.label(setting)
+        if group is not None and sum(one.claim == claim for _, _, one in claims) > 1:
+            where = collection.label(group)
         rows.append(
             [
                 claim.id or report,
@@ -147,17 +145,17 @@ def unfinished_table(collection: RunCollection) -> Table:
     rows = [
         [
             run.summary.status,
-            collection.label(setting),
+            collection.label(group),
             run.replicate_text,
             texts.progress_text(run),
             shorten(run.summary.error or "", 300),
             texts.folder_text(collection, run.run.path),
         ]
-        for setting in collection.settings
-        for run in setting.runs
+        for group in collection.groups
+        for run in group.runs
         if not run.finished
     ]
-    return Table(["status", "setting", "run", "epoch", "error", "folder"], rows)
+    return Table(["status", "configuration", "run", "epoch", "error", "folder"], rows)
 
 
 def timing_table(runs: Iterable[FoundRun]) -> Table:

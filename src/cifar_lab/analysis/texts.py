@@ -1,4 +1,4 @@
-"""What summary.md, report.html and the console say about runs, settings and tests, in words."""
+"""What summary.md, report.html and the console say about runs, groups and tests, in words."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,13 +14,15 @@ _STATUSES = ("finished", "running", "interrupted", "queued", "failed")
 
 
 def counts_text(collection: RunCollection) -> str:
-    """Return how many runs and settings there are, and in which state."""
+    """Return how many runs and configurations there are, and in which state."""
     counts = status_counts(collection.runs)
     if collection.unreadable:
         counts["not readable"] = len(collection.unreadable)
     states = ", ".join(f"{number} {status}" for status, number in counts.items())
-    runs, settings = sum(counts.values()), len(collection.settings)
-    return f"{runs} run{'s' * (runs != 1)} of {settings} setting{'s' * (settings != 1)}: {states}."
+    runs, groups = sum(counts.values()), len(collection.groups)
+    return (
+        f"{runs} run{'s' * (runs != 1)} of {groups} configuration{'s' * (groups != 1)}: {states}."
+    )
 
 
 def status_counts(runs: Sequence[FoundRun]) -> dict[str, int]:
@@ -29,9 +31,9 @@ def status_counts(runs: Sequence[FoundRun]) -> dict[str, int]:
     return {status: counts[status] for status in _STATUSES if counts[status]}
 
 
-def runs_text(setting: SeedGroup) -> str:
+def runs_text(group: SeedGroup) -> str:
     """Return how many runs are finished, and of how many where some are not."""
-    done, every = len(setting.finished), len(setting.runs)
+    done, every = len(group.finished), len(group.runs)
     return str(done) if done == every else f"{done} of {every}"
 
 
@@ -52,29 +54,28 @@ def problems(collection: RunCollection) -> list[tuple[str, str]]:
     return [(folder_text(collection, path), shorten(text, 300)) for path, text in texts]
 
 
-def best_text(collection: RunCollection, setting: SeedGroup) -> str:
-    """Return the best setting of a dataset, its scores, and how many are as good."""
-    found = setting.interval(collection.metric)
+def best_text(collection: RunCollection, group: SeedGroup) -> str:
+    """Return the best configuration of a dataset, its scores, and how many are as good."""
+    found = group.interval(collection.metric)
     assert found is not None
     text = (
-        f"{setting.dataset}: {collection.label(setting)} has the best "
+        f"{group.dataset}: {collection.label(group)} has the best "
         f"{run_metrics.in_words(collection.metric)}: "
-        f"{run_metrics.show_interval(collection.metric, found)} ({_n(setting, found)})"
+        f"{run_metrics.show_interval(collection.metric, found)} ({_n(group, found)})"
     )
-    tested = setting.interval("test_accuracy")
+    tested = group.interval("test_accuracy")
     if tested is not None and collection.metric != "test_accuracy":
         text += f"; test accuracy {run_metrics.show_interval('test_accuracy', tested)}"
-    beside = [one for one in collection.settings if one.dataset == setting.dataset]
+    beside = [one for one in collection.groups if one.dataset == group.dataset]
     ties = sum(one.tied_with_best for one in beside)
     if ties:
-        text += (
-            f". {ties} other setting{'s are' if ties > 1 else ' is'} not significantly different"
-        )
+        others = "configurations are" if ties > 1 else "configuration is"
+        text += f". {ties} other {others} not significantly different"
     return text + "."
 
 
-def _n(setting: SeedGroup, found: Interval) -> str:
-    folds = len(setting.finished_folds)
+def _n(group: SeedGroup, found: Interval) -> str:
+    folds = len(group.finished_folds)
     runs = f"{found.n} run{'s' * (found.n > 1)}" + (f" over {folds} folds" if folds else "")
     if found.n == folds:
         runs = f"{folds} fold{'s' * (folds > 1)}"
@@ -84,39 +85,41 @@ def _n(setting: SeedGroup, found: Interval) -> str:
 
 
 def has_verdicts(collection: RunCollection) -> bool:
-    """Whether verdicts differ between the settings; if not, testing_text gives their reason."""
-    if any(setting.against_best for setting in collection.settings):
+    """Whether verdicts differ between the groups; if not, testing_text gives their reason."""
+    if any(group.against_best for group in collection.groups):
         return True
-    return any(setting.not_tested.startswith("it ") for setting in collection.settings)
+    return any(group.not_tested.startswith("it ") for group in collection.groups)
 
 
-def verdict(setting: SeedGroup) -> tuple[str, str]:
-    """Return what the paired test says of a setting and the best one, and its numbers."""
-    if setting.chosen:
+def verdict(group: SeedGroup) -> tuple[str, str]:
+    """Return what the paired test says of a configuration and the best one, and its numbers."""
+    if group.chosen:
         return "best", ""
-    if setting.against_best is None or setting.p_adjusted is None:
-        return ("not tested", setting.not_tested) if setting.not_tested else ("", "")
-    points = -100 * setting.against_best.difference
-    shown = f"{points:+.2f} points, {statistics.show_p(setting.p_adjusted)}"
-    if setting.tied_with_best:
+    if group.against_best is None or group.p_adjusted is None:
+        return ("not tested", group.not_tested) if group.not_tested else ("", "")
+    points = -100 * group.against_best.difference
+    shown = f"{points:+.2f} points, {statistics.show_p(group.p_adjusted)}"
+    if group.tied_with_best:
         return "not significantly different from the best", shown
     return f"significantly {'worse' if points < 0 else 'better'}", shown
 
 
-def verdict_text(setting: SeedGroup) -> str:
+def verdict_text(group: SeedGroup) -> str:
     """Return the verdict and its numbers as one text."""
-    word, detail = verdict(setting)
+    word, detail = verdict(group)
     return f"{word} ({detail})" if detail else word
 
 
 def testing_text(collection: RunCollection) -> str:
-    """Return how the settings were compared with the best one, or why they were not."""
-    tests = [setting.against_best for setting in collection.settings if setting.against_best]
+    """Return how the configurations were compared with the best one, or why they were not."""
+    tests = [group.against_best for group in collection.groups if group.against_best]
     if not tests and has_verdicts(collection):
         return ""
     if not tests:
-        reasons = sorted({one.not_tested for one in collection.settings if one.not_tested})
-        return f"The settings are not compared with the best: {'; '.join(reasons)}." * bool(reasons)
+        reasons = sorted({one.not_tested for one in collection.groups if one.not_tested})
+        return f"The configurations are not compared with the best: {'; '.join(reasons)}." * bool(
+            reasons
+        )
     methods = sorted({test.method for test in tests})
     images = sorted({test.images for test in tests})
     which = "test" if run_metrics.is_test(collection.metric) else "validation"
@@ -144,5 +147,5 @@ def test_text(test: PairedTest, a: str, b: str) -> str:
     if test.p >= statistics.LEVEL:
         verdict = "no significant difference"
     else:
-        verdict = f"{'the settings' if test.about_settings else 'these two networks'} differ"
+        verdict = f"{'the configurations' if test.about_settings else 'these two networks'} differ"
     return f"{counts} ({bounds}); {test.method}: {statistics.show_p(test.p)}: {verdict}."

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cifar_lab.analysis.model_summary import multiply_adds
+from cifar_lab.analysis.description import multiply_adds
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError, did_you_mean
 from cifar_lab.runs.text import markdown_table

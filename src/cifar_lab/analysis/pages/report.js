@@ -58,7 +58,7 @@ function showDrawn() {
 const severalDatasets = new Set(settings.map(s => s.dataset)).size > 1 && !data.axes.includes("dataset");
 const wide = data.main.length > 5;  // too many axes for a column each: the setting's name has one instead
 const columns = [{ id: "rank", name: "rank", get: s => s.rank === null ? null : settings.indexOf(s), text: s => s.rank ?? "–", num: true }];
-columns.push({ id: "name", name: "setting", get: s => s.name, text: s => s.name, kind: "name" });
+columns.push({ id: "name", name: "configuration", get: s => s.name, text: s => s.name, kind: "name" });
 if (severalDatasets) columns.push({ id: "dataset", name: "dataset", get: s => s.dataset, text: s => s.dataset });
 columns.push({ id: data.metric, name: nameOf(data.metric), num: true, kind: "score", get: s => scoreOf(s) ? scoreOf(s).value : null, text: s => scoreOf(s) ? scoreOf(s).text : "–" });
 const compared = settings.some(s => s.verdict && !s.chosen);
@@ -131,7 +131,7 @@ function visible(i) {
 function filter() {
   let count = 0;
   settings.forEach((_, i) => { const shown = visible(i); if (rows[i].hidden === shown) rows[i].hidden = !shown; count += shown; });
-  $("shown").textContent = count === settings.length ? `${count} settings` : `${count} of ${settings.length} settings`;
+  $("shown").textContent = count === settings.length ? `${count} configurations` : `${count} of ${settings.length} configurations`;
   remember();
 }
 function showColumns(every) {
@@ -203,7 +203,7 @@ else {
     ...data.main.map(i => el("option", { value: i, selected: i === chosen }, data.axes[i]))));
   const one = data.main.length === 1;
   if (!one) $("heat-tools").append(menu(plane[1], "across"), menu(plane[0], "down"));
-  $("heat-text").textContent = `Mean ${nameOf(data.metric)} of each setting${data.fraction ? ", in per cent" : ""}. ★: the best. A coloured bar: its curves are drawn above.`;
+  $("heat-text").textContent = `Mean ${nameOf(data.metric)} of each configuration${data.fraction ? ", in per cent" : ""}. ★: the best. A coloured bar: its curves are drawn above.`;
   function redraw(event) {
     const [x, y] = [...$("heat-tools").querySelectorAll("select")];
     if (event && x.value === y.value) { const other = event.target === x ? y : x; other.value = data.main.find(i => String(i) !== event.target.value); }
@@ -248,13 +248,13 @@ function drawCurves() {
   const box = { left: 52, right: width - labels - 14, top: 10, bottom: height - 42 };
   chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
   chart.setAttribute("height", height);
-  chart.setAttribute("aria-label", `${KINDS[name] || "no curve"} of ${drawn.length} settings over the epochs`);
+  chart.setAttribute("aria-label", `${KINDS[name] || "no curve"} of ${drawn.length} configurations over the epochs`);
   chart.replaceChildren();
   $("legend").replaceChildren();
   $("legend").classList.toggle("on", narrow);
   const text = (content, attributes) => svg("text", attributes, String(content));
   if (!drawn.length) {
-    chart.append(text(kinds.length ? "Tick settings in the table to draw their curves." : "No run has finished an epoch yet.", { x: width / 2, y: height / 2, "text-anchor": "middle" }));
+    chart.append(text(kinds.length ? "Tick configurations in the table to draw their curves." : "No run has finished an epoch yet.", { x: width / 2, y: height / 2, "text-anchor": "middle" }));
     return;
   }
   let low = Infinity, high = -Infinity, first = Infinity, last = -Infinity;
@@ -348,8 +348,8 @@ function mark() {
   if (curves.size) curves.values().next().value.parentNode.classList.toggle("busy", curves.has(hot));
   const n = state.slots.filter(i => i !== null).length, without = n - curves.size;
   $("caption").textContent = hot !== null ? `${settings[hot].label}: ${scoreOf(settings[hot]) ? scoreOf(settings[hot]).text : settings[hot].status}`
-    : n ? "Lines: mean over the runs of a setting. Bands: lowest to highest run. At most 16 settings are drawn at once."
-      + (without ? ` Ticked settings without a ${KINDS[$("curve").value] || "curve"} in each epoch: ${without}.` : "") : "";
+    : n ? "Lines: mean over the runs of a configuration. Bands: lowest to highest run. At most 16 are drawn at once."
+      + (without ? ` Ticked ones without a ${KINDS[$("curve").value] || "curve"} in each epoch: ${without}.` : "") : "";
 }
 function select(i) { state.setting = i; mark(); showSetting(settings[i]); remember(); }
 
@@ -422,7 +422,7 @@ function showSetting(setting) {
   if (setting.verdict) pairs.push(["compared with the best", setting.detail ? `${setting.verdict} (${setting.detail})` : setting.verdict]);
   parts.push(facts(pairs));
   if (!setting.chosen) {
-    parts.push(el("h3", {}, "What differs from the best setting"));
+    parts.push(el("h3", {}, "What differs from the best configuration"));
     parts.push(setting.difference.length ? facts(setting.difference, ["key", "here", "best"]) : el("p", { class: "muted" }, "nothing"));
   }
   if (setting.mistakes) parts.push(...showMistakes(setting.mistakes));

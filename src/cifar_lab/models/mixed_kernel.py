@@ -45,14 +45,14 @@ class MixedKernelBlock(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, out_channels, H, W) of (B, in_channels, H, W)."""
-        branches = zip(self.convs, self.bn_per_conv, strict=True)
-        conv, bn = next(branches)
-        branch: Tensor = bn(conv(images))
+        branches = (bn(conv(images)) for conv, bn in zip(self.convs, self.bn_per_conv, strict=True))
+        branch = next(branches)
         # In the convolutions' dtype: under autocast a softmax is float32 and would promote all.
-        weights = self.gate(images).to(branch.dtype)[:, :, None, None, None]
-        total = weights[:, 0] * branch
-        for index, (conv, bn) in enumerate(branches, start=1):
-            total = torch.addcmul(total, weights[:, index], bn(conv(images)))
+        # unbind, since the backward pass of weights[:, k] writes a tensor of zeros for each k.
+        weights = self.gate(images).to(branch.dtype)[:, :, None, None, None].unbind(1)
+        total = weights[0] * branch
+        for weight, branch in zip(weights[1:], branches, strict=True):
+            total = torch.addcmul(total, weight, branch)
         output: Tensor = self.activation(self.bn(total))
         return output
 

@@ -76,8 +76,8 @@ class TwoBranch(nn.Module):
         """Return the flattened output of the convolutions, what the heads see."""
         first, second = self.conv1(images), self.conv2(images)
         # In the convolutions' dtype: under autocast a softmax is float32 and would promote both.
-        weights = self.gate(images).to(first.dtype)[:, :, None, None, None]
-        first, second = weights[:, 0] * first, weights[:, 1] * second
+        weights = self.gate(images).to(first.dtype)[:, :, None, None, None].unbind(1)
+        first, second = weights[0] * first, weights[1] * second
         if len(self.activations) == 1:
             return torch.flatten(self.activations[0](first + second), 1)
         first, second = self.activations[0](first), self.activations[1](second)

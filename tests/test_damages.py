@@ -159,7 +159,7 @@ TABLE: dict[str, tuple[str, Damage, str]] = {
     "a list for a status": ("summary.json", edit_json(status=[]), "1101.11"),
     "a script for a score": ("summary.json", edit_json(test_accuracy="<script>"), "1101.11"),
     "a figure elsewhere": ("summary.json", edit_json(figures=["../../x"]), "1101.11"),
-    "a folder for metrics": ("metrics.csv", put_folder, "22...11"),
+    "a folder for metrics": ("metrics.csv", put_folder, ".....11"),
     "a field of megabytes": ("metrics.csv", put_row("1," + "1" * 3_000_000), "0...111"),
     "an epoch of 400 digits": ("metrics.csv", put_row("1" * 400 + ",1" * 7), "....111"),
     "a torn row": ("metrics.csv", tear, "0....00"),

@@ -1,7 +1,7 @@
 """Files that a crash leaves whole, and reading of files that anybody may have written.
 
-They are replaced at once, grown by appending, synced, locked. Nothing here follows a symbolic link
-that somebody has put in place of a file, waits for a pipe, or reads more than a run writes.
+They are replaced at once, grown by appending, synced, locked. Nothing here writes through a link
+that somebody has put in place of a file, or reads more than a run writes.
 """
 
 import contextlib
@@ -10,10 +10,9 @@ import logging
 import os
 import re
 import secrets
-import stat
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,40 +73,28 @@ def copy_at_once(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)  # rename does nothing if both are names of one file
 
 
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
-
-
-def open_file(path: Path, flags: int, mode: str, buffering: int = -1) -> IO[Any]:
-    """Open a regular file; OSError for a folder, a device or a pipe, which could block forever."""
-    more = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    no_file = OSError(errno.EINVAL, "not a regular file", str(path))
-    try:
-        descriptor = os.open(path, flags | more, 0o666)
-    except OSError as error:
-        raise (no_file if error.errno == errno.ENXIO else error) from None  # a pipe or a socket
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise no_file
-    return open(descriptor, mode, buffering)  # noqa: PTH123
-
-
 def open_for_reading(path: Path) -> IO[bytes]:
-    """Open a regular file to read its bytes."""
-    return open_file(path, os.O_RDONLY, "rb")
+    """Open a file to read its bytes; OSError for a device or a pipe, which may have no end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.open("rb")
 
 
 def open_for_appending(path: Path, *, anew: bool = False, buffering: int = -1) -> IO[bytes]:
-    """Open (or create) a regular file to add bytes at its end; `anew` replaces what is there."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK
+    """Open (or create) a file to add bytes at its end; `anew` replaces what is there."""
     if anew:
         path.unlink(missing_ok=True)
-        flags |= os.O_EXCL
-    return open_file(path, flags, "ab", buffering)
+    return open(path, "ab", buffering, opener=_opener)
 
 
 def open_lock(path: Path) -> IO[str]:
     """Open (or create) a lock file."""
-    return open_file(path, os.O_RDWR | os.O_CREAT | _NO_LINK, "r+")
+    return open(path, "a+", encoding="utf-8", opener=_opener)
+
+
+def _opener(path: str, flags: int) -> int:
+    """Open a file of a run's folder; OSError for a link, which could lead to any file."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def check_inside(path: Path, folder: Path) -> Path:
@@ -116,22 +103,6 @@ def check_inside(path: Path, folder: Path) -> Path:
         where = shorten_path(folder)
         raise UsageError(f"{shorten_path(path)} is not inside the run's folder {where}")
     return path
-
-
-def move_aside(files: Iterable[Path], folder: Path, trash: Path) -> None:
-    """Move those of the files that are there from a folder to `trash`, keeping their names."""
-    for path in files:
-        if path.is_file():
-            aside = trash / check_inside(path, folder).relative_to(folder)
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            path.replace(aside)
-
-
-def move_back(trash: Path, folder: Path) -> None:
-    """Undo `move_aside`."""
-    for path in sorted(trash.rglob("*")):
-        if path.is_file():
-            path.replace(check_inside(folder / path.relative_to(trash), folder))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -188,14 +159,11 @@ def _temporary(path: Path) -> Path:
 MAX_BYTES = 2**27
 """The most bytes that a text file of a run has; a larger one is not ours."""
 
-_NO_FILE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
-"""No file can have this path, since it is too long, leads through a file, or in a circle."""
-
 MAX_ARRAY_BYTES = 2**30
 """The most bytes that the arrays of an .npz file have, decompressed."""
 
 
-def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Return the content of a text file of a run.
 
     Raises FileNotFoundError if there is none; Damaged for a folder, a pipe or a device in its
@@ -203,22 +171,18 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     """
     try:
         with open_for_reading(path) as handle:
-            content = bytes(handle.read(most + 1))
-    except FileNotFoundError:
-        raise
+            content = handle.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
     except OSError as error:
-        if error.errno in _NO_FILE:
-            raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
         raise Damaged(f"{path} is damaged: {error.strerror}") from None
-    if len(content) > most:
-        raise Damaged(f"{path} is damaged: it has more than {most:,} bytes")
+    if len(content) > MAX_BYTES:
+        raise Damaged(f"{path} is damaged: it has more than {MAX_BYTES:,} bytes")
     return content
 
 
-def read_arrays(
-    path: Path, kinds: Mapping[str, str] | None = None
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of an .npz file, without unpickling; with `kinds` those that it names.
+def read_arrays(path: Path, kinds: Mapping[str, str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of an .npz file that `kinds` names, without unpickling; {} means all.
 
     `kinds` gives the kind (numpy's letter) and the number of dimensions of each, such as "f2"; all
     must have the same length. Raises FileNotFoundError if there is no file, Damaged if it is not
@@ -229,18 +193,17 @@ def read_arrays(
             with zipfile.ZipFile(handle) as archive:
                 size = sum(entry.file_size for entry in archive.infolist())
             if size > MAX_ARRAY_BYTES:
-                raise Damaged(f"{path} is damaged: it would decompress to {size:,} bytes")
+                raise ValueError(f"it would decompress to {size:,} bytes")
             handle.seek(0)
             with np.load(handle, allow_pickle=False) as loaded:
                 arrays = {name: loaded[name] for name in kinds or loaded.files}
-    except (FileNotFoundError, Damaged):
+        for name, kind in kinds.items():
+            if f"{arrays[name].dtype.kind}{arrays[name].ndim}" != kind:
+                raise ValueError(f"{name} is {arrays[name].dtype}{arrays[name].shape}")
+        if kinds and len({len(array) for array in arrays.values()}) > 1:
+            raise ValueError("its arrays differ in length")
+    except FileNotFoundError:
         raise
     except Exception as error:  # numpy and zipfile refuse a damaged file in a dozen ways
         raise Damaged(f"{path} is damaged: {first_line(error)}") from None
-    for name, kind in (kinds or {}).items():
-        found = f"{arrays[name].dtype.kind}{arrays[name].ndim}"
-        if found != kind:
-            raise Damaged(f"{path} is damaged: {name} is {arrays[name].dtype}{arrays[name].shape}")
-    if kinds and len({len(array) for array in arrays.values()}) > 1:
-        raise Damaged(f"{path} is damaged: its arrays differ in length")
     return arrays

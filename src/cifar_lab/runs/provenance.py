@@ -4,13 +4,11 @@ import ast
 import contextlib
 import functools
 import hashlib
-import importlib.machinery
 import importlib.metadata
+import importlib.util
 import platform
 import subprocess
-import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_lab.config.run_config import RunConfig
@@ -81,13 +79,8 @@ def reuse_note(summary: RunSummary) -> str | None:
 @functools.cache
 def _engine_changed_since(revision: str) -> bool:
     """Whether the checkout's training code differs from a commit's; False if git cannot tell."""
-    if not (_CHECKOUT / ".git").exists():
-        return False
-    command = ["git", "-C", str(_CHECKOUT), "diff", "--quiet", revision, "--", *_ENGINE]
-    try:
-        return subprocess.run(command, capture_output=True, timeout=10).returncode == 1
-    except (OSError, subprocess.SubprocessError):
-        return False
+    answer = _git("diff", "--quiet", revision, "--", *_ENGINE)
+    return answer is not None and answer.returncode == 1
 
 
 def versions() -> dict[str, str]:
@@ -103,86 +96,76 @@ def versions() -> dict[str, str]:
 @functools.cache
 def commit() -> str | None:
     """Return the git commit of the checkout that this code runs from, "+" if it is changed."""
+    answer = _git("describe", "--always", "--abbrev=12", "--dirty=+")
+    return answer.stdout.strip() if answer is not None and answer.returncode == 0 else None
+
+
+def _git(*words: str) -> subprocess.CompletedProcess[str] | None:
+    """Return git's answer about the checkout; None where there is no checkout, or no git."""
     if not (_CHECKOUT / ".git").exists():
         return None
+    command = ["git", "-C", str(_CHECKOUT), *words]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(_CHECKOUT), "describe", "--always", "--abbrev=12", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
 
 
-def _own_files(modules: set[str]) -> set[Path]:
+def _own_files(targets: set[str]) -> set[Path]:
     """Return the files of a target's modules and of the modules of one's own that they import.
 
     One's own are the modules of the target's package, and those outside the installed packages.
     Of cifar_lab only models and optimizers count: RESULTS_VERSION stands for the rest.
     """
-    packages = {module.partition(".")[0] for module in modules} - {"torch"}
-    found: dict[str, Path] = {}
-    waiting = [name for module in modules for name in _with_parents(module)]
+    packages = {"cifar_lab", *(target.partition(".")[0] for target in targets)}
+    files: dict[str, Path | None] = {}
+    waiting = list(targets)
     while waiting:
         name = waiting.pop()
         top = name.partition(".")[0]
-        if name in found or top == "torch":
+        engine = top == "cifar_lab" and not name.startswith(_CHOSEN_BY_CONFIG)
+        if name in files or engine or top in ("", "torch"):
             continue
-        if top == "cifar_lab" and not name.startswith(_CHOSEN_BY_CONFIG):
-            continue
-        file = _file_of(name)
-        if file is not None and (top in (*packages, "cifar_lab") or not _is_installed(file)):
-            found[name] = file
-            waiting += _imports(file, name, file.stat().st_mtime_ns)
-    return set(found.values())
+        files[name] = None
+        waiting.append(name.rpartition(".")[0])  # importing a.b runs a/__init__.py too
+        if top in packages or not _is_installed(_file_of(top)):
+            file = _file_of(name)
+            if file is not None and (top in packages or not _is_installed(file)):
+                files[name] = file
+                waiting += _imports(file, name, file.stat().st_mtime_ns)
+    return {file for file in files.values() if file is not None}
 
 
 def _file_of(module: str) -> Path | None:
-    """Return a module's Python file, or None if it has none. Nothing is imported to find it."""
-    loaded, parent = sys.modules.get(module), module.rpartition(".")[0]
-    if loaded is not None:
-        file = getattr(loaded, "__file__", None)
-    else:
-        search = getattr(sys.modules.get(parent), "__path__", None)
-        if parent and search is None:
-            above = _file_of(parent)
-            search = [str(above.parent)] if above is not None else []
-        spec = importlib.machinery.PathFinder.find_spec(module, search)
-        file = spec.origin if spec is not None else None
-    return Path(file) if file is not None and file.endswith(".py") else None
+    """Return a module's Python file, or None if it has none; a package above it is imported."""
+    above = _file_of(parent) if (parent := module.rpartition(".")[0]) else None
+    if above is not None and above.name != "__init__.py":
+        return None  # a class or function of a module
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception:  # an optional package that is not here, or fails
+        return None
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 @functools.lru_cache(maxsize=256)
 def _imports(file: Path, module: str, changed: int) -> tuple[str, ...]:
-    """Return the modules that a file may import anywhere in it; `changed` is its time of change."""
-    is_package = file.name == "__init__.py"
+    """Return the names that a file may import anywhere in it; `changed` is its time of change."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
     names: list[str] = []
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = module.split(".")[: None if is_package else -1]
-                parents = parents[: len(parents) - node.level + 1]
-                base = ".".join([*parents, *([node.module] if node.module else [])])
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    # Importing a.b runs a/__init__.py too.
-    return tuple(dict.fromkeys(parent for name in names for parent in _with_parents(name)))
+    return tuple(names)
 
 
-def _with_parents(module: str) -> Iterator[str]:
-    parts = module.split(".")
-    for length in range(1, len(parts) + 1):
-        yield ".".join(parts[:length])
-
-
-def _is_installed(file: Path) -> bool:
+def _is_installed(file: Path | None) -> bool:
     """Whether a file belongs to the standard library or to an installed package."""
+    if file is None:
+        return False
     if {"site-packages", "dist-packages"} & set(file.parts):
         return True
     return file.is_relative_to(sysconfig.get_path("stdlib"))
@@ -210,5 +193,7 @@ def _meaning(source: Path, changed: int, size: int) -> str:
 
 def _is_text(line: ast.stmt) -> bool:
     """Whether a statement is only a string: a docstring, or text below an attribute."""
-    is_constant = isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
-    return is_constant and isinstance(line.value.value, str)  # type: ignore[attr-defined]
+    match line:
+        case ast.Expr(ast.Constant(str())):
+            return True
+    return False

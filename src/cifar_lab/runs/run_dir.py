@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ from cifar_lab.config.run_config import RunConfig, dump, load
 from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten_path
 from cifar_lab.runs import summary as summary_module
 from cifar_lab.runs.files import (
-    move_aside,
-    move_back,
     open_for_reading,
     open_lock,
     read_bytes,
@@ -23,11 +20,8 @@ from cifar_lab.runs.files import (
     try_lock,
     write_text,
 )
-from cifar_lab.runs.run_files import RunFiles, second_name_pattern
+from cifar_lab.runs.run_files import RunFiles, second_name
 from cifar_lab.runs.summary import RunSummary, Status, queued
-
-LONGEST_SEARCH = 20_000
-"""Folders without a run after which `find_runs` ends: some seconds on a local disk."""
 
 
 class RunDir(RunFiles):
@@ -173,23 +167,20 @@ class RunDir(RunFiles):
         """Hold the folder for this process, and tidy up what a killed process left in it.
 
         Raises Unavailable if another process still holds it after `patience` seconds, UsageError
-        if a file or folder in it that is written in place is a symbolic link, or a file is a pipe,
-        a folder or a device.
+        if something in it that is written in place is a link, which could lead anywhere.
         """
         written = [self.lock_file, self.log_file, self.metrics_file, self.steps_file]
-        written += [self.trackers_log, self.trackers_lock]
-        for path in (*written, self.figures, self.tensorboard, self.trash):
+        written += [self.trackers_log, self.trackers_lock, self.figures, self.tensorboard]
+        for path in written:
             if path.is_symlink():
                 raise UsageError(
                     f"{path} is a symbolic link; a run writes into its own folder only"
                 )
-        for path in written:
-            if path.exists() and not path.is_file():
-                raise UsageError(f"{path} is not a regular file; remove it")
         with open_lock(self.lock_file) as handle:
             deadline = time.monotonic() + patience
             while not try_lock(handle):
                 if time.monotonic() > deadline:
+                    handle.seek(0)
                     owner = handle.read(100).strip() or "another process"
                     raise Unavailable(f"{self.path} is in use by {owner}; wait for it or stop it")
                 time.sleep(0.05)
@@ -198,8 +189,6 @@ class RunDir(RunFiles):
             handle.flush()
             for folder in (self.path, self.figures):
                 remove_leftovers(folder)
-            if self.trash.exists():
-                self._settle_discarded()
             yield
 
     def is_locked(self) -> bool:
@@ -215,29 +204,16 @@ class RunDir(RunFiles):
     def discard_results(self) -> None:
         """Remove what the run has written but for config, log and lock, and set it to queued.
 
-        Other files in the folder stay. The results are moved aside first, so that a failure on the
-        way leaves them as they were.
+        Other files in the folder stay. The checkpoints go first: a process that is killed on the
+        way leaves either the old result or a run that starts from nothing.
         """
-        config = self.read_config()
-        try:
-            move_aside(self._result_files(), self.path, self.trash)
-            self.write_summary(queued(config))
-        finally:
-            self._settle_discarded()
-
-    def _settle_discarded(self) -> None:
-        """Remove the files that were moved aside if the run is queued, else move them back."""
-        summary = self._summary_if_whole()
-        if summary is None or summary.status != "queued":
-            move_back(self.trash, self.path)
-        shutil.rmtree(self.trash, ignore_errors=True)
-
-    def _result_files(self) -> list[Path]:
-        """Return the files that hold the run's results, and no others."""
-        summary = self._summary_if_whole()
-        config = self.read_config()
+        config, summary = self.read_config(), self._summary_if_whole()
         figures = {*config.figures, *(summary.figures if summary is not None else ())}
-        return [
+        for path in (self.last, self.previous):
+            path.unlink(missing_ok=True)
+        self.write_summary(queued(config))
+        results = [
+            *self._files_of_best(config),
             self.metrics_file,
             self.steps_file,
             self.samples_file,
@@ -250,11 +226,18 @@ class RunDir(RunFiles):
             self.trackers_log,
             *_named(self.tensorboard, r"events\.out\.tfevents\..+"),
             *(self.figures / f"{name}.png" for name in sorted(figures)),
-            *_named(self.path, second_name_pattern(config)),
-            self.best,
-            self.previous,
-            self.last,
         ]
+        for path in results:
+            if path.is_file():
+                path.unlink()
+
+    def _files_of_best(self, config: RunConfig) -> list[Path]:
+        """Return best.pt and its second name; the epochs in metrics.csv tell which it may be."""
+        try:
+            names = {second_name(config, row) for row in self.read_metrics()}
+        except Damaged:
+            names = set()
+        return [self.best, *(self.path / name for name in names if name is not None)]
 
     def _summary_if_whole(self) -> RunSummary | None:
         try:
@@ -273,24 +256,14 @@ def _named(folder: Path, pattern: str) -> list[Path]:
 def find_runs(folder: Path) -> list[RunDir]:
     """Return the run folders at and below `folder`, sorted by path; links are not followed.
 
-    UsageError if `folder` is no folder, or if `LONGEST_SEARCH` folders in a row are no runs: that
-    is a disk or a data set, and looking at all of it would take minutes.
+    UsageError if `folder` is no folder.
     """
     if not folder.is_dir():
         raise UsageError(f"{shorten_path(folder)} is not a folder")
-    found: list[RunDir] = []
-    others = 0
+    runs: list[RunDir] = []
     for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         if "config.yaml" in files and "summary.json" in files:
-            found.append(RunDir(parent))
+            runs.append(RunDir(parent))
             folders.clear()
-            others = 0
-        elif others == LONGEST_SEARCH:
-            raise UsageError(
-                f"{shorten_path(folder)} has {LONGEST_SEARCH:,} folders in a row that are no runs; "
-                "name a folder that holds runs and little else"
-            )
-        else:
-            others += 1
-    return found
+    return runs

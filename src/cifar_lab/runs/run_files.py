@@ -6,8 +6,6 @@ crash, and the resumed run writes it again.
 """
 
 import json
-import re
-import string
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +60,6 @@ class RunFiles:
         self.trackers_log = self.path / "trackers.log"
         self.trackers_lock = self.path / ".trackers.lock"
         self.lock_file = self.path / ".lock"
-        self.trash = self.path / ".discarded"
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -200,14 +197,12 @@ class RunFiles:
     def read_arrays(
         self, path: Path, kinds: Mapping[str, str] | None = None
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the arrays of an .npz file; with `kinds` those that it names, checked.
+        """Return the arrays of an .npz file, or those that `kinds` names, as `files.read_arrays`.
 
-        `kinds` gives the kind (numpy's letter) and the number of dimensions of each, such as "f2";
-        all must have the same length. Raises UsageError if there is no file, Damaged if it is not
-        whole.
+        Raises UsageError if there is no file, Damaged if it is not whole.
         """
         try:
-            return read_arrays(path, kinds)
+            return read_arrays(path, kinds or {})
         except FileNotFoundError:
             raise UsageError(
                 f"{path} is missing; `python -m cifar_lab.evaluate {self.path}` creates it"
@@ -224,38 +219,16 @@ class RunFiles:
         return path
 
 
-def second_name(config: RunConfig, epoch: int, val_accuracy: float) -> str | None:
+def second_name(config: RunConfig, row: EpochMetrics) -> str | None:
     """Return the name for the weights of an epoch, by `training.best_file_name`."""
     template = config.training.best_file_name
     if template is None:
         return None
-    return template.format(**_constants(config), epoch=epoch, acc=val_accuracy)
-
-
-def second_name_pattern(config: RunConfig) -> str:
-    """Return a regular expression for the names of all epochs; without a template none fits."""
-    template, constants = config.training.best_file_name, _constants(config)
-    if template is None:
-        return r"(?!)"
-    return "".join(
-        re.escape(text) + _field_pattern(field, spec or "", constants)
-        for text, field, spec, _ in string.Formatter().parse(template)
+    return template.format(
+        model=class_name(config.model),
+        lr=config.optimizer.get("lr", 0.0),
+        opt=class_name(config.optimizer),
+        act=class_name(config.activation),
+        epoch=row.epoch,
+        acc=row.val_accuracy or 0.0,
     )
-
-
-def _field_pattern(field: str | None, spec: str, constants: dict[str, str | float]) -> str:
-    if field is None:
-        return ""
-    if field in constants:
-        return re.escape(format(constants[field], spec))
-    return r"\d+" if field == "epoch" else r"[0-9.e+-]+"
-
-
-def _constants(config: RunConfig) -> dict[str, str | float]:
-    """Return the values that are the same for each epoch."""
-    return {
-        "model": class_name(config.model),
-        "lr": config.optimizer.get("lr", 0.0),
-        "opt": class_name(config.optimizer),
-        "act": class_name(config.activation),
-    }

@@ -284,7 +284,7 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
 
 def _write_best(run: RunDir, config: RunConfig, state: TrainState, row: EpochMetrics) -> None:
     """Write best.pt; its second name replaces that of the previous best epoch."""
-    name = second_name(config, row.epoch, row.val_accuracy or 0.0)
+    name = second_name(config, row)
     weights = state.scored_weights()
     state.best_checksum = weights_checksum(weights)
     best = {
@@ -296,7 +296,7 @@ def _write_best(run: RunDir, config: RunConfig, state: TrainState, row: EpochMet
     earlier = [r for r in state.history if r.epoch < row.epoch]
     best_before = best_row(earlier, config.training.monitor)
     if name is not None and best_before is not None:
-        former = second_name(config, best_before.epoch, best_before.val_accuracy or 0.0)
+        former = second_name(config, best_before)
         if former is not None and former != name:
             (run.path / former).unlink(missing_ok=True)
     if name is None:

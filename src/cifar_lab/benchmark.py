@@ -1,9 +1,9 @@
 """Measure images per second of training and of its parts, beside a plain PyTorch loop."""
 
-import contextlib
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab import cli
@@ -18,7 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> cli.Parser:
     parser = cli.Parser(
         "benchmark",
-        "Measure images per second of training and of its parts, beside a plain PyTorch loop.\n"
+        "Measure images per second of training and of its parts, beside two plain PyTorch loops:\n"
+        "that of the tutorials, and a careful one. "
         "Everything is measured in turns, in one run; a ratio is the median of the rounds' ratios.",
         takes_overrides=True,
     )
@@ -39,7 +40,7 @@ def _parser() -> cli.Parser:
         type=lambda text: text.split(","),
         default=[],
         metavar="NAME,...",
-        help="measure some: bound, epoch, data, plain, plain_data, matmul, or one by name",
+        help="measure some: epoch, careful, matmul, bound, data, plain, plain_data, or one by name",
     )
     return parser
 
@@ -51,6 +52,7 @@ def _benchmark(argv: list[str]) -> int:
     if arguments.figure is not None:
         cli.check_output_file("--figure", arguments.figure, (".png", ".pdf", ".svg"))
 
+    from cifar_lab.runs.files import write_text
     from cifar_lab.training.preflight import compose_checked
 
     request = compose_checked(overrides)
@@ -60,14 +62,23 @@ def _benchmark(argv: list[str]) -> int:
     if len(request.runs) != 1:
         raise UsageError(f"a benchmark is of one run, but this is {len(request.runs)}")
     config = request.runs[0].config
-    what = (
+    print(
         f"measuring {config.choices.get('model', 'the model')} on {config.dataset.name} with "
-        f"{config.device} for about {arguments.seconds:g} s"
+        f"{config.device} for about {arguments.seconds:g} s",
+        flush=True,
     )
+
+    from tqdm.auto import tqdm
 
     from cifar_lab.throughput.report import benchmark, table
 
-    with _bar(what, arguments.seconds) as show:
+    form, began = "{bar:20} {n:.0f}/{total:.0f} s  {desc}", time.monotonic()
+    with tqdm(total=arguments.seconds, disable=None, leave=False, bar_format=form) as bar:
+
+        def show(label: str) -> None:
+            bar.n = min(time.monotonic() - began, arguments.seconds)
+            bar.set_description_str(label)
+
         report = benchmark(
             config,
             seconds=arguments.seconds,
@@ -77,41 +88,12 @@ def _benchmark(argv: list[str]) -> int:
         )
     print(table(report))
     if arguments.json is not None:
-        import json
-
-        from cifar_lab.runs.files import write_text
-
-        write_text(arguments.json, json.dumps(report.to_plain(), indent=2) + "\n")
+        write_text(arguments.json, json.dumps(report, indent=2) + "\n")
     if arguments.figure is not None:
         from cifar_lab.figures import speed, style
 
-        style.save(speed.draw_speeds(report.to_plain()), arguments.figure)
+        style.save(speed.draw_speeds(report), arguments.figure)
     return 0
-
-
-@contextlib.contextmanager
-def _bar(what: str, seconds: float) -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows what is being measured, on a bar of the time, on a terminal.
-
-    The first call prints `what` is measured in all: the request is then known to be right.
-    """
-    from tqdm.auto import tqdm
-
-    form = "{bar:20} {n:.0f}/{total:.0f} s  {desc}"
-    with tqdm(total=seconds, disable=None, leave=False, bar_format=form) as bar:
-        started = time.monotonic()
-
-        said = False
-
-        def show(label: str) -> None:
-            nonlocal said
-            if not said:
-                bar.write(what)
-                said = True
-            bar.n = min(time.monotonic() - started, seconds)
-            bar.set_description_str(label)
-
-        yield show
 
 
 def _seconds(text: str) -> float:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from cifar_lab.figures import style
 
 _PANELS = {
-    "Training step": ("bound", "epoch", "plain"),
+    "Training step": ("bound", "epoch", "careful", "plain"),
     "Data alone": ("data", "plain_data"),
 }
 _COLOURS = {"epoch": style.BLUE, "data": style.BLUE, "bound": style.GREEN}

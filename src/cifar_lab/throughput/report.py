@@ -1,11 +1,8 @@
 """A benchmark of one run: what was measured, on which machine, and what follows from it."""
 
-import dataclasses
 import functools
 import os
-import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,34 +11,14 @@ from cifar_lab.analysis.description import multiply_adds
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError, did_you_mean
 from cifar_lab.runs.text import markdown_table
-from cifar_lab.throughput import baseline_loop, our_loops
-from cifar_lab.throughput.baseline_loop import BaselineLoop, BaselineProcess
-from cifar_lab.throughput.our_loops import OurLoop, train_on_one_batch
-from cifar_lab.throughput.profile import Profile, profile_steps, profile_table
-from cifar_lab.throughput.timing import Loop, Ratio, Speed, measure, rate, ratio
+from cifar_lab.throughput import loops
+from cifar_lab.throughput.profile import profile_steps, profile_table
+from cifar_lab.throughput.timing import Loop, measure, quartiles, ratio
 from cifar_lab.training.build import make_model
 from cifar_lab.training.device import configure, describe_device, wait_for
 from cifar_lab.training.splits import Splits
 
-_PROCESS_SECONDS = 6.0  # to start a process and import torch and torchvision
-
-
-@dataclass(frozen=True)
-class Report:
-    """A benchmark: the machine, the run, the speeds, and what follows from them."""
-
-    seconds: float
-    machine: dict[str, Any]
-    run: dict[str, Any]
-    speeds: list[Speed]
-    ratios: list[Ratio]
-    multiply_adds: int
-    ceiling: float | None  # multiply-adds per second of a large matrix product
-    profile: Profile | None
-
-    def to_plain(self) -> dict[str, Any]:
-        """Return the report as dicts, lists and numbers, as `--json` writes it."""
-        return dataclasses.asdict(self)
+_COMPARED = (("epoch", "careful"), ("epoch", "plain"), ("data", "plain_data"), ("epoch", "bound"))
 
 
 def benchmark(
@@ -51,146 +28,153 @@ def benchmark(
     only: Sequence[str] = (),
     profile: bool = False,
     show: Callable[[str], None] = lambda label: None,
-) -> Report:
-    """Measure a run's training loop, its parts and the baseline, for about `seconds`.
+) -> dict[str, Any]:
+    """Measure a run's training loop, its parts and two baselines, for about `seconds`.
 
-    `only` picks loops by name or group; those picked by name are measured however long it takes.
-    `profile` then looks at the operations of the training epoch, in a few steps more.
-    Images that are unavailable are replaced by random ones, and the report says so. `show` is
-    called with what is being done, again and again.
+    `only` picks loops by name or group, which are measured however long it takes. `profile` then
+    looks at the operations of the training epoch, in a few steps more. Images that are unavailable
+    are replaced by random ones, and the report says so. `show` is called with what is being done.
+    Returns what `--json` writes; `table` shows it.
     """
     device = config.device
     configure(device, config.threads, config.deterministic)
-    load = functools.cache(lambda: our_loops.load_images(config, device))
-    baseline = BaselineProcess(config, device)
-    try:
-        loops = _choose(_loops(config, lambda: load()[0], device, baseline), only)
-        show("loading the images")
-        splits, images = load()
-        speeds = measure(loops, seconds=seconds, required=only, show=show)
-    finally:
-        baseline.stop()
+    load = functools.cache(lambda: loops.load_images(config))
+    chosen = _choose(_loops(config, lambda: load()[0]), only)
+    show("loading the images")
+    splits, images = load()
+    measure(chosen, seconds, lambda: wait_for(device), all_of_them=bool(only), show=show)
     profiled = None
     if profile:
         show("the profile of our training epoch")
-        profiled = profile_steps(config, splits, device)
-    model = make_model(config, splits, device)
-    return Report(
-        machine=_machine(device),
-        seconds=seconds,
-        run={
+        profiled = profile_steps(config, splits)
+    measured = {loop.name: loop for loop in chosen if loop.problem is None}
+    cost = multiply_adds(config, len(splits.class_names), backward=True)
+    product = measured.get("matmul")
+    return {
+        "machine": {
+            "device": describe_device(device),
+            "cores": os.cpu_count(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "torch": str(torch.__version__),
+        },
+        "run": {
             **config.choices,
             "dataset": config.dataset.name,
             "images": images,
             "batch_size": config.training.batch_size,
             "precision": config.precision,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(p.numel() for p in make_model(config, splits, device).parameters()),
         },
-        speeds=speeds,
-        ratios=_ratios(speeds),
-        multiply_adds=multiply_adds(config, len(splits.class_names), backward=True),
-        ceiling=next((s.images_per_second for s in speeds if s.name == "matmul"), None),
-        profile=profiled,
-    )
+        "speeds": [_speed(loop) for loop in chosen],
+        "ratios": _ratios(measured),
+        "multiply_adds": cost,
+        # Images per second if a step were its convolutions and dense layers alone, at full speed.
+        "limit": quartiles(product.rates)[1] / cost if product else None,
+        "profile": profiled,
+    }
 
 
-def _loops(
-    config: RunConfig, load: Callable[[], Splits], device: str, baseline: BaselineProcess
-) -> list[Loop]:
+def _loops(config: RunConfig, load: Callable[[], Splits]) -> list[Loop]:
     """Return everything that can be measured for a run, the most important loops first."""
 
-    def ours(name: str, label: str, start: OurLoop) -> Loop:
-        steps = functools.cache(lambda: start(config, load(), device))  # goes on in each turn
-        return Loop(name, name, label, lambda s: rate(steps(), s, lambda: wait_for(device)))
+    def begin(start: Callable[..., loops.Steps], **options: Any) -> Callable[[], loops.Steps]:
+        return lambda: start(config, load(), **options)
 
-    def theirs(group: str, label: str, loop: BaselineLoop, workers: int) -> Loop:
-        text = f"{label}, {workers} worker{'s' if workers != 1 else ''}"
-        turn = functools.partial(baseline.turn, loop, workers)
-        return Loop(f"{group}_{workers}", group, text, turn, start_seconds=_PROCESS_SECONDS)
-
-    loops = [
-        ours("bound", "model's own bound: steps on one prepared batch", train_on_one_batch),
-        ours("epoch", "our training epoch", our_loops.train),
-        ours("data", "our data alone", our_loops.read),
-    ]
-    for workers in sorted({0, 1, 2} if device == "cpu" else {0, 2, min(8, os.cpu_count() or 1)}):
-        loops.append(theirs("plain", "plain loop", baseline_loop.train, workers))
-        loops.append(theirs("plain_data", "plain data alone", baseline_loop.read, workers))
     product = "one large matrix product: multiply-adds/s"
-    return [*loops, ours("matmul", product, our_loops.multiply_matrices)]
+    listed = [
+        Loop("epoch", "epoch", "our training epoch", begin(loops.train)),
+        Loop("careful", "careful", "a careful loop", begin(loops.train_carefully)),
+        Loop("matmul", "matmul", product, begin(loops.multiply_matrices)),
+        Loop("bound", "bound", "our steps on one ready batch", begin(loops.train_on_one_batch)),
+        Loop("data", "data", "our data alone", begin(loops.read)),
+    ]
+    most = min(8, os.cpu_count() or 1) if config.device != "cpu" else 0
+    for n in sorted({0, 2, most}):
+        for group, label in (("plain", ""), ("plain_data", ": data")):
+            start = begin(loops.train_plainly, workers=n, data_only=group == "plain_data")
+            label = f"the tutorials' loop, {n} workers{label}"
+            listed.append(Loop(f"{group}_{n}", group, label, start, ahead=2 * n))
+    return listed
 
 
-def _choose(loops: Sequence[Loop], only: Sequence[str]) -> list[Loop]:
+def _choose(listed: list[Loop], only: Sequence[str]) -> list[Loop]:
     """Return the loops that `only` picks by name or group, all of them if it is empty."""
-    known = list(dict.fromkeys(name for loop in loops for name in (loop.group, loop.name)))
+    known = list(dict.fromkeys(name for loop in listed for name in (loop.group, loop.name)))
     for name in only:
         if name not in known:
             raise UsageError(
                 f"--only {name} is wrong: it must be among {', '.join(known)}"
                 f"{did_you_mean(name, known)}"
             )
-    return [loop for loop in loops if not only or loop.group in only or loop.name in only]
+    return [loop for loop in listed if not only or loop.group in only or loop.name in only]
 
 
-def table(report: Report) -> str:
-    """Return ratios, speeds and the profile, as far as measured, as text that is valid Markdown."""
-    machine, run = report.machine, report.run
-    labels = {speed.name: speed.label for speed in report.speeds}
-    lines = [
+def _speed(loop: Loop) -> dict[str, Any]:
+    low, median, high = quartiles(loop.rates) if loop.problem is None else (None, None, None)
+    return {
+        "name": loop.name,
+        "group": loop.group,
+        "label": loop.label,
+        "rates": loop.rates,
+        "images_per_second": median,
+        "quartiles": [low, high],
+        "problem": loop.problem,
+    }
+
+
+def _ratios(measured: Mapping[str, Loop]) -> list[dict[str, Any]]:
+    """Return our loops over those that they are to be compared with, as far as measured."""
+    ratios = []
+    for ours, theirs in _COMPARED:
+        rivals = [loop for loop in measured.values() if loop.group == theirs]
+        if ours in measured and rivals:
+            rival = max(rivals, key=lambda loop: quartiles(loop.rates)[1])
+            low, median, high = ratio(measured[ours], rival)
+            ratios.append(
+                {"name": ours, "over": rival.name, "median": median, "low": low, "high": high}
+            )
+    return ratios
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Return ratios, speeds, the limit and the profile as text that is valid Markdown."""
+    machine, run, limit = report["machine"], report["run"], report["limit"]
+    labels = {speed["name"]: speed["label"] for speed in report["speeds"]}
+    parts = [
         f"{run.get('model', 'model')} on {run['dataset']} ({run['images']} images), "
         f"batch {run['batch_size']}, {run['precision']}, {run['parameters']:,} parameters, "
-        f"{report.multiply_adds / 1e6:,.1f} M multiply-adds per image and step",
+        f"{report['multiply_adds'] / 1e6:,.1f} M multiply-adds per image and step\n"
         f"{machine['device']}, {machine['cores']} cores, {machine['instructions']}, "
-        f"torch {machine['torch']}",
-        "",
+        f"torch {machine['torch']}"
     ]
-    ratios = [
-        (f"{labels[r.name]} / {labels[r.over]}", f"{r.median:.3g}", f"{r.low:.3g} to {r.high:.3g}")
-        for r in report.ratios
-    ]
-    if ratios:
-        lines += [markdown_table(("ratio of images/s", "median", "quartiles"), ratios), ""]
-    header = ("", "images/s", "quartiles", "G multiply-adds/s", "share of matmul")
-    rows = [_row(report, speed) for speed in report.speeds if not speed.left_out]
-    lines.append(markdown_table(header, rows))
-    if left_out := [speed.label for speed in report.speeds if speed.left_out]:
-        lines += ["", f"left out, for lack of time ({report.seconds:g} s): {'; '.join(left_out)}"]
-    if report.profile is not None:
-        lines += ["", profile_table(report.profile)]
-    return "\n".join(lines)
+    if report["ratios"]:
+        rows = [
+            (
+                f"{labels[row['name']]} / {labels[row['over']]}",
+                f"{row['median']:.3g}",
+                f"{row['low']:.3g} to {row['high']:.3g}",
+            )
+            for row in report["ratios"]
+        ]
+        parts.append(markdown_table(("ratio of images/s", "median", "quartiles"), rows))
+    header = ("", "images/s", "quartiles", "share of the limit")
+    parts.append(markdown_table(header, [_row(speed, limit) for speed in report["speeds"]]))
+    if limit is not None:
+        parts.append(
+            f"The limit is {limit:,.0f} images/s: a step that consists of its convolutions and "
+            "dense layers alone, at the speed of one large matrix product. The rest of a step goes "
+            "to normalisation, activations, pooling, the optimizer and the data."
+        )
+    if report["profile"] is not None:
+        parts.append(profile_table(report["profile"]))
+    return "\n\n".join(parts)
 
 
-def _row(report: Report, speed: Speed) -> tuple[str, ...]:
-    if speed.images_per_second is None or speed.quartiles is None:
-        return (speed.label, "none", speed.problem or "", "", "")
-    if speed.group == "matmul":
-        return (speed.label, "", "", f"{speed.images_per_second / 1e9:,.1f}", "1")
-    low, high = speed.quartiles
-    row = (speed.label, f"{speed.images_per_second:,.0f}", f"{low:,.0f} to {high:,.0f}")
-    if speed.group in ("data", "plain_data"):
-        return (*row, "", "")
-    reached = speed.images_per_second * report.multiply_adds
-    share = f"{reached / report.ceiling:.2g}" if report.ceiling else ""
-    return (*row, f"{reached / 1e9:,.1f}", share)
-
-
-def _ratios(speeds: list[Speed]) -> list[Ratio]:
-    """Return each speed over the one that it is to be compared with."""
-    pairs = [("epoch", "bound")]
-    for ours, theirs in (("epoch", "plain"), ("data", "plain_data")):
-        rivals = [(s.images_per_second, s.name) for s in speeds if s.group == theirs]
-        measured = [(rate, name) for rate, name in rivals if rate is not None]
-        if measured:
-            pairs.append((ours, max(measured)[1]))
-    return [value for pair in pairs if (value := ratio(speeds, *pair)) is not None]
-
-
-def _machine(device: str) -> dict[str, Any]:
-    return {
-        "device": describe_device(device),
-        "cores": os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "system": platform.system(),
-    }
+def _row(speed: Mapping[str, Any], limit: float | None) -> tuple[str, ...]:
+    median, (low, high) = speed["images_per_second"], speed["quartiles"]
+    if median is None:
+        return (speed["label"], "none", speed["problem"], "")
+    form = ".3g" if speed["group"] == "matmul" else ",.0f"
+    trains = speed["group"] in ("epoch", "careful", "bound", "plain")
+    share = f"{median / limit:.0%}" if trains and limit else ""
+    return (speed["label"], f"{median:{form}}", f"{low:{form}} to {high:{form}}", share)

@@ -54,5 +54,10 @@ def test_the_command_lists_a_group_or_a_key(capsys: pytest.CaptureFixture[str]) 
     assert "optimizer.lr" not in printed
     assert describe.main(["--settings", "optimizer.lr"]) == 0
     printed = capsys.readouterr().out
-    assert "optimizer=adam (default)" in printed
+    assert "optimizer.lr = 0.001" in printed
     assert "optimizer.betas" not in printed
+    assert describe.main(["--settings", "optimizer"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("optimizer.momentum = ") == 1  # a row a key, options apart
+    assert "optimizer=adam (default)" in printed
+    assert "optimizer.lr=0.01, optimizer.momentum=0.9" in printed

@@ -6,6 +6,8 @@ installation that was interrupted. Processes that start together wait for each o
 
 import fcntl
 import json
+import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -38,15 +40,23 @@ def main(key: str, extra: str) -> None:
         if all(stamp.is_file() and stamp.read_text() == f"{key}\n" for stamp in stamps):
             return
         if not pip_works():
+            say("1/4 a virtual environment, .venv")
             make_venv()
-        size = "" if installed_torch(PYTHON) else "; with torch it takes minutes and up to 6 GB"
-        print(f"installing cifar_lab into {VENV}{size}", file=sys.stderr)
+        install_torch()
         install(f".[{extra}]" if extra else ".")
+        say("4/4 a look whether it works")
+        # A torch and a torchvision of different builds install without an error and fail here.
+        subprocess.run([PYTHON, "-c", "import torchvision, cifar_lab"], check=True, cwd=ROOT)
         # Editors check the files of conf/ with them; no run needs them.
         schemas = [PYTHON, "-m", "cifar_lab.describe", "--schema", "conf/schema"]
         subprocess.run(schemas, check=True, cwd=ROOT)
         for stamp in stamps:
             stamp.write_text(f"{key}\n")
+
+
+def say(step: str) -> None:
+    """Print a step of the installation."""
+    print(f"cifar_lab: {step}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -82,20 +92,54 @@ def installed_torch(python: str) -> dict[str, str]:
     return versions if (int(major), int(minor)) >= OLDEST_TORCH else {}
 
 
+def install_torch() -> None:
+    """Install torch and torchvision unless they are there, or their CPU builds if asked to."""
+    if installed_torch(PYTHON):
+        return
+    kind = os.environ.get("CIFAR_LAB_TORCH", "")
+    if kind not in ("", "cpu"):
+        sys.exit(f"cifar_lab: CIFAR_LAB_TORCH={kind} is wrong: cpu, or unset for pip's choice")
+    known = ("-c", "constraints.txt")
+    pinned = [line for line in pins() if line.split("==")[0] in ("torch", "torchvision")]
+    if kind == "cpu":
+        say("2/4 the CPU builds of torch and torchvision (about 200 MB, 0.8 GB when installed)")
+        if pip_install(*known, *(f"{line}+cpu" for line in pinned), check=False):
+            sys.exit(
+                f"cifar_lab: pip finds no CPU builds of {' and '.join(pinned)}: name the index "
+                "of pytorch.org in PIP_EXTRA_INDEX_URL, or unset CIFAR_LAB_TORCH"
+            )
+        return
+    cuda = sys.platform == "linux" and platform.machine() == "x86_64"
+    size = "with CUDA's libraries about 3 GB, 5.7 GB when installed" if cuda else "about 200 MB"
+    hint = "; CIFAR_LAB_TORCH=cpu takes builds without them" if cuda else ""
+    say(f"2/4 torch and torchvision ({size}{hint})")
+    pip_install(*known, *pinned)
+
+
 def install(target: str) -> None:
     """Install the target under constraints.txt, but keep a torch that is already installed."""
     present = installed_torch(PYTHON)
     ours = {"torch", "torchvision", "triton"} if present else set[str]()
-    pinned = (ROOT / "constraints.txt").read_text().splitlines()
-    kept = [line for line in pinned if line.split("==")[0] not in ours]
+    kept = [line for line in pins() if line.split("==")[0] not in ours]
     kept += [f"{name}=={version}" for name, version in present.items()]
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.write("\n".join(kept) + "\n")
         constraints.flush()
-        command = [PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-        subprocess.run([*command, "-c", constraints.name, "-e", target], check=True, cwd=ROOT)
-    # A torch and a torchvision of different builds install without an error and fail here.
-    subprocess.run([PYTHON, "-c", "import torchvision, cifar_lab"], check=True, cwd=ROOT)
+        say(f"3/4 the other packages of {target}")
+        pip_install("-c", constraints.name, "-e", target)
+
+
+def pins() -> list[str]:
+    """Return the lines of constraints.txt."""
+    return (ROOT / "constraints.txt").read_text().splitlines()
+
+
+def pip_install(*words: str, check: bool = True) -> int:
+    """Run pip, with its bars on a terminal and silently elsewhere; return its exit code."""
+    quiet = [] if sys.stderr.isatty() else ["-q"]
+    command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", *quiet, *words]
+    # On standard error, as all that the installation says: the command's own output is a run's.
+    return subprocess.run(command, check=check, cwd=ROOT, stdout=sys.stderr).returncode
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import os
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -157,6 +158,26 @@ def test_a_test_run_ends_with_counts_per_tier_and_lists_no_skips() -> None:
     assert re.search(r"^slow: \d+ skipped \(run with --slow\)$", closing, re.MULTILINE)
     assert "slurm: no tests" in lines
     assert "SKIPPED" not in ran.stdout
+
+
+@pytest.mark.slow
+def test_the_installation_says_what_it_does_and_what_cannot_be_had(tmp_path: Path) -> None:
+    for name in ("pyproject.toml", "constraints.txt", "scripts/install.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    bare = {"PATH": os.environ["PATH"], "PIP_NO_INDEX": "1"}  # what pip looks for, it does not find
+    command = [sys.executable, "-S", str(tmp_path / "scripts" / "install.py"), "key", ""]
+
+    def said(torch: str) -> str:
+        environment = {**bare, "CIFAR_LAB_TORCH": torch}
+        ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert ran.returncode == 1
+        assert not (tmp_path / ".venv" / "installed").exists()
+        return ran.stderr
+
+    assert "cifar_lab: 1/4 a virtual environment, .venv" in (errors := said("cpu"))
+    assert "pip finds no CPU builds of torch==" in errors.splitlines()[-1]
+    assert "CIFAR_LAB_TORCH=gpu is wrong: cpu, or unset" in said("gpu").splitlines()[-1]
 
 
 def package_files() -> set[str]:

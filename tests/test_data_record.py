@@ -1,13 +1,11 @@
 """Data that change after a run was started are noticed: by resume, continue_from and a result."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tiny_runs import StopAt, every_step
 
@@ -19,16 +17,9 @@ from cifar_lab.training.run import run_experiment
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (60, 3, 16, 16), dtype=np.uint8)
 SMALL = (
-    "model=convnet_plain",
-    "model.widths=[2,4]",
-    "model.hidden=8",
-    "dataset.image_shape=[3,16,16]",
-    "split.validation=12",
-    "training.batch_size=12",
-    "training.epochs=2",
-    "figures=none",
-    "device=cpu",
-    "threads=1",
+    *("model=convnet_plain", "model.widths=[2,4]", "model.hidden=8", "figures=none", "device=cpu"),
+    *("dataset.image_shape=[3,16,16]", "split.validation=12", "training.batch_size=12"),
+    *("training.epochs=2", "threads=1"),
 )
 
 
@@ -108,26 +99,6 @@ def test_a_stopped_run_continues_on_the_same_data_only(
     assert run.read_summary().status == "finished"
 
 
-def test_a_checkpoint_without_a_record_is_compared_with_the_summary(
-    data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = data.run()
-    with monkeypatch.context() as patch:
-        every_step(patch)
-        with pytest.raises(Stopped):
-            run_experiment(run, stop=StopAt(2))
-    state = torch.load(run.last, weights_only=True)
-    record = state.pop("dataset")
-    assert record == json.loads(run.summary_file.read_text())["dataset"]
-    torch.save(state, run.last)
-    data.permute()
-    assert train.main(data.line) == 3
-    refused(capsys, data.kind)
-    summary = json.loads(run.summary_file.read_text())
-    run.summary_file.write_text(json.dumps({**summary, "dataset": {"name": data.kind}}))
-    assert train.main(data.line) == 0, "what no version before recorded is not compared"
-
-
 def test_a_finished_run_is_shown_for_the_same_data_only(
     data: Data, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,8 +137,6 @@ def test_continue_from_needs_the_same_data(data: Data, capsys: pytest.CaptureFix
     assert train.main(longer) == 0
 
 
-def test_known_data_are_recorded_with_their_checksums(tmp_path: Path) -> None:
-    line = ["dataset=digits", f"output_dir={tmp_path}", "training.epochs=0", "figures=none"]
-    assert train.main([*line, "device=cpu"]) == 0
-    run = RunDir.create(compose_checked([*line, "device=cpu"]).runs[0].config)
-    assert run.read_summary().dataset == {"name": "digits", **run.read_config().dataset.checksums}
+def test_known_data_are_recorded_with_their_checksums(tiny_finished: RunDir) -> None:
+    checksums = tiny_finished.read_config().dataset.checksums
+    assert tiny_finished.read_summary().dataset == {"name": "digits", **checksums}

@@ -1,14 +1,13 @@
 import errno
 import gzip
 import io
-import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, get_args
 
 import numpy as np
 import pytest
@@ -95,8 +94,15 @@ def test_the_cache_is_a_shared_map_of_the_same_content(counted: Counted) -> None
     assert counted.asked == 1
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-@pytest.mark.parametrize("file", ["train_images.bin", "test_labels.bin", "contents.json"])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("train_images.bin", "flip"),
+        ("train_images.bin", "truncate"),
+        ("test_labels.bin", "remove"),
+        ("contents.json", "flip"),
+    ],
+)
 def test_a_damaged_cache_is_named_and_made_anew(
     counted: Counted, file: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -115,15 +121,8 @@ def test_a_damaged_cache_is_named_and_made_anew(
         assert f"{path} is damaged" in caplog.text
     assert tiny_sets.same(counted.load({}), counted.data)
     assert counted.asked == 2
-
-
-def test_a_cache_of_other_content_is_not_used(counted: Counted) -> None:
-    counted.load()
-    other = Counted(counted.root)
-    other.data = tiny_sets.arrays(train=40)
-    other.load()
-    assert tiny_sets.same(counted.load(), counted.data)
-    assert counted.asked == 2
+    counted.data = tiny_sets.arrays(train=40)
+    assert tiny_sets.same(counted.load(), counted.data), "a cache of other content is not used"
 
 
 def test_a_disk_too_full_for_the_cache_does_not_stop_the_run(
@@ -181,25 +180,13 @@ def tiny_idx(server: FileServer, tmp_path: Path) -> TinyIdx:
     return TinyIdx(server, tmp_path / "data")
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_idx_files_are_downloaded_once(tiny_idx: TinyIdx, known: bool) -> None:
-    assert tiny_sets.same(tiny_idx.load(known=known), tiny_idx.data)
-    assert tiny_sets.same(tiny_idx.load(known=known), tiny_idx.data)
-    assert len(tiny_idx.server.requests) == 4
-
-
-def test_packed_idx_files_are_used_by_their_md5(tiny_idx: TinyIdx) -> None:
-    tiny_sets.write(tiny_idx.folder, tiny_idx.packed)
-    assert tiny_sets.same(tiny_idx.load(known=False), tiny_idx.data)
-    assert tiny_idx.server.requests == []
-
-
 def test_a_damaged_idx_file_alone_is_fetched_again(
     tiny_idx: TinyIdx, caplog: pytest.LogCaptureFixture
 ) -> None:
     name = "t10k-labels-idx1-ubyte.gz"
     tiny_sets.write(tiny_idx.folder, {**tiny_idx.packed, name: tiny_idx.packed[name][:-1]})
-    assert tiny_sets.same(tiny_idx.load(), tiny_idx.data)
+    for _ in range(2):
+        assert tiny_sets.same(tiny_idx.load(known=False), tiny_idx.data)
     assert [path for path, _ in tiny_idx.server.requests] == [f"/idx/{name}"]
     assert f"{name} is damaged" in caplog.text
 
@@ -240,19 +227,11 @@ def test_each_origin_asks_torchvisions_address_then_the_mirrors_and_says_so(
     assert "\n" not in said
 
 
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        ({"mirrors": ["ftp://x/y"]}, r"mirrors: 'ftp://x/y' is not a web address"),
-        ({"stall_seconds": 0}, r"stall_seconds=0: it must be a number above 0"),
-        ({"patience_minutes": float("nan")}, r"patience_minutes=nan"),
-    ],
-)
-def test_options_that_no_download_can_use(
-    options: dict[str, Any], why: str, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match=why):
-        cifar10.load(root=tmp_path / "data", checksums={}, **options)
+def test_options_that_no_download_can_use(tmp_path: Path) -> None:
+    wrong = {"mirrors": ["ftp://x/y"], "stall_seconds": 0, "patience_minutes": float("nan")}
+    for key, value in wrong.items():
+        with pytest.raises(UsageError, match=key):
+            cifar10.load(root=tmp_path / "data", checksums={}, **{key: value})
     assert not (tmp_path / "data").exists()
 
 
@@ -271,26 +250,6 @@ def test_digits_are_the_ones_that_the_yaml_describes(tmp_path: Path) -> None:
     )
 
 
-def test_digits_are_the_small_images_enlarged_and_none_is_in_both_sets(tmp_path: Path) -> None:
-    from sklearn.datasets import load_digits
-
-    official = load_digits()
-    expected = {
-        (*(image * 255 / 16 + 0.5).astype(int).ravel(), label)
-        for image, label in zip(official.images, official.target, strict=True)
-    }
-    data = digits.load(root=tmp_path, checksums={})
-    sets = [(data.train_images, data.train_labels), (data.test_images, data.test_labels)]
-    small = [
-        {(*image[0, ::4, ::4].ravel(), label) for image, label in zip(*pair, strict=True)}
-        for pair in sets
-    ]
-    assert small[0] | small[1] == expected
-    assert len(small[0]) + len(small[1]) == len(official.images) == 1437 + 360
-    blocks = data.train_images.reshape(-1, 8, 4, 8, 4)
-    assert (blocks == blocks[:, :, :1, :, :1]).all()
-
-
 def test_warm_digits_import_neither_scikit_learn_nor_torch(tmp_path: Path) -> None:
     digits.load(root=tmp_path, checksums={})
     script = (
@@ -298,10 +257,8 @@ def test_warm_digits_import_neither_scikit_learn_nor_torch(tmp_path: Path) -> No
         "digits.load(root=Path(sys.argv[1]), checksums={});"
         "print([m for m in ('sklearn', 'torch', 'torchvision', 'PIL') if m in sys.modules])"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_held_out_is_stratified_disjoint_and_fixed() -> None:
@@ -341,14 +298,22 @@ def load_folder(
     return image_folder.load(root=root, path=given, image_shape=shape, **options)
 
 
-def test_a_divided_folder_of_pictures(tmp_path: Path) -> None:
+def test_a_divided_folder_of_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     counts = {"train/ant": 3, "train/bee": 2, "test/ant": 1, "test/bee": 2}
-    data = load_folder(pictures(tmp_path, counts))
+    folder = pictures(tmp_path, counts)
+    (folder / "train" / "ant" / "notes.txt").write_text("?")
+    (folder / "train" / "ant" / ".hidden.png").write_text("?")
+    data = load_folder(folder)
     assert data.class_names == ("ant", "bee")
     assert data.train_images.shape == (5, 3, 32, 32)
     assert data.train_labels.tolist() == [0, 0, 0, 1, 1]
     assert data.test_labels.tolist() == [0, 1, 1]
     assert data.train_images[:, 0, 5, 5].tolist() == [0, 1, 2, 0, 1]
+    assert "skipped 1 files that are not pictures" in caplog.text
+    assert "notes.txt" in caplog.text
+    load_folder(folder, checksums=data.checksums)
+    with pytest.raises(UsageError, match=r"its train_images .* not that of dataset\.checksums"):
+        load_folder(folder, checksums={"train_images": "0" * 64})
 
 
 def test_an_undivided_folder_holds_out_a_share_of_each_class(tmp_path: Path) -> None:
@@ -357,24 +322,9 @@ def test_an_undivided_folder_holds_out_a_share_of_each_class(tmp_path: Path) -> 
     assert np.bincount(data.train_labels).tolist() == [18, 9]
     assert np.bincount(data.test_labels).tolist() == [2, 1]
     assert tiny_sets.same(data, load_folder(folder, test_fraction=0.1))
-
-
-def test_own_data_can_be_held_to_checksums(tmp_path: Path) -> None:
-    folder = pictures(tmp_path, {"ant": 5, "bee": 5})
-    load_folder(folder, checksums=load_folder(folder).checksums)
-    with pytest.raises(UsageError, match=r"its train_images .* not that of dataset\.checksums"):
-        load_folder(folder, checksums={"train_images": "0" * 64})
-
-
-def test_files_that_are_no_pictures_are_left_out_and_said(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = pictures(tmp_path, {"ant": 5, "bee": 5})
-    (folder / "ant" / "notes.txt").write_text("?")
-    (folder / "ant" / ".hidden.png").write_text("?")
-    assert len(load_folder(folder).train_labels) == 8
-    assert "skipped 1 files that are not pictures" in caplog.text
-    assert "notes.txt" in caplog.text
+    for fraction in (0, 1, float("nan"), 0.01, 0.99):
+        with pytest.raises(UsageError, match=r"dataset\.source\.test_fraction"):
+            load_folder(folder, test_fraction=fraction)
 
 
 def png(size: tuple[int, int]) -> bytes:
@@ -386,7 +336,6 @@ def png(size: tuple[int, int]) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("bee/9.png", b"rubbish", r"9\.png cannot be read as a picture"),
         ("bee/9.png", png((9, 9))[:40], r"9\.png cannot be read as a picture"),
         (
             "bee/9.png",
@@ -413,6 +362,8 @@ def test_a_wrong_file_in_a_folder_is_named(
 
 
 def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"dataset\.source\.path is missing"):
+        load_folder(None)
     with pytest.raises(UsageError, match=r"path=.*nowhere: there is no such folder"):
         load_folder(tmp_path / "nowhere")
     with pytest.raises(UsageError, match="has 0 folders; it must have at least two"):
@@ -420,23 +371,6 @@ def test_a_wrong_folder_is_named(tmp_path: Path) -> None:
     pictures(tmp_path, {"train/a": 1, "train/b": 1, "test/a": 1, "test/c": 1, "test/b": 1})
     with pytest.raises(UsageError, match=r"test.c is not a class of train"):
         load_folder(tmp_path)
-
-
-def test_the_folder_must_be_given_and_the_share_possible(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"dataset\.source\.path is missing"):
-        load_folder(None)
-    folder = pictures(tmp_path, {"ant": 2, "bee": 2})
-    for fraction in (0, 1, float("nan"), 0.01, 0.99):
-        with pytest.raises(UsageError, match=r"dataset\.source\.test_fraction"):
-            load_folder(folder, test_fraction=fraction)
-
-
-@pytest.mark.parametrize("fit", ["crop", "resize", "pad"])
-def test_a_picture_of_the_right_size_keeps_its_pixels(tmp_path: Path, fit: Fit) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "same.png")
-    found = read_picture(tmp_path / "same.png", (3, 32, 32), fit)
-    assert np.array_equal(found, pixels.transpose(2, 0, 1))
 
 
 def three_stripes(path: Path) -> None:
@@ -452,6 +386,8 @@ def three_stripes(path: Path) -> None:
 def test_a_wide_picture_is_cropped_squeezed_or_padded(
     tmp_path: Path, shape: tuple[int, int, int]
 ) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "same.png")
     three_stripes(tmp_path / "wide.png")
     colors: dict[str, tuple[int, ...]] = {
         "red": (255, 0, 0),
@@ -468,6 +404,9 @@ def test_a_wide_picture_is_cropped_squeezed_or_padded(
         pixels = [tuple(found[:, row, column].tolist()) for column in (2, 15, 27)]
         return [name for pixel in pixels for name, color in colors.items() if color == pixel]
 
+    for fit in get_args(Fit):  # a picture of the right size keeps its pixels
+        same = read_picture(tmp_path / "same.png", (3, 30, 30), fit)
+        assert np.array_equal(same, pixels.transpose(2, 0, 1))
     assert seen("crop", 15) == ["blue", "blue", "blue"]
     assert seen("resize", 15) == seen("resize", 0) == ["red", "blue", "green"]
     assert seen("pad", 15) == ["red", "blue", "green"]
@@ -480,7 +419,6 @@ def test_the_pictures_of_a_folder_are_fitted_as_asked(tmp_path: Path) -> None:
     expected = read_picture(tmp_path / "ant" / "0.png", (3, 32, 32), "pad")
     data = load_folder(tmp_path, fit="pad", test_fraction=0.5)
     assert all(np.array_equal(image, expected) for image in data.train_images)
-    assert not np.array_equal(load_folder(tmp_path, test_fraction=0.5).train_images[0], expected)
 
 
 def test_cameras_transparency_and_depth_are_heeded(tmp_path: Path) -> None:

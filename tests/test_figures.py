@@ -35,7 +35,6 @@ from cifar_lab.runs.metrics import (
     Predictions,
     StepMetrics,
     separation,
-    wilson_interval,
 )
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import queued
@@ -177,25 +176,15 @@ def test_curves_of_any_length(tmp_path: Path, epochs: int) -> None:
     run.rewrite_metrics(history(epochs))
     figure = curves.draw(run)
     check_drawn(figure)
+    loss = figure.axes[0]
     if epochs == 0:
-        assert cell_texts(figure.axes[0]) == ["no epoch has finished yet"]
-    else:
-        low, high = figure.axes[0].get_xlim()
-        assert low < 1
-        assert high > epochs
+        assert cell_texts(loss) == ["no epoch has finished yet"]
     if epochs == 1:
-        assert figure.axes[0].lines[0].get_marker() == "o"
-
-
-def test_the_learning_rate_has_a_panel_only_where_it_changes(tmp_path: Path) -> None:
-    changing, constant = make_run(tmp_path), make_run(tmp_path, seed=1)
-    changing.rewrite_metrics(history(9))
-    constant.rewrite_metrics(history(1))
-    figure = curves.draw(changing)
-    assert len(figure.axes) == 3
-    assert figure.axes[2].get_yscale() == "log"
-    assert len(curves.draw(constant).axes) == 2
-    assert len(curves.draw(changing, learning_rate=False).axes) == 2
+        assert loss.lines[0].get_marker() == "o"
+    if epochs == 300:  # the learning rate has a panel only where it changes
+        assert loss.get_xlim()[1] > epochs
+        assert [axes.get_yscale() for axes in figure.axes] == ["linear", "linear", "log"]
+    assert len(figure.axes) == (3 if epochs == 300 else 2)
 
 
 def test_steps_stand_inside_their_epochs_and_keep_their_mean(tmp_path: Path) -> None:
@@ -229,9 +218,6 @@ def test_many_runs_are_told_apart_and_named_outside(tmp_path: Path) -> None:
     first, ninth = (figure.axes[0].lines[i] for i in (0, 8))
     assert first.get_color() == ninth.get_color()
     assert first.get_linestyle() != ninth.get_linestyle()
-    rightmost = max(axes.get_position().x1 for axes in figure.axes)
-    box = figure.legends[0].get_window_extent()
-    assert box.x0 >= rightmost * figure.bbox.width
 
 
 def test_where_the_test_set_alone_was_watched_its_curves_are_drawn(tmp_path: Path) -> None:
@@ -314,12 +300,6 @@ def test_per_class_bars_are_sorted_and_the_pairs_are_the_largest(tmp_path: Path)
     assert len(right.patches) == 4
 
 
-def test_wilson_intervals_agree_with_the_published_ones() -> None:
-    # Newcombe 1998, Statistics in Medicine 17, table I, method 3
-    for share, images, low, high in [(81 / 263, 263, 0.2553, 0.3662), (0 / 20, 20, 0.0, 0.1611)]:
-        assert wilson_interval(share, images) == pytest.approx((low, high), abs=5e-5)
-
-
 # --- samples --------------------------------------------------------------------------------------
 
 
@@ -367,18 +347,15 @@ def test_probability_text_is_s1s_figure_10(tmp_path: Path) -> None:
     run = make_run(tmp_path, dataset={"display_names": short})
     shown = write_samples(run, ["random"] * 5)
     text = samples.probability_text(run, count=2)
-    order = "('plane', 'car', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')"
-    assert text.startswith(f"labels: {order}\n")
-    vectors = [block.split("[")[1].split("]")[0] for block in text.split("prob = ")[1:]]
+    assert text.startswith("labels: ('plane', 'car', 'bird',")
+    assert "image 100, plane:" in text
+    vectors = [block.split("[")[1].split("]")[0].split(",") for block in text.split("prob =")[1:]]
     assert len(vectors) == 2
     for i, vector in enumerate(vectors):
-        cells = [cell.strip() for cell in vector.split(",")]
-        bold = [k for k, cell in enumerate(cells) if cell.startswith("**") and cell.endswith("**")]
-        assert bold == [shown.predicted[i]]
+        cells = [cell.strip() for cell in vector]
+        assert [k for k, cell in enumerate(cells) if cell.startswith("**")] == [shown.predicted[i]]
         numbers = [float(cell.strip("*")) for cell in cells]
         assert numbers == pytest.approx(shown.probabilities[i], rel=1e-4)
-        assert all(len(cell.strip("*")) == len("9.9995e-01") for cell in cells)
-    assert "image 100, plane:" in text
 
 
 # --- embeddings -----------------------------------------------------------------------------------
@@ -468,30 +445,14 @@ def full_run(folder: Path, **settings: Any) -> RunDir:
     return run
 
 
-def read_option(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((CONF / f"{name}.yaml").read_text(encoding="utf-8"))
-    inherited = [entry for entry in found.pop("defaults", []) if entry != "_self_"]
-    for entry in inherited:
-        found = read_option(entry) | found
-    return found
-
-
-@pytest.mark.parametrize(
-    "option", ["standard", "none", pytest.param("embeddings", marks=pytest.mark.slow)]
-)
-def test_every_option_lists_all_settings_with_their_defaults(tmp_path: Path, option: str) -> None:
-    figures = read_option(option)
-    run = full_run(tmp_path, figures=figures)
-    expected = {"standard": 4, "embeddings": 7, "none": 0}[option]
-    assert len(figures) == expected
+@pytest.mark.parametrize("option", ["standard", "embeddings"])
+def test_every_option_lists_all_settings_with_their_defaults(option: str) -> None:
+    figures = yaml.safe_load((CONF / f"{option}.yaml").read_text(encoding="utf-8"))
+    figures.pop("defaults", None)
     for name, target_config in figures.items():
-        role = f"figures.{name}"
-        parameters = inspect.signature(targets.resolve(target_config["_target_"], role)).parameters
-        defaults = {k: p.default for k, p in parameters.items() if k != "run"}
-        assert {k: v for k, v in target_config.items() if k != "_target_"} == defaults
-        if option == "embeddings":
-            path = run.write_figure(name, targets.build(target_config, role, run=run))
-            assert path.stat().st_size > 5000
+        target = targets.resolve(target_config.pop("_target_"), f"figures.{name}")
+        parameters = inspect.signature(target).parameters
+        assert target_config == {k: p.default for k, p in parameters.items() if k != "run"}
 
 
 def test_names_that_are_long_strange_or_missing(tmp_path: Path) -> None:

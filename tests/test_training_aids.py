@@ -190,7 +190,7 @@ def test_a_run_validates_and_keeps_the_averaged_weights(splits: Splits, tmp_path
     if summary.best_epoch == settings.training.epochs:
         assert all(torch.equal(t, last["averaged"][n]) for n, t in best["model"].items())
     # the validation score of the last epoch, by a model of its own that holds the average
-    model = make_model(settings, splits, "cpu").eval()
+    model = make_model(settings, 10, "cpu").eval()
     load_weights(run, "averaged", model)
     assert splits.validation is not None
     predictions = run.read_predictions("validation")
@@ -204,4 +204,4 @@ def test_a_run_validates_and_keeps_the_averaged_weights(splits: Splits, tmp_path
 def test_a_run_without_an_average_has_none_to_load(splits: Splits, tiny_finished: RunDir) -> None:
     assert "averaged" not in load_checkpoint(tiny_finished.last)
     with pytest.raises(UsageError, match=r"no averaged weights; training\.ema=0\.999"):
-        load_weights(tiny_finished, "averaged", make_model(config_of(), splits, "cpu"))
+        load_weights(tiny_finished, "averaged", make_model(config_of(), 10, "cpu"))

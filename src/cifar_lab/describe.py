@@ -98,7 +98,7 @@ def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
     """Print what the model and the dataset of a run are; draw some of its images."""
     from cifar_lab.analysis import description
     from cifar_lab.datasets.store import data_root
-    from cifar_lab.training import config_checks
+    from cifar_lab.training.sanity_checks import check_config
     from cifar_lab.training.splits import load_arrays, make_splits
 
     size = config.dataset.train_size
@@ -115,7 +115,7 @@ def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
     print(description.dataset_text(config, arrays, splits))
     if splits.storage is not None:
         print(splits.storage)
-    warnings = config_checks.check_config(config, test_size=len(splits.test))
+    warnings = check_config(config, splits)
     for warning in (*splits.warnings, *warnings):
         print(f"warning: {warning}")
     path = arguments.figure or _default_path(config)

@@ -148,7 +148,9 @@ def make_loader(config: RunConfig, split: Split, workers: int) -> DataLoader[tup
 def train_plainly(config: RunConfig, splits: Splits, workers: int, *, data_only: bool) -> Steps:
     """Train as the tutorials do: PIL, a DataLoader, fp32, and `loss.item()` in every step."""
     device, loader = config.device, make_loader(config, splits.train, workers)
-    model = make_model(config, splits, device).to(memory_format=torch.contiguous_format)
+    model = make_model(config, len(splits.class_names), device).to(
+        memory_format=torch.contiguous_format
+    )
     optimizer = build_optimizer(config.optimizer, model)
     criterion = make_criterion(config.training, splits.train, len(splits.class_names))
     running_loss, correct = 0.0, 0
@@ -174,7 +176,7 @@ def train_carefully(config: RunConfig, splits: Splits) -> Steps:
     channels last, a fused optimizer, sums that stay on the device.
     """
     device, split = config.device, splits.train
-    model = make_model(config, splits, device)
+    model = make_model(config, len(splits.class_names), device)
     settings = config.optimizer
     if settings.get("fused", "") is None:  # the optimizer has the option
         settings = OptimizerConfig({**settings, "fused": True})

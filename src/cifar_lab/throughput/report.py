@@ -63,7 +63,9 @@ def benchmark(
             "images": images,
             "batch_size": config.training.batch_size,
             "precision": config.precision,
-            "parameters": sum(p.numel() for p in make_model(config, splits, device).parameters()),
+            "parameters": sum(
+                p.numel() for p in make_model(config, len(splits.class_names), device).parameters()
+            ),
         },
         "speeds": [_speed(loop) for loop in chosen],
         "ratios": _ratios(measured),

@@ -33,7 +33,7 @@ def build_state(
     `initial_weights`: a model that starts from given weights loads them, and may download them.
     `group` are the processes that train together.
     """
-    model = make_model(config, splits, device)
+    model = make_model(config, len(splits.class_names), device)
     load = getattr(model, "load_initial_weights", None)
     if initial_weights and load is not None:
         load(download=True)
@@ -91,13 +91,13 @@ def build_model(config: RunConfig, num_classes: int) -> Any:
     return targets.build(config.model, "model", **injected)
 
 
-def make_model(config: RunConfig, splits: Splits, device: str) -> nn.Module:
+def make_model(config: RunConfig, num_classes: int, device: str) -> nn.Module:
     """Build the model with the initial weights of the run's seed, on a device.
 
     The weights are drawn on the CPU, so that every device starts from the same ones.
     """
     with seeded(derive_seed(config.seed, "weights")):
-        model: nn.Module = build_model(config, len(splits.class_names))
+        model: nn.Module = build_model(config, num_classes)
     model.to(device)
     model.to(memory_format=memory_format(device))
     return model

@@ -1,5 +1,7 @@
 """A past run as a classifier: its model with trained weights, and what it says about pictures."""
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -7,11 +9,12 @@ from torch import nn
 
 from cifar_lab.datasets.pictures import Fit, Pictures, to_pixels
 from cifar_lab.errors import UsageError
+from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import build_model, normalisation
-from cifar_lab.training.device import memory_format, seeded, select_device
-from cifar_lab.training.sanity_checks import sum_to_one
-from cifar_lab.training.scoring import load_weights, mean_logits, weights_to_score
+from cifar_lab.training.build import make_model, normalisation
+from cifar_lab.training.device import memory_format, select_device
+from cifar_lab.training.scoring import load_weights, predict, weights_to_score
+from cifar_lab.training.splits import Split
 
 
 def load_model(run: RunDir, *, weights: str | None = None, device: str = "cpu") -> nn.Module:
@@ -29,11 +32,8 @@ def load_model(run: RunDir, *, weights: str | None = None, device: str = "cpu") 
             f"python -m cifar_lab.train {run.path}"
         )
     weights = weights or weights_to_score(run, config)
-    with seeded(config.seed):
-        model: nn.Module = build_model(config, num_classes)
+    model = make_model(config, num_classes, device)
     load_weights(run, weights, model)
-    model.to(device)
-    model.to(memory_format=memory_format(device))
     return model.eval()
 
 
@@ -56,14 +56,14 @@ def probabilities(
     pixels = torch.from_numpy(to_pixels(pictures, shape, fit or config.dataset.fit))
     device, _ = select_device(device or config.device)
     model = load_model(run, weights=weights, device=device)
-    normalise, layout = normalisation(config), memory_format(device)
-    rows = torch.empty(len(pixels), len(run.class_names()), dtype=torch.float64)
-    size = config.evaluation.batch_size
-    with torch.inference_mode():
-        for first in range(0, len(pixels), size):
-            images = normalise(pixels[first : first + size].to(device), layout)
-            logits = mean_logits(
-                model, images, config.evaluation.views, config.evaluation.views_margin
-            )
-            rows[first : first + size] = logits.double()
-    return (rows if sum_to_one(rows) else rows.softmax(dim=1)).numpy()
+    if not len(pixels):
+        return np.empty((0, len(run.class_names())))
+    unknown = torch.zeros(len(pixels), dtype=torch.int64)
+    split = Split(
+        "pictures", pixels.to(device), unknown.to(device), indices=torch.arange(len(pixels))
+    )
+    evaluation = dataclasses.replace(config.evaluation, crop_padding=0)
+    layout = memory_format(device)
+    return class_probabilities(
+        predict(model, split, normalisation(config), evaluation, memory_format=layout)
+    )

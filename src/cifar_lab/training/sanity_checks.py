@@ -4,41 +4,39 @@ Each check returns warnings, none if all is well; `run_experiment` logs them and
 summary.json. docs/reports.md lists the reports' mistakes with what is done about each.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, UsageError
-from cifar_lab.runs import summary as summary_module
-from cifar_lab.runs.files import read_bytes
-from cifar_lab.runs.metrics import EpochMetrics, Predictions, binomial_half_width
+from cifar_lab.config.run_config import RunConfig, flatten, to_plain
+from cifar_lab.errors import Damaged, UsageError
+from cifar_lab.runs.metrics import EpochMetrics, binomial_half_width
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.batches import Batches, Normalisation, in_order
-from cifar_lab.training.config_checks import check_config
+from cifar_lab.runs.summary import RunSummary
+from cifar_lab.training.batches import Batches, in_order
 from cifar_lab.training.criterion import class_weights
-from cifar_lab.training.device import derive_seed, seeded
+from cifar_lab.training.device import seeded
 from cifar_lab.training.splits import Split, Splits
 from cifar_lab.training.state import TrainState
 
 _PROBED = 64  # images on which a model's outputs and gates are inspected
 _WIDE = 0.02  # half width of the validation accuracy's interval from which to warn
 _LEARNT = 0.995  # a loss below this share of a constant answer's loss is not chance
+_FEATURES_KEPT = 2000  # images whose features the evaluation keeps
+_DIGITS = ("cifar_lab.datasets.digits.load", "cifar_lab.datasets.mnist.load")
 
 
 def before(
     config: RunConfig, splits: Splits, state: TrainState, batches: Batches, run: RunDir
 ) -> list[str]:
-    """Return the warnings before training: about the config, the batches and the model."""
+    """Return the warnings before training: about the config, the images and the model."""
     images = probe(splits.train, batches)
     return [
         *splits.warnings,
-        *check_config(config, test_size=len(splits.test)),
-        *check_order(sampled(batches), splits),
-        *check_learning_rate(config, state.learning_rate, state.epoch),
+        *check_config(config, splits),
         *check_outputs(state.model, images),
         *check_gates(state.model, images),
         *check_siblings(run, folds=config.split.folds is not None),
@@ -46,60 +44,87 @@ def before(
 
 
 def after(run: RunDir, splits: Splits, state: TrainState, batches: Batches) -> list[str]:
-    """Return the warnings after evaluation: about losses, predictions, scores and gates."""
-    config = run.read_config()
-    official = config.evaluation.test == "official"
+    """Return the warnings after evaluation: about losses, scores and gates."""
+    setting = run.read_config().training.class_weights
     labels = splits.train.labels.cpu().index_select(0, splits.train.indices)
-    weights = class_weights(config.training.class_weights, splits.train, len(splits.class_names))
+    weights = class_weights(setting, splits.train, len(splits.class_names))
     warnings = check_learning(state.history, labels, weights)
-    warnings += check_predictions(
-        run.read_predictions(), splits.official_test if official else splits.test, splits.test
-    )
     if splits.validation is not None:
         scored = run.read_predictions("validation")
-        warnings += check_predictions(scored, splits.validation, splits.validation)
         warnings += check_interval(scored.accuracy, len(scored))
     return warnings + check_gates(state.model, probe(splits.train, batches))
 
 
-def check_order(indices: Tensor, splits: Splits) -> list[str]:
-    """Check the order in which an epoch visits images: (N,) indices of the official set.
-
-    S1 had two samplers over the whole set, whose draws overlapped.
-    """
-    warnings = []
-    repeated = len(indices) - len(set(indices.tolist()))
-    if repeated:
-        warnings.append(f"an epoch draws {repeated:,} training images more than once")
-    allowed = torch.isin(indices, splits.train.indices)
-    if not bool(allowed.all()):
-        outside = int((~allowed).sum())
-        warnings.append(f"an epoch draws {outside:,} images that are not in the training split")
-    # Validation images taken from the test set have indices of their own.
-    same_set = splits.validation is not None and splits.validation.images is splits.train.images
-    if same_set and splits.validation is not None:
-        leaked = int(torch.isin(splits.validation.indices, indices).sum())
-        if leaked:
-            warnings.append(
-                f"the sampler leaks: {leaked:,} of {len(splits.validation):,} validation images "
-                "are trained on"
-            )
-    return warnings
+# --- the config and the sizes of the splits -------------------------------------------------------
 
 
-def check_learning_rate(config: RunConfig, actual: float, epoch: int) -> list[str]:
-    """Compare the optimizer's rate with the config's: in S1, text and code differ.
+def check_config(config: RunConfig, splits: Splits) -> list[str]:
+    """Return the warnings that follow from the config and the sizes of the splits."""
+    return list(_of_the_config(config, len(splits.test), len(splits.official_test)))
 
-    A scheduler may change it; without one they are the same, unless the optimizer came from
-    another run (continue_from).
-    """
-    stated = config.optimizer.get("lr")
-    if stated is None or config.scheduler is not None or actual == stated:
-        return []
-    return [
-        f"the optimizer's learning rate is {actual:g} after epoch {epoch}, but optimizer.lr says "
-        f"{stated:g}: the rate came with the checkpoint"
-    ]
+
+def _of_the_config(config: RunConfig, test_size: int, official_size: int) -> Iterator[str]:
+    dataset, split, evaluation = config.dataset, config.split, config.evaluation
+    if evaluation.crop_padding:
+        yield (
+            f"evaluated images are cropped at random (evaluation.crop_padding="
+            f"{evaluation.crop_padding}): scores are noisy and too low"
+        )
+    if split.source == "test" and split.validation:
+        yield (
+            "the validation images come from the official test set (split.source=test): the best "
+            "epoch is chosen on test images, and a test score that includes them is too high"
+        )
+    if evaluation.test == "official" and official_size != test_size:
+        yield (
+            f"the supports add up to {official_size:,} images, but the test split has "
+            f"{test_size:,}: the others were there when the model was chosen"
+        )
+    if not split.validation:
+        seen = "; the test set is watched each epoch" if evaluation.watch_test else ""
+        yield (
+            f"no validation images (split.validation=0){seen}: an epoch or a learning rate chosen "
+            "by these scores is chosen on the test set"
+        )
+    if dataset.mean is None and dataset.std is None:
+        yield (
+            "images are not normalised (dataset.mean and dataset.std are null); dataset.mean=auto "
+            "dataset.std=auto computes them from the training images"
+        )
+    if dataset.source["_target_"] in _DIGITS and config.augmentation.horizontal_flip:
+        yield (
+            f"training images of {dataset.name} are mirrored (augmentation.horizontal_flip=true): "
+            "a mirrored digit is not that digit, and the accuracy is lower; augmentation=none "
+            "leaves them as they are"
+        )
+    if config.study.report is not None:
+        yield from _no_claim(config)
+    kept = min(_FEATURES_KEPT, test_size)
+    drawn = (config.figures.get("tsne") or {}, config.figures.get("pca") or {})
+    asked = max(int(figure.get("sample_size") or 0) for figure in drawn)
+    if asked > kept:
+        yield f"pca and tsne show {kept:,} test images instead of the requested {asked:,}"
+
+
+def _no_claim(config: RunConfig) -> Iterator[str]:
+    """Settings of a reproduced study for which its report gives no figure (S1, S3)."""
+    from cifar_lab.config.reports import reported_of
+
+    claims = reported_of(config).claims
+    known = flatten(to_plain(config))
+    keys = sorted({key for claim in claims for key in claim.where})
+    if claims and not any(
+        all(known.get(k) == v for k, v in claim.where.items()) for claim in claims
+    ):
+        stated = ", ".join(f"{key}={known.get(key)}" for key in keys)
+        settings = [", ".join(f"{k}={v}" for k, v in claim.where.items()) for claim in claims]
+        yield (
+            f"{config.study.report} gives no figure for these settings ({stated}); its figures are "
+            f"for {'; '.join(dict.fromkeys(settings))}"
+        )
+
+
+# --- the model ------------------------------------------------------------------------------------
 
 
 def check_outputs(model: nn.Module, images: Tensor) -> list[str]:
@@ -107,13 +132,16 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[str]:
     model.eval()
     with seeded(0), torch.no_grad():
         outputs = model(images).float()
-    if sum_to_one(outputs):
-        return [
-            "the model's outputs already sum to 1, and cross-entropy applies softmax to them "
-            f"again: the loss cannot fall below {_loss_floor(outputs.shape[1]):.4f} and gradients "
-            "are damped; let the model return logits (mixed_kernel: model.softmax_output=false)"
-        ]
-    return []
+    if not sum_to_one(outputs):
+        return []
+    # The lowest loss is that of the outputs (1, 0, ..., 0) where the first class is right.
+    best = torch.eye(outputs.shape[1], dtype=torch.float64)[0]
+    floor = float(torch.logsumexp(best, 0) - 1)
+    return [
+        "the model's outputs already sum to 1, and cross-entropy applies softmax to them "
+        f"again: the loss cannot fall below {floor:.4f} and gradients "
+        "are damped; let the model return logits (mixed_kernel: model.softmax_output=false)"
+    ]
 
 
 def check_gates(model: nn.Module, images: Tensor) -> list[str]:
@@ -132,6 +160,25 @@ def check_gates(model: nn.Module, images: Tensor) -> list[str]:
         f"the gate of {blocks} is zero for all of {len(images)} images, so its output is zero; "
         "try another seed, or model.gate=softmax"
     ]
+
+
+def probe(split: Split, batches: Batches) -> Tensor:
+    """Return some images of a split as the model receives them, without augmentation."""
+    part = dataclasses.replace(split, indices=split.indices[:_PROBED])
+    normalisation, memory_format = batches.normalisation, batches.memory_format
+    chosen = in_order(
+        part, batch_size=_PROBED, normalisation=normalisation, memory_format=memory_format
+    )
+    return next(iter(chosen))[0]
+
+
+def sum_to_one(outputs: Tensor) -> bool:
+    """Whether outputs (B, C) are probabilities: none negative, each row's sum 1."""
+    sums = outputs.sum(dim=1)
+    return bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+
+# --- losses and scores ----------------------------------------------------------------------------
 
 
 def check_learning(
@@ -169,25 +216,9 @@ def check_learning(
     ]
 
 
-def check_predictions(predictions: Predictions, asked: Split, split: Split) -> list[str]:
-    """Compare the images that were scored with those that should have been.
-
-    S4 left out a last batch, and S0's supports are not the size of the split.
-    """
-    warnings = []
-    scored = torch.from_numpy(predictions.indices)
-    missing = int((~torch.isin(asked.indices, scored)).sum())
-    if missing:
-        warnings.append(
-            f"{missing:,} of {len(asked):,} images of the {asked.name} split were not scored: "
-            "evaluation must not drop the last batch"
-        )
-    if len(predictions) != len(split) and not missing:
-        warnings.append(
-            f"the supports add up to {len(predictions):,} images, but the {split.name} split has "
-            f"{len(split):,}: the others were there when the model was chosen"
-        )
-    return warnings
+def _entropy(counts: Tensor) -> float:
+    shares = counts / counts.sum().clamp(min=1e-300)
+    return float(torch.special.entr(shares).sum())
 
 
 def check_interval(accuracy: float, images: int) -> list[str]:
@@ -201,24 +232,22 @@ def check_interval(accuracy: float, images: int) -> list[str]:
     ]
 
 
+# --- the runs beside it ---------------------------------------------------------------------------
+
+
 def check_siblings(run: RunDir, *, folds: bool = False) -> list[str]:
     """Check the runs beside this one: one learning rate for SGD and Adam, one seed for all.
 
     Only runs of the same dataset and experiment are compared. Runs with `folds` may have one seed.
     """
     own = run.read_summary()
-    beside = map(_read_choices, sorted(run.path.parent.glob("*/summary.json")))
-    runs = [
-        found
-        for found in beside
-        if found is not None
-        and all(found[0].get(key) == own.choices.get(key) for key in ("dataset", "experiment"))
-    ]
+    runs = [s for s in _beside(run) if _differing(s, own).isdisjoint({"dataset", "experiment"})]
     rates: dict[str, set[float | None]] = {"sgd": set(), "adam": set()}
-    for choices, rate, _ in runs:
-        family = next((f for f in rates if str(choices.get("optimizer")).startswith(f)), None)
-        if family is not None and _same_but_optimizer(choices, own.choices):
-            rates[family].add(rate)
+    for summary in runs:
+        if _differing(summary, own) <= {"optimizer"}:
+            for family, seen in rates.items():
+                if summary.choices.get("optimizer", "").startswith(family):
+                    seen.add(summary.initial_learning_rate)
     warnings = []
     if rates["sgd"] == rates["adam"] and len(rates["sgd"]) == 1 and None not in rates["sgd"]:
         (rate,) = rates["sgd"]
@@ -226,7 +255,7 @@ def check_siblings(run: RunDir, *, folds: bool = False) -> list[str]:
             f"SGD and Adam are compared at the one learning rate {rate:g}, which suits at most "
             "one of them; tune it for each"
         )
-    if len(runs) > 1 and len({seed for _, _, seed in runs}) == 1 and not folds:
+    if len(runs) > 1 and len({summary.seed for summary in runs}) == 1 and not folds:
         warnings.append(
             f"all {len(runs)} comparable runs of this folder have seed {own.seed}, so differences "
             "due to chance cannot be estimated; -m seed=0,1,2 repeats them"
@@ -234,52 +263,13 @@ def check_siblings(run: RunDir, *, folds: bool = False) -> list[str]:
     return warnings
 
 
-def probe(split: Split, batches: Batches) -> Tensor:
-    """Return some images of a split as the model receives them, without augmentation."""
-    part = dataclasses.replace(split, indices=split.indices[:_PROBED])
-    normalisation: Normalisation = batches.normalisation
-    chosen = in_order(
-        part,
-        batch_size=_PROBED,
-        normalisation=normalisation,
-        memory_format=batches.memory_format,
-    )
-    return next(iter(chosen))[0]
+def _beside(run: RunDir) -> Iterator[RunSummary]:
+    for path in run.path.parent.glob("*/summary.json"):
+        with contextlib.suppress(Damaged, UsageError):
+            yield RunDir(path.parent).read_summary()
 
 
-def sampled(batches: Batches) -> Tensor:
-    """Return the official set's indices, (N,), in the order of the first epoch."""
-    generator = torch.Generator().manual_seed(derive_seed(batches.seed, "data", 1))
-    return batches.split.indices[batches.order(generator)]
-
-
-def sum_to_one(outputs: Tensor) -> bool:
-    """Whether outputs (B, C) are probabilities: none negative, each row's sum 1."""
-    sums = outputs.sum(dim=1)
-    return bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
-
-
-def _entropy(counts: Tensor) -> float:
-    shares = counts / counts.sum().clamp(min=1e-300)
-    return float(torch.special.entr(shares).sum())
-
-
-def _loss_floor(num_classes: int) -> float:
-    """Return the cross-entropy of softmax((1, 0, ..., 0)) when the first class is right."""
-    logits = torch.zeros(num_classes, dtype=torch.float64)
-    logits[0] = 1
-    return float(torch.logsumexp(logits, 0) - 1)
-
-
-def _same_but_optimizer(a: dict[str, str], b: dict[str, str]) -> bool:
-    left, right = ({k: v for k, v in each.items() if k != "optimizer"} for each in (a, b))
-    return left == right
-
-
-def _read_choices(path: Path) -> tuple[dict[str, str], float | None, int] | None:
-    """Return choices, learning rate and seed from a summary.json; None if it is damaged."""
-    try:
-        summary = summary_module.from_json(read_bytes(path))
-    except (OSError, ValueError, UsageError, RunFailed, RecursionError):
-        return None
-    return summary.choices, summary.initial_learning_rate, summary.seed
+def _differing(a: RunSummary, b: RunSummary) -> set[str]:
+    """Return the groups of the config of which two runs have chosen different options."""
+    groups = a.choices.keys() | b.choices.keys()
+    return {group for group in groups if a.choices.get(group) != b.choices.get(group)}

@@ -49,62 +49,47 @@ def evaluate(
     if splits is None:
         check_same_data(config.dataset, run.read_summary().dataset, run.path)
         splits = load_splits(config, device)
-    scorer = _Scorer(run, config, splits, make_model(config, splits, device), device)
-    fields: dict[str, Any] = {"scored_weights": scored}
-    has_last = run.last.exists()
-    if has_last:
-        last = scorer.score("last", "test", "last")
-        fields["test_accuracy_last"] = last.accuracy
-    if has_last and config.training.ema:
-        fields["test_accuracy_averaged"] = scorer.score("averaged", "test", "averaged").accuracy
-    if has_last and scored == "last":
-        test = last
-        run.write_predictions(test, "test", "scored")
-    else:
-        test = scorer.score(scored, "test", "scored")
-    if splits.validation is not None:
-        scorer.score(scored, "validation", "scored")
-    names = tuple(config.dataset.display_names or splits.class_names)
-    _write_reports(run, test, names)
-    _write_samples(run, splits.official_test, test, config.seed)
-    if features or {"pca", "tsne"} & {name for name, figure in config.figures.items() if figure}:
-        load_weights(run, scored, scorer.model)
-        fields["separation"] = _write_features(run, scorer.model, splits.test, config)
-    return fields | _test_fields(test, names)
+    model = make_model(config, len(splits.class_names), device)
+    tested = splits.official_test if config.evaluation.test == "official" else splits.test
 
-
-@dataclasses.dataclass(frozen=True)
-class _Scorer:
-    """Predicts with any of a run's weights, and writes the predictions into its folder."""
-
-    run: RunDir
-    config: RunConfig
-    splits: Splits
-    model: Any
-    device: str
-
-    def score(self, weights: str, split_name: str, kept_as: str) -> Predictions:
-        config, splits = self.config, self.splits
-        official = config.evaluation.test == "official"
-        test = splits.official_test if official else splits.test
-        split = test if split_name == "test" else splits.validation
-        assert split is not None
-        load_weights(self.run, weights, self.model)
-        with progress_bar(
-            f"evaluating the {weights} weights, {split_name}", len(split), "image"
-        ) as advance:
+    def score(weights: str, split: Split, kept_as: str) -> Predictions:
+        load_weights(run, weights, model)
+        what = f"evaluating the {weights} weights, {split.name}"
+        with progress_bar(what, len(split), "image") as advance:
             predictions = predict(
-                self.model,
+                model,
                 split,
                 normalisation(config),
                 config.evaluation,
-                memory_format=memory_format(self.device),
+                memory_format=memory_format(device),
                 precision=config.precision,
                 crop_seed=derive_seed(config.seed, "evaluation", 0),
                 advance=advance,
             )
-        self.run.write_predictions(predictions, split_name, kept_as)
+        run.write_predictions(predictions, split.name, kept_as)
         return predictions
+
+    fields: dict[str, Any] = {"scored_weights": scored}
+    last = None
+    if run.last.exists():
+        last = score("last", tested, "last")
+        fields["test_accuracy_last"] = last.accuracy
+        if config.training.ema:
+            fields["test_accuracy_averaged"] = score("averaged", tested, "averaged").accuracy
+    if last is not None and scored == "last":
+        test = last
+        run.write_predictions(test, "test", "scored")
+    else:
+        test = score(scored, tested, "scored")
+    if splits.validation is not None:
+        score(scored, splits.validation, "scored")
+    names = tuple(config.dataset.display_names or splits.class_names)
+    _write_reports(run, test, names)
+    _write_samples(run, splits.official_test, test, config.seed)
+    if features or {"pca", "tsne"} & {name for name, figure in config.figures.items() if figure}:
+        load_weights(run, scored, model)
+        fields["separation"] = _write_features(run, model, splits.test, config)
+    return fields | _test_fields(test, names)
 
 
 def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
@@ -232,32 +217,34 @@ def _write_samples(run: RunDir, split: Split, test: Predictions, seed: int) -> N
     )
 
 
+class _Features(nn.Module):
+    """What a model computes before its last layer, (B, D)."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.model.features(images)
+        return features.float().flatten(1)
+
+
 def _write_features(
-    run: RunDir, model: Any, split: Split, config: RunConfig
+    run: RunDir, model: nn.Module, split: Split, config: RunConfig
 ) -> dict[str, float | None]:
     """Keep the features of the first test images for PCA and t-SNE.
 
     Returns how well they separate the classes.
     """
     part = dataclasses.replace(split, indices=split.indices[:_FEATURES])
-    features, labels = [], []
-    model.eval()
-    with torch.inference_mode():
-        for images, targets in in_order(
-            part,
-            batch_size=config.evaluation.batch_size,
-            normalisation=normalisation(config),
-            memory_format=memory_format(str(split.device)),
-        ):
-            features.append(model.features(images).float().flatten(1).cpu())
-            labels.append(targets.cpu())
-    found, classes = torch.cat(features).numpy(), torch.cat(labels).numpy()
-    run.write_arrays(
-        run.features_file, features=found, labels=classes, indices=part.indices.cpu().numpy()
-    )
-    if len(found) < 3 or not np.isfinite(found).all():
+    layout = memory_format(str(split.device))
+    plain = EvaluationConfig(batch_size=config.evaluation.batch_size)
+    kept = predict(_Features(model), part, normalisation(config), plain, memory_format=layout)
+    points, classes = kept.logits, kept.labels
+    run.write_arrays(run.features_file, features=points, labels=classes, indices=kept.indices)
+    if len(points) < 3 or not np.isfinite(points).all():
         return {}
-    scores = separation(found, classes)
+    scores = separation(points, classes)
     return {name: value if np.isfinite(value) else None for name, value in scores.items()}
 
 

@@ -178,6 +178,81 @@ def test_track_gives_up_on_a_tracker_that_hangs(tmp_path: Path) -> None:
     assert "was not sent: the tracker gave no answer within 0.5 seconds" in said
 
 
+LEAKY = """
+import os
+from dataclasses import dataclass
+
+from cifar_lab.trackers import Tracker
+
+@dataclass(frozen=True, kw_only=True)
+class Leaky(Tracker):
+    package = "json"
+    title = "Leaky"
+
+    def destination(self, project):
+        return f"leaky {os.environ['MLFLOW_TRACKING_URI']}"
+
+    def open(self, run):
+        told = {name: text for name, text in os.environ.items() if "hushed" in text}
+        print(told, flush=True)
+        raise OSError(f"cannot reach {told}")
+"""
+
+SECRETS = {
+    "MLFLOW_TRACKING_URI": "http://hushed-me:hushed-1@127.0.0.1:9/api?token=hushed-2",
+    "MLFLOW_TRACKING_PASSWORD": "hushed-3",
+    "MLFLOW_TRACKING_TOKEN": "hushed-4",
+    "DATABRICKS_TOKEN": "hushed-5",
+    "AWS_SECRET_ACCESS_KEY": "hushed-6",
+    "WANDB_API_KEY": "hushed-7-" + 31 * "0",
+    "WANDB_BASE_URL": "http://hushed-me:hushed-8@127.0.0.1:9",
+    "TRACKIO_SERVER_URL": "http://127.0.0.1:9/?write_token=hushed-9",
+    "TRACKIO_WRITE_TOKEN": "hushed-10",
+    "HF_TOKEN": "hf_hushed-11",
+}
+
+
+def check_hushed(folder: Path, *printed: str) -> None:
+    """Check that no secret is in what was printed nor in any file of a folder."""
+    for text in printed:
+        assert "hushed" not in text
+    for path in folder.rglob("*"):
+        assert not path.is_file() or b"hushed" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("follow", [(), ("--follow",)])
+def test_no_password_is_printed_or_written(
+    follow: tuple[str, ...],
+    finished: RunDir,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "leaky_tracker.py").write_text(LEAKY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    words = ["+tracker._target_=leaky_tracker.Leaky", "--trust", "leaky_tracker", *follow]
+    assert track.main([str(finished.path), *words]) in (1, 3)
+    printed = capsys.readouterr()
+    assert "cannot reach" in printed.err
+    assert "127.0.0.1:9" in finished.trackers_file.read_text()
+    check_hushed(finished.path, *printed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb", "trackio", "tensorboard"])
+def test_no_password_of_a_real_tracker_is_printed_or_written(tracker: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "cifar_lab.train", *TINY, f"tracker={tracker}"]
+    line += [f"output_dir={tmp_path / 'out'}", "tracker.wait_seconds=20"]
+    environment = {**os.environ, **SECRETS, "WANDB_DIR": str(tmp_path), "HOME": str(tmp_path)}
+    done = subprocess.run(
+        line, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    check_hushed(tmp_path / "out", done.stdout, done.stderr)
+
+
 SLOW = '''
 import time
 from dataclasses import dataclass
@@ -252,11 +327,6 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     (line,) = capsys.readouterr().err.splitlines()
     assert f"pip install -e '.[{tracker}]'" in line
     assert not folder.exists()
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    return train(tmp_path_factory.mktemp("finished"))
 
 
 def test_track_sends_a_finished_run_once(

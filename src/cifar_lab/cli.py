@@ -21,6 +21,7 @@ from cifar_lab.errors import (
     Unavailable,
     UsageError,
     first_line,
+    redact,
     shorten,
     shorten_path,
 )
@@ -175,7 +176,7 @@ class _Output:
     def write(self, text: str) -> int:
         """Write a text; return its length."""
         with self._watched():
-            self._stream.write(text)
+            self._stream.write(redact(text))
         return len(text)
 
     def flush(self) -> None:

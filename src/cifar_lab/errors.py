@@ -1,8 +1,15 @@
 """The ways in which a command ends early, and the words it uses for it."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+_USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]*@", re.IGNORECASE)
+_QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>)]*", re.IGNORECASE)
+_SECRET = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|PASSWORD|PASSWD|SECRET)(_|$)", re.IGNORECASE)
+_SHORTEST_SECRET = 6  # characters; a shorter text would be found everywhere
 
 
 class UsageError(Exception):
@@ -89,3 +96,25 @@ def shorten(text: str, length: int = 80) -> str:
     if len(printable) <= length:
         return printable
     return f"{printable[: length - 20]}...({len(printable)} characters)"
+
+
+def redact(text: str) -> str:
+    """Return a text without passwords, for whatever is printed or written.
+
+    These are the users and queries of addresses, and what the environment keeps in variables that
+    are called a key, a token, a password or a secret, or as the password of an address.
+    """
+    text = redact_addresses(text)
+    for name, value in os.environ.items():
+        users = [match[0][len(match[1]) : -1] for match in _USER.finditer(value)]
+        secrets = [*users, *(user.partition(":")[2] for user in users)]
+        secrets += [match[0][len(match[1]) + 1 :] for match in _QUERY.finditer(value)]
+        for secret in [value, *secrets] if _SECRET.search(name) else secrets:
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, "***")
+    return text
+
+
+def redact_addresses(text: str) -> str:
+    """Return a text whose addresses have no user, password or query."""
+    return _QUERY.sub(r"\1", _USER.sub(r"\1", text))

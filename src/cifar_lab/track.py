@@ -84,8 +84,7 @@ def _send(
     `again`: as a new run. `quiet` drops what the tracker's client prints.
     """
     from cifar_lab.trackers import build_tracker
-    from cifar_lab.trackers.record import read_entry, write_entry
-    from cifar_lab.trackers.sending import follow
+    from cifar_lab.trackers.sending import follow, read_entry, write_entry
 
     if target_config is None:
         raise _no_tracker()

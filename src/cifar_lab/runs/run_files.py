@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import Damaged, UsageError, first_line
+from cifar_lab.errors import Damaged, UsageError, first_line, redact
 from cifar_lab.runs.checkpoints import load_checkpoint, save_checkpoint
 from cifar_lab.runs.files import (
     append_text,
@@ -101,7 +101,7 @@ class RunFiles:
 
     def append_log(self, text: str) -> None:
         """Append lines to train.log."""
-        append_text(self.log_file, text + "\n", safely=False)
+        append_text(self.log_file, redact(text) + "\n", safely=False)
 
     # --- checkpoints ----------------------------------------------------------------------------
 

@@ -12,13 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 from cifar_lab.config import targets
 from cifar_lab.config.schema import TargetConfig, wrong
-from cifar_lab.errors import UsageError, missing_extra
+from cifar_lab.errors import UsageError, missing_extra, redact_addresses
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.summary import RunSummary, Status
+
+# By the setting that takes an address: what the clients read passwords from.
+_SECRETS = {
+    "uri": "MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_URI",
+    "server": "TRACKIO_WRITE_TOKEN, or TRACKIO_SERVER_URL",
+}
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,16 @@ class Tracker(ABC):
 
 
 def build_tracker(target_config: TargetConfig) -> Tracker:
-    """Return the tracker that a config names; UsageError if its settings or its package are not."""
+    """Return the tracker that a config names; UsageError if its settings or its package are not.
+
+    An address with a password is refused: it would stand in config.yaml.
+    """
+    for key, value in target_config.items():
+        if isinstance(value, str) and redact_addresses(value) != value:
+            raise UsageError(
+                f"tracker.{key} contains a user, a password or a query, which would be written "
+                f"into config.yaml: set {_SECRETS.get(key, 'an environment variable')} instead"
+            )
     tracker: Tracker = targets.build(target_config, "tracker")
     return tracker
 
@@ -114,21 +128,3 @@ def scores_of(summary: RunSummary) -> dict[str, float]:
         and not isinstance(value, bool)
         and name not in ("seed", "threads")
     }
-
-
-def check_address(key: str, address: str | None, instead: str) -> None:
-    """Refuse an address that contains a password, since config.yaml would contain it as well."""
-    try:
-        parts = urlsplit(address or "")
-    except ValueError as error:
-        raise UsageError(f"{key} is wrong: {error}") from None
-    if parts.password or "token" in parts.query:
-        raise UsageError(
-            f"{key} contains a password, which would be written into config.yaml; {instead}"
-        )
-
-
-def without_password(address: str) -> str:
-    """Return an address without the user and the password in it."""
-    scheme, separator, rest = address.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"

@@ -7,16 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from cifar_lab.config.schema import wrong
+from cifar_lab.errors import redact
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.summary import Status
-from cifar_lab.trackers import (
-    Session,
-    TrackedRun,
-    Tracker,
-    check_address,
-    values_of,
-    without_password,
-)
+from cifar_lab.trackers import Session, TrackedRun, Tracker, values_of
 
 _KEY = "run_key"
 _LONGEST_VALUE = 500  # characters of a parameter that every server of the last years takes
@@ -54,12 +48,11 @@ class MLflow(Tracker):
         if uri is not None and "://" not in uri and not uri.startswith(("file:", "databricks")):
             right = "an address such as http://localhost:5000 or sqlite:///mlflow.db"
             raise wrong("tracker.uri", uri, right)
-        check_address("tracker.uri", uri, "set MLFLOW_TRACKING_USERNAME and _PASSWORD instead")
 
     def destination(self, project: str) -> str:
         """Return the server and the experiment."""
         server = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or "default store"
-        return f"mlflow {without_password(server)} {self.experiment or project}"
+        return f"mlflow {server} {self.experiment or project}"
 
     def open(self, run: TrackedRun) -> Session:
         """Find the run by its key, else create it."""
@@ -90,7 +83,7 @@ class _Session(Session):
         self._send_settings(run.settings, mine.data.params)
         server = tracker.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
         if server.startswith("http"):
-            page = f"{without_password(server).rstrip('/')}/#/experiments/{experiment}"
+            page = f"{redact(server).rstrip('/')}/#/experiments/{experiment}"
             self.link = f"{page}/runs/{self._id}"
 
     def _experiment(self, name: str) -> str:

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import RunConfig
@@ -21,7 +22,7 @@ from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import RunFailed, UsageError, first_line
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.trackers import Tracker, build_tracker
-from cifar_lab.trackers.record import Entry, read_entry, write_entry
+from cifar_lab.trackers.sending import Entry, read_entry, write_entry
 
 log = logging.getLogger("cifar_lab")
 
@@ -35,75 +36,62 @@ def tracking(run: RunDir, config: RunConfig, tracker: TargetConfig) -> Iterator[
     Yields a function that starts its process, and later looks whether that has a problem. The end
     waits for the process, for a limited time.
     """
-    tracked = _TrackedRun(run, config, tracker)
+    follower = _Follower(run, config.name, tracker)
+    longest = _STOPPED_SECONDS
     try:
-        yield tracked.look
-    except BaseException:
-        tracked.close(stopped=True)
-        raise
-    tracked.close(stopped=False)
+        yield follower.look
+        longest = 3600.0
+    finally:
+        follower.end(longest)
 
 
-class _TrackedRun:
-    def __init__(self, run: RunDir, config: RunConfig, target_config: TargetConfig) -> None:
-        self._run, self._name, self._target_config = run, config.name, target_config
+class _Follower:
+    def __init__(self, run: RunDir, name: str, target_config: TargetConfig) -> None:
+        self._run, self._name, self._target_config = run, name, target_config
         self._tracker: Tracker | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._warned = False
 
     def look(self) -> None:
         """Start the process, or look whether it has a problem; return at once."""
-        if self._warned:
-            return
-        try:
-            if self._process is None:
-                self._start()
-            elif self._process.poll() is not None:
-                self._warn(self._entry().problem or self._ended())
-            elif (problem := self._entry().problem) is not None:
-                self._warn(problem)
-        except (OSError, UsageError, RunFailed) as error:
-            self._warn(first_line(error))
+        with self._warning():
+            if self._tracker is None:
+                self._tracker = build_tracker(self._target_config)
+                self._process = self._start(self._tracker)
+            elif self._process is not None:
+                self._check(self._tracker, ended=self._process.poll() is not None)
 
-    def close(self, *, stopped: bool) -> None:
+    def end(self, longest: float) -> None:
         """Wait for the process, for a limited time; end it."""
         process, tracker = self._process, self._tracker
         if process is None or tracker is None:
             return
-        seconds = min(tracker.wait_seconds, _STOPPED_SECONDS) if stopped else tracker.wait_seconds
+        seconds = min(tracker.wait_seconds, longest)
+        code = None
         try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(seconds)
         finally:  # after a second signal, too: nobody waits any longer
-            self._kill(process)
-        try:
-            entry = self._entry()
-        except (OSError, RunFailed) as error:
-            self._warn(first_line(error))
-            return
-        if entry.problem is not None:
-            self._warn(entry.problem)
-        elif code is None:
-            self._warn(f"it did not take everything within {seconds:g} seconds")
-        elif code != 0:
-            self._warn(self._ended())
-        elif entry.complete and entry.link is not None:
-            log.info("%s: %s", tracker.title, entry.link)
+            _kill(process)
+        with self._warning():
+            entry = self._check(tracker, ended=code not in (None, 0))
+            if code is None:
+                raise RunFailed(f"it did not take everything within {seconds:g} seconds")
+            if entry.complete and entry.link is not None:
+                log.info("%s: %s", tracker.title, entry.link)
 
-    def _start(self) -> None:
-        self._tracker = build_tracker(self._target_config)
-        entry = self._entry()
+    def _start(self, tracker: Tracker) -> "subprocess.Popen[bytes]":
+        destination = tracker.destination(self._name)
+        entry = read_entry(self._run, destination)
         if entry.problem is not None:  # of an earlier attempt
-            entry = dataclasses.replace(entry, problem=None)
-            write_entry(self._run, self._tracker.destination(self._name), entry)
+            write_entry(self._run, destination, dataclasses.replace(entry, problem=None))
         folders = map(os.path.abspath, sys.path)  # a trusted module may be in any of them
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
         environment.pop("RANK", None)  # it is none of torchrun's processes
-        folder = os.path.abspath(self._run.path)  # noqa: PTH100
+        folder = str(Path(self._run.path).absolute())
         line = [sys.executable, "-m", "cifar_lab", "track", folder, "--follow"]
         with self._run.trackers_log.open("wb") as output:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 [*line, *(f"--trust={module}" for module in targets.trusted())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -112,33 +100,39 @@ class _TrackedRun:
                 start_new_session=True,  # Ctrl-C is for the run, and killing takes the client's too
             )
 
-    @staticmethod
-    def _kill(process: "subprocess.Popen[bytes]") -> None:
-        """End the process, and those that its client has started, at once."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"):
-                os.killpg(process.pid, signal.SIGKILL)
-            else:
-                process.kill()
-        process.wait()
+    def _check(self, tracker: Tracker, *, ended: bool) -> Entry:
+        """Return what trackers.json says; RunFailed if that, or its process, has a problem."""
+        entry = read_entry(self._run, tracker.destination(self._name))
+        if ended or entry.problem is not None:
+            ending = f"its process ended; see {self._run.trackers_log}"
+            raise RunFailed(entry.problem or ending)
+        return entry
 
-    def _entry(self) -> Entry:
-        assert self._tracker is not None
-        return read_entry(self._run, self._tracker.destination(self._name))
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
+        """Warn of what goes wrong, once."""
+        try:
+            yield
+        except (OSError, UsageError, RunFailed) as error:
+            if not self._warned:
+                log.warning(
+                    "warning: %s: %s; the run is not affected, and `%s` sends later what is "
+                    "missing",
+                    "the tracker" if self._tracker is None else self._tracker.title,
+                    first_line(error),
+                    _command(self._run, self._target_config),
+                )
+            self._warned = True
 
-    def _ended(self) -> str:
-        return f"its process ended; see {self._run.trackers_log}"
 
-    def _warn(self, problem: str) -> None:
-        if self._warned:
-            return
-        self._warned = True
-        log.warning(
-            "warning: %s: %s; the run is not affected, and `%s` sends later what is missing",
-            "the tracker" if self._tracker is None else self._tracker.title,
-            problem,
-            _command(self._run, self._target_config),
-        )
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End the process, and those that its client has started, at once."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+    process.wait()
 
 
 def _command(run: RunDir, target_config: TargetConfig) -> str:

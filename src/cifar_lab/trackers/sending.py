@@ -1,24 +1,72 @@
-"""From a run's folder to a tracker: what the tracker does not have yet is sent."""
+"""From a run's folder to a tracker: what the tracker does not have yet is sent.
+
+trackers.json notes which run at which tracker the folder is, so that it goes on there.
+"""
 
 import contextlib
 import dataclasses
+import json
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import flatten, to_plain
-from cifar_lab.errors import first_line
-from cifar_lab.runs.files import open_lock, read_bytes, try_lock
+from cifar_lab.config.schema import parse_as
+from cifar_lab.errors import Damaged, UsageError, first_line, redact
+from cifar_lab.runs.files import open_lock, read_bytes, try_lock, write_text
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
 from cifar_lab.trackers import Session, TrackedRun, Tracker, scores_of
-from cifar_lab.trackers.record import Entry, read_entry, write_entry
 
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 30.0
 # The tracker's own settings are nobody's business there.
 _NOT_SENT = ("tracker", "choices")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run at a tracker: its key there, the epochs that were sent, whether the result was.
+
+    `link` is the address of its page, `problem` why the last attempt to send something failed.
+    """
+
+    key: str
+    epochs: int = 0
+    complete: bool = False
+    link: str | None = None
+    problem: str | None = None
+
+
+def read_entry(run: RunDir, destination: str) -> Entry:
+    """Return what is known of a run at a destination; one with a new key, if nothing is."""
+    return _entries(run).get(redact(destination)) or Entry(secrets.token_hex(6))
+
+
+def write_entry(run: RunDir, destination: str, entry: Entry | None) -> None:
+    """Note the state of a run at a destination; None: it is not known there."""
+    content = {name: dataclasses.asdict(entry) for name, entry in _entries(run).items()}
+    content.pop(redact(destination), None)
+    if entry is not None:
+        content[destination] = dataclasses.asdict(entry)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_text(run.trackers_file, redact(text))  # addresses and clients' messages have passwords
+
+
+def _entries(run: RunDir) -> dict[str, Entry]:
+    try:
+        content = json.loads(read_bytes(run.trackers_file))
+        return {str(name): parse_as(Entry, entry, "") for name, entry in dict(content).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, UsageError, RecursionError) as error:
+        raise Damaged(
+            f"{run.trackers_file} is damaged ({first_line(error)}); without it, the run is sent as "
+            "a new one"
+        ) from None
 
 
 def follow(run: RunDir, tracker: Tracker, give_up: Callable[[], None]) -> Entry:
@@ -38,8 +86,11 @@ def follow(run: RunDir, tracker: Tracker, give_up: Callable[[], None]) -> Entry:
                 sender.close()
                 return sender.entry
             if ended:
-                with _limited(tracker.wait_seconds, give_up):
-                    sender.update(last=True)
+                timer = threading.Timer(tracker.wait_seconds, give_up)
+                timer.daemon = True
+                timer.start()
+                sender.update(last=True)
+                timer.cancel()
                 return sender.entry
             if stamp != sent and time.monotonic() >= due:
                 if sender.update(last=False):
@@ -56,15 +107,6 @@ def _alone(run: RunDir) -> Iterator[None]:
         while not try_lock(lock):
             time.sleep(0.1)
         yield
-
-
-@contextlib.contextmanager
-def _limited(seconds: float, give_up: Callable[[], None]) -> Iterator[None]:
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    yield
-    timer.cancel()
 
 
 def _owner(run: RunDir) -> bytes:

@@ -11,7 +11,7 @@ from cifar_lab.config.schema import wrong
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.summary import Status
-from cifar_lab.trackers import Session, TrackedRun, Tracker, check_address, values_of
+from cifar_lab.trackers import Session, TrackedRun, Tracker, values_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,6 @@ class Trackio(Tracker):
         server = self.server
         if server is not None and not server.startswith(("http://", "https://")):
             raise wrong("tracker.server", server, "an address such as http://localhost:7860")
-        check_address("tracker.server", server, "set TRACKIO_WRITE_TOKEN instead")
 
     def destination(self, project: str) -> str:
         """Return the place and the project."""

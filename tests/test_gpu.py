@@ -92,6 +92,7 @@ def test_a_run_that_was_killed_goes_on_exactly(tmp_path: Path) -> None:
     assert run_differences.differences(run, calm) == []
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_the_host_does_not_wait_within_an_epoch() -> None:
     config = config_of("device=cuda", "augmentation=crop_flip")
     state, batches = build_state(config, load_splits(config, "cuda"), "cuda")

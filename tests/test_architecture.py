@@ -184,7 +184,7 @@ def test_figures_need_no_torch(module: str) -> None:
 
 
 def test_hydra_is_reached_through_compose_only() -> None:
-    compose, *parts = (f"cifar_lab.config.{n}" for n in ("compose", "composition", "overrides"))
+    compose, *parts = (f"cifar_lab.config.{n}" for n in ("compose", "overrides"))
     importing = {
         module
         for module, tree in MODULES.items()

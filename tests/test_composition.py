@@ -7,6 +7,7 @@ import hydra
 import pytest
 
 from cifar_lab.config.compose import compose
+from cifar_lab.config.groups import find_options
 from cifar_lab.config.run_config import to_plain
 
 
@@ -37,7 +38,18 @@ def test_hydra_composes_a_combination_of_options_once(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(hydra, "compose", counted)
     assert len(compose(["-m", "optimizer=sgd,adam", "seed=range(0,10)"]).runs) == 20
-    assert len(calls) == 1 + 2  # the defaults, and each optimizer
+    assert len(calls) == 1  # an optimizer's file sets its own part and nothing else
+    calls.clear()
+    assert len(compose(["-m", "dataset=mnist,digits", "seed=range(0,10)"]).runs) == 20
+    assert len(calls) == 1 + 2  # the defaults, and each dataset, which chooses the augmentation
+
+
+def test_options_that_stand_alone_are_as_hydra_composes_them(tmp_path: Path) -> None:
+    files = find_options()
+    for group in ("model", "optimizer", "activation", "dropout", "scheduler"):
+        line = ["-m", f"{group}={','.join(files[group])}", "dataset=digits"]
+        by_hydra = configs([*line, "--config-dir", str(tmp_path)])  # it might change any part
+        assert configs(line) == by_hydra
 
 
 def test_options_of_ones_own_that_change_other_parts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,13 +25,7 @@ FLAGS = (
 
 _FLAGS_OF_HYDRA = {
     "--config-path": "use --config-dir FOLDER to add config groups of your own",
-    "-cp": "use --config-dir FOLDER to add config groups of your own",
-    "--experimental-rerun": "train RUN_DIR runs the config of a past run",
-    "--hydra-help": "see --help",
     "--info": "--cfg job prints the config, plan=true shows what would run",
-    "-i": "--cfg job prints the config, plan=true shows what would run",
-    "--run": "leave it out: it is the default",
-    "-r": "leave it out: it is the default",
 }
 
 
@@ -154,31 +149,29 @@ def check_words(words: Sequence[str], keys: Collection[str], *, after_folder: bo
     `keys` are the settings and groups that exist, `after_folder` says that a RUN_DIR stands before.
     """
     for index, word in enumerate(words):
+        following = words[index + 1] if index + 1 < len(words) else ""
+        shown = shorten(word)
         if word.startswith("="):  # `train =1`; after a key, the word before says so
             raise UsageError(
-                f"{shorten(word)}: there is no setting before =; write KEY=VALUE without spaces"
+                f"{shown}: there is no setting before =; write KEY=VALUE without spaces"
             )
         if "=" in word or word.startswith(("~", "+")):
-            if word.endswith("=") and _is_bare(words, index + 1):
-                raise _space(word + words[index + 1])
-            continue
-        following = words[index + 1] if index + 1 < len(words) else ""
-        if following.startswith("="):
-            value = following[1:] or "".join(words[index + 2 : index + 3])
-            raise _space(f"{word}={value}")
-        if word in keys:
+            if word.endswith("=") and following and "=" not in following:
+                raise _space(word + following)
+        elif following.startswith("="):
+            raise _space(word + following + (following == "=") * "".join(words[index + 2 :][:1]))
+        elif word in keys:
             raise UsageError(f"{word} has no value: write {word}=VALUE")
-        if index and _is_folder(word):
-            raise UsageError(f"{shorten(word)} is a folder: the folder of a run comes first")
-        if index == 0 and after_folder:
+        elif index and is_run_folder(word):
+            raise UsageError(f"{shown} is a folder: the folder of a run comes first")
+        elif index == 0 and after_folder:
             raise UsageError(
-                f"{shorten(word)} is wrong: after the folder of one run only KEY=VALUE may follow"
+                f"{shown} is wrong: after the folder of one run only KEY=VALUE may follow"
             )
-        if index == 0:
-            raise UsageError(
-                f"{shorten(word)} is neither a key=value nor a run folder with a config.yaml"
-            )
-        raise _stray(words, index)
+        elif index == 0:
+            raise UsageError(f"{shown} is neither a key=value nor a run folder with a config.yaml")
+        else:
+            raise _stray(words, index)
 
 
 def _space(right: str) -> UsageError:
@@ -188,21 +181,14 @@ def _space(right: str) -> UsageError:
 def _stray(words: Sequence[str], index: int) -> UsageError:
     """Return the error for a word without `=` that follows a KEY=VALUE."""
     before = words[index - 1]
-    values = []
-    while _is_bare(words, index):
-        values.append(words[index].strip(","))
-        index += 1
     if any(before.count(left) > before.count(right) for left, right in ("[]", "{}", "()")):
         return UsageError(f"{shorten(before, 40)}... is cut at a space: put quotes around it")
-    together = ",".join([before.rstrip(","), *filter(None, values)])
+    values = list(itertools.takewhile(lambda word: "=" not in word, words[index:]))
+    together = ",".join(filter(None, (word.strip(",") for word in (before, *values))))
     return UsageError(
-        f"{shorten(values[0] or ',', 40)} is not a key=value; several values are written without "
+        f"{shorten(words[index], 40)} is not a key=value; several values are written without "
         f"spaces: {shorten(together)} -m"
     )
-
-
-def _is_bare(words: Sequence[str], index: int) -> bool:
-    return index < len(words) and "=" not in words[index]
 
 
 def is_run_folder(word: str) -> bool:
@@ -210,11 +196,4 @@ def is_run_folder(word: str) -> bool:
     try:
         return (Path(word) / "config.yaml").is_file()
     except (OSError, ValueError):  # too long for a file name, or with a null character
-        return False
-
-
-def _is_folder(word: str) -> bool:
-    try:
-        return Path(word).is_dir()
-    except (OSError, ValueError):
         return False

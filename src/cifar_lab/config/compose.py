@@ -1,24 +1,27 @@
-"""From a command line to a Request. Only this module, `composition` and `overrides` import Hydra.
+"""From a command line to a Request. Only this module and `overrides` import Hydra.
 
-Hydra composes; what it lets pass (added keys, deleted groups, lists of options, values of the
-wrong type) is refused here, in one line, before anything slow is imported, or anything is
-downloaded or written.
+Hydra composes the options; the values are set on plain containers, and what Hydra lets pass (added
+keys, deleted groups, lists of options) is refused in one line, before anything slow is imported, or
+anything is downloaded or written.
 """
 
 import contextlib
+import copy
 import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
-from hydra import initialize_config_dir
-from hydra import main as hydra_main
+import hydra
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from cifar_lab.config.command_line import (
     CommandLine,
@@ -26,25 +29,34 @@ from cifar_lab.config.command_line import (
     is_run_folder,
     parse_command_line,
 )
-from cifar_lab.config.composition import Compositions, apply_value, lines_of, resolve
-from cifar_lab.config.groups import config_folder, find_options, find_root, setting_keys
+from cifar_lab.config.groups import (
+    config_folder,
+    find_options,
+    find_root,
+    read_option,
+    setting_keys,
+)
 from cifar_lab.config.launch import Dimension, LaunchOptions
 from cifar_lab.config.overrides import (
-    INSTEAD_OF_PLUGINS,
-    check_overrides,
+    Options,
+    check_choice,
     expand_grid,
     expand_points,
-    listed_values,
+    lines_of,
     parse_overrides,
     search_dimension,
     search_examples,
-    value_text,
+    set_value,
 )
-from cifar_lab.config.request import PlannedRun, Request, planned_run, take_launch_options
-from cifar_lab.config.run_config import load, to_plain
-from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
+from cifar_lab.config.request import Request, planned_run, take_launch_options
+from cifar_lab.config.run_config import flatten, load, to_plain
+from cifar_lab.errors import UsageError, first_line, shorten
 
-_MISSING = object()
+_NO_CHOICES = ("hydra", "search", "tracker")  # groups that are no part of a run
+
+_STAND_ALONE = ("model", "optimizer", "activation", "dropout", "scheduler")
+"""Groups of conf/ whose options set their own part and nothing else, and whose part only an
+experiment changes. Hydra takes a tenth of a second for each combination of options."""
 
 
 def compose(argv: Sequence[str]) -> Request:
@@ -58,12 +70,11 @@ def compose(argv: Sequence[str]) -> Request:
     folder = Path(words.pop(0)) if words and is_run_folder(words[0]) else None
     check_words(words, setting_keys(), after_folder=folder is not None)
     parsed = parse_overrides(words)
-    check_overrides(parsed)
     if folder is not None:
-        return _compose_folder(folder, parsed, line)
-    composer = _Composer(line)
+        request = _request(_PastRun(folder, parsed), parsed, line)
+        return dataclasses.replace(request, folder=folder, is_sweep=len(request.runs) > 1)
     with _hydra(line.config_dir):
-        return composer.request(parsed, line)
+        return _request(_Compositions(line), parsed, line)
 
 
 def complete_shell(argv: Sequence[str]) -> None:
@@ -76,52 +87,155 @@ def complete_shell(argv: Sequence[str]) -> None:
             "shell completion is wrong: write -sc install=bash, or uninstall= or zsh or fish"
         )
     sys.argv[1:] = ["--shell-completion", *words]
-    hydra_main(config_path=str(config_folder()), config_name="config", version_base="1.3")(
+    hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(
         lambda _: None
     )()
 
 
-def _points(
-    node: DictConfig,
-    parsed: list[Override],
-    options: dict[str, dict[str, Path]],
-    *,
-    multirun: bool,
-) -> list[list[Override]]:
-    """Return the overrides of each of the `points`; UsageError without -m."""
-    asked = {override.key_or_group for override in parsed}
-    points = OmegaConf.select(node, "points")
-    plain = OmegaConf.to_container(points) if OmegaConf.is_config(points) else points or []
-    places = expand_points(plain, asked, options)
-    if places and not multirun:
-        raise UsageError("points name several runs; add -m to run all of them")
-    return places
+@dataclass(frozen=True)
+class _Base:
+    """What the values of a command line are set on; not to be changed."""
+
+    plain: dict[str, Any]  # a run and how it is launched, with interpolations
+    grid: dict[str, Any] = dataclasses.field(default_factory=dict)  # what an experiment lists
+    multirun: bool = False
+    launcher: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _compose_folder(folder: Path, parsed: list[Override], line: CommandLine) -> Request:
-    base = to_plain(load(folder / "config.yaml"))
-    if any(override.key_or_group.startswith("split") for override in parsed):
-        for name in base["dataset"]["computed"]:  # on the images that train now
-            base["dataset"][name] = "auto"
-    runs = []
-    options = LaunchOptions()
-    of_points = OmegaConf.create({"points": []})
+class _Bases(Protocol):
+    options: Options
+
+    def base(self, overrides: Sequence[Override]) -> _Base: ...
+
+
+def _request(bases: _Bases, parsed: list[Override], line: CommandLine) -> Request:
+    """Return every run of a command line."""
+    options = bases.options
     for override in parsed:
-        if override.key_or_group == "points":
-            apply_value(of_points, override)
-    points = _points(of_points, parsed, {}, multirun=line.multirun)
-    for overrides in expand_grid(parsed, {}, multirun=line.multirun, points=points):
-        node = OmegaConf.create({**dataclasses.asdict(LaunchOptions()), **base})
-        OmegaConf.set_struct(node, True)
-        for override in overrides:
-            apply_value(node, override)
-        plain = resolve(node)
-        options = take_launch_options(plain)
+        check_choice(override, options)
+    fixed = [o for o in parsed if not o.is_sweep_override()]
+    base = bases.base(fixed)
+    multirun = line.multirun or base.multirun
+    asked = {override.key_or_group for override in parsed}
+    if multirun:
+        listed = [f"{key}={values}" for key, values in base.grid.items() if key not in asked]
+        parsed = parse_overrides(listed) + parsed
+        fixed = [o for o in parsed if not o.is_sweep_override()]
+    plain = _with_values(base, fixed, options)
+    points = expand_points(plain["points"], asked, options)
+    if points and not multirun:
+        raise UsageError("points name several runs; add -m to run all of them")
+    for override in [override for point in points for override in point]:
+        check_choice(override, options)
+    space: list[Dimension] = []
+    if multirun and plain["search"]["method"] != "none":
+        if points:
+            raise UsageError("points are for a grid; search=optuna chooses each value by itself")
+        space = [search_dimension(o, options) for o in parsed if o.is_sweep_override()]
+        lists = search_examples(space, fixed)
+    else:
+        lists = expand_grid(parsed, options, multirun=multirun, points=points)
+    runs, launch_options = [], LaunchOptions()
+    for overrides in lists:
+        plain = _resolve(_with_values(bases.base(overrides), overrides, options))
+        launch_options = take_launch_options(plain)
         runs.append(planned_run(plain, lines_of(overrides)))
-    shown = None
-    if line.cfg is not None:
-        shown = _show(OmegaConf.create(to_plain(runs[0].config)), line)
-    return Request(runs, options, len(runs) > 1, {}, shown=shown, folder=folder)
+    last = bases.base(lists[-1])
+    shown = None if line.cfg is None else _show(_with_values(last, lists[-1], options), line)
+    return Request(
+        runs,
+        launch_options,
+        multirun,
+        last.launcher,
+        shown,
+        tuple(space),
+        lines_of([o for o in fixed if o.key_or_group.split(".")[0] != "search"]),
+        own_files=bool(line.config_flags),
+    )
+
+
+class _PastRun:
+    """The config of a run's folder, which has no options to choose any more."""
+
+    def __init__(self, folder: Path, parsed: list[Override]) -> None:
+        self.options: Options = {}
+        plain = to_plain(load(folder / "config.yaml"))
+        if any(override.key_or_group.startswith("split") for override in parsed):
+            for name in plain["dataset"]["computed"]:  # on the images that train now
+                plain["dataset"][name] = "auto"
+        self._base = _Base({**to_plain(LaunchOptions()), **plain})
+
+    def base(self, _: Sequence[Override]) -> _Base:
+        """Return the config of the run."""
+        return self._base
+
+
+class _Compositions:
+    """What Hydra composes, each combination of options once."""
+
+    def __init__(self, line: CommandLine) -> None:
+        self._files = find_options(line.config_dir)
+        self.options: Options = self._files
+        self._root = find_root(line.config_name or "config", line.config_dir)
+        self._is_ours = not line.config_flags
+        self._kept: dict[tuple[str, ...], _Base] = {}
+
+    def base(self, overrides: Sequence[Override]) -> _Base:
+        """Return the composition of the options that are chosen."""
+        choices = [override for override in overrides if _is_choice(override, self.options)]
+        alone: dict[str, Any] = {}
+        if self._is_ours and not any(o.key_or_group == "experiment" for o in choices):
+            alone = {o.key_or_group: o.value() for o in choices if o.key_or_group in _STAND_ALONE}
+        lines = lines_of([o for o in choices if o.key_or_group not in alone])
+        if lines not in self._kept:
+            self._kept[lines] = self._compose(lines)
+        base = self._kept[lines]
+        parts = {group: read_option(self._files[group][option]) for group, option in alone.items()}
+        chosen = {"choices": base.plain["choices"] | alone}
+        return dataclasses.replace(base, plain=base.plain | parts | chosen)
+
+    def _compose(self, lines: tuple[str, ...]) -> _Base:
+        try:
+            node = hydra.compose(self._root.stem, overrides=list(lines), return_hydra_config=True)
+            with open_dict(node):
+                own = node.pop("hydra")
+            plain = cast("dict[str, Any]", OmegaConf.to_container(node))
+            chosen = own.runtime.choices.items()
+            kept = {k: v for k, v in chosen if "/" not in k and k not in _NO_CHOICES}
+            return _Base(
+                {**plain, "choices": {**(plain.get("choices") or {}), **kept}},
+                dict(own.sweeper.params or {}),
+                str(own.mode) == "RunMode.MULTIRUN",
+                cast("dict[str, Any]", OmegaConf.to_container(own.launcher, resolve=True)),
+            )
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UsageError(shorten(" ".join(str(error).splitlines()[:2]), 200)) from None
+
+
+def _is_choice(override: Override, options: Options) -> bool:
+    """Whether an override chooses an option or is Hydra's own, and does not set a value."""
+    return override.key_or_group in options or override.key_or_group.startswith("hydra")
+
+
+def _with_values(base: _Base, overrides: Sequence[Override], options: Options) -> dict[str, Any]:
+    """Return a config with the values of a command line, before it is resolved."""
+    plain = copy.deepcopy(base.plain)
+    for override in overrides:
+        if not _is_choice(override, options):
+            set_value(plain, override)
+    return plain
+
+
+def _resolve(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with its interpolations resolved."""
+    if not any("${" in str(value) or "???" in str(value) for value in flatten(plain).values()):
+        return plain
+    try:
+        node = OmegaConf.create(plain)
+        resolved = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+        return cast("dict[str, Any]", resolved)
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise UsageError(f"the config cannot be resolved: {first_line(error)}") from None
 
 
 @contextlib.contextmanager
@@ -130,7 +244,7 @@ def _hydra(config_dir: str | None) -> Iterator[None]:
     before = GlobalHydra.instance().hydra  # of a program that uses Hydra itself
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
             if config_dir is not None:
                 # what --config-dir does in Hydra's own main
                 loader: Any = GlobalHydra.instance().config_loader()
@@ -144,102 +258,12 @@ def _hydra(config_dir: str | None) -> Iterator[None]:
         GlobalHydra.instance().hydra = before
 
 
-class _Composer:
-    """Composes the runs of a command line."""
-
-    def __init__(self, line: CommandLine) -> None:
-        self._options = find_options(line.config_dir)
-        root = find_root(line.config_name or "config", line.config_dir)
-        self._compositions = Compositions(root, self._options)
-
-    def request(self, parsed: list[Override], line: CommandLine) -> Request:
-        """Compose every run of a command line."""
-        for override in parsed:
-            self._check_choice(override)
-        fixed = [o for o in parsed if not o.is_sweep_override()]
-        node, hydra = self._compositions.node(fixed), self._compositions.hydra(fixed)
-        grid = OmegaConf.select(hydra, "sweeper.params") or {}
-        multirun = line.multirun or str(OmegaConf.select(hydra, "mode")) == "RunMode.MULTIRUN"
-        if multirun and grid:
-            asked = {override.key_or_group for override in parsed}
-            extra = [f"{k}={v}" for k, v in grid.items() if k not in asked]
-            parsed = parse_overrides(extra) + parsed
-            fixed = [o for o in parsed if not o.is_sweep_override()]
-        points = _points(node, parsed, self._options, multirun=multirun)
-        for override in [override for point in points for override in point]:
-            self._check_choice(override)
-        space: list[Dimension] = []
-        if multirun and OmegaConf.select(node, "search.method") != "none":
-            if points:
-                raise UsageError(
-                    "points are for a grid; search=optuna chooses each value by itself"
-                )
-            space = [search_dimension(o, self._options) for o in parsed if o.is_sweep_override()]
-            lists = search_examples(space, fixed)
-        else:
-            lists = expand_grid(parsed, self._options, multirun=multirun, points=points)
-        runs: list[PlannedRun] = []
-        options = LaunchOptions()
-        for overrides in lists:
-            plain = self._compositions.cell(overrides)
-            options = take_launch_options(plain)
-            runs.append(planned_run(plain, lines_of(overrides)))
-        return Request(
-            runs,
-            options,
-            multirun,
-            _launcher(self._compositions.hydra(lists[-1])),
-            None if line.cfg is None else _show(self._compositions.node(lists[-1]), line),
-            tuple(space),
-            lines_of([o for o in fixed if o.key_or_group.split(".")[0] != "search"]),
-        )
-
-    def _check_choice(self, override: Override) -> None:
-        """Refuse what is not an option of its group."""
-        group = override.key_or_group
-        if group not in self._options and group not in INSTEAD_OF_PLUGINS:
-            return
-        options = list(self._options.get(group, ()))
-        chosen = [override.value()]
-        if override.is_sweep_override():
-            chosen = list(listed_values(override, self._options))
-        for option in chosen:
-            if group in INSTEAD_OF_PLUGINS:
-                if override.is_sweep_override() or option not in ("basic", *options):
-                    raise _not_supported(group, value_text(override))
-            elif not isinstance(option, str) or option not in options:
-                guess = did_you_mean(option, options) if isinstance(option, str) else ""
-                raise UsageError(
-                    f"{group}={shorten(value_text(override))} is wrong: it must be one of "
-                    f"{listing(options)}{guess}"
-                )
-
-
-def _launcher(hydra: DictConfig) -> dict[str, Any]:
-    """Return the settings of hydra/launcher; refuse Hydra's other launchers and sweepers."""
-    choices = OmegaConf.select(hydra, "runtime.choices")
-    settings = OmegaConf.to_container(OmegaConf.select(hydra, "launcher"), resolve=True)
-    assert isinstance(settings, dict)
-    if choices["hydra/launcher"] != "basic" and "cluster" not in settings:
-        raise _not_supported("hydra/launcher", choices["hydra/launcher"])
-    if choices["hydra/sweeper"] != "basic":
-        raise _not_supported("hydra/sweeper", choices["hydra/sweeper"])
-    return {str(key): value for key, value in settings.items()}
-
-
-def _not_supported(group: str, option: Any) -> UsageError:
-    return UsageError(
-        f"{group}={shorten(str(option))} is not supported: {INSTEAD_OF_PLUGINS[group]}"
-    )
-
-
-def _show(node: DictConfig, line: CommandLine) -> str:
+def _show(plain: dict[str, Any], line: CommandLine) -> str:
     """Return what `--cfg job` prints."""
-    shown: Any = node
-    if line.package is not None:
-        shown = OmegaConf.select(node, line.package, default=_MISSING)
-        if shown is _MISSING:
-            raise UsageError(f"--package {shorten(line.package)}: there is no such part")
+    node = OmegaConf.create(plain)
+    shown: Any = node if line.package is None else OmegaConf.select(node, line.package, default=...)
+    if shown is ...:
+        raise UsageError(f"--package {shorten(line.package or '')}: there is no such part")
     if not OmegaConf.is_config(shown):
         return str(shown)
     return OmegaConf.to_yaml(shown, resolve=line.resolve).rstrip()

@@ -52,7 +52,7 @@ def experiments(config_dir: str | Path | None = None) -> dict[str, str | None]:
     """Return each experiment and the tag of the report that it reproduces, if any."""
     tags: dict[str, str | None] = {}
     for name, path in find_options(config_dir)["experiment"].items():
-        study = (_read(path) or {}).get("study") or {}
+        study = (read_option(path) or {}).get("study") or {}
         tags[name] = study.get("report")
     return tags
 
@@ -61,17 +61,17 @@ def experiments(config_dir: str | Path | None = None) -> dict[str, str | None]:
 def default_options() -> dict[str, str]:
     """Return the default option of each group, in the order of conf/config.yaml."""
     chosen: dict[str, str] = {}
-    for line in _read(config_folder() / "config.yaml")["defaults"]:
+    for line in read_option(config_folder() / "config.yaml")["defaults"]:
         chosen |= line if isinstance(line, dict) else {}
     return chosen
 
 
 def default_value(key: str) -> Any:
     """Return the value that a setting has when a command line says nothing about it."""
-    config = _read(config_folder() / "config.yaml")
+    config = read_option(config_folder() / "config.yaml")
     group, _, name = key.partition(".")
     if name and group not in config:
-        return _read(find_options()[group][default_options()[group]])[name]
+        return read_option(find_options()[group][default_options()[group]])[name]
     return config[group][name] if name else config[group]
 
 
@@ -79,15 +79,18 @@ def default_value(key: str) -> Any:
 def setting_keys() -> tuple[str, ...]:
     """Return every dotted key of a run with the default options, and the names of the groups."""
     hidden = ("defaults", "hydra", "protocols", "study", "choices")
-    config = {k: v for k, v in _read(config_folder() / "config.yaml").items() if k not in hidden}
+    config = {
+        k: v for k, v in read_option(config_folder() / "config.yaml").items() if k not in hidden
+    }
     files = find_options()
     for group, option in default_options().items():
         if group != "experiment":
-            config[group] = _read(files[group][option])
+            config[group] = read_option(files[group][option])
     return tuple(dict.fromkeys([*flatten(config), *config, *files]))
 
 
 @functools.cache
-def _read(path: Path) -> Any:
+def read_option(path: Path) -> Any:
+    """Return the content of a file of conf/, not to be changed."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)

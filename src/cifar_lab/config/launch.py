@@ -1,15 +1,11 @@
 """How runs are launched: options that are no part of a run, and the processes of torchrun."""
 
-import itertools
-import math
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from cifar_lab.config.schema import setting, wrong
-from cifar_lab.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -103,34 +99,8 @@ class LaunchOptions:
             raise wrong("jobs", self.jobs, "at least 1 and at most 1024")
 
 
-T = TypeVar("T")
-
 MAX_RUNS = 10_000
 """Runs that one command line may ask for."""
-
-
-def combinations(axes: Sequence[Sequence[T]]) -> list[tuple[T, ...]]:
-    """Return every combination of one value of each axis; UsageError if there are too many."""
-    count = math.prod(map(len, axes))
-    if count > MAX_RUNS:
-        raise UsageError(
-            f"this is a grid of {count:,} runs; the most is {MAX_RUNS:,}: list fewer values, or "
-            "let search=optuna choose"
-        )
-    return list(itertools.product(*axes))
-
-
-def range_size(start: float, stop: float, step: float) -> int:
-    """Return how many numbers a range has; UsageError if it is none, too long or without end."""
-    if step == 0 or not all(map(math.isfinite, (start, stop, step))):
-        raise UsageError("a range needs finite numbers and a step that is not 0")
-    size = math.ceil((stop - start) / step)
-    if size < 1:
-        raise UsageError("the range is empty")
-    if size > MAX_RUNS:
-        raise UsageError(f"a range has {MAX_RUNS:,} values at most, and this one {size:,}")
-    return size
-
 
 LAUNCH_KEYS = frozenset(spec.name for spec in fields(LaunchOptions))
 """The names of the launch options among the keys of a command line."""

@@ -13,66 +13,99 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from cifar_lab.config.launch import LAUNCH_KEYS, Dimension, combinations, range_size
+from cifar_lab.config.command_line import unknown_key
+from cifar_lab.config.launch import LAUNCH_KEYS, MAX_RUNS, Dimension
+from cifar_lab.config.run_config import flatten, merge
 from cifar_lab.config.schema import as_typed, convert
-from cifar_lab.errors import UsageError, first_line, shorten
+from cifar_lab.errors import UsageError, did_you_mean, first_line, listing, shorten
 
-INSTEAD_OF_PLUGINS = {
-    "hydra/launcher": "leave it out and set jobs=N, or choose submitit_slurm or ray",
-    "hydra/sweeper": "leave it out; -m and lists of values are a grid",
-}
+Options = Mapping[str, Collection[str]]
+"""The options of each group."""
 
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:
-    """Read `key=value` words; UsageError names the first one that cannot be read."""
-    try:
-        return OverridesParser.create().parse_overrides(list(words))
-    except (HydraException, ValueError, RecursionError) as error:
-        raise UsageError(_override_problem(words, error)) from None
+    """Read `key=value` words; UsageError names the first one that is wrong or not supported."""
+    parser, parsed = OverridesParser.create(), []
+    for word in words:
+        try:
+            (override,) = parser.parse_overrides([word])
+        except (HydraException, ValueError, RecursionError) as error:
+            problem = f"cannot be read as key=value: {first_line(error)}"
+            raise UsageError(f"{shorten(word)} {problem}") from None
+        _check_supported(override)
+        parsed.append(override)
+    return parsed
 
 
-def check_overrides(parsed: list[Override]) -> None:
+def _check_supported(override: Override) -> None:
     """Refuse what Hydra would accept, and this package does not support."""
-    for override in parsed:
-        line, key = shorten(str(override.input_line)), override.key_or_group
-        if override.is_delete():
+    line, key = text_of(override), override.key_or_group
+    if override.is_delete():
+        raise UsageError(
+            f"{line} is wrong: nothing can be removed; choose another option, "
+            f"such as {shorten(key)}=OPTION"
+        )
+    if override.package is not None:
+        raise UsageError(f"{line} is wrong: packages (@) are not supported; write group=OPTION")
+    if key == "training.tensorboard":
+        raise UsageError(f"{line} is wrong: write tracker=tensorboard")
+    if key.split(".")[0] == "choices":
+        raise UsageError(f"{line} is wrong: choices are filled in; write GROUP=OPTION")
+    known = key == "hydra/launcher" or key.startswith("hydra.launcher.")
+    if re.match(r"hydra\b", key) and not known:
+        raise UsageError(
+            f"{line} is not supported: of Hydra's settings only hydra/launcher and "
+            "hydra.launcher.KEY are"
+        )
+
+
+def check_choice(override: Override, options: Options) -> None:
+    """Refuse what is not an option of its group."""
+    group = override.key_or_group
+    if group not in options:
+        return
+    swept = override.is_sweep_override()
+    for option in listed_values(override, options) if swept else [override.value()]:
+        if not isinstance(option, str) or option not in options[group]:
+            guess = did_you_mean(option, options[group]) if isinstance(option, str) else ""
             raise UsageError(
-                f"{line} is wrong: nothing can be removed; choose another option, "
-                f"such as {shorten(key)}=OPTION"
-            )
-        if override.package is not None:
-            raise UsageError(f"{line} is wrong: packages (@) are not supported; write group=OPTION")
-        if key == "training.tensorboard":
-            raise UsageError(f"{line} is wrong: write tracker=tensorboard")
-        if key.split(".")[0] == "choices":
-            raise UsageError(f"{line} is wrong: choices are filled in; write GROUP=OPTION")
-        is_hydra = re.match(r"hydra\b", key) is not None
-        if is_hydra and key not in INSTEAD_OF_PLUGINS and not key.startswith("hydra.launcher."):
-            raise UsageError(
-                f"{line} is not supported: of Hydra's settings only hydra/launcher and "
-                "hydra.launcher.KEY are"
+                f"{text_of(override)} is wrong: it must be one of {listing(options[group])}{guess}"
             )
 
 
-def expand_points(
-    points: Any, asked: Collection[str], options: Mapping[str, Collection[str]]
-) -> list[list[Override]]:
+def set_value(plain: dict[str, Any], override: Override) -> None:
+    """Set one value as Hydra does; refuse a key that does not exist, unless + adds it."""
+    *parents, name = override.key_or_group.split(".")
+    adds = override.is_add() or override.is_force_add()
+    target: Any = plain
+    for parent in parents:
+        if adds and isinstance(target, dict):
+            target.setdefault(parent, {})
+        target = target.get(parent) if isinstance(target, dict) else None
+    siblings = list(target) if isinstance(target, dict) else []
+    if not isinstance(target, dict) or (name not in target and not adds):
+        hidden = ("_target_", "protocols", "choices")
+        known = [sibling for sibling in siblings if sibling not in hidden]
+        keys = flatten({key: value for key, value in plain.items() if key not in hidden})
+        raise unknown_key(override.key_or_group, known, keys)
+    target[name] = merge(target.get(name), override.value())
+
+
+def expand_points(points: Any, asked: Collection[str], options: Options) -> list[list[Override]]:
     """Return the runs of `points`, without the keys that a command line asks for; each once."""
-    found: dict[tuple[str, ...], list[Override]] = {}
+    runs: dict[tuple[str, ...], list[Override]] = {}
     for place, point in enumerate(convert(list[dict[str, Any]], points, "points")):
         if not point:
             raise UsageError(f"points[{place}] is empty; it must be a group of settings")
         words = [f"{key}={as_typed(value)}" for key, value in point.items() if key not in asked]
-        parsed = parse_overrides(words)
-        check_overrides(parsed)
-        for overrides in expand_grid(parsed, options, multirun=True):
-            found.setdefault(tuple(str(o.input_line) for o in overrides), overrides)
-    return list(found.values())
+        for overrides in expand_grid(parse_overrides(words), options, multirun=True):
+            runs.setdefault(lines_of(overrides), overrides)
+    return list(runs.values())
 
 
 def expand_grid(
     parsed: list[Override],
-    options: Mapping[str, Collection[str]],
+    options: Options,
     *,
     multirun: bool,
     points: Sequence[list[Override]] = (),
@@ -81,80 +114,79 @@ def expand_grid(
 
     `points` are one further axis, which sets several keys at once.
     """
-    swept = [override for override in parsed if override.is_sweep_override()]
-    for override in swept:
-        line = shorten(str(override.input_line))
+    axes: list[Sequence[list[Override]]] = []
+    keys: list[str] = []
+    for override in parsed:
+        if not override.is_sweep_override():
+            axes.append([[override]])
+            continue
+        line, key = text_of(override), override.key_or_group
         if not multirun:
             raise UsageError(f"{line} names several values; add -m to run all of them")
         if override.is_interval_sweep():
             raise UsageError(f"{line} is wrong: a grid needs single values; add search=optuna")
-    axes: list[Sequence[list[Override]]] = []
-    for override in swept:
+        if key in keys:
+            raise UsageError(f"{shorten(key)} is listed twice: it can belong to one axis only")
+        keys.append(key)
         values = [f"{override.get_key_element()}={v}" for v in listed_values(override, options)]
         axes.append([[value] for value in parse_overrides(values)])
-    keys = [override.key_or_group for override in swept]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UsageError(f"{shorten(key)} is listed twice: it can belong to one axis only")
-    grid = []
-    for cell in combinations([*axes, points or [[]]]):
-        chosen = iter(cell)
-        single = [next(chosen) if o.is_sweep_override() else [o] for o in parsed]
-        grid.append(list(itertools.chain(*single, *chosen)))
-    return grid
+    axes.append(points or [[]])
+    count = math.prod(map(len, axes))
+    if count > MAX_RUNS:
+        raise UsageError(
+            f"this is a grid of {count:,} runs; the most is {MAX_RUNS:,}: list fewer values, or "
+            "let search=optuna choose"
+        )
+    return [list(itertools.chain(*cell)) for cell in itertools.product(*axes)]
 
 
-def listed_values(override: Override, options: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+def listed_values(override: Override, options: Options) -> tuple[str, ...]:
     """Return the values that an override lists, as one types them; none of an interval."""
     value: Any = override.value()
-    line = shorten(str(override.input_line))
     if isinstance(value, Glob):
-        found = tuple(value.filter(list(options.get(override.key_or_group, ()))))
-        if not found:
-            raise UsageError(f"{line} is wrong: it matches no option of a group")
-        return found
-    if isinstance(value, RangeSweep):
-        _range(override, value)
+        matches = tuple(value.filter(list(options.get(override.key_or_group, ()))))
+        if not matches:
+            raise UsageError(f"{text_of(override)} is wrong: it matches no option of a group")
+        return matches
+    if isinstance(value, RangeSweep) and not 0 < _size(value) <= MAX_RUNS:
+        right = f"a range must have 1 to {MAX_RUNS:,} numbers"
+        raise UsageError(f"{text_of(override)} is wrong: {right}")
     return () if override.is_interval_sweep() else tuple(override.sweep_string_iterator())
 
 
-def _range(override: Override, value: RangeSweep) -> tuple[float, float, float]:
-    """Return start, last value and step of a range that can be listed."""
-    line = shorten(str(override.input_line))
-    if value.start is None or value.stop is None:
-        raise UsageError(f"{line} is wrong: a range needs a start and an end")
-    start, stop, step = float(value.start), float(value.stop), float(value.step)
+def _size(numbers: RangeSweep) -> float:
     try:
-        size = range_size(start, stop, step)
-    except UsageError as error:
-        raise UsageError(f"{line} is wrong: {error}") from None
-    return start, start + (size - 1) * step, step
+        start, stop, step = (float(n) for n in (numbers.start, numbers.stop, numbers.step))  # type: ignore[arg-type]
+        return math.ceil((stop - start) / step)
+    except (TypeError, ValueError, ArithmeticError):  # without an end, or with a step of 0
+        return 0
 
 
-def search_dimension(override: Override, options: Mapping[str, Collection[str]]) -> Dimension:
+def search_dimension(override: Override, options: Options) -> Dimension:
     """Return one axis of a search from an override of Hydra's sweep grammar."""
     key, value = override.key_or_group, override.value()
-    line = shorten(str(override.input_line))
     if key.partition(".")[0] in LAUNCH_KEYS:
-        raise UsageError(f"{line} is wrong: {key} takes one value, as it is no setting of a run")
-    if isinstance(value, RangeSweep):
-        low, high, step = _range(override, value)
-        if step < 0:
-            raise UsageError(f"{line} is wrong: in a search a range goes upwards")
-        whole = all(isinstance(n, int) for n in (value.start, value.stop, value.step))
-        log = "log" in value.tags
-        return Dimension(key, low=low, high=high, step=step, whole=whole, log=log)
-    if not isinstance(value, IntervalSweep):
-        return Dimension(key, listed_values(override, options))
-    if value.start is None or value.end is None:
-        raise UsageError(f"{line} is wrong: an interval needs a start and an end")
-    low, high, log = float(value.start), float(value.end), "log" in value.tags
-    if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0):
         raise UsageError(
-            f"{line} is wrong: its start must be below its end" + (" and above 0" if log else "")
+            f"{text_of(override)} is wrong: {key} takes one value, as it is no setting of a run"
         )
-    whole = isinstance(value.start, int) and isinstance(value.end, int)
-    return Dimension(key, low=low, high=high, whole=whole, log=log, step=1.0 if whole else None)
+    step: float | None = None
+    if isinstance(value, RangeSweep):
+        values = [float(text) for text in listed_values(override, options)]
+        low, high, step = values[0], values[-1], value.step
+        whole = all(isinstance(n, int) for n in (value.start, value.stop, value.step))
+    elif isinstance(value, IntervalSweep):
+        nothing = math.nan
+        low, high = (float(nothing if n is None else n) for n in (value.start, value.end))
+        whole = all(isinstance(n, int) for n in (value.start, value.end))
+    else:
+        return Dimension(key, listed_values(override, options))
+    log = "log" in value.tags
+    if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0):
+        right = "its start must be below its end" + (" and above 0" if log else "")
+        raise UsageError(f"{text_of(override)} is wrong: {right}")
+    return Dimension(
+        key, low=low, high=high, whole=whole, log=log, step=step or float(whole) or None
+    )
 
 
 def search_examples(space: list[Dimension], fixed: list[Override]) -> list[list[Override]]:
@@ -163,15 +195,11 @@ def search_examples(space: list[Dimension], fixed: list[Override]) -> list[list[
     return [[*fixed, *parse_overrides(some)] for some in lines]
 
 
-def _override_problem(words: Sequence[str], error: Exception) -> str:
-    for line in words:
-        try:
-            OverridesParser.create().parse_overrides([line])
-        except (HydraException, ValueError, RecursionError):
-            return f"{shorten(line)} cannot be read as key=value: {first_line(error)}"
-    return first_line(error)
+def lines_of(overrides: Sequence[Override]) -> tuple[str, ...]:
+    """Return overrides as they were written."""
+    return tuple(str(override.input_line) for override in overrides)
 
 
-def value_text(override: Override) -> str:
-    """Return the value of an override as it was typed."""
-    return str(override.input_line).partition("=")[2]
+def text_of(override: Override) -> str:
+    """Return an override as it was written, for a message."""
+    return shorten(str(override.input_line))

@@ -7,14 +7,15 @@ from typing import Any
 
 from cifar_lab.config import targets
 from cifar_lab.config.launch import LAUNCH_KEYS, Dimension, LaunchOptions
-from cifar_lab.config.run_config import RunConfig, flatten, parse
+from cifar_lab.config.run_config import RunConfig, flatten, merge, parse
 from cifar_lab.config.schema import convert, parse_as
-from cifar_lab.errors import UsageError, shorten
+from cifar_lab.errors import UsageError
 
 _TARGET_GROUPS = {
     *("model", "optimizer", "activation", "dropout", "scheduler"),
     *("dataset", "figures", "tracker"),
 }
+_ANY_OPTION_FITS = {"dataset", "figures", "tracker"}  # whatever else is chosen
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Request:
     """The runs of a command line, how to launch them, or a config to show.
 
     `space` has the axes of a search, whose `runs` are only examples, and `fixed` the overrides that
-    all its trials share. `folder` is the past run that the command line starts from.
+    all its trials share. `folder` is the past run that the command line starts from. `own_files`:
+    the user's own files of conf/ take part.
     """
 
     runs: list[PlannedRun]
@@ -46,14 +48,14 @@ class Request:
     space: tuple[Dimension, ...] = ()
     fixed: tuple[str, ...] = ()
     folder: Path | None = None
+    own_files: bool = False
 
     @property
     def touches_targets(self) -> bool:
-        """Whether an override may have changed what a target takes."""
-        if self.folder is not None:
-            return True
-        heads = {key.split(".")[0] for run in self.runs for key in run.asked_keys}
-        return bool(heads & {*_TARGET_GROUPS, "experiment", "training", "trust"})
+        """Whether a target may be given what it does not take: the check of that needs torch."""
+        asked = {key for run in self.runs for key in run.asked_keys} - _ANY_OPTION_FITS
+        heads = {key.split(".")[0] for key in asked}
+        return self.folder is not None or self.own_files or bool(heads & {*_TARGET_GROUPS, "trust"})
 
     @property
     def runs_elsewhere(self) -> bool:
@@ -115,17 +117,12 @@ def _let_a_fold_validate(plain: dict[str, Any], asked: Collection[str]) -> None:
 def _merge_protocol(plain: dict[str, Any], protocols: Any, asked: Collection[str]) -> None:
     """Lay the chosen protocol's settings over the config, except those that the user asked for."""
     known = convert(dict[str, dict[str, Any]], protocols or {}, "protocols")
-    changes = known.get(str(plain.get("protocol", "sound")))
-    for key, value in flatten(changes or {}).items():
+    for key, value in flatten(known.get(str(plain.get("protocol")), {})).items():
         if any(key == a or key.startswith(f"{a}.") for a in asked):
             continue
-        *parents, name = key.split(".")
-        target = plain
-        for parent in parents:
-            target = target.setdefault(parent, {})
-            if not isinstance(target, dict):
-                raise UsageError(f"protocols: there is no setting {shorten(key)}")
-        target[name] = value
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        plain |= merge(plain, value)
 
 
 def check_launch(request: Request) -> None:

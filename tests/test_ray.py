@@ -249,18 +249,6 @@ def test_a_head_that_is_restarted_goes_on_with_the_sweep(
 
 
 @pytest.mark.ray
-def test_two_sweeps_at_once_share_the_nodes_and_the_cells(tmp_path: Path, cluster: Nodes) -> None:
-    small = "training.epochs=4"
-    a = train(tmp_path, small, "seed=0,1,2", address=cluster.address)
-    b = train(tmp_path, small, "seed=1,2,3", address=cluster.address)
-    for sweep in (a, b):
-        assert "3 finished" in ended(sweep)[0]
-    runs = find_runs(tmp_path / "runs")
-    assert [run.status for run in runs] == ["finished"] * 4
-    assert all(len(run.read_metrics()) == 4 for run in runs)
-
-
-@pytest.mark.ray
 def test_ctrl_c_saves_what_runs_and_the_same_line_goes_on(tmp_path: Path, cluster: Nodes) -> None:
     line = ("training.epochs=40", "training.patience=40", "seed=0,1", "jobs=1")
     sweep = train(tmp_path, *line, address=cluster.address)

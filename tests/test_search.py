@@ -136,15 +136,6 @@ def test_a_trial_that_was_stopped_goes_on_in_the_next_search(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_trial_that_fails_is_told_so(tmp_path: Path) -> None:
-    diverging = ("optimizer.lr=interval(1e30,2e30)",)
-    options = ("search.trials=1", "training.epochs=1", "optimizer=sgd")
-    (outcome,) = search(tmp_path, *options, space=diverging)
-    assert (outcome.after, outcome.code) == ("failed", 1)
-    assert study_of(tmp_path).trials[0].state == TrialState.FAIL
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_search_over_seeds_killed_at_any_moment_goes_on_exactly(tmp_path: Path) -> None:
     options = ("search.seeds=3", "search.trials=3", "search.confirm=2", "training.epochs=1")
@@ -283,9 +274,8 @@ def test_a_journal_that_was_cut_short_is_repaired(tmp_path: Path) -> None:
     assert len(study_of(tmp_path).trials) == 4
 
 
-@pytest.mark.parametrize("content", [b"[1]\n", b"\x00\xff\xfe\n"])
-def test_a_damaged_journal_is_one_line(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "search.journal").write_bytes(content)
+def test_a_damaged_journal_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "search.journal").write_bytes(b"\x00\xff\xfe\n")
     with pytest.raises(Damaged, match=r"search.journal is damaged: .* choose another") as damaged:
         study_of(tmp_path)
     assert "\n" not in str(damaged.value)

@@ -56,7 +56,7 @@ def one(*overrides: str) -> Any:
     return run.config
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5"])
 def test_a_model_is_torchvision_s_network_and_the_classifier_of_its_features(name: str) -> None:
     model = build(name)
     torch.manual_seed(0)
@@ -193,7 +193,7 @@ def test_a_run_is_not_resumed_with_another_file_in_place_of_its_weights(
     assert run.read_summary().status == "queued"
 
 
-@pytest.mark.parametrize("answer", ["weights", "missing", "changed"])
+@pytest.mark.parametrize("answer", ["weights", "changed"])
 def test_published_weights_come_through_torchvision_from_their_server(
     answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,9 +204,8 @@ def test_published_weights_come_through_torchvision_from_their_server(
     entry = torchvision_models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     with file_server() as server:
-        status = 404 if answer == "missing" else 200
         served = content[:-1] + b"?" if answer == "changed" else content
-        url = server.serve(f"/{name}", Behaviour(served, status=status))
+        url = server.serve(f"/{name}", Behaviour(served))
         monkeypatch.setattr(entry.value, "url", url)
         config = one(*SHUFFLENET, "model.weights=DEFAULT")
         assert config.model["weights"] == "IMAGENET1K_V1"
@@ -221,37 +220,50 @@ def test_published_weights_come_through_torchvision_from_their_server(
                 model.load_initial_weights(download=True)
 
 
-WRONG: list[tuple[list[str], str]] = [
-    (["model.architecture=resnet81"], "the nearest are resnet18"),
-    (["model.architecture=squeezenet1_0"], "it has no linear layer"),
-    (["model.architecture=vit_b_32", "model.weights=DEFAULT"], "224x224 pixels only"),
-    (["model.architecture=alexnet", "model.small_images=true"], "as the ResNets have"),
-    (["model.weights=nowhere.pt"], "null, IMAGENET1K_V1, DEFAULT or a file"),
-    (["model.weights=garbage.pt"], "model.weights=garbage.pt cannot be read: it is damaged, or no"),
-    (["model.weights=shufflenet.pt"], "not the weights of resnet18: it has no bn1.bias (and"),
-    (["model.weights=DEFAULT", "dataset.mean=[0.5]"], "add model.normalisation=dataset"),
-    (["activation=gelu"], "activation was asked for, but model torchvision does not use it"),
-    (["optimizer.backbone_lr=-1"], "optimizer.backbone_lr=-1.0 is wrong: it must be at least 0"),
-    (["optimizer.backbone_lr=1e-4", "scheduler=one_cycle"], "one rate for all parameters"),
-    (["training.frozen_epochs=-1"], "training.frozen_epochs=-1 is wrong"),
+TORCHVISION: list[tuple[str, str]] = [
+    ("model.architecture=resnet81", "the nearest are resnet18"),
+    ("model.architecture=squeezenet1_0", "it has no linear layer"),
+    ("model.architecture=vit_b_32 model.weights=DEFAULT", "224x224 pixels only"),
+    ("model.architecture=alexnet model.small_images=true", "as the ResNets have"),
+    ("model.weights=nowhere.pt", "null, IMAGENET1K_V1, DEFAULT or a file"),
+    ("model.weights=garbage.pt", "model.weights=garbage.pt cannot be read: it is damaged, or no"),
+    ("model.weights=shufflenet.pt", "not the weights of resnet18: it has no bn1.bias (and"),
+    ("model.weights=DEFAULT dataset.mean=[0.5]", "add model.normalisation=dataset"),
+    ("activation=gelu", "activation was asked for, but model torchvision does not use it"),
+    ("optimizer.backbone_lr=-1", "optimizer.backbone_lr=-1.0 is wrong: it must be at least 0"),
+    ("optimizer.backbone_lr=1e-4 scheduler=one_cycle", "one rate for all parameters"),
+    ("training.frozen_epochs=-1", "training.frozen_epochs=-1 is wrong"),
+]
+TIMM = [
+    ("model.architecture=resnt18d", "the nearest are resnet18d"),
+    ("model.architecture=resnet18d.none", "the nearest are resnet18d."),
+    ("model.architecture=deit_tiny_distilled_patch16_224", "it has several heads, or none"),
+    ("model.architecture=vit_tiny_patch16_224", "model cannot take images of shape"),
+    ("model.pretrained=true model.weights=nowhere.pt", "set one of them"),
+    ("model.weights=shufflenet.pt", "not the weights of resnet18d"),
 ]
 
 
-@pytest.mark.parametrize(("line", "words"), WRONG, ids=lambda v: " ".join(v)[:60])
+@pytest.mark.parametrize(
+    ("model", "line", "words"),
+    [*(("torchvision", *case) for case in TORCHVISION), *(("timm", *case) for case in TIMM)],
+)
 def test_a_wrong_request_is_one_line_and_nothing_is_written(
-    line: list[str],
+    model: str,
+    line: str,
     words: str,
     weights: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    folder = weights.parent
-    monkeypatch.chdir(folder)
-    (folder / "garbage.pt").write_bytes(b"these are no weights")
-    before = sorted(folder.rglob("*"))
-    assert train.main(["dataset=digits", "device=cpu", "model=torchvision", *line]) == 2
+    if model == "timm":
+        pytest.importorskip("timm")
+    monkeypatch.chdir(weights.parent)
+    Path("garbage.pt").write_bytes(b"these are no weights")
+    before = sorted(weights.parent.rglob("*"))
+    assert train.main(["dataset=digits", "device=cpu", f"model={model}", *line.split()]) == 2
     assert words in the_line(capfd)
-    assert sorted(folder.rglob("*")) == before
+    assert sorted(weights.parent.rglob("*")) == before
 
 
 def the_line(capfd: pytest.CaptureFixture[str]) -> str:
@@ -291,16 +303,15 @@ def test_frozen_epochs_change_the_classifier_alone_and_later_ones_everything(
     )
 
 
-@pytest.mark.parametrize("steps", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_frozen_epochs_and_backbone_lr_are_exact_on_resume(
-    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every_step(monkeypatch)
     line = ["training.frozen_epochs=1", "optimizer.backbone_lr=1e-4", "scheduler=cosine"]
     whole = short(tmp_path / "whole", *line)
     run = make(tmp_path / "stopped", FEW, *line)
     with pytest.raises(Stopped):
-        run_experiment(run, stop=StopAt(steps))
+        run_experiment(run, stop=StopAt(2))
     run_experiment(run)
     assert equal(parts(run)[0], parts(whole)[0])
     assert equal(parts(run)[1], parts(whole)[1])
@@ -316,17 +327,6 @@ def test_backbone_lr_is_the_rate_of_all_but_the_classifier(tmp_path: Path) -> No
     rates = {group["lr"] for group in torch.load(run.last)["optimizer"]["param_groups"]}
     assert rates == {0.01, 0.0}
     assert [row.learning_rate for row in run.read_metrics()] == [0.01]
-    both = short(tmp_path, *line, "optimizer.backbone_lr=0.01")
-    alone = short(tmp_path, *line)
-    assert equal(parts(both)[0], parts(alone)[0])
-
-
-def test_a_continued_run_starts_its_new_schedule_from_both_rates(tmp_path: Path) -> None:
-    line = ["optimizer.backbone_lr=1e-4", "scheduler=cosine", "scheduler.eta_min=1e-5"]
-    first = short(tmp_path, *line, "training.epochs=1")
-    second = short(tmp_path, *line, "training.epochs=2", f"continue_from={first.path}")
-    groups = torch.load(second.last, weights_only=True)["optimizer"]["param_groups"]
-    assert [group["initial_lr"] for group in groups] == [1e-3, 1e-4]
 
 
 def test_null_and_zero_are_the_run_without_these_settings() -> None:
@@ -349,7 +349,7 @@ def timm() -> Any:
     return pytest.importorskip("timm")
 
 
-@pytest.mark.parametrize("name", ["resnet18d", "mobilenetv3_small_050", "convnext_atto"])
+@pytest.mark.parametrize("name", ["resnet18d", "convnext_atto"])
 def test_a_model_is_timm_s_network_and_the_classifier_of_its_features(timm: Any, name: str) -> None:
     from cifar_lab.models.zoo_timm import TimmModel
 
@@ -363,16 +363,15 @@ def test_a_model_is_timm_s_network_and_the_classifier_of_its_features(timm: Any,
         assert model.features(images).shape == (2, model.classifier.in_features)
 
 
-@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_timm_s_resnet18d_starts_from_a_file(timm: Any, suffix: str, tmp_path: Path) -> None:
+def test_timm_s_resnet18d_starts_from_a_file(timm: Any, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     from cifar_lab.models.zoo_timm import TimmModel
 
     torch.manual_seed(1)
     state = timm.create_model("resnet18d").state_dict()
-    file = tmp_path / f"resnet18d.{suffix}"
-    (save_file if suffix == "safetensors" else torch.save)(state, file)
+    file = tmp_path / "resnet18d.safetensors"
+    save_file(state, file)
     model: Any = TimmModel(GRAY, 10, architecture="resnet18d", weights=str(file), small_images=True)
     model.load_initial_weights(download=False)
     # The first convolution is 3x3 before and after, so it keeps its weights.
@@ -380,31 +379,6 @@ def test_timm_s_resnet18d_starts_from_a_file(timm: Any, suffix: str, tmp_path: P
     for name, tensor in model.network.state_dict().items():
         assert torch.equal(tensor, first if name == "conv1.0.weight" else state[name]), name
     assert model.network.conv1[0].stride == (1, 1)
-
-
-TIMM_WRONG = [
-    (["model.architecture=resnt18d"], "the nearest are resnet18d"),
-    (["model.architecture=resnet18d.none"], "the nearest are resnet18d."),
-    (["model.architecture=deit_tiny_distilled_patch16_224"], "it has several heads, or none"),
-    (["model.architecture=vit_tiny_patch16_224"], "model cannot take images of shape"),
-    (["model.pretrained=true", "model.weights=nowhere.pt"], "set one of them"),
-    (["model.weights=shufflenet.pt"], "not the weights of resnet18d"),
-    (["model.weights=nowhere.pt"], "null or a file"),
-]
-
-
-@pytest.mark.parametrize(("line", "words"), TIMM_WRONG, ids=lambda v: " ".join(v)[:60])
-def test_a_wrong_request_of_timm_is_one_line(
-    timm: Any,
-    line: list[str],
-    words: str,
-    weights: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(weights.parent)
-    assert train.main(["dataset=digits", "device=cpu", "model=timm", *line]) == 2
-    assert words in the_line(capfd)
 
 
 def test_timm_s_published_weights_are_named_by_their_tag(

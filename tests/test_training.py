@@ -241,16 +241,6 @@ def test_a_loss_that_is_no_number_stops(config: RunConfig, splits: Splits) -> No
         list(fit(state, batches, splits.validation, config.training))
 
 
-def test_rows_are_means_over_images(config: RunConfig, splits: Splits) -> None:
-    state, progress = run(config, splits)
-    rows = [p.row for p in progress if p.row is not None]
-    assert rows == state.history
-    assert [r.epoch for r in rows] == [1, 2]
-    assert all(0 <= r.train_accuracy <= 1 and r.train_loss > 0 for r in rows)
-    assert all(r.seconds > 0 and r.images_per_second > 0 for r in rows)
-    assert state.best == max(rows, key=lambda r: (r.val_accuracy or 0, -r.epoch))
-
-
 def test_a_history_survives_its_tensor() -> None:
     rows = [row(1, 0.1), dataclasses.replace(row(2, 0.3), val_loss=None, val_accuracy=None)]
     assert history_rows(history_tensor(rows)) == rows

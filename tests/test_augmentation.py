@@ -20,9 +20,9 @@ from cifar_lab.training.augment import (
     sample_mixings,
 )
 from cifar_lab.training.batches import Batches, Normalisation
-from cifar_lab.training.criterion import hits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.splits import Split
+from cifar_lab.training.step import hits
 
 EVERYTHING = AugmentationConfig(
     crop_padding=2,

@@ -14,10 +14,9 @@ from cifar_lab import train as train_command
 from cifar_lab.analysis import resume_proof, run_differences
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_state
-from cifar_lab.training.criterion import make_criterion
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.step import Step
+from cifar_lab.training.step import Step, make_criterion
 
 pytestmark = pytest.mark.gpu
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cifar_lab import train
-from cifar_lab.training import precision
-from cifar_lab.training.precision import EVIDENCE, accurate_and_faster, select_precision
+from cifar_lab.training import device as precision
+from cifar_lab.training.device import EVIDENCE, accurate_and_faster, select_precision
 from cifar_lab.training.preflight import compose_checked
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "measure_precision"
@@ -82,7 +82,7 @@ def test_evidence_of_ones_own_is_followed_and_a_wrong_file_is_refused(
     (run,) = compose_checked(words).runs
     assert run.config.precision == "bf16"
     assert f"(auto: on a {kind} as accurate as fp32, and 1.8 to 1.8 times as fast)" in (
-        precision.explain("bf16", "cpu")
+        precision.explain_precision("bf16", "cpu")
     )
     wrong: tuple[dict[str, Any], ...] = (
         {kind: 3},

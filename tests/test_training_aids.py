@@ -18,11 +18,11 @@ from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.averages import WeightAverage
 from cifar_lab.training.build import build_state, make_model
-from cifar_lab.training.criterion import Criterion, class_weights
 from cifar_lab.training.data import check_data, load_splits
 from cifar_lab.training.loop import fit
 from cifar_lab.training.scoring import load_weights
 from cifar_lab.training.splits import Split, Splits
+from cifar_lab.training.step import Criterion, class_weights
 
 
 @pytest.fixture(scope="module")

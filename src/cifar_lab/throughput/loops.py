@@ -21,13 +21,12 @@ from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.errors import Unavailable, first_line
 from cifar_lab.training.build import build_state, make_model, normalisation
-from cifar_lab.training.criterion import make_criterion
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import autocast, memory_format
 from cifar_lab.training.loop import fit
 from cifar_lab.training.splits import Split, Splits, make_splits
 from cifar_lab.training.state import build_optimizer
-from cifar_lab.training.step import Step
+from cifar_lab.training.step import Step, make_criterion
 
 Steps = Iterator[int]
 

@@ -9,7 +9,6 @@ from cifar_lab.config import targets
 from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
-from cifar_lab.training.averages import Lookahead, WeightAverage
 from cifar_lab.training.batches import Batches, Normalisation
 from cifar_lab.training.device import derive_seed, memory_format, seeded
 from cifar_lab.training.group import Group
@@ -56,8 +55,14 @@ def build_state(
         group=group,
     )
     schedule = make_schedule(config.scheduler, optimizer, config.training.epochs, len(batches))
-    lookahead = config.training.lookahead
-    total = config.training.epochs * len(batches)
+    average = lookahead = None
+    ema, slow = config.training.ema, config.training.lookahead
+    if ema or slow.every:
+        from cifar_lab.training.averages import Lookahead, WeightAverage
+
+        total = config.training.epochs * len(batches)
+        average = WeightAverage(model, ema) if ema else None
+        lookahead = Lookahead(model, slow.every, slow, total) if slow.every else None
     state = TrainState(
         model,
         optimizer,
@@ -66,8 +71,8 @@ def build_state(
         device,
         config.precision,
         compiled=config.training.compile,
-        average=WeightAverage(model, ema) if (ema := config.training.ema) else None,
-        lookahead=Lookahead(model, lookahead.every, lookahead, total) if lookahead.every else None,
+        average=average,
+        lookahead=lookahead,
         group=group,
     )
     return state, batches

@@ -13,8 +13,8 @@ from cifar_lab.datasets.pixel_statistics import pixel_statistics
 from cifar_lab.datasets.store import data_root, files_digest
 from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs.summary import RunSummary
-from cifar_lab.training.criterion import check_class_weights
 from cifar_lab.training.splits import Splits, load_arrays, make_splits, split_indices
+from cifar_lab.training.step import check_class_weights
 
 _LOADED: dict[str, ImageArrays] = {}
 _COMPUTED: dict[tuple[str, bytes], tuple[list[float], list[float]]] = {}

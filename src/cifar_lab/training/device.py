@@ -1,21 +1,37 @@
-"""The device of a run: its precision, its threads, its memory, and the seeds of random streams."""
+"""The device of a run: its precision, its threads, its memory, and the seeds of random streams.
+
+`precision=auto` is the fastest precision that was shown to cost no accuracy on this kind of device.
+"""
 
 import contextlib
 import ctypes
+import functools
 import hashlib
+import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from cifar_lab.errors import UsageError, shorten
+from cifar_lab.errors import UsageError, first_line, shorten
 
 if TYPE_CHECKING:
     import torch
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+EVIDENCE = Path(__file__).with_name("precision_evidence.json")
+"""What scripts/measure_precision found, by kind of device and precision.
+
+The environment variable CIFAR_LAB_PRECISION names another file of this form, for what was measured
+on a machine of one's own; the tests name one without evidence, so that they train in fp32.
+"""
+
+_SEEDS = 5
+_POINTS = 1.0  # how far the interval of the difference from fp32 may reach, in percentage points
 
 
 def select_device(name: str) -> tuple[str, str]:
@@ -46,6 +62,92 @@ def select_device(name: str) -> tuple[str, str]:
             raise UsageError("device=mps: no Apple GPU here; use device=auto or cpu")
         return name, "Apple GPU"
     return name, "as asked" if cuda or mps else "there is no CUDA and no MPS device"
+
+
+class Finding(NamedTuple):
+    """A precision that costs no accuracy, and how much faster than fp32 networks are with it."""
+
+    precision: Precision
+    slowest: float
+    fastest: float
+
+
+def select_precision(name: Precision, device: str) -> Precision:
+    """Return the precision that `name` means on this device.
+
+    auto is the fastest precision whose accuracy has been measured on this kind of device, over five
+    seeds of each network, to be within one point of that of fp32; without such evidence it is fp32.
+    """
+    if name == "fp16" and device == "cpu":
+        raise UsageError("precision=fp16 trains on CUDA and MPS only; use bf16 or fp32 on a CPU")
+    if name != "auto":
+        return name
+    found = _finding(device)
+    return "fp32" if found is None else found.precision
+
+
+def explain_precision(precision: str, device: str) -> str:
+    """Return why auto takes this precision on this device, for the log; else nothing."""
+    found = _finding(device)
+    if found is None or found.precision != precision:
+        return ""
+    return (
+        f" (auto: on a {device_kind(device)} as accurate as fp32, and {found.slowest:.1f} to "
+        f"{found.fastest:.1f} times as fast)"
+    )
+
+
+def evidence_file() -> Path:
+    """Return the file of the evidence: EVIDENCE, or the one that CIFAR_LAB_PRECISION names."""
+    return Path(os.environ.get("CIFAR_LAB_PRECISION") or EVIDENCE)
+
+
+def _finding(device: str) -> Finding | None:
+    file = evidence_file()
+    try:
+        evidence = json.loads(file.read_text(encoding="utf-8"))
+        return accurate_and_faster(device_kind(device), evidence)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"CIFAR_LAB_PRECISION={file} is no table of scripts/measure_precision: "
+            f"{first_line(error)}"
+        ) from None
+
+
+def accurate_and_faster(kind: str, evidence: Mapping[str, Any]) -> Finding | None:
+    """Return the fastest precision that costs no accuracy by the evidence for a kind of device."""
+    findings = []
+    for precision, entry in evidence.get(kind, {}).items():
+        networks = entry["networks"].values()
+        accurate = all(
+            network["seeds"] >= _SEEDS
+            and abs(network["difference_points"]) + network["half_width_points"] <= _POINTS
+            for network in networks
+        )
+        speeds = [network["speed"] for network in networks]
+        if precision not in get_args(Precision):
+            raise ValueError(f"there is no precision {precision!r}")
+        if accurate and min(speeds) > 1:
+            findings.append(Finding(precision, min(speeds), max(speeds)))
+    return max(findings, key=lambda finding: finding.slowest, default=None)
+
+
+@functools.cache
+def device_kind(device: str) -> str:
+    """Return what decides how fast a precision is: the GPU's generation, or what the CPU computes.
+
+    Such as `cuda 9.0`, `mps`, `cpu with amx_bf16`, `cpu with avx512_bf16` and `cpu`.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"cuda {major}.{minor}"
+    if device == "mps":
+        return device
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    has = next((name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)), None)
+    return f"cpu with {has}" if has else "cpu"
 
 
 def visible_gpus() -> list[str]:

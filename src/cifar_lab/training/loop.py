@@ -18,12 +18,11 @@ from cifar_lab.config.run_config import EvaluationConfig, TrainingConfig
 from cifar_lab.errors import RunFailed
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, StepMetrics, gain, scores_by_class
 from cifar_lab.training.batches import Batches, in_order
-from cifar_lab.training.criterion import hits, make_criterion
 from cifar_lab.training.device import autocast, derive_seed
 from cifar_lab.training.group import Group
 from cifar_lab.training.splits import Split
 from cifar_lab.training.state import TrainState
-from cifar_lab.training.step import Step
+from cifar_lab.training.step import Step, hits, make_criterion
 
 
 class Diverged(RunFailed):

@@ -19,11 +19,16 @@ from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import batch_bounds
 from cifar_lab.training.build import build_model
-from cifar_lab.training.criterion import check_class_weights
 from cifar_lab.training.data import with_numbers
-from cifar_lab.training.device import check_compiler, one_thread, seeded, select_device
-from cifar_lab.training.precision import select_precision
-from cifar_lab.training.state import build_optimizer, build_scheduler, classifier_of
+from cifar_lab.training.device import (
+    check_compiler,
+    one_thread,
+    seeded,
+    select_device,
+    select_precision,
+)
+from cifar_lab.training.state import build_optimizer, classifier_of, make_schedule
+from cifar_lab.training.step import check_class_weights
 
 log = logging.getLogger("cifar_lab")
 
@@ -122,10 +127,7 @@ def check(config: RunConfig, asked: Collection[str] = (), *, planned: bool = Fal
         if not planned or "continue_from" in asked or start.exists():
             _check_source(config, start)
     with one_thread():
-        model = _try_model(config)
-        if config.training.frozen_epochs:
-            classifier_of(model, "training.frozen_epochs")
-        optimizer = _try_step(config, model)
+        optimizer = _try_to_train(config)
     if config.scheduler is not None:
         _check_scheduler(config, config.scheduler, optimizer)
     return config
@@ -163,68 +165,38 @@ def _check_source(config: RunConfig, folder: Path) -> None:
 
 
 _TRIED: dict[str, Any] = {}
+"""Models of which a training step was tried, by what the step depends on: a sweep asks again."""
 
 
-def _try_model(config: RunConfig) -> Any:
-    """Build the model, run it on two random images, return it; once per kind of model.
+def _try_to_train(config: RunConfig) -> Any:
+    """Build model and optimizer, and train on two random images for a step; return the optimizer.
 
-    On the CPU, not the meta device: the first meta operation imports torch's decompositions for
-    two seconds, a forward pass of two small images takes milliseconds.
+    The step is taken once per kind of model and optimizer; the learning rate makes no other kind.
+    It is taken on the CPU: the first operation on the meta device imports torch's decompositions
+    for two seconds, and a step of two small images takes milliseconds.
     """
-    import torch
-
-    num_classes = len(config.dataset.classes or range(10))
-    shape, count = list(config.dataset.image_shape), min(config.training.batch_size, 2)
-    parts = [config.model, config.activation, config.dropout, shape, num_classes, count]
-    key = json.dumps([to_plain(part) for part in parts], sort_keys=True)
-    if key in _TRIED:
-        return _TRIED[key]
-    with seeded(0), torch.no_grad():
-        model = build_model(config, num_classes)
-        if hasattr(model, "load_initial_weights"):
-            model.load_initial_weights(download=False)
-        try:
-            logits = model(torch.rand(count, *shape))
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            if count == 1:
-                raise UsageError(
-                    "training.batch_size=1 is wrong: batch norm needs at least 2 images per batch"
-                ) from None
-            raise UsageError(
-                f"model cannot take images of shape {shape}: {first_line(error)}"
-            ) from None
-    if tuple(logits.shape) != (count, num_classes):
-        raise UsageError(
-            f"model returns {list(logits.shape)} for {count} images; it must be "
-            f"[{count}, {num_classes}], a logit for each class"
-        )
-    _TRIED[key] = model
-    return _TRIED[key]
-
-
-_STEPPED: set[str] = set()
-
-
-def _try_step(config: RunConfig, model: Any) -> Any:
-    """Take a training step on two random images; return the optimizer.
-
-    Once per kind of model and optimizer; the learning rate makes no other kind.
-    """
-    import torch
-    from torch.nn import functional
-
-    # The step is taken on the CPU, where capturable=true is refused; on a GPU it is right.
+    # On the CPU, capturable=true is refused; on a GPU it is right.
     on_cpu = {k: v for k, v in config.optimizer.items() if k != "capturable"}
     described = config.optimizer if config.device == "cpu" else OptimizerConfig(on_cpu)
+    num_classes = len(config.dataset.classes or range(10))
+    count = min(config.training.batch_size, 2)
+    kind = [
+        *(to_plain(part) for part in (config.model, config.activation, config.dropout)),
+        {name: value for name, value in described.items() if name != "lr"},
+        [count, *config.dataset.image_shape, num_classes],
+    ]
+    key = json.dumps(kind, sort_keys=True)
+    fresh = key not in _TRIED
+    with seeded(0):
+        model = build_model(config, num_classes) if fresh else _TRIED[key]
+        if fresh and hasattr(model, "load_initial_weights"):
+            model.load_initial_weights(download=False)
+        if config.training.frozen_epochs:
+            classifier_of(model, "training.frozen_epochs")
+        logits = _try_model(model, config, count, num_classes) if fresh else None
     optimizer = build_optimizer(described, model)
-    kind = {k: v for k, v in described.items() if k != "lr"}
-    key = json.dumps([id(model), kind], sort_keys=True)
-    if key not in _STEPPED:
-        shape, count = config.dataset.image_shape, min(config.training.batch_size, 2)
-        with seeded(0):
-            logits = model(torch.rand(count, *shape))
-            loss = functional.cross_entropy(logits, torch.zeros(count, dtype=torch.long))
-        loss.backward()  # type: ignore[no-untyped-call]
+    if logits is not None:
+        logits.logsumexp(1).sum().backward()
         try:
             optimizer.step()
         except Exception as error:  # an optimizer may refuse a step in any way
@@ -233,8 +205,31 @@ def _try_step(config: RunConfig, model: Any) -> Any:
                 f"{first_line(error)}"
             ) from None
         optimizer.zero_grad()
-        _STEPPED.add(key)
+        _TRIED[key] = model
     return optimizer
+
+
+def _try_model(model: Any, config: RunConfig, count: int, num_classes: int) -> Any:
+    """Return the logits of a few random images."""
+    import torch
+
+    shape = list(config.dataset.image_shape)
+    try:
+        logits = model(torch.rand(count, *shape))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if count == 1:
+            raise UsageError(
+                "training.batch_size=1 is wrong: batch norm needs at least 2 images per batch"
+            ) from None
+        raise UsageError(
+            f"model cannot take images of shape {shape}: {first_line(error)}"
+        ) from None
+    if tuple(logits.shape) != (count, num_classes):
+        raise UsageError(
+            f"model returns {list(logits.shape)} for {count} images; it must be "
+            f"[{count}, {num_classes}], a logit for each class"
+        )
+    return logits
 
 
 def _without_unused_settings(config: RunConfig, asked: Collection[str]) -> RunConfig:
@@ -311,7 +306,7 @@ def _check_scheduler(config: RunConfig, scheduler: SchedulerConfig, optimizer: A
             "them"
         )
     rates = {group["lr"] for group in optimizer.param_groups}
-    build_scheduler(scheduler, optimizer, 1)
+    make_schedule(scheduler, optimizer, 1, 1)
     if len({group["lr"] for group in optimizer.param_groups}) < len(rates):
         backbone = config.optimizer.backbone_lr
         cause = f"optimizer.backbone_lr={backbone}" if backbone is not None else "the scheduler"

@@ -4,13 +4,12 @@ import logging
 from typing import Any
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import Damaged, Unavailable, UsageError
-from cifar_lab.runs.checkpoints import load_checkpoint, weights_checksum
+from cifar_lab.errors import Unavailable, UsageError
+from cifar_lab.runs.checkpoints import load_checkpoint
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import optimizer_settings
 from cifar_lab.training.data import check_same_data, recorded_data
-from cifar_lab.training.group import Group
 from cifar_lab.training.state import (
     STEPS_OF_THE_RUN,
     TrainState,
@@ -37,7 +36,6 @@ def restore(
         trained_on = recorded_data(checkpoint, run.read_summary())
         check_same_data(config.dataset, trained_on, run.path)
         state.load_state_dict(checkpoint)
-        check_best(run, state)
         log.info("resumed at epoch %d, step %d", state.epoch + 1, state.step)
         return None
     if config.continue_from is None:
@@ -55,44 +53,10 @@ def restore(
     state.stopped_early, state.stale_epochs = False, 0
     if source.read_config().training.monitor != config.training.monitor and state.best is not None:
         state.best_monitored = gain(state.best, config.training.monitor)
-    check_best(source, state)
     if state.best is not None:
         run.write_best(load_checkpoint(source.best))
     log.info("continues from %s, epoch %d; %s", source.path, state.epoch, rates)
     return str(source.path)
-
-
-def check_processes(checkpoint: dict[str, Any] | None, group: Group) -> list[str]:
-    """Warn if another number of processes trained so far than trains from here on."""
-    before = group.world if checkpoint is None else checkpoint.get("processes", 1)
-    if before == group.world:
-        return []
-    return [
-        f"the number of processes changes from {before} to {group.world}: sums are rounded "
-        "differently, and batch norm sees other parts of a batch"
-    ]
-
-
-def check_best(run: RunDir, state: TrainState) -> None:
-    """Raise Damaged if best.pt does not hold the weights of the best epoch so far.
-
-    After a process was killed, best.pt may be of an epoch that last.pt does not include yet; the
-    resumed run trains that epoch again.
-    """
-    if state.best is None:
-        return
-    remedy = f"the best epoch, {state.best.epoch}, is lost: rerun=true trains again"
-    try:
-        found = load_checkpoint(run.best)
-    except Damaged as error:
-        raise Damaged(f"{error}; {remedy}") from None
-    if found.get("epoch", 0) > state.epoch:
-        return
-    checksum = state.best_checksum
-    if found.get("epoch") != state.best.epoch or (
-        checksum is not None and weights_checksum(found["model"]) != checksum
-    ):
-        raise Damaged(f"{run.best} holds other weights than it should; {remedy}")
 
 
 def _final_checkpoint(source: RunDir) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import torch
 from cifar_lab.config import targets
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import Stopped, Unavailable, listing
+from cifar_lab.errors import Damaged, Stopped, Unavailable, listing
 from cifar_lab.runs import provenance
-from cifar_lab.runs.checkpoints import weights_checksum
+from cifar_lab.runs.checkpoints import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.run_files import second_name
@@ -24,12 +24,16 @@ from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_state
 from cifar_lab.training.console import log_to, record_end, training_fields
 from cifar_lab.training.data import check_data, check_finished, data_record, load_splits
-from cifar_lab.training.device import configure, describe_device, release_memory, select_device
+from cifar_lab.training.device import (
+    configure,
+    describe_device,
+    explain_precision,
+    release_memory,
+    select_device,
+)
 from cifar_lab.training.group import Group
 from cifar_lab.training.loop import fit
-from cifar_lab.training.precision import explain
 from cifar_lab.training.preflight import run_folder
-from cifar_lab.training.resume import check_best, check_processes, restore
 from cifar_lab.training.scoring import draw_figures, evaluate
 from cifar_lab.training.signals import Stop
 from cifar_lab.training.splits import Splits
@@ -148,7 +152,12 @@ def _prepare(
     if splits.storage is not None:
         log.info(splits.storage)
     state.dataset = data_record(config.dataset)
-    continued = restore(run, config, state, len(batches), checkpoint)
+    continued = None
+    if not fresh:
+        from cifar_lab.training.resume import restore
+
+        continued = restore(run, config, state, len(batches), checkpoint)
+        _check_best(run, state)
     if group.world > 1:
         group.share(state.state_dict())
     summary = dataclasses.replace(
@@ -167,8 +176,13 @@ def _prepare(
         dataset=state.dataset,
     )
     run.write_summary(summary)
-    warnings = check_processes(checkpoint, group)
-    warnings += sanity_checks.before(config, splits, state, batches, run)
+    warnings = sanity_checks.before(config, splits, state, batches, run)
+    before = group.world if checkpoint is None else checkpoint.get("processes", 1)
+    if before != group.world:
+        warnings.append(
+            f"the number of processes changes from {before} to {group.world}: sums are rounded "
+            "differently, and batch norm sees other parts of a batch"
+        )
     summary = dataclasses.replace(summary, warnings=console.log_warnings([], warnings))
     run.write_summary(summary)
     # Rows past the checkpoint go: their epochs and steps will be done again.
@@ -189,7 +203,7 @@ def _configure(run: RunDir, config: RunConfig, threads: int | None) -> tuple[str
     threads = configure(device, threads, config.deterministic)
     torch.manual_seed(config.seed)
     log.info("run folder: %s", run.path)
-    precision = config.precision + explain(config.precision, device)
+    precision = config.precision + explain_precision(config.precision, device)
     log.info("device: %s (%s), precision: %s, threads: %d", device, reason, precision, threads)
     return device, threads
 
@@ -244,7 +258,29 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
         )
     if not run.last.exists():  # zero epochs: the untrained weights are the result
         run.write_last(state.state_dict())
-    check_best(run, state)
+    _check_best(run, state)
+
+
+def _check_best(run: RunDir, state: TrainState) -> None:
+    """Raise Damaged if best.pt does not hold the weights of the best epoch so far.
+
+    After a process was killed, best.pt may be of an epoch that last.pt does not include yet; the
+    resumed run trains that epoch again.
+    """
+    if state.best is None:
+        return
+    remedy = f"the best epoch, {state.best.epoch}, is lost: rerun=true trains again"
+    try:
+        best = load_checkpoint(run.best)
+    except Damaged as error:
+        raise Damaged(f"{error}; {remedy}") from None
+    if best.get("epoch", 0) > state.epoch:
+        return
+    checksum = state.best_checksum
+    if best.get("epoch") != state.best.epoch or (
+        checksum is not None and weights_checksum(best["model"]) != checksum
+    ):
+        raise Damaged(f"{run.best} holds other weights than it should; {remedy}")
 
 
 def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:

@@ -17,10 +17,10 @@ from cifar_lab.runs.metrics import EpochMetrics, binomial_half_width
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
 from cifar_lab.training.batches import Batches, in_order
-from cifar_lab.training.criterion import class_weights
 from cifar_lab.training.device import seeded
 from cifar_lab.training.splits import Split, Splits
 from cifar_lab.training.state import TrainState
+from cifar_lab.training.step import class_weights
 
 _PROBED = 64  # images on which a model's outputs and gates are inspected
 _WIDE = 0.02  # half width of the validation accuracy's interval from which to warn

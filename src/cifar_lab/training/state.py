@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,12 @@ from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
 from cifar_lab.config.targets import build, resolve
 from cifar_lab.errors import UsageError, first_line
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, has_scores_by_class
-from cifar_lab.training.averages import Lookahead, WeightAverage
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.dropout import key_dropout
 from cifar_lab.training.group import Group
+
+if TYPE_CHECKING:
+    from cifar_lab.training.averages import Lookahead, WeightAverage
 
 STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
 """Arguments of schedulers that, left null, are the number of steps of the whole run."""
@@ -56,23 +58,18 @@ class Schedule:
             self.scheduler.step()
 
 
-def build_scheduler(config: SchedulerConfig, optimizer: Any, length: int) -> Any:
-    """Build a scheduler; a number of steps left null means `length`, the whole run."""
-    filled = {
-        key: max(length, 1) if key in STEPS_OF_THE_RUN and value is None else value
-        for key, value in config.target.items()
-    }
-    return build(filled, "scheduler", optimizer=optimizer)
-
-
 def make_schedule(
     config: SchedulerConfig | None, optimizer: Any, epochs: int, steps: int
 ) -> Schedule:
-    """Build the scheduler; a number of steps left null means the whole run."""
+    """Build the scheduler of `epochs` of so many `steps`; a length left null means all of it."""
     if config is None:
         return Schedule()
-    length = epochs * (steps if config.step == "batch" else 1)
-    return Schedule(build_scheduler(config, optimizer, length), config.step, config.monitor)
+    length = max(epochs * (steps if config.step == "batch" else 1), 1)
+    filled = {
+        key: length if key in STEPS_OF_THE_RUN and value is None else value
+        for key, value in config.target.items()
+    }
+    return Schedule(build(filled, "scheduler", optimizer=optimizer), config.step, config.monitor)
 
 
 def classifier_of(model: Any, setting: str) -> nn.Module:
@@ -129,8 +126,8 @@ class TrainState:
     device: str
     precision: str
     compiled: bool = False
-    lookahead: Lookahead | None = None
-    average: WeightAverage | None = None
+    lookahead: "Lookahead | None" = None
+    average: "WeightAverage | None" = None
     group: Group = field(default_factory=Group)
     generator: torch.Generator = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)

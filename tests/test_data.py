@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from cifar_lab.config.data_config import AugmentationConfig, SplitConfig
 from cifar_lab.training.augment import AugmentationParams, augment, sample_augmentation
 from cifar_lab.training.batches import Batches, Normalisation, in_order
-from cifar_lab.training.splits import Split, check_disjoint, split_indices
+from cifar_lab.training.splits import Split, split_indices
 
 CROP_FLIP = AugmentationConfig(crop_padding=4, horizontal_flip=True)
 PLAIN = AugmentationConfig()
@@ -268,12 +268,3 @@ def test_numpys_and_the_tail_split_are_the_reports() -> None:
     assert np.array_equal(validation, np.sort(expected))
     _, tail, _ = split_indices(SplitConfig(validation=0.2, method="tail"), TRAIN, TEST)
     assert np.array_equal(tail, np.arange(40_000, 50_000))
-
-
-def test_parts_that_share_images_are_found() -> None:
-    a, b = np.arange(10), np.arange(9, 20)
-    with pytest.raises(ValueError, match="1 images are in both the train and the validation"):
-        check_disjoint({"train": ("train", a), "validation": ("train", b)})
-    assert "train 10, validation 11" in check_disjoint(
-        {"train": ("train", a), "validation": ("test", b)}
-    )

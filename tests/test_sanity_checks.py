@@ -91,13 +91,6 @@ def test_10_and_39_settings_for_which_the_report_prints_nothing(splits: Splits) 
     assert not any("gives no figure" in warning for warning in warnings("0.0001"))
 
 
-@pytest.mark.parametrize("sampler", ["permutation", "weighted", "subset"])
-def test_19_our_samplers_do_not_leak(splits: Splits, sampler: str) -> None:
-    _, batches = build_state(compose(f"split.sampler={sampler}"), splits, "cpu")
-    order = batches.order(torch.Generator().manual_seed(0))
-    assert sorted(order.tolist()) == list(range(len(splits.train)))
-
-
 # --- of the model ---------------------------------------------------------------------------------
 
 

@@ -6,8 +6,8 @@ batches are the same on every device and a resumed run continues exactly.
 
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -218,47 +218,28 @@ def read_images(
     """Yield the images, uint8 (B, C, H, W) on the split's device, at each part of `order`.
 
     `order` are indices (M,) of the official set, on the CPU. Where the split's images are read
-    ahead, a thread copies the next part while the caller works on one; the images are the same.
+    ahead, a thread gathers the next part while the caller works on one; the images are the same.
     """
     if not split.ahead:
-        places = order.to(split.images.device)
+        on_device = order.to(split.images.device)
         for part in parts:
-            yield split.images.index_select(0, places[part])
+            yield split.images.index_select(0, on_device[part])
         return
-    copy = _copier(split, order)
-    with ThreadPoolExecutor(1, thread_name_prefix="images") as thread:
-        coming: deque[Future[Tensor]] = deque()
-        for part in parts:
-            coming.append(thread.submit(copy, part))
-            if len(coming) > 1:
-                yield _taken(coming.popleft().result())
-        while coming:
-            yield _taken(coming.popleft().result())
-
-
-def _copier(split: Split, order: Tensor) -> Callable[[slice], Tensor]:
-    """Return what copies a part, in another thread than the one that trains."""
-    # numpy copies rows without further threads, which would take the cores of the training step.
     source, places = split.images.numpy(), order.numpy()
-    on_cuda = split.device.type == "cuda"
-    stream = torch.cuda.Stream(split.device) if on_cuda else None  # type: ignore[no-untyped-call]
+    pinned = split.device.type == "cuda"  # what is pinned is copied without waiting for it
 
-    def copy(part: slice) -> Tensor:
+    def gather(part: slice) -> Tensor:
         chosen = places[part]
-        rows = torch.empty((len(chosen), *source.shape[1:]), dtype=torch.uint8, pin_memory=on_cuda)
+        rows = torch.empty((len(chosen), *source.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        # numpy copies rows without further threads, which would take the training step's cores.
         np.take(source, chosen, axis=0, out=rows.numpy(), mode="clip")
-        if stream is None:
-            return rows.to(split.device)
-        with torch.cuda.stream(stream):
-            images = rows.to(split.device, non_blocking=True)
-        stream.synchronize()
-        return images
+        return rows
 
-    return copy
-
-
-def _taken(images: Tensor) -> Tensor:
-    """Tell CUDA's allocator that this thread's stream uses what the other one has made."""
-    if images.is_cuda:
-        images.record_stream(torch.cuda.current_stream(images.device))
-    return images
+    with ThreadPoolExecutor(1, thread_name_prefix="images") as thread:
+        coming = deque(thread.submit(gather, part) for part in parts[:1])
+        for number in range(1, len(parts) + 1):
+            if number < len(parts):
+                coming.append(thread.submit(gather, parts[number]))
+            # Here and not in the thread: copies to MPS from a second thread can abort the process
+            # (pytorch/pytorch#197805), and a second CUDA stream needs waits of its own.
+            yield coming.popleft().result().to(split.device, non_blocking=pinned)

@@ -189,7 +189,7 @@ def train_carefully(config: RunConfig, splits: Splits) -> Steps:
         for rows in torch.split(order, config.training.batch_size):
             images = split.images[rows.to(split.images.device)].to(device)
             labels = split.labels[rows.to(device)]
-            images = normalise(_crop_and_flip(images, config), memory_format(device))
+            images = normalise(crop_and_flip(images, config), memory_format(device))
             with autocast(device, config.precision):
                 logits = model(images)
                 loss = criterion(logits.float(), labels)
@@ -202,7 +202,8 @@ def train_carefully(config: RunConfig, splits: Splits) -> Steps:
             yield len(labels)
 
 
-def _crop_and_flip(images: Tensor, config: RunConfig) -> Tensor:
+def crop_and_flip(images: Tensor, config: RunConfig) -> Tensor:
+    """Return the batch (N, C, H, W), cropped and flipped at random, as a run of the config does."""
     count, (height, width) = len(images), images.shape[2:]
     if padding := config.augmentation.crop_padding:
         windows = functional.pad(images, [padding] * 4).unfold(2, height, 1).unfold(3, width, 1)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_runs import TINY
 
 import cifar_lab
 from cifar_lab import cli
@@ -179,3 +180,44 @@ def test_a_fault_of_ours_is_one_line_and_its_traceback_on_request(
     monkeypatch.setenv("CIFAR_LAB_DEBUG", "1")
     assert cli.run(broken, []) == 1
     assert "in broken" in capsys.readouterr().err
+
+
+class Sink:
+    """What a logging library puts in the place of a stream: it can write, and nothing else."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+
+@pytest.mark.parametrize("kind", [Sink, type(None)])
+def test_commands_and_functions_run_without_standard_streams(
+    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a service, under pythonw, or where loguru has taken the streams."""
+    monkeypatch.setattr(sys, "stdout", kind())
+    monkeypatch.setattr(sys, "stderr", kind())
+    words = [*TINY, "training.epochs=1", "figures=none", f"output_dir={tmp_path}"]
+    assert main(["train", *words]) == 0
+    assert main(["train", "modle=x"]) == 2
+    assert cifar_lab.run(*words, "seed=1").status == "finished"
+    if isinstance(sys.stderr, Sink):
+        assert "there is no setting modle" in sys.stderr.text
+
+
+def test_what_is_printed_has_no_password(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "hushed-token")
+    monkeypatch.setenv("PROXY", "https://me:hushed-word@proxy:80/")
+
+    def command(words: list[str]) -> int:
+        print("see https://me:hushed@host:80/a?key=hushed, hushed-token, hushed-word.")
+        raise Unavailable("no answer from http://x@host/?hushed")
+
+    assert cli.run(command, []) == 3
+    printed = capsys.readouterr()
+    assert printed.out == "see https://host:80/a ***, ***.\n"
+    assert printed.err == "cifar_lab: no answer from http://host/\n"

@@ -225,7 +225,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "predict": [
         ("nowhere x.png", "not a run folder"),
-        ("RUN x.png --top 0", "--top=0"),
+        ("RUN x.png --top 0", "--top 0"),
         ("RUN", "image"),
         ("RUN RUN", "there is no picture"),
         ("RUN x.png --weights first", "first"),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab import cli
-from cifar_lab.errors import UsageError
+from cifar_lab.errors import shows_bars
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,17 +19,12 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         "benchmark",
         "Measure images per second of training and of its parts, beside two plain PyTorch loops:\n"
-        "that of the tutorials, and a careful one. "
+        "that of the tutorials, and a careful one.\n"
         "Everything is measured in turns, in one run; a ratio is the median of the rounds' ratios.",
         takes_overrides=True,
     )
-    parser.add_argument(
-        "--seconds",
-        type=_seconds,
-        default=60.0,
-        metavar="N",
-        help="about how long to measure (60); what does not fit is left out",
-    )
+    seconds = "about how long to measure (60); what does not fit is left out"
+    parser.add_number("--seconds", 0.1, 86_400.0, default=60.0, help=seconds)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw a bar chart")
     parser.add_argument(
@@ -46,34 +41,24 @@ def _parser() -> cli.Parser:
 
 
 def _benchmark(argv: list[str]) -> int:
-    arguments, overrides = _parser().parse_with_overrides(argv)
+    arguments, overrides = _parser().parse_known_args(argv)
     if arguments.json is not None:
         cli.check_output_file("--json", arguments.json)
     if arguments.figure is not None:
         cli.check_output_file("--figure", arguments.figure, (".png", ".pdf", ".svg"))
 
-    from cifar_lab.runs.files import write_text
-    from cifar_lab.training.preflight import compose_checked
-
-    request = compose_checked(overrides)
-    if request.shown is not None:
-        print(request.shown)
+    config = cli.one_run(overrides, "a benchmark")
+    if config is None:
         return 0
-    if len(request.runs) != 1:
-        raise UsageError(f"a benchmark is of one run, but this is {len(request.runs)}")
-    config = request.runs[0].config
-    print(
-        f"measuring {config.choices.get('model', 'the model')} on {config.dataset.name} with "
-        f"{config.device} for about {arguments.seconds:g} s",
-        flush=True,
-    )
-
     from tqdm.auto import tqdm
 
+    from cifar_lab.runs.files import write_text
     from cifar_lab.throughput.report import benchmark, table
 
     form, began = "{bar:20} {n:.0f}/{total:.0f} s  {desc}", time.monotonic()
-    with tqdm(total=arguments.seconds, disable=None, leave=False, bar_format=form) as bar:
+    with tqdm(
+        total=arguments.seconds, disable=not shows_bars(), leave=False, bar_format=form
+    ) as bar:
 
         def show(label: str) -> None:
             bar.n = min(time.monotonic() - began, arguments.seconds)
@@ -94,16 +79,6 @@ def _benchmark(argv: list[str]) -> int:
 
         style.save(speed.draw_speeds(report), arguments.figure)
     return 0
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 86_400:
-        raise UsageError(f"--seconds {text} is wrong: it must be a number from 0 to 86400")
-    return seconds
 
 
 if __name__ == "__main__":

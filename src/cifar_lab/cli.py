@@ -7,12 +7,11 @@ import io
 import logging
 import os
 import re
-import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from cifar_lab.config.launch import launched
 from cifar_lab.errors import (
@@ -26,6 +25,9 @@ from cifar_lab.errors import (
     shorten_path,
 )
 from cifar_lab.version import __version__
+
+if TYPE_CHECKING:
+    from cifar_lab.config.run_config import RunConfig
 
 LONGEST_MESSAGE = 300
 """Characters of the line that says why a command ended."""
@@ -41,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     """The argument parser of every command but `train`; what it refuses is a UsageError.
 
     `takes_overrides`: the command takes GROUP=OPTION and KEY=VALUE too, before, between and after
-    its own options. `parse_with_overrides` returns them for `compose`.
+    its own options. `parse_known_args` returns them for `compose`, which checks them.
     """
 
     def __init__(self, command: str, description: str, *, takes_overrides: bool = False) -> None:
@@ -71,19 +73,19 @@ class Parser(argparse.ArgumentParser):
             help="a module of your own that the run's config names",
         )
 
-    def parse_with_overrides(self, argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Return the command's own options, and the rest for `compose`, which checks it."""
-        return self.parse_known_args(list(argv))
+    def add_number(
+        self, option: str, low: float, high: float, *, default: float | None, help: str
+    ) -> None:
+        """Add an option whose value is a number from `low` to `high`, of the type of `low`."""
 
-    def parse_known_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as argparse does, but refuse --option=--, whose value Python 3.11 loses."""
-        words = list(sys.argv[1:] if args is None else args)
-        for word in words:
-            if word.startswith("--") and word.endswith("=--"):
-                self.error(f"{word} is wrong: {word[:-3]} needs a value")
-        return super().parse_known_args(words, namespace)
+        def parse(text: str) -> float:
+            with contextlib.suppress(ValueError):
+                if low <= (number := type(low)(text)) <= high:
+                    return number
+            range_in_words = f"it must be from {low:,} to {high:,}"
+            raise UsageError(f"{option} {shorten(text)} is wrong: {range_in_words}")
+
+        self.add_argument(option, type=parse, default=default, metavar="N", help=help)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
@@ -145,17 +147,16 @@ def run(
 def _standard_streams(*, drop_output: bool) -> Iterator[None]:
     """Replace standard streams that could end a command by themselves.
 
-    A closed stream writes to nowhere, and a character that the terminal's encoding lacks is shown
-    as a question mark. What standard error cannot take is dropped, and with `drop_output` what
-    standard output cannot take too.
+    A closed or missing stream (a service, pythonw) writes to nowhere, and a character that the
+    terminal's encoding lacks is shown as a question mark. What standard error cannot take is
+    dropped, and with `drop_output` what standard output cannot take too.
     """
     before = sys.stdout, sys.stderr
-    streams = [stream or open(os.devnull, "w") for stream in before]  # noqa: SIM115, PTH123
-    for stream in streams:
+    for stream in before:
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
-    sys.stdout = cast("TextIO", _Output(streams[0], "standard output", drop=drop_output))
-    sys.stderr = cast("TextIO", _Output(streams[1], "standard error", drop=True))
+    sys.stdout = cast("TextIO", _Output(before[0], "standard output", drop=drop_output))
+    sys.stderr = cast("TextIO", _Output(before[1], "standard error", drop=True))
     try:
         yield
     finally:
@@ -166,45 +167,41 @@ def _standard_streams(*, drop_output: bool) -> Iterator[None]:
 
 
 class _Output:
-    """A text stream that, once it fails, discards the rest; the failure is dropped or raised."""
+    """A text stream without passwords. Once it fails, it discards the rest, or raises."""
 
-    def __init__(self, stream: TextIO, name: str, *, drop: bool) -> None:
+    def __init__(self, stream: TextIO | None, name: str, *, drop: bool) -> None:
         self._stream = stream
         self._name = name
         self._drop = drop
 
     def write(self, text: str) -> int:
         """Write a text; return its length."""
-        with self._watched():
-            self._stream.write(redact(text))
+        self._do("write", redact(text))
         return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered."""
-        with self._watched():
-            self._stream.flush()
+        """Write what is buffered, if the stream has a buffer (loggers in its place have none)."""
+        self._do("flush")
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal; an object in place of a stream may not know."""
+        return bool(getattr(self._stream, "isatty", bool)())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _do(self, method: str, *arguments: str) -> None:
         try:
-            yield
+            getattr(self._stream, method, lambda *_: None)(*arguments)
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
-            _discard(self._stream)
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.fileno())  # for what is buffered and still to come
+                os.close(nowhere)
             if not self._drop:
                 if isinstance(error, OSError):
                     error.filename = self._name
                 raise
-
-
-def _discard(stream: TextIO) -> None:
-    """Send what a stream has buffered, and what is still to come, to nowhere."""
-    with contextlib.suppress(OSError, ValueError):
-        descriptor = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(descriptor, stream.fileno())
-        os.close(descriptor)
 
 
 def path(text: str) -> Path:
@@ -226,28 +223,17 @@ def check_output_file(
     text = f"{option} {shorten_path(path)}"
     if suffixes and path.suffix.lower() not in suffixes:
         raise UsageError(f"{text} is wrong: the name must end with {' or '.join(suffixes)}")
-    if _kind_of(path, text) not in (None, "a file"):
-        raise UsageError(f"{text} is wrong: it is {_kind_of(path, text)}")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{text} is wrong: it is {'a folder' if path.is_dir() else 'no file'}")
     _check_writable(path.parent, text, creates=creates_folder)
 
 
 def check_output_folder(option: str, path: Path) -> None:
     """UsageError if `path`, the value of `option`, cannot be created as a folder or written to."""
     text = f"{option} {shorten_path(path)}"
-    if _kind_of(path, text) not in (None, "a folder"):
-        raise UsageError(f"{text} is wrong: it is {_kind_of(path, text)}")
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{text} is wrong: it is a file")
     _check_writable(path, text, creates=True)
-
-
-def _kind_of(path: Path, text: str) -> str | None:
-    """Return what is at a path, in words; None if nothing is."""
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:  # too long, links in a circle, a null character
-        raise UsageError(f"{text} is wrong: {getattr(error, 'strerror', None) or error}") from None
-    return "a folder" if stat.S_ISDIR(mode) else "a file" if stat.S_ISREG(mode) else "no file"
 
 
 def _check_writable(folder: Path, text: str, *, creates: bool) -> None:
@@ -256,13 +242,8 @@ def _check_writable(folder: Path, text: str, *, creates: bool) -> None:
     where = shorten_path(folder)
     if not folder.is_dir():
         raise UsageError(f"{text} cannot be written: there is no folder {where}")
-    import tempfile
-
-    try:
-        with tempfile.TemporaryFile(dir=folder):  # of /proc, os.access says that it is writable
-            pass
-    except OSError as error:
-        raise UsageError(f"{text} cannot be written: {where}: {error.strerror}") from None
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{text} cannot be written: {where} is not yours to write to")
 
 
 def versions() -> str:
@@ -276,6 +257,22 @@ def versions() -> str:
         except importlib.metadata.PackageNotFoundError:
             parts.append(f"{name} not installed")
     return ", ".join(parts)
+
+
+def one_run(words: Sequence[str], purpose: str) -> "RunConfig | None":
+    """Return the checked config of a command that is for one run; None if it was to be shown.
+
+    `purpose`: what the command does with a run, for the UsageError where the words mean several.
+    """
+    from cifar_lab.training.preflight import compose_checked
+
+    request = compose_checked(words)
+    if request.shown is not None:
+        print(request.shown)
+        return None
+    if len(request.runs) != 1:
+        raise UsageError(f"{purpose} is of one run, but this is {len(request.runs)}")
+    return request.runs[0].config
 
 
 def show_log(*, silent: bool = False) -> None:
@@ -317,15 +314,11 @@ def _say(error: BaseException, code: int, message: str | None = None) -> int:
 
 
 def _shorten_message(text: str) -> str:
-    """Return a message of at most `LONGEST_MESSAGE` characters on one line.
+    """Return a message on one line. Of a long one, long paths are shortened first, from the left.
 
-    Long paths are shortened first, from the left: the words between them say what was wrong, and
-    the path at the end is often part of a command to copy. Then the middle is left out.
+    The words between them say what was wrong, and the path is often part of a command to copy.
     """
-    for path in re.findall(r"[^\s`]*/[^\s`]{60,}", text):
-        too_many = len(text) - LONGEST_MESSAGE
-        if too_many > 0:
-            text = text.replace(path, shorten_path(Path(path), max(60, len(path) - too_many)), 1)
-    if len(text) > LONGEST_MESSAGE:
-        text = f"{text[: LONGEST_MESSAGE - 165]} ... {text[-160:]}"
+    for long in re.findall(r"[^\s`]*/[^\s`]{60,}", text):
+        if len(text) > LONGEST_MESSAGE:
+            text = text.replace(long, shorten_path(Path(long), 80), 1)
     return shorten(text, LONGEST_MESSAGE)

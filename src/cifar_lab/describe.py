@@ -69,7 +69,7 @@ def _parser() -> cli.Parser:
 
 
 def _describe(argv: list[str]) -> int:
-    arguments, rest = _parser().parse_with_overrides(argv)
+    arguments, rest = _parser().parse_known_args(argv)
     if arguments.schema is not None:
         return _print_schema(arguments.schema, rest)
     if arguments.settings is not None:

@@ -1,8 +1,9 @@
-"""The ways in which a command ends early, and the words it uses for it."""
+"""The ways in which a command ends early, and what all that prints has in common."""
 
 import difflib
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -118,3 +119,11 @@ def redact(text: str) -> str:
 def redact_addresses(text: str) -> str:
     """Return a text whose addresses have no user, password or query."""
     return _QUERY.sub(r"\1", _USER.sub(r"\1", text))
+
+
+def shows_bars() -> bool:
+    """Whether standard error is where people watch: a terminal or a notebook.
+
+    In a service there is none, and what a logging library puts in its place may know no `isatty`.
+    """
+    return "ipykernel" in sys.modules or bool(getattr(sys.stderr, "isatty", bool)())

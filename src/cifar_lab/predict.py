@@ -31,7 +31,7 @@ def _predict(argv: list[str]) -> int:
         help="a run folder; more may follow, and their probabilities are averaged",
     )
     parser.add_argument("image", nargs="+", type=cli.path, help="a picture, or a folder of them")
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes shown (3)")
+    parser.add_number("--top", 1, 1000, default=3, help="classes shown (3)")
     parser.add_argument(
         "--weights", choices=("best", "last", "averaged"), help="default: as the run scored"
     )
@@ -43,8 +43,6 @@ def _predict(argv: list[str]) -> int:
     parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
     parser.add_trust()
     arguments = parser.parse_args(argv)
-    if arguments.top < 1:
-        raise UsageError(f"--top={arguments.top} is wrong: it must be at least 1")
 
     from cifar_lab.analysis.ensembles import mean_probabilities
     from cifar_lab.config import targets

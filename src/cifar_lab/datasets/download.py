@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cifar_lab.errors import UsageError
+from cifar_lab.errors import UsageError, shows_bars
 from cifar_lab.runs.files import open_for_appending, sync
 
 log = logging.getLogger("cifar_lab")
@@ -134,7 +134,7 @@ def _receive(address: str, part: Path, start: int, options: DownloadOptions, pat
             initial=start,
             unit="B",
             unit_scale=True,
-            disable=None,
+            disable=not shows_bars(),
         )
         received, began = start, time.monotonic()
         with open_for_appending(part, anew=not start, buffering=0) as file, bar:

@@ -32,7 +32,7 @@ from cifar_lab.datasets.store import (
     sha256_of_json,
     user_path,
 )
-from cifar_lab.errors import Unavailable, UsageError, listing, shorten
+from cifar_lab.errors import Unavailable, UsageError, listing, shorten, shows_bars
 
 log = logging.getLogger("cifar_lab")
 
@@ -171,7 +171,9 @@ class _Pictures:
         """Yield the images of a set; note those that are broken, and the positions of the rest."""
         paths = self.paths[name]
         decoded = decode_files(paths, self.image_shape, self.fit)
-        bar = tqdm(decoded, f"decoding {name}", len(paths), unit="picture", disable=None)
+        bar = tqdm(
+            decoded, f"decoding {name}", len(paths), unit="picture", disable=not shows_bars()
+        )
         for position, picture in enumerate(bar):
             if isinstance(picture, Unreadable):
                 broken[self._relative(paths[position])] = shorten(str(picture), 100)

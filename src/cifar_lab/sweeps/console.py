@@ -5,11 +5,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from cifar_lab.errors import shows_bars
 from cifar_lab.runs.text import duration
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.outcome import Outcome
 from cifar_lab.sweeps.timing import Pace
-from cifar_lab.training.console import bar_class, shows_bars
+from cifar_lab.training.console import bar_class
 
 log = logging.getLogger("cifar_lab")
 

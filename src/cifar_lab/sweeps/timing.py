@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, UsageError
+from cifar_lab.errors import RunFailed, UsageError, shows_bars
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.text import align, duration
 from cifar_lab.sweeps.cell import DONE, Cell, short_names
@@ -118,7 +118,7 @@ def timed(cells: Sequence[Cell], *, beside: Sequence[Cell]) -> tuple[Pace, str]:
     for cell in _finished_beside(beside):
         pace.learn(cell)
     unknown = [cell for cell in cells if pace.seconds(cell.config) is None]
-    with tqdm(unknown, unit="run", leave=False, disable=None) as bar:
+    with tqdm(unknown, unit="run", leave=False, disable=not shows_bars()) as bar:
         for cell in bar:
             if pace.seconds(cell.config) is None:
                 bar.set_description(f"timing {cell.config.choices.get('model', 'a run')}")

@@ -1,6 +1,7 @@
 """A benchmark of one run: what was measured, on which machine, and what follows from it."""
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from cifar_lab.throughput.timing import Loop, measure, quartiles, ratio
 from cifar_lab.training.build import make_model
 from cifar_lab.training.device import configure, describe_device, wait_for
 from cifar_lab.training.splits import Splits
+
+log = logging.getLogger("cifar_lab")
 
 _COMPARED = (("epoch", "careful"), ("epoch", "plain"), ("data", "plain_data"), ("epoch", "bound"))
 
@@ -40,6 +43,8 @@ def benchmark(
     configure(device, config.threads, config.deterministic)
     load = functools.cache(lambda: loops.load_images(config))
     chosen = _choose(_loops(config, lambda: load()[0]), only)
+    model, images_of = config.choices.get("model", "the model"), config.dataset.name
+    log.info("measuring %s on %s with %s for about %g s", model, images_of, device, seconds)
     show("loading the images")
     splits, images = load()
     measure(chosen, seconds, lambda: wait_for(device), all_of_them=bool(only), show=show)

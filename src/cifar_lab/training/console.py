@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, first_line
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, first_line, shows_bars
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, binomial_half_width, diagnosis
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, Status
@@ -22,11 +21,6 @@ from cifar_lab.training.loop import Progress
 from cifar_lab.training.state import TrainState
 
 log = logging.getLogger("cifar_lab")
-
-
-def shows_bars() -> bool:
-    """Whether standard error is where people watch: a terminal or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def bar_class() -> Any:

@@ -201,7 +201,6 @@ def _run(experiments: Sequence[ReportExperiment], arguments: argparse.Namespace)
                 accept_code=arguments.accept_code,
             ),
             stop=stop,
-            command=["reproduce", *arguments.report],
         )
         print(closing_table(outcomes) + "\n", flush=True)
         raise_for(outcomes, stop)

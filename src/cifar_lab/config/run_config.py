@@ -15,9 +15,15 @@ import yaml
 
 from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
 from cifar_lab.config.data_config import AugmentationConfig, DatasetConfig, SplitConfig
-from cifar_lab.config.names import check_figure_name, check_file_name, check_folder, check_name
 from cifar_lab.config.schema import TargetConfig, parse_as, setting, wrong
-from cifar_lab.errors import UsageError, first_line, shorten_path
+from cifar_lab.errors import UsageError, first_line, shorten, shorten_path
+
+_NAME = r"\w[\w.+\- ]{0,99}"
+_FOLDERS = re.compile(rf"(?!.* (/|$)){_NAME}(/{_NAME}){{0,3}}")
+_BEST_FILE = re.compile(
+    r"(?!\.|best\.pt$|last\.)"
+    r"([\w.+\- =]|\{(model|opt|act|epoch|(acc|lr)(:\.\d\d?[fge])?)\}){1,100}\.pth?"
+)
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,14 @@ class TrainingConfig:
     )
 
     def check(self, path: str) -> None:
-        """Refuse weights of classes that are not above 0."""
-        weights = self.class_weights
+        """Refuse weights of classes that are not above 0, and a name that is no plain file's."""
+        weights, name = self.class_weights, self.best_file_name
         if isinstance(weights, list) and not (weights and all(w > 0 for w in weights)):
             raise wrong(f"{path}.class_weights", weights, "balanced or numbers above 0")
+        if name is not None and not _BEST_FILE.fullmatch(name):
+            fields = "{model}, {acc}, {lr}, {opt}, {act}, {epoch}"
+            right = f"a file name of letters, digits and {fields} that ends in .pt or .pth"
+            raise wrong(f"{path}.best_file_name", name, right)
 
 
 @dataclass(frozen=True)
@@ -199,14 +209,15 @@ class RunConfig:
                 raise UsageError(f"{key} has no _target_; choose an option with {key}=OPTION")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise wrong("device", self.device, "auto, cuda, cuda:N, mps or cpu")
-        check_name(self.name)
+        if not _FOLDERS.fullmatch(self.name):
+            right = "a folder name of letters, digits, '.', '_' and '-', such as runs"
+            raise wrong("name", self.name, right)
         if self.tracker is not None and not isinstance(self.tracker.get("_target_"), str):
             raise UsageError("tracker has no _target_; choose an option with tracker=OPTION")
         for figure in self.figures:
             check_figure_name(figure)
-        check_folder("output_dir", self.output_dir)
-        if self.training.best_file_name is not None:
-            check_file_name(self.training.best_file_name)
+        if not self.output_dir.strip() or not self.output_dir.isprintable():
+            raise wrong("output_dir", self.output_dir, "the name of a folder")
         split, dataset = self.split, self.dataset
         size = dataset.train_size if split.source == "train" else dataset.test_size
         if size is not None and split.folds is not None and split.folds > size:
@@ -235,7 +246,7 @@ class RunConfig:
             )
 
 
-_MAX_BYTES = 2**18
+_MAX_CHARACTERS = 2**18
 _DROPPED = {"training": ("tensorboard",), "study": ("claims", "guessed", "hinges_on")}
 """Settings of earlier runs: the first is a tracker now, and conf/report has the others."""
 
@@ -248,10 +259,6 @@ def parse(data: Any) -> RunConfig:
 def load(path: Path) -> RunConfig:
     """Read a run folder's config.yaml, checked as strictly as a command line."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would never end
-            raise UsageError(f"{path} is not a regular file")
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} has more than {_MAX_BYTES:,} bytes, unlike that of any run")
         data = _read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path.parent} is not a run folder: it has no {path.name}") from None
@@ -264,21 +271,16 @@ def load(path: Path) -> RunConfig:
             data[part] = {key: value for key, value in data[part].items() if key not in keys}
     try:
         return parse(data)
-    except UsageError as error:
+    except (UsageError, RecursionError) as error:  # a list may contain itself
         raise UsageError(f"{shorten_path(path)}: {error}") from None
-    except RecursionError:
-        raise UsageError(f"{path}: a list or a group of settings contains itself") from None
 
 
 def _read_yaml(text: str) -> Any:
-    # libyaml is six times as fast, which hundreds of runs need, but overflows the stack on deep
-    # nesting; and a few aliases of aliases are billions of values.
-    if len(re.findall(r"(?:^|[\s,:\[{-])\*\w", text)) > 10:
-        raise ValueError("too many aliases")
-    lines = text.splitlines()
-    shallow = max(map(len, lines), default=0) < 1000 and sum(map(text.count, "[{")) < 1000
-    if not shallow and len(text) > _MAX_BYTES // 8:
-        raise ValueError("too many nested lists for the config of a run")
+    # A few aliases of aliases are billions of values. libyaml is six times as fast, which hundreds
+    # of runs need, but overflows the stack where Python's reader raises RecursionError.
+    if len(text) > _MAX_CHARACTERS or len(re.findall(r"(?:^|[\s,:\[{-])\*\w", text)) > 10:
+        raise ValueError("it is larger than that of any run, or has too many aliases")
+    shallow = sum(map(text.count, ("[", "{", "- ", "? "))) < 1000
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if shallow else yaml.SafeLoader
     return yaml.load(text, Loader=loader)
 
@@ -308,6 +310,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
     return flat
+
+
+def check_figure_name(name: str) -> None:
+    """Refuse a name of a figure that could lead out of a run's folder."""
+    if not re.fullmatch(_NAME, name):
+        right = "a figure has a file name of letters, digits, '.', '_' and '-', such as curves"
+        raise UsageError(f"figures.{shorten(name)} is wrong: {right}")
 
 
 def merge(old: Any, new: Any) -> Any:

@@ -39,15 +39,8 @@ class StudyConfig:
 class DropoutConfig:
     """Dropout after convolution blocks and after dense layers; null where the model has none."""
 
-    conv: float | None = setting(
-        None, "probability of a zero after each pooling; null where the model has none", ge=0, lt=1
-    )
-    dense: float | None = setting(
-        None,
-        "probability of a zero after the hidden dense layer; null where the model has none",
-        ge=0,
-        lt=1,
-    )
+    conv: float | None = setting(None, "probability after each pooling; null: no place", ge=0, lt=1)
+    dense: float | None = setting(None, "after the hidden dense layer; null: no place", ge=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -60,60 +53,40 @@ class LookaheadConfig:
     """
 
     every: int | None = setting(None, "steps of the optimizer between; null: none", ge=1)
-    decay: float = setting(
-        0.774, "share of the slow weights that stays, at the end of training", ge=0, lt=1
-    )
-    ramp: float = setting(
-        3.0, "the share grows with this power of the steps done; 0: it is constant", ge=0
-    )
+    decay: float = setting(0.774, "share of the slow weights that stays, at the end", ge=0, lt=1)
+    ramp: float = setting(3.0, "the share grows with this power of the steps; 0: constant", ge=0)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How long and how the loop trains, and what it records on the way."""
 
-    epochs: int = setting(10, "passes over the training images", ge=0, le=1_000_000)
-    frozen_epochs: int = setting(
-        0, "the first epochs in which only the model's classifier trains", ge=0, le=1_000_000
-    )
-    batch_size: int = setting(
-        128, "images per step; the last batch of an epoch may be smaller", ge=1, le=1_000_000
-    )
+    epochs: int = setting(10, "passes over the training images", ge=0)
+    frozen_epochs: int = setting(0, "first epochs in which only the classifier trains", ge=0)
+    batch_size: int = setting(128, "images per step; the last of an epoch may be smaller", ge=1)
     label_smoothing: float = setting(0.0, "of the cross-entropy", ge=0, lt=1)
     class_weights: list[float] | Literal["balanced"] | None = setting(
         None, "of the cross-entropy: balanced, or a number for each class"
     )
-    ema: float | None = setting(
-        None, "average the weights with this decay, as 0.999; these are validated", gt=0, lt=1
-    )
-    clip_grad_norm: float | None = setting(
-        None, "scale the gradient of a step down to at most this norm", gt=0
-    )
+    ema: float | None = setting(None, "average the weights with this decay, as 0.999", gt=0, lt=1)
+    clip_grad_norm: float | None = setting(None, "scale a step's gradient to this norm", gt=0)
     lookahead: LookaheadConfig = setting(factory=LookaheadConfig)
     compile: bool = setting(False, "torch.compile the network; not faster on the CPUs measured")
     cuda_graph: bool | Literal["auto"] = setting(
         "auto", "true: replay each step's passes as a CUDA graph; auto: false so far"
     )
-    sync_batch_norm: bool = setting(
-        False, "torchrun on GPUs: batch norm of the whole batch, not of each part"
-    )
-    patience: int | None = setting(
-        None, "stop after so many epochs without improvement; null: never", ge=1
-    )
+    sync_batch_norm: bool = setting(False, "torchrun on GPUs: batch norm of the whole batch")
+    patience: int | None = setting(None, "stop after so many epochs without improvement", ge=1)
     min_delta: float = setting(0.0, "what counts as an improvement for patience", ge=0)
     monitor: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = setting(
         "val_accuracy", "the score that decides best.pt, patience, search and ranking"
     )
     print_every: int | None = setting(None, "log a line every so many steps", ge=1, identity=False)
-    step_history: bool = setting(
-        False, "keep loss and accuracy of every step in steps.csv", identity=False
-    )
+    step_history: bool = setting(False, "keep each step's loss in steps.csv", identity=False)
     checkpoint_minutes: float = setting(
         5.0, "save last.pt this often within an epoch, and after each epoch", gt=0, identity=False
     )
-    keep_last: bool = setting(
-        True, "false: remove last.pt when the run is finished", identity=False
-    )
+    keep_last: bool = setting(True, "false: remove last.pt of a finished run", identity=False)
     best_file_name: str | None = setting(
         None, 'a second name of best.pt: "{model}_acc{acc:.4f}_lr{lr}.pth"', identity=False
     )
@@ -142,20 +115,14 @@ class EvaluationConfig:
     scored_weights: Literal["best", "last", "averaged"] = setting(
         "best", "best (by training.monitor) | last | averaged (training.ema)"
     )
-    test: Literal["split", "official"] = setting(
-        "split", "official: the whole official test set, whatever validates"
-    )
-    crop_padding: int = setting(
-        0, "random crop of evaluated images (S0's mistake); 0: none", ge=0, le=64
-    )
+    test: Literal["split", "official"] = setting("split", "official: all, whatever validates")
+    crop_padding: int = setting(0, "random crop of evaluated images (S0)", ge=0, le=64)
     watch_test: bool = setting(False, "score the test set after each epoch, to draw it (S3, S4)")
     views: Literal["one", "mirrored", "moved", "unsure"] = setting(
         "one", "one | mirrored | moved (mean of 1, 2, 6) | unsure (6 where needed)"
     )
-    views_margin: float = setting(
-        0.5, "unsure: 6 views where the two largest probabilities are this close", gt=0, le=1
-    )
-    batch_size: int = setting(128, "images per step; larger is slower on a CPU", ge=1, le=1_000_000)
+    views_margin: float = setting(0.5, "unsure: where two probabilities are this close", gt=0, le=1)
+    batch_size: int = setting(128, "images per step; larger is slower on a CPU", ge=1)
 
 
 @dataclass(frozen=True)
@@ -175,19 +142,13 @@ class RunConfig:
     figures: dict[str, TargetConfig | None] = setting(factory=dict, identity=False)
     tracker: TargetConfig | None = setting(None, identity=False)
     study: StudyConfig = setting(factory=StudyConfig, identity=False)
-    seed: int = setting(
-        0, "of the initial weights, the order, the augmentation and dropout", ge=0, le=2**32 - 1
-    )
+    seed: int = setting(0, "of weights, order, augmentation and dropout", ge=0, le=2**32 - 1)
     device: str = setting("cpu", "auto (cuda, mps, cpu in this order), cuda, cuda:N, mps, cpu")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "fp32", "auto, fp32, bf16, fp16 (not on a CPU); auto: see docs/performance.md"
     )
-    deterministic: bool = setting(
-        False, "only algorithms that give the same bits again (matters on CUDA)"
-    )
-    threads: int | None = setting(
-        None, "CPU threads; null: one per core", ge=1, le=1024, identity=False
-    )
+    deterministic: bool = setting(False, "only algorithms that give the same bits again (CUDA)")
+    threads: int | None = setting(None, "of the CPU; null: all", ge=1, le=1024, identity=False)
     protocol: Literal["sound", "report"] = setting(
         "sound", "sound: nothing is chosen on the test set; report: the report's own"
     )
@@ -198,9 +159,7 @@ class RunConfig:
         "outputs", "runs go to <output_dir>/<name>/<choices>-<hash>/", identity=False
     )
     name: str = setting("runs", "of the folder in output_dir that these runs share", identity=False)
-    choices: dict[str, str] = setting(
-        factory=dict, identity=False, meaning="filled in: the option of each group"
-    )
+    choices: dict[str, str] = setting(factory=dict, identity=False, meaning="filled in: options")
 
     def check(self, path: str) -> None:
         """Refuse settings that contradict each other."""

@@ -7,9 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
-from cifar_lab.config.groups import find_options
+from cifar_lab.config.groups import read_experiment
 from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.text import align, duration
@@ -23,10 +21,9 @@ def listing(names: Sequence[str], output_dir: Path, config_dir: Path | None) -> 
     The time is that of all runs of one seed, one after the other, as the finished ones below
     `output_dir` took in the mean.
     """
-    files = find_options(config_dir)["experiment"]
     lines = [("report", "experiment", "runs", "finished", "time of all", "what")]
     for name in names:
-        content = yaml.safe_load(files[name].read_text(encoding="utf-8"))
+        content = read_experiment(name, config_dir)
         study = content.get("study") or {}
         runs = _runs_of(content)
         seconds = _finished_seconds(output_dir / name)

@@ -227,6 +227,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("RUN x.png --top 0", "--top 0"),
         ("RUN", "image"),
         ("RUN RUN", "there is no picture"),
+        ("RUN x.png --csv out.txt", "the name must end with .csv"),
+        ("RUN x.png --save /dev/null", "--save /dev/null is wrong: it is a file"),
         ("RUN x.png --weights first", "first"),
     ],
     "export": [

@@ -9,7 +9,7 @@ import pytest
 
 from cifar_lab import train
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import is_other
+from cifar_lab.analysis.claims import Candidate, match
 from cifar_lab.config.reports import reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.runs.run_dir import RunDir, find_runs
@@ -142,7 +142,9 @@ def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
         assert len(fitting) == 1, claim.id
         if claim.above:
             others = runs if "name" not in claim.above else cells(claim.above["name"])
-            assert sum(is_other(claim, runs[0], other) for other in others) == 1, claim.id
+            every = [Candidate(config) for config in (*runs, *others)]
+            (judged,) = filter(None, (match(claim, each, every) for each in every[: len(runs)]))
+            assert len({str(each.config) for each in judged.compared}) == 1, claim.id
 
 
 def claimed(experiment: str) -> dict[str | None, float]:

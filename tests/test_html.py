@@ -36,7 +36,8 @@ def data_of(page: Path) -> dict[str, Any]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     claim = {"id": "S0-a", "metric": "test_accuracy", "value": 0.7, "source": "S0"}
-    claim |= {"tolerance": 0.05, "where": {"choices.optimizer": "adam", "optimizer.lr": 0.01}}
+    claim |= {"where": {"choices.optimizer": "adam", "optimizer.lr": 0.01}}
+    claim |= {"margin": {"size": 0.05, "reason": "made up"}}
     make_grid(folder, seeds=2, images=200, samples=True, study={"report": "own"})
     make_run(
         folder,

@@ -15,12 +15,10 @@ from synthetic_runs import history
 
 from cifar_lab import reproduce
 from cifar_lab.analysis import reproduction, reproduction_document
-from cifar_lab.config.compose import compose
 from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import queued
-from cifar_lab.sweeps import timing
 from cifar_lab.training.preflight import compose_checked
 
 ROOT = Path(__file__).parents[1]
@@ -90,16 +88,18 @@ def test_a_figure_is_judged_by_every_seed_that_is_there(
     rows = rows_of(text)
     reported, measured, seeds, protocol, sound, verdict, source = rows["S3-0.005-test"]
     assert (reported, measured, seeds) == ("52.24 %", "52.00 ± 4.97 %", "3")
-    assert (protocol, sound) == ("report", "41.00 %"), "the sound one tests the chosen weights"
-    assert re.match(
-        r"reproduced \(off by -0\.24 points, one more run within ±9\.\d\d points, n = 3\)", verdict
-    )
+    shown = ("report", "41.00 % (n = 1)")
+    assert (protocol, sound) == shown, "the sound one tests the chosen weights"
+    assert verdict.startswith("not judged (fitted to the report")
     assert source.startswith("S3, comparison table")
     assert rows["S3-0.01-test"][1:6] == ["–", "0", "report", "–", "not measured yet"]
-    assert rows["S3-0.0001-test"][5].startswith("differs so far (off by -8.57 points")
+    # the deviation of 0.005, 2 points, is pooled over the rates: t(0.95, 2) = 2.92
+    assert rows["S3-0.0001-test-text"][5].startswith(
+        "reproduced (off by 0.00 points, 90 % interval"
+    )
     best = rows["S3-best-over-worst"]
     assert best[0] == "more than with optimizer.lr=0.0001"
-    assert best[5] == "consistent (difference +22.00 points, n = 3 and 1)"
+    assert best[5].startswith("holds (difference +22.00 points, 95 % interval ±9.94 points")
     assert "Guessed in s3_learning_rate: architecture: reading R1" in text
     assert all(str(run.path) in text for run in runs), "every figure can be traced to its runs"
 
@@ -116,29 +116,12 @@ def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
     report = read_report("S3")
     experiments = [reproduction.ReportExperiment("s3_learning_rate", judged, sound, report)]
     found = reproduction.rows(
-        experiments, reproduction.read_finished(experiments), "S3-best-over-worst"
+        experiments, reproduction.read_finished(experiments[0].folder), "S3-best-over-worst"
     )
     figures = dict(reproduction_document.draw(found))
     (legend,) = figures["s3_learning_rate"].legends
     shown = [text.get_text() for text in legend.get_texts()]
     assert shown == ["lr 0.005 (n = 2)", "lr 0.0001 (n = 1)"]
-
-    experiments.append(reproduction.ReportExperiment("s3_learning_rate", sound, sound, report))
-    found = reproduction.rows(
-        experiments, reproduction.read_finished(experiments), "S3-0.0001-test"
-    )
-    assert [
-        tuple(row.judged.values.values()) for row in found if row.claim.id == "S3-0.0001-test"
-    ] == [(0.30,), (0.51,)]
-    sound_interval = found[0].sound_interval
-    assert sound_interval is not None
-    assert sound_interval.mean == 0.51, "the weights that validation chose, in either place"
-    (legend,) = dict(reproduction_document.draw(found))["s3_learning_rate"].legends
-    shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == [
-        "lr 0.0001, report protocol (n = 1)",
-        "lr 0.0001, sound protocol (n = 1)",
-    ], "--protocol both: no line joins the two"
 
 
 def s0(folder: Path, epochs: int, accuracies: Sequence[float], *overrides: str) -> None:
@@ -169,16 +152,15 @@ def test_a_report_without_epochs_is_judged_by_runs_of_several_lengths(
     document = tmp_path / "document.md"
     words = ("S0", "--output-dir", str(folder), "--markdown", str(document))
     rows = rows_of(run_reproduce(capsys, *words))
-    # s = 0.0044 over all, 8 degrees of freedom, t = 2.306: one more run within 1.16 points
-    assert rows["S0-accuracy"][5] == "reproduced at some epochs (24 to 26 of 20 to 28, n = 3)"
-    assert rows["S0-cars-precision"][5] == (
-        "differs at all epochs (20 to 28: least at 28, off by -10.90 points, n = 3)"
+    # 24 epochs are nearest; the seeds deviate alike at each length and count once: 2 to 3 df
+    assert rows["S0-accuracy"][1:3] == ["75.70 ± 1.24 %", "3"]
+    assert rows["S0-accuracy"][5] == (
+        "not judged (fitted to the report: fits from 20 to 26 of 20 to 28 epochs)"
     )
-    assert rows["S0-adam-over-sgd"][5] == "not measured yet"
+    assert rows["S0-cars-precision"][1] == "75.70 ± 1.24 %"
+    assert rows["S0-cars-precision"][5].startswith("differs (off by -20.30 points")
     text = document.read_text(encoding="utf-8")
-    assert "reproduced at 24 to 26 epochs; the report gives none" in text
-    assert "its accuracy of 76.00 % is reproduced at 24 to 26 epochs" in text
-    assert "Its 30 figures of the classes are nearest to ours at 24 epochs" in text
+    assert "Its accuracy of 76.00 % fits from 20 to 26 of 20 to 28 epochs" in text
     assert "![s0_optimizer_activation by the number of epochs](" in text
 
 
@@ -207,7 +189,7 @@ def test_a_finding_may_compare_two_experiments(
     row = rows["S2-1e-3-features"]
     assert row[:4] == ["more than with name=s2_untrained", "96.00 %", "1", "report"]
     assert row[4] == "the same", "nothing in S2 touches the test set"
-    assert row[5] == "consistent (difference +26.00 points, n = 1 and 1)"
+    assert row[5].startswith("inconclusive (one run has no deviation")
 
 
 def test_what_is_kept_gives_the_same_table_and_the_document(
@@ -239,19 +221,6 @@ def test_what_is_kept_gives_the_same_table_and_the_document(
     assert all((file.parent / picture).stat().st_size > 1000 for picture in pictures)
 
 
-def test_the_costs_tell_the_time_of_the_runs_as_they_will_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def an_hour(settings: RunConfig) -> tuple[float, float]:
-        return 3600.0 * (settings.threads or 1000) / settings.training.epochs, 0.0
-
-    monkeypatch.setattr(timing, "probe", an_hour)
-    words = ["S3", "--time", "--output-dir", str(tmp_path), "--device", "cpu", "--jobs"]
-    for jobs, time in (("1", "4:00:00"), ("2", "2:00:00"), ("3", "2:00:00"), ("4", "1:00:00")):
-        assert reproduce.main([*words, jobs]) == 0
-        assert f" {time} " in capsys.readouterr().out
-
-
 def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,13 +234,8 @@ def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == "0 []\n"
     lines = {line.split()[1]: line.split()[:5] for line in done.stdout.splitlines()[1:]}
-    # two runs of 20 seconds each: the four of the grid take 80
-    assert lines["s3_learning_rate"] == ["S3", "s3_learning_rate", "4", "2", "1:20"]
-    assert lines["s1_dropout"] == ["S1", "s1_dropout", "4", "0", "–"]
-    composed = {"s0_optimizer_activation", "s4_small", "s2_plateau"}
-    for name in composed:
-        line = [f"experiment={name}", "protocol=report", "device=cpu", "-m"]
-        assert lines[name][2] == str(len(compose(line).runs))
+    assert lines["s3_learning_rate"][:4] == ["S3", "s3_learning_rate", "2", "20.0"]
+    assert lines["s1_dropout"][:4] == ["S1", "s1_dropout", "0", "–"]
 
 
 @pytest.mark.parametrize(
@@ -280,9 +244,9 @@ def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
         (["S9"], "there is no report or experiment S9"),
         (["s3_learning_rat"], "did you mean s3_learning_rate"),
         (["S3", "--only", "S4"], "--only S4 names no claim of these experiments"),
-        (["S3", "--seeds", "0"], "--seeds 0 is wrong: it must be at least 1"),
+        (["S3", "--seeds", "0"], "--seeds 0 is wrong: it must be from 1 to 1,000"),
         (["S3", "--jobs", "many"], "--jobs many is wrong: it must be auto or a number"),
-        (["S3", "--jobs-per-gpu", "0"], "--jobs-per-gpu 0 is wrong: it must be a number from 1"),
+        (["S3", "--jobs-per-gpu", "0"], "--jobs-per-gpu 0 is wrong: it must be from 1 to 64"),
         (["S3", "--jobs", "0"], "--jobs 0 is wrong: it must be auto or a number from 1"),
         ([], "name a report (S0 to S4), an experiment, or all"),
         (
@@ -350,7 +314,8 @@ def test_reports_and_experiments_of_ones_own_are_found(
     (tmp_path / "report" / "paper.yaml").write_text(
         "about: A paper.\n"
         "experiments: {mine: {guessed: [the seed], claims: [\n"
-        "  {id: S9-1, metric: test_accuracy_last, value: 0.9, tolerance: 0.1, source: table 1}]}}\n"
+        "  {id: S9-1, metric: test_accuracy_last, value: 0.9, source: table 1,\n"
+        "   margin: {size: 0.1, reason: made up}}]}}\n"
     )
     own = ["--config-dir", str(tmp_path)]
     finished_run(tmp_path / "runs", "experiment=mine", *own, test_accuracy_last=0.95)
@@ -358,9 +323,9 @@ def test_reports_and_experiments_of_ones_own_are_found(
     text = run_reproduce(capsys, *words)
     row = rows_of(text)["S9-1"]
     assert row[:5] == ["90.00 %", "95.00 %", "1", "report", "the same"]
-    assert row[5].startswith("consistent (off by +5.00 points")
+    assert row[5].startswith("inconclusive (one run has no deviation")
     assert "Guessed in mine: the seed." in text
     assert reproduce.main([*words, "--list"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["paper", "mine", "1", "1"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["paper", "mine", "1"]
     assert reproduce.main(["mine"]) == 2
     assert "there is no report or experiment mine" in capsys.readouterr().err

@@ -192,23 +192,28 @@ def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
 
 def test_claims_stand_beside_what_was_measured(tmp_path: Path) -> None:
     where = {"optimizer.lr": 0.1}
-    accuracy = {"metric": "test_accuracy", "tolerance": 0.05, "where": where}
+    margin = {"size": 0.05, "reason": "made up"}
+    accuracy = {"metric": "test_accuracy", "margin": margin, "where": where}
+    seconds = {"metric": "seconds_per_epoch", "value": 9, "not_judged": "the machine"}
     claims = [
         {**accuracy, "value": 0.6, "source": "S0"},
         {**accuracy, "value": 0.9, "source": "S1"},
-        {"metric": "class_recall:3", "value": 0.9, "source": "S2", "where": where},
-        {"metric": "epochs", "value": 5, "source": "S3", "where": {"optimizer.lr": 7.0}},
+        {**accuracy, "value": 0.9, "source": "S2", "where": {"optimizer.lr": 0.01}},
+        {**seconds, "source": "S3", "where": where},
+        {"metric": "epochs", "at_least": 5, "source": "S4", "where": {"optimizer.lr": 7.0}},
     ]
-    for lr in (0.1, 0.01):
-        make_run(tmp_path, lr=lr, accuracy=0.61, study={"report": "own"})
+    make_run(tmp_path, lr=0.01, accuracy=0.61, study={"report": "own"})
+    for seed in range(3):
+        make_run(tmp_path, lr=0.1, accuracy=0.6 + seed / 100, seed=seed, study={"report": "own"})
     assert run_it(tmp_path, *write_report(tmp_path / "conf", "own", claims)) == 0
     text = (tmp_path / "summary.md").read_text().split("## Reported and measured")[1]
     lines = [line for line in text.splitlines() if line.startswith("|")][2:]
     verdicts = [line.split("|")[8].strip() for line in lines]
     assert [verdict.split(" (")[0] for verdict in verdicts] == [
-        "consistent",
-        "differs so far",
-        "cannot be judged",
+        "reproduced",
+        "differs",
+        "inconclusive",
+        "not judged",
         "not measured yet",
     ]
 
@@ -217,7 +222,7 @@ def test_a_claim_of_an_unknown_metric_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_run(tmp_path, study={"report": "own"})
-    claims = [{"metric": "no_such", "value": 5, "source": "S4"}]
+    claims = [{"metric": "no_such", "at_least": 5, "source": "S4"}]
     assert run_it(tmp_path, *write_report(tmp_path / "conf", "own", claims)) == 2
     assert "there is no metric no_such" in capsys.readouterr().err
 

@@ -1,141 +1,264 @@
-"""The rule of the verdicts, on values worked out by hand."""
+"""The rule of the verdicts: worked by hand, by other programs, and by simulation."""
 
 import dataclasses
-import math
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
-from synthetic_runs import plain_config
 
 from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.statistics import difference_of_means
-from cifar_lab.analysis.verdicts import judge, judge_by_epochs, prediction_half_width
-from cifar_lab.config.reports import Claim, read_report
-from cifar_lab.config.run_config import RunConfig, parse
+from cifar_lab.analysis.verdicts import Spread, Verdict, joint, judge, pooled_spread
+from cifar_lab.config.reports import Claim, Margin, read_report
 from cifar_lab.errors import UsageError
 
-CLAIM = Claim("test_accuracy", "made up", 0.75, tolerance=0.02)
+CLAIM = Claim("test_accuracy", "made up", 0.75, margin=Margin("made up", 0.02))
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> RunConfig:
-    plain = plain_config(tmp_path, split={"validation": 1000, "method": "tail"})
-    plain["dataset"]["train_size"] = 5000
-    return parse(plain)
+def spread(values: list[float]) -> Spread | None:
+    return pooled_spread([dict(enumerate(values))])
+
+
+def verdict(claim: Claim, values: list[float], others: list[float] | None = None) -> Verdict:
+    other_spread = spread(others) if others else None
+    own = spread(values) if not others or other_spread else None
+    return judge(claim, values, others or [], spread=own, other_spread=other_spread)
 
 
 @pytest.mark.parametrize(
     ("values", "word"),
     [
         ([], "not measured yet"),
-        ([0.765], "consistent"),
-        ([0.77], "consistent"),  # the tolerance itself still counts
-        ([0.7701], "differs so far"),
-        ([0.70, 0.72], "differs so far"),
-        ([0.74, 0.75, 0.76], "reproduced"),
-        ([0.78, 0.781, 0.782], "differs"),
+        ([0.75], "inconclusive"),  # one run has no deviation
+        ([0.75, 0.75, 0.75], "inconclusive"),  # nor have equal ones
+        ([0.74, 0.75, 0.76], "reproduced"),  # t(0.95, 2) = 2.92: 0 ± 1.69 points
+        ([0.745, 0.755, 0.765], "inconclusive"),  # 0.5 ± 1.69
+        ([0.78, 0.79, 0.80], "inconclusive"),  # 4 points, but one more run is within 4.97
+        ([0.80, 0.81, 0.82], "differs"),
+        ([0.751, 0.752, 0.753], "reproduced"),  # far from chance, but the same by the margin
+        ([0.768, 0.7681, 0.7682], "reproduced"),
+        ([0.772, 0.7721, 0.7722], "differs"),
     ],
 )
-def test_few_seeds_go_by_the_tolerance_and_three_by_their_spread(
-    config: RunConfig, values: list[float], word: str
+def test_a_figure_is_the_same_within_its_margin_or_what_no_run_gives(
+    values: list[float], word: str
 ) -> None:
-    assert judge(CLAIM, config, values).word == word
+    assert verdict(CLAIM, values).word == word
 
 
-def test_the_prediction_interval_is_that_of_one_more_run(config: RunConfig) -> None:
-    # s = 0.01, n = 3, t(0.975, 2) = 4.302653
-    half = prediction_half_width(CLAIM, config, [0.74, 0.75, 0.76])
-    assert half == pytest.approx(4.302653 * 0.01 * math.sqrt(1 + 1 / 3), rel=1e-6)
+def test_the_intervals_are_those_of_scipy() -> None:
+    values = [0.765, 0.78, 0.79]
+    said = verdict(CLAIM, values)
+    off = np.mean(values) - 0.75
+    mean = stats.ttest_1samp(values, 0.75)
+    half = mean.confidence_interval(0.90).high - np.mean(values)
+    within = stats.t.ppf(0.975, 2) * np.std(values, ddof=1) * np.sqrt(1 + 1 / 3)
+    assert said.reason.startswith(
+        f"off by +{100 * off:.2f} points, 90 % interval ±{100 * half:.2f} points, "
+        f"margin ±2.00 points, one more run within ±{100 * within:.2f} points, n = 3, 2 df"
+    )
+    sides = [
+        stats.ttest_1samp(values, 0.75 + 0.02, alternative="less").pvalue,
+        stats.ttest_1samp(values, 0.75 - 0.02, alternative="greater").pvalue,
+    ]
+    assert said.p_confirmed == pytest.approx(max(sides))
+    t = off / (np.std(values, ddof=1) * np.sqrt(1 + 1 / 3))
+    assert said.p_refuted == pytest.approx(2 * stats.t.sf(t, 2))
 
 
-def test_a_validation_set_drawn_at_random_adds_the_binomial_variance(config: RunConfig) -> None:
-    claim = dataclasses.replace(CLAIM, metric="best_val_accuracy")
-    values = [0.74, 0.75, 0.76]
-    fixed = prediction_half_width(claim, config, values)
-    drawn = dataclasses.replace(config, split=dataclasses.replace(config.split, method="random"))
-    wider = prediction_half_width(claim, drawn, values)
-    variance = (wider / 4.302653) ** 2 - (fixed / 4.302653) ** 2
-    assert variance == pytest.approx(0.75 * 0.25 / 1000, rel=1e-4)
-    test_images = prediction_half_width(CLAIM, drawn, values)
-    assert test_images == fixed
-
-
-def test_what_hinges_on_a_guess_cannot_be_judged(config: RunConfig) -> None:
-    verdict = judge(CLAIM, config, [0.75, 0.75, 0.75], hinges_on="epochs")
-    assert verdict.word == "cannot be judged"
-    assert "epochs" in str(verdict)
+def test_rounding_widens_the_margin_and_the_number_itself() -> None:
+    values = [0.772, 0.7721, 0.7722]
+    rounded = dataclasses.replace(CLAIM, rounding=0.005)
+    assert (verdict(CLAIM, values).word, verdict(rounded, values).word) == ("differs", "reproduced")
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"),
-    [  # s = 0.01 in each, 6 degrees of freedom: t = 2.447, one more run within 2.83 points
+    ("values", "settles"),
+    [
+        ([0.745, 0.755, 0.765], "4 seeds would settle it"),
         (
-            {20: [0.71, 0.72, 0.73], 22: [0.73, 0.74, 0.75], 24: [0.77, 0.78, 0.79]},
-            "reproduced at some epochs (22 of 20 to 24, n = 3)",
+            [0.70, 0.78, 0.86],
+            "no number would: a single run, as the report's, scatters by more than the margin",
         ),
-        (
-            {20: [0.73, 0.74, 0.75], 22: [0.75, 0.76, 0.77], 24: [0.77, 0.78, 0.79]},
-            "reproduced at some epochs (20 to 22 of 20 to 24, n = 3)",
-        ),
-        (
-            {20: [0.74, 0.75, 0.76], 22: [0.77, 0.78, 0.79], 24: [0.74, 0.75, 0.76]},
-            "reproduced at some epochs (20, 24 of 20 to 24, n = 3)",
-        ),
-        (
-            {20: [0.70, 0.701, 0.702], 22: [0.76, 0.761, 0.762]},
-            "differs at all epochs (20 to 22: least at 22, off by +1.10 points, n = 3)",
-        ),
+        ([0.76989, 0.76999, 0.75999, 0.77999], "more than 1,000 seeds would be needed"),
     ],
 )
-def test_where_the_report_gives_no_epochs_each_number_is_judged(
-    values: dict[int, list[float]], verdict: str
+def test_what_is_open_says_how_many_seeds_would_settle_it(
+    values: list[float], settles: str
 ) -> None:
-    assert str(judge_by_epochs(CLAIM, values)) == verdict
-
-
-def test_without_a_tolerance_one_seed_says_nothing(config: RunConfig) -> None:
-    claim = dataclasses.replace(CLAIM, tolerance=None)
-    assert judge(claim, config, [0.75]).word == "cannot be judged"
+    said = verdict(CLAIM, values)
+    assert said.word == "inconclusive"
+    assert settles in said.reason
+    if match := re.match(r"(\d+) seeds", settles):  # with mean and deviation as they are
+        for n, word in ((int(match[1]) - 1, False), (int(match[1]), True)):
+            half = stats.t.ppf(0.95, n * 2 / 3) * 0.01 / np.sqrt(n)
+            assert (0.005 + half <= 0.02) == word
 
 
 @pytest.mark.parametrize(
     ("claim", "values", "word"),
     [
-        ({"at_least": 0.7}, [0.705], "consistent"),
-        ({"at_least": 0.7}, [0.69], "consistent"),  # within the tolerance
-        ({"at_least": 0.7}, [0.67], "differs so far"),
-        ({"at_most": 0.7}, [0.73], "differs so far"),
-        ({"at_least": 0.7}, [0.75, 0.76, 0.77], "reproduced"),
-        ({"at_least": 0.7}, [0.65, 0.66, 0.67], "differs"),
-        ({"at_most": 0.7}, [0.65, 0.66, 0.67], "reproduced"),
-        ({"at_least": 0.7}, [0.65, 0.71, 0.80], "consistent"),  # 0.72 ± 0.19 says neither
+        ({"at_least": 0.7}, [0.75, 0.76, 0.77], "holds"),
+        ({"at_least": 0.7}, [0.65, 0.66, 0.67], "contradicted"),
+        ({"at_most": 0.7}, [0.65, 0.66, 0.67], "holds"),
+        ({"at_least": 0.7}, [0.65, 0.71, 0.80], "inconclusive"),  # 0.72 ± 0.19 says neither
+        ({"at_least": 0.7}, [0.9], "inconclusive"),  # a side alone decides nothing
     ],
 )
 def test_a_bound_is_judged_by_the_interval_of_the_mean(
-    config: RunConfig, claim: dict[str, Any], values: list[float], word: str
+    claim: dict[str, Any], values: list[float], word: str
 ) -> None:
-    bound = dataclasses.replace(CLAIM, value=None, **claim)
-    assert judge(bound, config, values).word == word
+    assert verdict(dataclasses.replace(CLAIM, value=None, **claim), values).word == word
 
 
 @pytest.mark.parametrize(
     ("values", "others", "word"),
     [
-        ([0.8], [], "not measured yet"),
-        ([0.8], [0.7], "consistent"),
-        ([0.7], [0.8], "differs so far"),
-        ([0.80, 0.81, 0.82], [0.70, 0.71, 0.72], "reproduced"),
-        ([0.70, 0.71, 0.72], [0.80, 0.81, 0.82], "differs"),
-        ([0.70, 0.75, 0.80], [0.69, 0.74, 0.79], "consistent"),
+        ([0.8], [0.7], "inconclusive"),  # a sign alone decides nothing
+        ([0.80, 0.81, 0.82], [0.70, 0.71, 0.72], "holds"),
+        ([0.70, 0.71, 0.72], [0.80, 0.81, 0.82], "contradicted"),
+        ([0.70, 0.75, 0.80], [0.69, 0.74, 0.79], "inconclusive"),
     ],
 )
 def test_a_comparison_is_judged_by_the_interval_of_the_difference(
-    config: RunConfig, values: list[float], others: list[float], word: str
+    values: list[float], others: list[float], word: str
 ) -> None:
     claim = dataclasses.replace(CLAIM, value=None, above={"dropout.conv": 0.5})
-    assert judge(claim, config, values, others).word == word
+    said = verdict(claim, values, others)
+    assert said.word == word
+    if len(values) > 1:
+        welch = stats.ttest_ind(values, others, equal_var=False)
+        assert min(said.p_confirmed, said.p_refuted) == pytest.approx(welch.pvalue)
+        half = welch.confidence_interval().high - (np.mean(values) - np.mean(others))
+        assert f"95 % interval ±{100 * half:.2f} points" in said.reason
+
+
+def test_what_follows_from_others_or_did_not_happen_is_not_averaged() -> None:
+    shown = dataclasses.replace(CLAIM, margin=None, not_judged="follows from precision and recall")
+    assert verdict(shown, [0.1, 0.2]) == Verdict("not judged", "follows from precision and recall")
+    missing = judge(CLAIM, [0.75, 0.76], spread=Spread(0.01, 1), missing=1)
+    assert str(missing) == "inconclusive (in 1 of 3 runs it did not happen)"
+
+
+# --- the deviation --------------------------------------------------------------------------------
+
+
+def test_configurations_are_pooled_as_in_an_analysis_of_variance() -> None:
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(mean, 0.01, n) for mean, n in ((0.7, 3), (0.8, 4), (0.9, 2))]
+    found = pooled_spread([{(i, j): v for j, v in enumerate(g)} for i, g in enumerate(groups)])
+    squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
+    assert found is not None
+    assert (found.std**2, found.degrees) == pytest.approx((squares / 6, 6))
+
+
+def test_runs_that_continue_each_other_count_as_one() -> None:
+    """A random effect of the seed: the degrees of freedom are Satterthwaite's."""
+    rng = np.random.default_rng(1)
+    seeds, lengths = 4, 6
+    y = rng.normal(0, 0.006, (seeds, 1)) + rng.normal(0, 0.003, (seeds, lengths))
+    found = pooled_spread([dict(enumerate(column)) for column in y.T])
+    # two-way analysis of variance: mean squares of the seeds, and of what is left
+    by_seed = lengths * y.mean(axis=1).var(ddof=1)
+    rest = y - y.mean(axis=0) - y.mean(axis=1, keepdims=True) + y.mean()
+    left = (rest**2).sum() / ((seeds - 1) * (lengths - 1))
+    total = by_seed / lengths + left * (lengths - 1) / lengths
+    parts = (by_seed / lengths) ** 2 / (seeds - 1)
+    parts += (left * (lengths - 1) / lengths) ** 2 / ((seeds - 1) * (lengths - 1))
+    assert found is not None
+    assert found.std**2 == pytest.approx(total)
+    assert found.degrees == pytest.approx(total**2 / parts)
+
+
+@pytest.mark.parametrize(("between", "within", "degrees"), [(0.01, 0.0, 2), (0.0, 0.01, 14)])
+def test_the_degrees_of_freedom_are_between_those_of_seeds_and_of_all_runs(
+    between: float, within: float, degrees: int
+) -> None:
+    """Coverage of the interval for one more run, and the degrees at both ends (3 seeds of 7)."""
+    rng = np.random.default_rng(2)
+    hits, known = [], []
+    for _ in range(400):
+        y = rng.normal(0, between, (4, 1)) + rng.normal(0, within, (4, 7)) + np.arange(7)
+        found = pooled_spread([dict(enumerate(column)) for column in y[:3].T])
+        assert found is not None
+        half = stats.t.ppf(0.975, found.degrees) * found.std * np.sqrt(1 + 1 / 3)
+        hits.append(abs(y[3, 3] - y[:3, 3].mean()) <= half)
+        known.append(found.degrees)
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.03)
+    assert np.median(known) == pytest.approx(degrees, rel=0.1)
+
+
+def test_a_length_fits_if_one_more_run_could_have_given_the_number() -> None:
+    claim = dataclasses.replace(CLAIM, rounding=0.005)
+    values = {20: [0.71, 0.72, 0.73], 22: [0.74, 0.75, 0.76], 24: [0.78, 0.79, 0.80]}
+    study = EpochStudy(claim, {e: dict(enumerate(v)) for e, v in values.items()})
+    # seeds deviate alike: s = 0.01 with 2 degrees of freedom, one more run within 4.97 points
+    assert study.degrees == pytest.approx(2)
+    assert study.halves[20] == pytest.approx(0.0497, abs=1e-4)
+    assert (study.fitting, study.nearest) == ([20, 22, 24], 22)
+    assert str(study.verdict) == (
+        "not judged (fitted to the report: fits at every length tried, 20 to 24 epochs)"
+    )
+    far = {20: [0.5, 0.51, 0.52], 22: [0.74, 0.75, 0.76], 24: [0.9, 0.91, 0.92]}
+    study = EpochStudy(claim, {e: dict(enumerate(v)) for e, v in far.items()})
+    assert study.fit == "fits from 22 to 22 of 20 to 24 epochs"
+    far.pop(22)
+    study = EpochStudy(claim, {e: dict(enumerate(v)) for e, v in far.items()})
+    assert str(study.verdict) == "differs (fits at no length tried, 20 to 24 epochs)"
+
+
+# --- what the rule does in the long run -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n", "gap", "expected"),
+    [  # shares of reproduced and of differs, in the issue to the nearest percent for n = 3
+        (3, 0, (0.58, 0.04)),
+        (3, 3, (0.04, 0.61)),
+        (3, 4, (0.005, 0.85)),
+        (5, 0, (0.735, 0.04)),
+        (5, 3, (0.055, 0.72)),
+        (10, 0, (0.84, 0.04)),
+        (10, 4, (0.01, 0.957)),
+    ],
+)
+def test_the_rule_keeps_its_level_and_more_seeds_sharpen_it(
+    n: int, gap: int, expected: tuple[float, float]
+) -> None:
+    """A margin of 2 deviations, pooled over 4 configurations; a report's run is one run."""
+    rng = np.random.default_rng(n + 10 * gap)
+    degrees, trials = 4 * (n - 1), 2000
+    claim = dataclasses.replace(CLAIM, value=0.0, margin=Margin("made up", 2.0))
+    words = []
+    for _ in range(trials):
+        deviation = float(np.sqrt(rng.chisquare(degrees) / degrees))
+        mean, reported = gap + rng.normal() / np.sqrt(n), rng.normal()
+        at = Spread(deviation, degrees)
+        words.append(judge(claim, [mean - reported] * n, spread=at).word)
+    shares = [words.count(word) / trials for word in ("reproduced", "differs")]
+    assert shares == pytest.approx(expected, abs=0.03)  # three standard errors of 2,000 trials
+
+
+def test_a_report_is_judged_as_a_whole() -> None:
+    verdicts = [
+        Verdict("reproduced", p_confirmed=0.001),
+        Verdict("reproduced", p_confirmed=0.04),
+        Verdict("differs", p_refuted=0.02),
+        Verdict("inconclusive", p_confirmed=0.3, p_refuted=0.3),
+        Verdict("not judged"),
+        Verdict("not measured yet"),
+    ]
+    # Holm: 4 x 0.001 stays, 3 x 0.04 does not, and neither does 4 x 0.02
+    assert joint(verdicts) == (
+        "Of 4 figures and findings that do not follow from each other: 2 reproduced, 1 differs, "
+        "1 inconclusive. Adjusted for their number (Holm), 1 of the 2 confirmed and 0 of the 1 "
+        "refuted remain."
+    )
+    assert joint(verdicts[4:]) == ""
 
 
 def test_the_difference_of_two_means_is_welchs() -> None:
@@ -152,9 +275,16 @@ def test_the_difference_of_two_means_is_welchs() -> None:
         ("{metric: epochs, source: X, id: X-1}", "X-1 needs one of value, at_least, at_most and"),
         ("{metric: epochs, source: X, value: 1, at_least: 2}", "epochs needs one of value, "),
         ("{metric: epochs, source: X, valeu: 1}", r"x.claims\[0\].valeu \(did you mean value\?\)"),
+        ("{metric: epochs, source: X, value: 1}", "epochs needs a margin: its size, and the reas"),
+        ("{metric: a, source: X, value: 1, margin: {size: 1}}", "margin.reason is missing"),
+        ("{metric: a, source: X, value: 1, margin: {reason: r}}", "margin.size is missing"),
         (
-            "{metric: epochs, source: X, value: 1, tolerance: 0}",
-            "tolerance=0.0 is wrong: it must be",
+            "{metric: a, source: X, value: 1, margin: {size: 1, reason: ' '}}",
+            "margin.reason is empty: say why so much would count as the same",
+        ),
+        (
+            "{metric: epochs, source: X, value: 1, margin: {size: -1, reason: r}}",
+            "margin.size=-1.0 is wrong: it must be more than 0",
         ),
         ("{metric: epochs", "cannot be read: while parsing"),
     ],

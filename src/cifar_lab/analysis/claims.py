@@ -4,96 +4,157 @@ A claim speaks of the configurations of its experiment that fit its `where`. It 
 finished runs of such a configuration, one value per seed, by one written rule (see `verdicts`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.load_runs import FoundRun, show_value
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
-from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
-from cifar_lab.analysis.verdicts import Verdict, judge, judge_by_epochs
+from cifar_lab.analysis.statistics import Interval, interval
+from cifar_lab.analysis.verdicts import NOT_MEASURED, Spread, Verdict, judge, pooled_spread
 from cifar_lab.config.reports import Claim, reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 
-Values = Mapping[FoundRun, float]
-"""A metric of each run that has it."""
+Runs = tuple[FoundRun, ...]
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A configuration that claims may speak of: its config (of any seed) and one run per seed.
 
-    `hinges_on`: the guesses that decide the report's numbers; `lengths`: where it does not say how
-    long it trained, the runs of the same configuration by their number of epochs.
+    `pool`: groups of runs that scatter as these do, by which their deviation is estimated; none for
+    their own alone. `study`: where the report does not say how long it trained, the runs of several
+    lengths; `runs` are then those of the length that fits, `pool` those of each.
     """
 
     config: RunConfig
-    runs: tuple[FoundRun, ...]
-    hinges_on: str | None = None
-    lengths: Mapping[int, tuple[FoundRun, ...]] = field(default_factory=dict)
+    runs: Runs = ()
+    pool: tuple[Runs, ...] = ()
+    study: EpochStudy | None = None
 
     @cached_property
-    def flat(self) -> dict[str, Any]:
-        """The config's values by dotted key."""
+    def _flat(self) -> dict[str, Any]:
         return flatten(to_plain(self.config))
 
-    def values(self, claim: Claim) -> Values:
+    def fits(self, where: Mapping[str, Any]) -> bool:
+        """Whether its config has these values, by dotted key."""
+        flat = self._flat
+        return all(
+            key in flat and (flat[key] == value or show_value(flat[key]) == show_value(value))
+            for key, value in where.items()
+        )
+
+    def metric(self, claim: Claim) -> str:
+        """Return the claim's metric; the sound protocol scores the weights validation chose."""
+        if self.config.protocol == "sound":
+            return claim.metric.replace("test_accuracy_last", "test_accuracy")
+        return claim.metric
+
+    def values(self, claim: Claim) -> dict[FoundRun, float]:
         """Return the claim's metric of each finished run that has it."""
-        return _values(self.runs, metric_of(claim, self.config))
+        return values_of(self.runs, self.metric(claim))
+
+    def spread(self, claim: Claim) -> Spread | None:
+        """Return the deviation of single runs; those that continue each other count as one."""
+        groups = [values_of(runs, self.metric(claim)) for runs in self.pool or (self.runs,)]
+        units = [
+            {run.config.seed if self.study else run.run.path: v for run, v in runs.items()}
+            for runs in groups
+        ]
+        return pooled_spread([values for values in units if values])
 
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A claim beside the runs of a configuration; `config` is None where none fits the claim.
+    """A claim beside the runs of a configuration; `candidate` is None where none fits it.
 
-    `values`: the claim's metric by run; `others`: that of the runs which `above` compares with;
-    `hinges_on`: the guesses that decide it; `by_epochs`: the metric of runs of other lengths, where
-    the report does not give the epochs.
+    `compared`: the configurations that its `above` compares with.
     """
 
     claim: Claim
-    config: RunConfig | None = None
-    values: Values = field(default_factory=dict)
-    others: Values = field(default_factory=dict)
-    hinges_on: str | None = None
-    by_epochs: Mapping[int, Values] = field(default_factory=dict)
+    candidate: Candidate | None = None
+    compared: tuple[Candidate, ...] = ()
 
     @property
     def metric(self) -> str:
         """The metric that is measured."""
-        return metric_of(self.claim, self.config) if self.config else self.claim.metric
+        return self.candidate.metric(self.claim) if self.candidate else self.claim.metric
+
+    @cached_property
+    def _measured(self) -> dict[FoundRun, float]:
+        return self.candidate.values(self.claim) if self.candidate else {}
+
+    @cached_property
+    def _of_others(self) -> dict[FoundRun, float]:
+        return {
+            run: value for other in self.compared for run, value in other.values(self.claim).items()
+        }
 
     @property
-    def values_by_epochs(self) -> dict[int, list[float]]:
-        """The values of `by_epochs`, one per seed."""
-        return {epochs: list(values.values()) for epochs, values in self.by_epochs.items()}
+    def is_difference(self) -> bool:
+        """Whether the report prints a difference: runs of one seed start alike and are paired."""
+        return bool(self.claim.above) and self.claim.value is not None
+
+    @cached_property
+    def values(self) -> list[float]:
+        """The claim's metric, or the difference that the report prints, one for each seed."""
+        if not self.is_difference:
+            return list(self._measured.values())
+        others = {run.config.seed: value for run, value in self._of_others.items()}
+        measured = {run.config.seed: value for run, value in self._measured.items()}
+        return [value - others[seed] for seed, value in measured.items() if seed in others]
+
+    @property
+    def runs(self) -> Runs:
+        """Every run that it is judged by."""
+        if self.candidate and self.candidate.study and self.candidate.study.claim == self.claim:
+            return tuple(run for runs in self.candidate.pool for run in runs)
+        return (*self._measured, *self._of_others)
 
     @cached_property
     def interval(self) -> Interval | None:
         """Mean and interval of the measured values."""
-        return interval(list(self.values.values()), run_metrics.bounds(self.metric))
-
-    @cached_property
-    def verdict(self) -> Verdict:
-        """What the rule says."""
-        if self.config is None:
-            return Verdict("not measured yet")
-        if self.by_epochs and self.claim.value is not None:
-            return judge_by_epochs(self.claim, self.values_by_epochs)
-        values, others = list(self.values.values()), list(self.others.values())
-        return judge(self.claim, self.config, values, others, hinges_on=self.hinges_on)
+        limits = run_metrics.bounds(self.metric)
+        return interval(self.values, (-math.inf, math.inf) if self.is_difference else limits)
 
     @property
     def off(self) -> float | None:
         """Measured minus reported, or minus the others' mean; None where there is nothing."""
-        others = interval(list(self.others.values()))
         reference = self.claim.value
-        if self.claim.above:
-            reference = others.mean if others else None
+        if reference is None and (others := interval(list(self._of_others.values()))):
+            reference = others.mean
         return self.interval.mean - reference if self.interval and reference is not None else None
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the rule says."""
+        claim, candidate = self.claim, self.candidate
+        if candidate is None:
+            return NOT_MEASURED
+        if candidate.study and candidate.study.claim == claim:
+            return candidate.study.verdict
+        missing = 0
+        if claim.metric.startswith("reduction_to"):  # an event, which a finished run may be without
+            missing = sum(run.finished for run in candidate.runs) - len(self._measured)
+        spread, other_spread = candidate.spread(claim), None
+        if self.is_difference:
+            spread = pooled_spread([dict(enumerate(self.values))])
+        elif self.compared and not (candidate.pool and candidate.pool == self.compared[0].pool):
+            other_spread = self.compared[0].spread(claim)
+            spread = spread if other_spread else None
+        return judge(
+            claim,
+            self.values,
+            list(self._of_others.values()),
+            spread=spread,
+            other_spread=other_spread,
+            missing=missing,
+        )
 
     @property
     def source(self) -> str:
@@ -103,25 +164,18 @@ class JudgedClaim:
 
 
 def match(claim: Claim, candidate: Candidate, every: Sequence[Candidate]) -> JudgedClaim | None:
-    """Return a claim judged by a configuration's runs, None if it does not speak of these.
+    """Return a claim beside a configuration's runs, None if it does not speak of these.
 
     `every`: the configurations that the claim's `above` may compare with.
     """
     run_metrics.check(claim.metric)
-    config = candidate.config
-    if not _fits(candidate.flat, claim.where):
+    if not candidate.fits(claim.where):
         return None
-    others: dict[FoundRun, float] = {}
-    for other in every if claim.above else ():
-        if _fits(other.flat, _where_of_others(claim, config)):
-            others |= other.values(claim)
-    by_epochs = {
-        epochs: values
-        for epochs, runs in candidate.lengths.items()
-        if len(values := _values(runs, metric_of(claim, config))) >= MIN_VALUES
-    }
-    hinges_on = candidate.hinges_on
-    return JudgedClaim(claim, config, candidate.values(claim), others, hinges_on, by_epochs)
+    config = candidate.config
+    same = {} if "name" in claim.above else {"name": config.name, **claim.where}
+    where = {"protocol": config.protocol, **same, **claim.above}
+    compared = tuple(other for other in every if claim.above and other.fits(where))
+    return JudgedClaim(claim, candidate, compared)
 
 
 def of_collection(
@@ -132,49 +186,55 @@ def of_collection(
     Runs of one group that belong to different experiments are judged apart. `config_dir` may hold
     one's own reports.
     """
-    studies: dict[tuple[str, str], list[tuple[SeedGroup, Candidate]]] = {}
+    members: list[tuple[SeedGroup, Candidate]] = []
     for group in collection.groups:
-        runs: dict[tuple[str, str], list[FoundRun]] = {}
+        runs: dict[tuple[str | None, str], list[FoundRun]] = {}
         for run in group.runs:
-            runs.setdefault((run.config.study.report or "", run.config.name), []).append(run)
-        for study, chosen in runs.items():
-            config = chosen[0].config
-            hinges_on = reported_of(config, config_dir).hinges_on
-            candidate = Candidate(config, tuple(chosen), hinges_on)
-            studies.setdefault(study, []).append((group, candidate))
-    every = [candidate for members in studies.values() for _, candidate in members]
+            runs.setdefault((run.config.study.report, run.config.name), []).append(run)
+        members += [(group, Candidate(chosen[0].config, tuple(chosen))) for chosen in runs.values()]
+    reported = [reported_of(candidate.config, config_dir) for _, candidate in members]
+    pools = [experiment.pool for experiment in reported]
+    every = pooled([candidate for _, candidate in members], pools)
+    studies: dict[tuple[str | None, str], list[int]] = {}
+    for index, candidate in enumerate(every):
+        study = candidate.config.study.report, candidate.config.name
+        studies.setdefault(study, []).append(index)
     rows: list[tuple[str, SeedGroup | None, JudgedClaim]] = []
-    for (report, _), members in studies.items():
-        for claim in reported_of(members[0][1].config, config_dir).claims:
+    for (report, _), indices in studies.items():
+        for claim in reported[indices[0]].claims:
             matched = [
-                (report, group, judged)
-                for group, candidate in members
-                if (judged := match(claim, candidate, every)) is not None
+                (report or "", members[index][0], judged)
+                for index in indices
+                if (judged := match(claim, every[index], every)) is not None
             ]
-            rows += matched or [(report, None, JudgedClaim(claim))]
+            rows += matched or [(report or "", None, JudgedClaim(claim))]
     return rows
 
 
-def metric_of(claim: Claim, config: RunConfig) -> str:
-    """Return the claim's metric; the sound protocol scores the weights that validation chose."""
-    if config.protocol == "sound":
-        return claim.metric.replace("test_accuracy_last", "test_accuracy")
-    return claim.metric
+def pooled(candidates: Sequence[Candidate], reasons: Sequence[str | None]) -> list[Candidate]:
+    """Let configurations of one reason and protocol share the runs that tell their deviation."""
+    pools: dict[tuple[str | None, str], list[Runs]] = {}
+    for candidate, reason in zip(candidates, reasons, strict=True):
+        pools.setdefault((reason, candidate.config.protocol), []).append(candidate.runs)
+    return [
+        replace(candidate, pool=tuple(pools[reason, candidate.config.protocol]))
+        if reason
+        else candidate
+        for candidate, reason in zip(candidates, reasons, strict=True)
+    ]
 
 
-def speaks_of(claim: Claim, config: RunConfig) -> bool:
-    """Whether a run has the config values of the claim's `where`."""
-    return _fits(flatten(to_plain(config)), claim.where)
-
-
-def is_other(claim: Claim, config: RunConfig, other: RunConfig) -> bool:
-    """Whether `other` is a run that the claim's `above` compares those like `config` with."""
-    where = _where_of_others(claim, config)
-    return bool(claim.above) and _fits(flatten(to_plain(other)), where)
+def values_of(runs: Sequence[FoundRun], metric: str) -> dict[FoundRun, float]:
+    """Return a metric of each finished run that has it."""
+    values = {run: run.metric(metric) for run in runs if run.finished}
+    return {run: value for run, value in values.items() if value is not None}
 
 
 def reported(claim: Claim) -> str:
     """Return what the report says: a figure, a bound, or what it compares with."""
+    if claim.above and claim.value is not None:
+        difference = run_metrics.show_difference(claim.metric, claim.value)
+        return f"{difference} to {show_where(claim.above)}"
     if claim.above:
         return f"more than with {show_where(claim.above)}"
     for words, value in (("at least ", claim.at_least), ("at most ", claim.at_most)):
@@ -187,21 +247,4 @@ def show_where(where: Mapping[str, Any]) -> str:
     """Return config values as the shell takes them: `optimizer=adam, optimizer.lr=0.001`."""
     return ", ".join(
         f"{key.removeprefix('choices.')}={show_value(value)}" for key, value in where.items()
-    )
-
-
-def _values(runs: Sequence[FoundRun], metric: str) -> Values:
-    values = {run: run.metric(metric) for run in runs if run.finished}
-    return {run: value for run, value in values.items() if value is not None}
-
-
-def _where_of_others(claim: Claim, config: RunConfig) -> dict[str, Any]:
-    same = {} if "name" in claim.above else {"name": config.name, **claim.where}
-    return {"protocol": config.protocol, **same, **claim.above}
-
-
-def _fits(flat: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
-    return all(
-        key in flat and (flat[key] == value or show_value(flat[key]) == show_value(value))
-        for key, value in where.items()
     )

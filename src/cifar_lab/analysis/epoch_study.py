@@ -1,94 +1,95 @@
 """How long a report trained that does not say so, told from runs of several lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from statistics import fmean
 
-from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import JudgedClaim
-from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.verdicts import reproduced_at, spans
+from cifar_lab.analysis.run_metrics import show
+from cifar_lab.analysis.statistics import LEVEL
+from cifar_lab.analysis.verdicts import Estimate, Verdict, pooled_spread
+from cifar_lab.config.reports import Claim
 
 
 @dataclass(frozen=True)
 class EpochStudy:
-    """The accuracy that a report gives and its figures of the classes, beside runs of each length.
+    """The accuracy that a report gives, beside runs of each length.
 
-    `reported` is the accuracy in the report, `accuracies` the measured ones for each number of
-    epochs, one per seed, and `fitting` where it is reproduced; `classes` are claims with
-    `by_epochs`, all of the same runs.
+    `values`: for each number of epochs, the accuracy by seed. A longer run may continue a shorter
+    one of its seed, so that a seed deviates alike at all lengths: it counts once.
     """
 
-    reported: float
-    accuracies: dict[int, list[float]]
-    fitting: list[int]
-    classes: tuple[JudgedClaim, ...]
+    claim: Claim
+    values: Mapping[int, Mapping[int, float]]
+
+    @property
+    def reported(self) -> float:
+        """The accuracy in the report."""
+        assert self.claim.value is not None
+        return self.claim.value
 
     @cached_property
-    def distances(self) -> dict[int, list[float]]:
-        """The mean absolute difference of the classes' figures from the report's, one per seed."""
+    def means(self) -> dict[int, float]:
+        """The measured mean at each number of epochs."""
+        return {epochs: fmean(values.values()) for epochs, values in self.values.items()}
+
+    @cached_property
+    def degrees(self) -> float:
+        """The degrees of freedom of the deviation of single runs; 0 where nothing is known."""
+        spread = pooled_spread(list(self.values.values()))
+        return spread.degrees if spread else 0.0
+
+    @cached_property
+    def halves(self) -> dict[int, float]:
+        """Half the width of the 95 % interval for one more run at each number of epochs."""
+        spread = pooled_spread(list(self.values.values()))
+        if spread is None:
+            return dict.fromkeys(self.values, 0.0)
+        variance = spread.std**2
         return {
-            epochs: [fmean(_distances(self.classes, epochs, run)) for run in runs]
-            for epochs, runs in self.classes[0].by_epochs.items()
+            epochs: Estimate(0, variance / n, variance, spread.degrees, n).half(LEVEL, variance)
+            for epochs, n in ((epochs, len(values)) for epochs, values in self.values.items())
         }
 
-    @cached_property
-    def between_seeds(self) -> float:
-        """The same difference between two runs that differ in their seed, on average."""
-        return fmean(
-            abs(a - b)
-            for judged in self.classes
-            for values in judged.by_epochs.values()
-            for a, b in combinations(values.values(), 2)
-        )
+    @property
+    def fitting(self) -> list[int]:
+        """The lengths at which one more run could have given the number in the report."""
+        return [
+            epochs
+            for epochs, mean in self.means.items()
+            if abs(mean - self.reported) <= self.halves[epochs] + self.claim.rounding
+        ]
 
     @property
     def nearest(self) -> int:
-        """The number of epochs at which the classes' figures are nearest to the report's."""
-        return min(self.distances, key=lambda epochs: fmean(self.distances[epochs]))
+        """The number of epochs at which the mean is nearest to the report's."""
+        return min(self.means, key=lambda epochs: abs(self.means[epochs] - self.reported))
+
+    @property
+    def fit(self) -> str:
+        """Say at which lengths the accuracy fits."""
+        lengths, fitting = list(self.values), self.fitting
+        if not fitting:
+            return f"fits at no length tried, {lengths[0]} to {lengths[-1]} epochs"
+        if fitting == lengths:
+            return f"fits at every length tried, {lengths[0]} to {lengths[-1]} epochs"
+        return f"fits from {fitting[0]} to {fitting[-1]} of {lengths[0]} to {lengths[-1]} epochs"
+
+    @property
+    def verdict(self) -> Verdict:
+        """The length was chosen by this figure, which can therefore only differ at all lengths."""
+        if not self.fitting:
+            return Verdict("differs", self.fit)
+        return Verdict("not judged", f"fitted to the report: {self.fit}")
 
     def __str__(self) -> str:
         """Say between which epochs the report's run lies."""
-        lengths = list(self.accuracies)
-        n = min(map(len, self.accuracies.values()))
-        shown = run_metrics.show("test_accuracy", self.reported)
-        where = f"differs at every length from {lengths[0]} to {lengths[-1]} epochs"
-        if self.fitting:
-            where = f"is reproduced at {spans(self.fitting, lengths)} epochs"
-        off = 100 * fmean(self.distances[self.nearest])
+        n = min(map(len, self.values.values()))
         return (
-            f"The report does not say how many epochs it trained. By runs of {lengths[0]} to "
-            f"{lengths[-1]} epochs (n = {n} each, evaluated as in the report and scored by their "
-            f"last weights), its accuracy of {shown} {where}. Its {len(self.classes)} figures of "
-            f"the classes are nearest to ours at {self.nearest} epochs, where they are off by "
-            f"{off:.1f} points on average; two of our own seeds differ by "
-            f"{100 * self.between_seeds:.1f}."
+            "The report does not say how many epochs it trained. Its accuracy of "
+            f"{show(self.claim.metric, self.reported)} {self.fit}: the interval for one more run "
+            f"there contains it (n = {n} seeds at least, scored by their last weights; the "
+            f"variance pooled over the lengths has {self.degrees:.3g} degrees of freedom, since "
+            "longer runs continue shorter ones). Our mean is nearest at "
+            f"{self.nearest} epochs; the other figures are those of that length."
         )
-
-
-def _distances(classes: Sequence[JudgedClaim], epochs: int, run: FoundRun) -> list[float]:
-    return [
-        abs(judged.by_epochs[epochs][run] - judged.claim.value)
-        for judged in classes
-        if judged.claim.value is not None
-    ]
-
-
-def find(claims: Sequence[JudgedClaim]) -> EpochStudy | None:
-    """Return the study among judged claims of one experiment, None if there is none."""
-    chosen = [judged for judged in claims if judged.by_epochs and judged.claim.value is not None]
-    accuracy = next((j for j in chosen if j.metric.startswith("test_accuracy")), None)
-    if accuracy is None or accuracy.claim.value is None:
-        return None
-    runs = [values.keys() for values in accuracy.by_epochs.values()]
-    classes = tuple(
-        judged
-        for judged in chosen
-        if judged.metric.startswith("class_")
-        and [values.keys() for values in judged.by_epochs.values()] == runs
-    )
-    accuracies = accuracy.values_by_epochs
-    fitting = reproduced_at(accuracy.claim, accuracies)
-    return EpochStudy(accuracy.claim.value, accuracies, fitting, classes) if classes else None

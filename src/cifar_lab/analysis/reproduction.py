@@ -1,12 +1,13 @@
 """The experiments of the reports, and each figure that a report gives beside the runs for it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import Candidate, JudgedClaim, Values, match, speaks_of
+from cifar_lab.analysis.claims import Candidate, JudgedClaim, match, pooled, values_of
+from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs, show_value
 from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
 from cifar_lab.config.identity import identity
@@ -30,6 +31,11 @@ class ReportExperiment:
     configs: tuple[RunConfig, ...]
     sound: tuple[RunConfig, ...]
     report: Report
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs are."""
+        return Path(self.configs[0].output_dir) / self.configs[0].name
 
     @property
     def reported(self) -> ReportedExperiment:
@@ -59,7 +65,7 @@ class Row:
     experiment: ReportExperiment
     config: RunConfig
     judged: JudgedClaim
-    sound: Values
+    sound: Mapping[FoundRun, float]
     same_as_sound: bool
 
     @property
@@ -75,20 +81,21 @@ class Row:
     @property
     def runs(self) -> tuple[FoundRun, ...]:
         """Every run that the row quotes."""
-        judged = self.judged
-        lengths = [run for values in judged.by_epochs.values() for run in values]
-        return (*judged.values, *judged.others, *lengths, *self.sound)
+        return (*self.judged.runs, *self.sound)
+
+    @property
+    def configs(self) -> list[RunConfig]:
+        """The configs, with seed 0, of the runs that judge it."""
+        return [self.config, *(other.config for other in self.judged.compared)]
 
 
-def read_finished(experiments: Sequence[ReportExperiment]) -> list[FoundRun]:
-    """Read the finished runs of experiments from their folders, whatever their seed and device.
+def read_finished(folder: Path) -> list[FoundRun]:
+    """Read the finished runs of an experiment's folder, whatever their seed and device.
 
     What cannot be read is a figure not measured yet; summarize names it and says why.
     """
-    configs = [config for one in experiments for config in (*one.configs, *one.sound)]
-    folders = sorted({Path(config.output_dir) / config.name for config in configs})
-    there = [folder for folder in folders if folder.is_dir() and find_runs(folder)]
-    return [run for folder in there for run in read_runs(folder)[0] if run.finished]
+    there = folder.is_dir() and find_runs(folder)
+    return [run for run in read_runs(folder)[0] if run.finished] if there else []
 
 
 def rows(
@@ -99,29 +106,53 @@ def rows(
     for run in runs:  # one run per seed, even where two devices computed it
         by_recipe.setdefault(recipe(run.config), {}).setdefault(run.config.seed, run)
 
-    def candidate(config: RunConfig, hinges_on: str | None = None) -> Candidate:
-        lengths = lengths_of(config, runs) if hinges_on == "epochs" else {}
-        return Candidate(config, _by_seed(by_recipe.get(recipe(config), {})), hinges_on, lengths)
+    def candidate(config: RunConfig) -> Candidate:
+        return Candidate(config, _by_seed(by_recipe.get(recipe(config), {})))
 
-    candidates = {
-        index: [candidate(config, one.reported.hinges_on) for config in one.configs]
-        for index, one in enumerate(experiments)
-    }
-    every = [one for several in candidates.values() for one in several]
+    configs = [(e, config) for e in experiments for config in e.configs]
+    every = pooled(
+        [_at_fitted_length(candidate(config), e.reported, runs) for e, config in configs],
+        [e.reported.pool for e, _ in configs],
+    )
+    candidates = iter(every)
     result = []
-    for index, experiment in enumerate(experiments):
-        for claim in filter(lambda claim: is_asked(claim, only), experiment.reported.claims):
-            sound = next((c for c in experiment.sound if speaks_of(claim, c)), None)
-            for one in candidates[index]:
-                judged = match(claim, one, every)
+    for experiment in experiments:
+        own = [next(candidates) for _ in experiment.configs]
+        sounds = [candidate(config) for config in experiment.sound]
+        for claim in experiment.reported.claims:
+            if only is not None and not claim.name.startswith(only):
+                continue
+            sound = next((each for each in sounds if each.fits(claim.where)), None)
+            for measured in own:
+                judged = match(claim, measured, every)
                 if judged is None:
                     continue
-                same = sound is not None and recipe(sound) == recipe(
-                    replace(one.config, protocol=sound.protocol)
+                same = sound is not None and recipe(sound.config) == recipe(
+                    replace(measured.config, protocol=sound.config.protocol)
                 )
-                beside = candidate(sound).values(claim) if sound and not same else {}
-                result.append(Row(experiment, one.config, judged, beside, same))
+                beside = sound.values(claim) if sound and not same and not claim.above else {}
+                result.append(Row(experiment, measured.config, judged, beside, same))
     return result
+
+
+def _at_fitted_length(
+    candidate: Candidate, reported: ReportedExperiment, runs: Sequence[FoundRun]
+) -> Candidate:
+    """Give a configuration its runs of the length that fits best, if the report gives none."""
+    claim = next((c for c in reported.claims if c.name == reported.epochs_fitted_to), None)
+    lengths = lengths_of(candidate.config, runs) if claim else {}
+    if claim is None or not lengths:
+        return candidate
+    by_seed = {
+        epochs: {
+            run.config.seed: value
+            for run, value in values_of(members, candidate.metric(claim)).items()
+        }
+        for epochs, members in lengths.items()
+    }
+    study = EpochStudy(claim, by_seed)
+    pool = tuple(lengths.values())
+    return replace(candidate, runs=lengths[study.nearest], pool=pool, study=study)
 
 
 def lengths_of(config: RunConfig, runs: Sequence[FoundRun]) -> dict[int, tuple[FoundRun, ...]]:
@@ -157,11 +188,6 @@ def _but_for_epochs(config: RunConfig) -> str:
 def quoted(rows: Iterable[Row]) -> list[FoundRun]:
     """Return every run that the rows quote, once."""
     return list({run.run.path: run for row in rows for run in row.runs}.values())
-
-
-def is_asked(claim: Claim, only: str | None) -> bool:
-    """Whether a claim's id (or metric) starts with `only`."""
-    return only is None or claim.name.startswith(only)
 
 
 def recipe(config: RunConfig) -> str:

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.analysis import claims, epoch_study, run_metrics, verdicts
+from cifar_lab.analysis import claims, run_metrics
+from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.reproduction import Row, quoted, recipe
+from cifar_lab.analysis.verdicts import REFUTED, Verdict, joint
 from cifar_lab.runs.provenance import code_version
 from cifar_lab.runs.provenance import other_code as differs_from
 from cifar_lab.runs.run_dir import RunDir
@@ -23,24 +24,30 @@ _ABOUT = (
 _RULE = """\
 How to read the tables:
 
-- **reported** is what the report prints. **measured** is the mean over runs with \
-different seeds, with the 95 % confidence interval of the mean; **n** is the number of runs. Some \
-of them may have been trained on another device or in another precision (bf16 in place of fp32); \
-the tables of runs name both.
+- **reported** is what the report prints. **measured** is the mean over runs with different seeds, \
+with the 95 % confidence interval of the mean; **n** is the number of runs. Some of them may have \
+been trained on another device or in another precision (bf16 in place of fp32); the tables of runs \
+name both.
 - **protocol** is how the data were split and which weights were tested. `report` does what the \
 report did, mistakes included. **sound** gives the figure under the sound protocol: validation \
 images are taken from the training set, and the weights that are best on them are tested once.
-- With three runs or more, a reported figure is *reproduced* if it lies in the 95 % prediction \
-interval for one more run (Student's t; where the validation images were drawn at random, their \
-binomial variance is added), and otherwise it *differs*. With one or two runs it is *consistent* \
-if the measured mean is within the tolerance that `conf/report` states, and otherwise it *differs \
-so far*.
-- A finding in words ("at least", "more than with") is judged by the 95 % interval of the mean, or \
-of the difference of two means.
-- A figure *cannot be judged* where the report leaves out a setting that decides it. If it is only \
-the number of epochs, runs of several lengths are judged by the same rule, with the variance of \
-the seeds pooled over the lengths, and the figure is *reproduced at some epochs*, which are named, \
-or *differs at all epochs*.
+- A printed number has a **margin**, stated with its reason in `conf/report`: what would count as \
+the same. To it comes its rounding (76 % means 75.5 to 76.5 %). It is *reproduced* if the 90 % \
+interval of measured minus reported lies within the margin (two one-sided tests at 5 %: Schuirmann \
+1987). It *differs* if the mean is outside the margin, and the reported value outside the 95 % \
+interval for one more run, mean ± t s √(1 + 1/n): no seed of ours would have given it.
+- What a report says in words ("at least", "more than with") *holds* or is *contradicted* if the \
+95 % interval of the difference lies on one side of it (Welch's, or with a pooled deviation).
+- All else is *inconclusive*, with the number of seeds that would settle it if mean and deviation \
+stayed as they are. No number does where a single run, such as the report's, scatters by more than \
+the margin.
+- The deviation s is that of the configuration's own seeds, or pooled over an experiment where \
+`conf/report` gives a reason for it; **df** are its degrees of freedom. Runs that continue each \
+other count as one (a random effect of the seed).
+- *Not judged* are seconds, which depend on the machine; figures that follow from others; and \
+figures *fitted to the report*, by which a guess was chosen.
+- Of many figures some are settled by chance. The sentence at the head of each report says what \
+remains after Holm's adjustment (1979), which keeps the chance of even one such below 5 %.
 
 The rule is the function `judge` in `src/cifar_lab/analysis/verdicts.py`."""
 
@@ -67,19 +74,16 @@ def short_table(rows: Sequence[Row]) -> str:
             claims.reported(row.claim),
             run_metrics.show_interval(row.claim.metric, row.judged.interval),
             str(len(row.judged.values)),
-            _in_short(row.judged),
+            _in_short(row.judged.verdict),
         )
         for (name, where), row in first.items()
     ]
     return Table(header, lines).markdown()
 
 
-def _in_short(judged: claims.JudgedClaim) -> str:
-    if judged.verdict.word == "reproduced at some epochs":
-        values = judged.values_by_epochs
-        at = verdicts.spans(verdicts.reproduced_at(judged.claim, values), list(values))
-        return f"reproduced at {at} epochs; the report gives none"
-    return judged.verdict.word
+def _in_short(verdict: Verdict) -> str:
+    """Return a verdict's word, or of what is not judged the reason: `fitted to the report`."""
+    return verdict.reason.partition(":")[0] if verdict.word == "not judged" else verdict.word
 
 
 def guesses(rows: Sequence[Row]) -> str:
@@ -127,13 +131,15 @@ def document(rows: Sequence[Row], pictures: dict[str, str], command: str) -> str
     of_reports: dict[str, list[Row]] = {}
     for row in rows:
         of_reports.setdefault(row.config.study.report or "", []).append(row)
-    about = {tag: chosen[0].experiment.report.about for tag, chosen in of_reports.items()}
+    reports = {tag: chosen[0].experiment.report for tag, chosen in of_reports.items()}
     continued = {Path(run.config.continue_from or "").name for run in runs}  # theirs count twice
     seconds = sum(run.summary.seconds for run in runs if run.run.path.name not in continued)
     parts = [
         "# Reported and measured",
         _ABOUT,
-        "\n".join(f"- **{tag}**: {text}" for tag, text in about.items() if text),
+        "\n".join(
+            f"- **{tag}**: {report.about}" for tag, report in reports.items() if report.about
+        ),
         f"Written by `{command}` from the runs that are kept in `docs/results`: "
         f"{len(runs)} runs, {duration(seconds)} of training (hours:minutes:seconds). Of "
         f"{len(rows)} figures and findings: "
@@ -146,7 +152,9 @@ def document(rows: Sequence[Row], pictures: dict[str, str], command: str) -> str
     if "overview" in pictures:
         parts.append(f"![Reported and measured accuracies]({pictures['overview']})")
     for tag, chosen in of_reports.items():
-        parts += [f"## {tag}", about[tag]]
+        parts += [f"## {tag}", reports[tag].about, joint([row.judged.verdict for row in chosen])]
+        if facts := reports[tag].facts:
+            parts += ["Without training:", "\n".join(f"- {fact}" for fact in facts)]
         for name, part in _by_experiment(chosen).items():
             parts += _experiment(name, part, pictures)
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -162,26 +170,25 @@ def draw(rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
         Mark(row.claim.name, row.claim.value, mean.mean, mean.ends, row.judged.verdict.word)
         for row in rows
         if (mean := row.judged.interval) and row.claim.value is not None
-        if "accuracy" in row.claim.metric
+        if "accuracy" in row.claim.metric and not row.claim.above
     ]
     if marks:
         yield "overview", draw_marks(marks)
     for name, chosen in _by_experiment(rows).items():
-        if study := epoch_study.find([row.judged for row in chosen]):
-            stretches = verdicts.neighbours(study.fitting, list(study.accuracies))
+        for study in _studies(chosen):
             yield (
                 f"{name}_epochs",
-                draw_epochs(
-                    study.accuracies,
-                    study.reported,
-                    stretches,
-                    study.distances,
-                    study.nearest,
-                    study.between_seeds,
-                ),
+                draw_epochs(study.means, study.halves, study.reported, study.claim.rounding),
             )
         if lines := _curves(chosen):
             yield name, curves.bands(lines)
+
+
+def _studies(rows: Sequence[Row]) -> list[EpochStudy]:
+    """Return the study of the number of epochs, if the rows hold the figure it is chosen by."""
+    candidates = [row.judged.candidate for row in rows]
+    studies = [candidate.study for candidate in candidates if candidate and candidate.study]
+    return [study for study in studies[:1] if study.claim in [row.claim for row in rows]]
 
 
 def _by_experiment(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -193,14 +200,12 @@ def _by_experiment(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def _curves(rows: Sequence[Row]) -> dict[str, list[RunDir]]:
     """Return the runs of an experiment's rows by configuration, without those of others."""
-    several = len({row.config.protocol for row in rows}) > 1
+    experiment = rows[0].experiment
+    labels = {recipe(config): experiment.label(config) for config in experiment.configs}
     lines: dict[str, list[RunDir]] = {}
-    for experiment, part in groupby(rows, key=lambda row: row.experiment):
-        labels = {recipe(config): experiment.label(config) for config in experiment.configs}
-        for run in quoted(part):
-            if label := labels.get(recipe(run.config)):
-                label += f", {run.config.protocol} protocol" * several
-                lines.setdefault(label, []).append(run.run)
+    for run in quoted(rows):
+        if label := labels.get(recipe(run.config)):
+            lines.setdefault(label, []).append(run.run)
     return lines
 
 
@@ -214,8 +219,7 @@ def _experiment(name: str, rows: Sequence[Row], pictures: dict[str, str]) -> lis
     parts = [title, full_table(rows)]
     if name in pictures:
         parts.append(f"![Curves of {name}]({pictures[name]})")
-    if study := epoch_study.find([row.judged for row in rows]):
-        parts.append(str(study))
+    parts += [str(study) for study in _studies(rows)]
     if f"{name}_epochs" in pictures:
         parts.append(f"![{name} by the number of epochs]({pictures[f'{name}_epochs']})")
     return [*parts, guesses(rows), sources(rows)]
@@ -223,9 +227,11 @@ def _experiment(name: str, rows: Sequence[Row], pictures: dict[str, str]) -> lis
 
 def _line(row: Row) -> tuple[str, ...]:
     claim, verdict = row.claim, str(row.judged.verdict)
-    if row.judged.verdict.word.startswith("differs") and claim.suspected:
+    if row.judged.verdict.word in REFUTED and claim.suspected:
         verdict += f"; suspected: {claim.suspected}"
     sound = run_metrics.show_interval(claim.metric, row.sound_interval)
+    if row.sound:
+        sound += f" (n = {len(row.sound)})"
     if row.same_as_sound:
         sound = "the same"
     if row.config.protocol == "sound":

@@ -2,8 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
 
 from cifar_lab.analysis.statistics import Interval
 from cifar_lab.errors import UsageError, did_you_mean
@@ -13,11 +12,15 @@ from cifar_lab.runs.summary import RunSummary
 
 Metric = Callable[[RunDir, RunSummary, Sequence[EpochMetrics]], float | None]
 
-PER_CLASS = ("class_precision", "class_recall", "class_f1")
-"""Metrics of one class, named with its number: `class_recall:3`."""
-
-PAIR = "confusion_rank"
-"""The place of two classes among the most confused, named with their numbers."""
+PARAMETRIZED = {
+    **dict.fromkeys(("class_precision", "class_recall", "class_f1"), 1),
+    **dict.fromkeys(("lowest_recall", "highest_recall", "recall_gap"), 2),
+    **dict.fromkeys(("val_accuracy_from", "reduction_to"), 1),
+}
+"""Metrics that are named with one or two numbers: `class_recall:3`, `recall_gap:3:5`. Those of
+recall are of classes: the lower and the higher of two, and how far both are below all others.
+`val_accuracy_from:13` is the mean from that epoch on, `reduction_to:0.0001` the last epoch before
+the learning rate is so low."""
 
 
 def _of_summary(field: str) -> Metric:
@@ -40,14 +43,21 @@ def _macro(kind: str) -> Metric:
     return mean
 
 
-def _last_reduction(
-    run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]
-) -> float | None:
-    """Return the last epoch after which the learning rate fell."""
-    falls = [
-        row.epoch for row, later in pairwise(history) if later.learning_rate < row.learning_rate
-    ]
-    return falls[-1] if falls else None
+def _change(column: str, sign: int) -> Metric:
+    """Return how far a column fell (-1) or rose (1) from the first epoch to the last."""
+    first, final = _of_epoch(column, 0), _of_epoch(column, -1)
+
+    def change(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
+        start, end = first(run, summary, history), final(run, summary, history)
+        return None if start is None or end is None else sign * (end - start)
+
+    return change
+
+
+def _gap(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
+    """Return the last epoch's accuracy on the training images minus that on the test images."""
+    test = history[-1].test_accuracy if history else None
+    return None if test is None else history[-1].train_accuracy - test
 
 
 def _seconds(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
@@ -80,33 +90,42 @@ METRICS: dict[str, Metric] = {
     **{f"macro_{kind}": _macro(kind) for kind in ("precision", "recall", "f1")},
     **{f"feature_{name}": _of_entry("separation", name) for name in ("knn_accuracy", "silhouette")},
     "best_val_loss_epoch": _of_entry("diagnosis", "best_val_loss_epoch"),
-    "last_reduction_epoch": _last_reduction,
+    "fall_train_loss": _change("train_loss", -1),
+    "fall_val_loss": _change("val_loss", -1),
+    "rise_train_accuracy": _change("train_accuracy", 1),
+    "final_accuracy_gap": _gap,
     "seconds_per_epoch": _seconds,
 }
 """`best_val_`: of the epoch that `training.monitor` chose. `first_`, `final_`: of the first and the
 last epoch; `test_` ones of an epoch exist where the study watched the test set, and those of
 balanced accuracy and macro F1 where the run monitors one of them. `macro_`: mean over the classes,
 of the test predictions. `feature_`: how well the features keep the classes apart.
-`last_reduction_epoch`: the last one after which the learning rate fell."""
+`fall_`, `rise_`: from the first epoch to the last."""
 
 
 def check(name: str) -> None:
     """UsageError unless `name` is a metric."""
-    if name in METRICS or _of_classes(name) is not None:
+    if name in METRICS or _parametrized(name) is not None:
         return
-    known = [*METRICS, *(f"{kind}:<class>" for kind in PER_CLASS), f"{PAIR}:<class>:<class>"]
+    known = [*METRICS, *(kind + ":<number>" * count for kind, count in PARAMETRIZED.items())]
     raise UsageError(
         f"there is no metric {name[:80]}{did_you_mean(name, known)}; there are {', '.join(known)}"
     )
 
 
-def _of_classes(name: str) -> tuple[str, list[int]] | None:
-    """Return the kind and the class numbers of `class_recall:3` or `confusion_rank:3:5`."""
+def _parametrized(name: str) -> tuple[str, list[float]] | None:
+    """Return the kind and the numbers of `class_recall:3` or `reduction_to:0.0001`."""
     kind, *numbers = name.split(":")
-    wanted = 1 if kind in PER_CLASS else 2 if kind == PAIR else 0
-    if not wanted or len(numbers) != wanted or not all(n.isdecimal() for n in numbers):
+    if not numbers or len(numbers) != PARAMETRIZED.get(kind):
         return None
-    return kind, [int(number) for number in numbers]
+    whole = kind != "reduction_to"
+    if not all(n.isdecimal() if whole else _is_number(n) for n in numbers):
+        return None
+    return kind, [float(number) for number in numbers]
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).replace("e-", "", 1).isdecimal()
 
 
 def of_run(
@@ -117,15 +136,35 @@ def of_run(
     UsageError for an unknown name, RunFailed for a damaged report.
     """
     check(name)
-    kind, classes = _of_classes(name) or (name, [])
+    kind, numbers = _parametrized(name) or (name, [])
     if kind in METRICS:
         value = METRICS[name](run, summary, history)
-    elif kind == PAIR:
-        value = _confusion_rank(summary, *classes)
+    elif kind == "val_accuracy_from":
+        late = [row.val_accuracy for row in history[int(numbers[0]) - 1 :]]
+        known = [accuracy for accuracy in late if accuracy is not None]
+        value = sum(known) / len(known) if known else None
+    elif kind == "reduction_to":
+        low = [row.epoch for row in history if row.learning_rate <= numbers[0] * (1 + 1e-9)]
+        value = low[0] - 1 if low else None
     else:
-        values = class_scores(run, summary)[kind.removeprefix("class_")]
-        value = values[classes[0]] if classes[0] < len(values) else None
+        value = _of_classes(kind, [int(n) for n in numbers], class_scores(run, summary))
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _of_classes(
+    kind: str, classes: Sequence[int], scores: Mapping[str, Sequence[float]]
+) -> float | None:
+    if kind.startswith("class_"):
+        values = scores[kind.removeprefix("class_")]
+        return values[classes[0]] if classes[0] < len(values) else None
+    recall = scores["recall"]
+    if max(classes) >= len(recall):
+        return None
+    chosen = [recall[number] for number in classes]
+    others = [value for number, value in enumerate(recall) if number not in classes]
+    if kind == "recall_gap":
+        return min(others) - max(chosen) if others else None
+    return min(chosen) if kind == "lowest_recall" else max(chosen)
 
 
 def class_scores(run: RunDir, summary: RunSummary) -> dict[str, list[float]]:
@@ -134,17 +173,6 @@ def class_scores(run: RunDir, summary: RunSummary) -> dict[str, list[float]]:
     rows = [report[name] for name in summary.per_class_accuracy if name in report]
     columns = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
     return {kind: [row[column] for row in rows] for kind, column in columns.items()}
-
-
-def _confusion_rank(summary: RunSummary, one: int, other: int) -> float | None:
-    """Return the place of two classes, either way round, among the most confused; None if low."""
-    names = list(summary.per_class_accuracy)
-    if max(one, other) >= len(names):
-        return None
-    for place, pair in enumerate(summary.most_confused, start=1):
-        if {pair["label"], pair["predicted"]} == {names[one], names[other]}:
-            return place
-    return None
 
 
 def higher_is_better(name: str) -> bool:
@@ -159,11 +187,13 @@ def is_fraction(name: str) -> bool:
 
 def is_test(name: str) -> bool:
     """Whether the metric looks at the test images."""
-    return "test" in name or name.startswith(("macro_", "class_", "expected_"))
+    return "test" in name or "recall" in name or name.startswith(("macro_", "class_", "expected_"))
 
 
 def bounds(name: str) -> tuple[float, float]:
     """Return the smallest and largest value that the metric can have."""
+    if name.startswith(("fall_", "rise_", "recall_gap", "final_accuracy_gap")):
+        return -math.inf, math.inf
     if is_fraction(name):
         return 0.0, 1.0
     return (-1.0 if name == "feature_silhouette" else 0.0), math.inf
@@ -211,7 +241,9 @@ def _in_unit(name: str, form: str, *values: float) -> str:
     scale, digits, unit = (100, ".2f", " %") if is_fraction(name) else (1, ".4f", "")
     if name == "seconds_per_epoch":
         digits, unit = ".1f", " s"
-    elif name in ("epochs", "parameters") or name.endswith("_epoch") or name.startswith(PAIR):
+    elif (
+        name in ("epochs", "parameters") or name.endswith("_epoch") or name.startswith("reduction")
+    ):
         digits = ",.0f" if all(float(value).is_integer() for value in values) else ",.1f"
     return form.format(*(f"{scale * value:{digits}}" for value in values)) + unit
 

@@ -1,185 +1,300 @@
-"""The rule by which a report's claim is judged: what a number of measured values says of it."""
+"""The rule by which a report's claim is judged: what a number of measured values says of it.
+
+A report's figure comes from one run. With seeds enough, our mean is as exact as we like, but that
+one run stays one run: so a figure is *reproduced* where our mean is the same within a margin that
+was stated beforehand (two one-sided tests, Schuirmann 1987), and *differs* only where one more run
+of ours would not give it. More seeds sharpen either; none makes a verdict by being unsure.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, variance
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.run_metrics import show_difference, show_interval, show_width
-from cifar_lab.analysis.statistics import (
-    MIN_VALUES,
-    Interval,
-    difference_of_means,
-    interval,
-    t_quantile,
-)
+import numpy as np
+
+from cifar_lab.analysis.run_metrics import show_difference, show_width
+from cifar_lab.analysis.statistics import LEVEL, holm
 from cifar_lab.config.reports import Claim
-from cifar_lab.config.run_config import RunConfig
 
 Word = Literal[
     "reproduced",
-    "reproduced at some epochs",
-    "consistent",
+    "holds",
     "differs",
-    "differs so far",
-    "differs at all epochs",
-    "cannot be judged",
+    "contradicted",
+    "inconclusive",
+    "not judged",
     "not measured yet",
 ]
+
+CONFIRMED, REFUTED = ("reproduced", "holds"), ("differs", "contradicted")
+
+_MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A word of the rule, and the reason in a few more."""
+    """A word of the rule, and the reason in a few more.
+
+    `p_confirmed` is the p value against "not the same" (or "does not hold"), `p_refuted` against
+    "the same recipe" (or "holds"); both are 1 where nothing was tested.
+    """
 
     word: Word
     reason: str = ""
+    p_confirmed: float = 1.0
+    p_refuted: float = 1.0
 
     def __str__(self) -> str:
         return f"{self.word} ({self.reason})" if self.reason else self.word
 
 
+NOT_MEASURED = Verdict("not measured yet")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The standard deviation of single runs, and the degrees of freedom that it is known with."""
+
+    std: float
+    degrees: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How far a measured mean is off a reference, with the variance of that, and of a single run.
+
+    `n` runs at least stand behind it; with k times as many, its variance is k times smaller.
+    """
+
+    off: float
+    variance: float
+    single: float
+    degrees: float
+    n: int
+
+    def half(self, level: float, single: float = 0.0) -> float:
+        """Return half the width of the interval that leaves out `level`; for a `single` run, too.
+
+        Of the mean by default; with the variance of a run, the interval for one more run.
+        """
+        from scipy import special
+
+        quantile = float(special.stdtrit(self.degrees, 1 - level / 2))
+        return quantile * math.sqrt(self.variance + single)
+
+    def p_beyond(self, distance: float, single: float = 0.0) -> float:
+        """Return the probability that chance alone takes it so far, to one side."""
+        from scipy import special
+
+        return float(special.stdtr(self.degrees, -distance / math.sqrt(self.variance + single)))
+
+    def with_seeds(self, n: int) -> "Estimate":
+        """Return what `n` seeds would give, were the mean and the deviation as they are."""
+        times = n / self.n
+        return replace(self, variance=self.variance / times, degrees=self.degrees * times, n=n)
+
+
+def pooled_spread(groups: Sequence[Mapping[Any, float]]) -> Spread | None:
+    """Return the deviation of runs from the mean of their group, over all groups.
+
+    A group maps each run's unit to its value. Runs that continue each other have one unit in
+    several groups (a group for each number of epochs): they deviate alike, and count as one. Their
+    correlation r within a unit is estimated by the method of moments, and the degrees of freedom
+    are Satterthwaite's for the variance of such data: with S seeds of L lengths, L(S - 1) if r is
+    0, and S - 1 if r is 1. None where no group has two values, or where all values are equal.
+    """
+    names = [(group, unit) for group, values in enumerate(groups) for unit in values]
+    values = np.array([value for group in groups for value in group.values()], dtype=np.float64)
+    # a[i, j]: subtracts the mean of the group; k[i, j]: whether i and j are one unit
+    same = np.array([[a == b for b, _ in names] for a, _ in names], dtype=np.float64)
+    k = np.array([[a == b for _, b in names] for _, a in names], dtype=np.float64)
+    if not len(values) or (degrees := len(values) - len(groups)) < 1:
+        return None
+    a = np.eye(len(values)) - same / same.sum(axis=1, keepdims=True)
+    residuals = a @ values
+    variance = float(residuals @ residuals) / degrees
+    if variance <= 1e-24:
+        return None
+    together = float(np.trace(a @ k @ a @ k))
+    r = 0.0
+    if together > degrees + 1e-9:
+        product = float(residuals @ k @ residuals) / variance
+        r = min(max((product - degrees) / (together - degrees), 0.0), 1.0)
+    return Spread(math.sqrt(variance), degrees**2 / (degrees * (1 - r**2) + together * r**2))
+
+
 def judge(
     claim: Claim,
-    config: RunConfig,
     values: Sequence[float],
     others: Sequence[float] = (),
     *,
-    hinges_on: str | None = None,
+    spread: Spread | None,
+    other_spread: Spread | None = None,
+    missing: int = 0,
 ) -> Verdict:
     """Return the verdict on a claim, given one measured value per seed.
 
-    Cannot be judged: `hinges_on` names a guess that decides the figure (for the number of epochs,
-    see `judge_by_epochs`). With three seeds or more: reproduced if the reported figure lies
-    in the 95 % prediction interval for one more run, mean ± t * s * sqrt(1 + 1/n), with the
-    binomial variance added where the validation images are drawn at random (a report's draw is not
-    ours); else differs. With fewer: consistent within the claim's tolerance, else differs so far.
+    `spread` is that of single runs, `other_spread` that of `others`, which `above` compares with;
+    None for the latter: the same, pooled. A reported difference comes as differences by seed.
+    `missing` counts finished runs in which the measured event did not happen.
 
-    What a report says in words: of a bound, the 95 % interval of the mean, and of a comparison with
-    `others`, that of the difference (Welch), must lie on the right side (reproduced) or on the
-    wrong one (differs). Otherwise, and with fewer seeds, the mean alone decides between consistent
-    and differs so far.
+    A figure is reproduced if the 90 % interval of (mean - reported) lies within its margin and
+    rounding. It differs if the mean is outside, and the reported value, rounding included, is
+    outside the 95 % interval for one more run. What the report says in words holds, or is
+    contradicted, if the 95 % interval of the difference lies on one side. All else is inconclusive.
     """
-    found = interval(values, run_metrics.bounds(claim.metric))
-    if found is None or (claim.above and not others):
-        return Verdict("not measured yet")
-    if claim.above:
-        return _compare(claim, values, others, hinges_on)
-    if claim.value is None:
-        return _bound(claim, found, hinges_on)
-    off = found.mean - claim.value
-    off_by = f"off by {show_difference(claim.metric, off)}"
-    if hinges_on:
-        return Verdict("cannot be judged", f"{hinges_on} guessed; {off_by}")
-    if found.n < MIN_VALUES or found.std is None:
-        if claim.tolerance is None:
-            return Verdict("cannot be judged", f"no tolerance and {found.n} seed")
-        near = abs(off) <= claim.tolerance * (1 + 1e-9)
-        tolerance = show_width(claim.metric, claim.tolerance)
-        reason = f"{off_by}, tolerance ±{tolerance}, n = {found.n}"
-        return Verdict("consistent" if near else "differs so far", reason)
-    half = prediction_half_width(claim, config, values)
-    within = show_width(claim.metric, half)
-    reason = f"{off_by}, one more run within ±{within}, n = {found.n}"
-    return Verdict("reproduced" if abs(off) <= half else "differs", reason)
+    if not values or (claim.above and claim.value is None and not others):
+        return NOT_MEASURED
+    if claim.not_judged:
+        return Verdict("not judged", claim.not_judged)
+    if missing:
+        total = missing + len(values)
+        return Verdict("inconclusive", f"in {missing} of {total} runs it did not happen")
+    estimate = _estimate(claim, values, others, spread, other_spread)
+    if estimate is None:
+        needed = "one run has no deviation" if len(values) == 1 else "its runs are all equal"
+        return Verdict("inconclusive", f"{needed}, so that chance cannot be told")
+    return _figure(claim, estimate) if claim.value is not None else _words(claim, estimate)
 
 
-def judge_by_epochs(claim: Claim, values: Mapping[int, Sequence[float]]) -> Verdict:
-    """Return the verdict on a figure of a report that does not say how long it trained.
+def _estimate(
+    claim: Claim,
+    values: Sequence[float],
+    others: Sequence[float],
+    spread: Spread | None,
+    other_spread: Spread | None,
+) -> Estimate | None:
+    """Return how far the mean is off, positive on the side that the report's words ask for."""
+    mean, n = math.fsum(values) / len(values), len(values)
+    if spread is None:
+        return None
+    variance = spread.std**2
+    if claim.value is not None or not claim.above:
+        reference = next(v for v in (claim.value, claim.at_least, claim.at_most) if v is not None)
+        off = mean - reference if claim.at_most is None else reference - mean
+        return Estimate(off, variance / n, variance, spread.degrees, n)
+    off = mean - math.fsum(others) / len(others)
+    if other_spread is None:
+        of_mean = variance * (1 / n + 1 / len(others))
+        return Estimate(off, of_mean, variance, spread.degrees, min(n, len(others)))
+    parts = ((variance / n, spread), (other_spread.std**2 / len(others), other_spread))
+    of_mean = math.fsum(part for part, _ in parts)  # Welch 1947, Satterthwaite's degrees of freedom
+    degrees = of_mean**2 / math.fsum(part**2 / spread.degrees for part, spread in parts)
+    return Estimate(off, of_mean, variance, degrees, min(n, len(others)))
 
-    `values`: one measured value per seed (three or more) for each number of epochs. The figure is
-    reproduced at the numbers of epochs whose prediction interval for one more run contains it, as
-    in `judge`, but with the variance of the seeds pooled over all numbers of epochs: three seeds
-    alone say little about it. Where there is none, the figure differs at all of them.
-    """
-    assert claim.value is not None
-    off = {epochs: fmean(found) - claim.value for epochs, found in sorted(values.items())}
-    measured = f"{min(off)} to {max(off)}"
-    n = min(len(found) for found in values.values())
-    if fits := reproduced_at(claim, values):
-        return Verdict(
-            "reproduced at some epochs", f"{spans(fits, list(off))} of {measured}, n = {n}"
-        )
-    nearest = min(off, key=lambda epochs: abs(off[epochs]))
-    off_by = show_difference(claim.metric, off[nearest])
-    reason = f"{measured}: least at {nearest}, off by {off_by}, n = {n}"
-    return Verdict("differs at all epochs", reason)
 
-
-def reproduced_at(claim: Claim, values: Mapping[int, Sequence[float]]) -> list[int]:
-    """Return the numbers of epochs at which a figure is reproduced."""
-    assert claim.value is not None
-    freedom = sum(len(found) - 1 for found in values.values())
-    pooled = sum((len(found) - 1) * variance(found) for found in values.values()) / freedom
-    t = t_quantile(freedom)
-    return [
-        epochs
-        for epochs, found in sorted(values.items())
-        if abs(fmean(found) - claim.value) <= t * math.sqrt(pooled * (1 + 1 / len(found)))
+def _figure(claim: Claim, estimate: Estimate) -> Verdict:
+    """Judge a printed number: two one-sided tests of its margin, and one more run of ours."""
+    assert claim.margin is not None
+    word = _word_of_figure(claim, estimate)
+    room = claim.margin.size + claim.rounding
+    apart = abs(estimate.off) - claim.rounding
+    shown = [
+        f"off by {show_difference(claim.metric, estimate.off)}",
+        f"90 % interval ±{show_width(claim.metric, estimate.half(2 * LEVEL))}",
+        f"margin ±{show_width(claim.metric, room)}",
+        f"n = {estimate.n}, {estimate.degrees:.3g} df",
     ]
+    if word != "reproduced":
+        within = show_width(claim.metric, estimate.half(LEVEL, estimate.single))
+        shown.insert(3, f"one more run within ±{within}")
+    if word == "inconclusive":
+        shown.append(_settling(claim, estimate))
+    return Verdict(
+        word,
+        ", ".join(shown),
+        estimate.p_beyond(room - abs(estimate.off)),
+        min(1.0, 2 * estimate.p_beyond(apart, estimate.single)) if apart > 0 else 1.0,
+    )
 
 
-def spans(chosen: Sequence[int], of: Sequence[int]) -> str:
-    """Return some of the numbers in words: `22, 26 to 30`."""
-    return ", ".join(f"{a} to {b}" if a != b else f"{a}" for a, b in neighbours(chosen, of))
+def _word_of_figure(claim: Claim, estimate: Estimate) -> Word:
+    assert claim.margin is not None
+    apart = abs(estimate.off) - claim.rounding
+    if apart + estimate.half(2 * LEVEL) <= claim.margin.size:
+        return "reproduced"
+    if apart > max(claim.margin.size, estimate.half(LEVEL, estimate.single)):
+        return "differs"
+    return "inconclusive"
 
 
-def neighbours(chosen: Sequence[int], of: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the first and the last of each group of chosen numbers that are next to each other."""
-    groups: list[tuple[int, int]] = []
-    for before, number in zip([None, *of], of, strict=False):
-        if number not in chosen:
-            continue
-        if groups and groups[-1][1] == before:
-            groups[-1] = (groups[-1][0], number)
-        else:
-            groups.append((number, number))
-    return groups
+def _words(claim: Claim, estimate: Estimate) -> Verdict:
+    """Judge a bound or a comparison: on which side of 0 the interval of the difference lies."""
+    word = _word_of_words(claim, estimate)
+    shown = [
+        f"difference {show_difference(claim.metric, estimate.off)}"
+        if claim.above
+        else f"{show_difference(claim.metric, estimate.off)} on the right side"
+        if estimate.off >= 0
+        else f"{show_width(claim.metric, -estimate.off)} short of it",
+        f"95 % interval ±{show_width(claim.metric, estimate.half(LEVEL))}",
+        f"n = {estimate.n}, {estimate.degrees:.3g} df",
+    ]
+    if word == "inconclusive":
+        shown.append(_settling(claim, estimate))
+    p = min(1.0, 2 * estimate.p_beyond(abs(estimate.off)))
+    confirmed, refuted = (p, 1.0) if estimate.off > 0 else (1.0, p)
+    return Verdict(word, ", ".join(shown), confirmed, refuted)
 
 
-def _bound(claim: Claim, found: Interval, hinges_on: str | None) -> Verdict:
-    """Judge `at_least` and `at_most`; `over` is how far the mean lies on the right side."""
-    sign, bound = (1, claim.at_least) if claim.at_least is not None else (-1, claim.at_most)
-    assert bound is not None
-    over = sign * (found.mean - bound)
-    size = show_width(claim.metric, abs(over))
-    side = f"{size} {'on the right side' if over >= 0 else 'short of it'}"
-    if hinges_on:
-        return Verdict("cannot be judged", f"{hinges_on} guessed; {side}")
-    if found.low is not None and found.high is not None and not found.low < bound < found.high:
-        shown = show_interval(claim.metric, found)
-        return Verdict("reproduced" if over >= 0 else "differs", f"{side}, {shown}, n = {found.n}")
-    near = over >= -(claim.tolerance or 0.0) * (1 + 1e-9)
-    return Verdict("consistent" if near else "differs so far", f"{side}, n = {found.n}")
+def _word_of_words(claim: Claim, estimate: Estimate) -> Word:
+    if abs(estimate.off) <= estimate.half(LEVEL):
+        return "inconclusive"
+    return "holds" if estimate.off > 0 else "contradicted"
 
 
-def _compare(
-    claim: Claim, values: Sequence[float], others: Sequence[float], hinges_on: str | None
-) -> Verdict:
-    """Judge `above`: whether the measure is higher than in the other runs."""
-    difference, half = difference_of_means(values, others)
-    seeds = f"n = {len(values)} and {len(others)}"
-    shown = f"difference {show_difference(claim.metric, difference)}"
-    if hinges_on:
-        return Verdict("cannot be judged", f"{hinges_on} guessed; {shown}")
-    if min(len(values), len(others)) >= MIN_VALUES and half is not None:
-        if abs(difference) > half:
-            return Verdict("reproduced" if difference > 0 else "differs", f"{shown}, {seeds}")
-        shown += f" within chance (±{show_width(claim.metric, half)})"
-    return Verdict("consistent" if difference > 0 else "differs so far", f"{shown}, {seeds}")
+def seeds_needed(claim: Claim, estimate: Estimate) -> int | None:
+    """Return how many seeds would settle a claim, were mean and deviation to stay; None if none."""
+    word_of = _word_of_words if claim.value is None else _word_of_figure
+    for n in range(estimate.n + 1, _MOST_SEEDS + 1):
+        if word_of(claim, estimate.with_seeds(n)) != "inconclusive":
+            return n
+    return None
 
 
-def prediction_half_width(claim: Claim, config: RunConfig, values: Sequence[float]) -> float:
-    """Return half the width of the 95 % prediction interval for one more run's value."""
-    found = interval(values)
-    if found is None or found.std is None:
-        raise ValueError("a prediction interval needs at least two values")
-    expected = found.std**2 * (1 + 1 / found.n)
-    split = config.split
-    drawn = split.method in ("random", "stratified") and split.validation > 0
-    if drawn and "val_accuracy" in claim.metric:
-        size = config.dataset.train_size or 0
-        expected += found.mean * (1 - found.mean) / max(split.held_out(size), 1)
-    return t_quantile(found.n - 1) * math.sqrt(expected)
+def _settling(claim: Claim, estimate: Estimate) -> str:
+    n = seeds_needed(claim, estimate)
+    if n is not None:
+        return f"{n} seeds would settle it"
+    margin = claim.margin.size if claim.margin else math.inf
+    if abs(estimate.off) - claim.rounding >= margin:
+        return "no number would: a single run, as the report's, scatters by more than the margin"
+    return f"more than {_MOST_SEEDS:,} seeds would be needed to settle it"
+
+
+def joint(verdicts: Sequence[Verdict]) -> str:
+    """Return one sentence about all verdicts of a report, adjusted for their number (Holm 1979).
+
+    What is settled at 5 % each may be settled by chance among many; Holm's adjustment keeps the
+    probability of even one such chance below 5 %, for those that are confirmed, and for those that
+    are refuted.
+    """
+    judged = [v for v in verdicts if v.word not in ("not judged", "not measured yet")]
+    if not judged:
+        return ""
+    counts = {
+        word: sum(v.word == word for v in judged) for word in (*CONFIRMED, *REFUTED, "inconclusive")
+    }
+    said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
+    left = []
+    for words, p_values in (
+        (CONFIRMED, [v.p_confirmed for v in judged]),
+        (REFUTED, [v.p_refuted for v in judged]),
+    ):
+        adjusted = zip(judged, holm(p_values), strict=True)
+        left.append(sum(v.word in words and p < LEVEL for v, p in adjusted))
+    confirmed = sum(counts[word] for word in CONFIRMED)
+    refuted = sum(counts[word] for word in REFUTED)
+    remaining = [
+        f"{count} of the {total} {word}"
+        for count, total, word in (
+            (left[0], confirmed, "confirmed"),
+            (left[1], refuted, "refuted"),
+        )
+        if total
+    ]
+    sentence = f"Of {len(judged)} figures and findings that do not follow from each other: {said}."
+    if remaining:
+        sentence += f" Adjusted for their number (Holm), {' and '.join(remaining)} remain."
+    return sentence

@@ -150,6 +150,7 @@ def _request(bases: _Bases, parsed: list[Override], line: CommandLine) -> Reques
         shown,
         tuple(space),
         lines_of([o for o in fixed if o.key_or_group.split(".")[0] != "search"]),
+        own_files=bool(line.config_flags),
     )
 
 

@@ -11,12 +11,9 @@ if TYPE_CHECKING:
 
 LOOKS = {
     "reproduced": (style.BLUE, "o"),
-    "reproduced at some epochs": (style.BLUE, "D"),
-    "consistent": (style.GREEN, "s"),
     "differs": (style.VERMILLION, "X"),
-    "differs so far": (style.VERMILLION, "P"),
-    "differs at all epochs": (style.VERMILLION, "^"),
-    "cannot be judged": (style.MUTED, "v"),
+    "inconclusive": (style.MUTED, "s"),
+    "not judged": (style.MUTED, "v"),
 }
 """Colour and marker of each verdict."""
 

@@ -1,6 +1,5 @@
 """The reports' experiments: their settings, their claims, and what a run of them says."""
 
-import csv
 import functools
 import re
 from pathlib import Path
@@ -12,8 +11,7 @@ from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.claims import Candidate, match
 from cifar_lab.config.reports import reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
-from cifar_lab.runs.run_dir import RunDir, find_runs
-from cifar_lab.runs.summary import RunSummary
+from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.training.build import build_model
 from cifar_lab.training.preflight import compose_checked
 
@@ -49,9 +47,6 @@ FACTS: dict[str, tuple[str, dict[str, int], int, int, set[float], float, float, 
         *(0.9, 5e-4, 290_933),
     ),
 }
-
-# (validation images, images that are scored) of each report
-SPLITS = {"S0": (8000, 10000), "S1": (1000, 10000), "S2": (12000, 10000)}
 
 
 @functools.cache
@@ -127,7 +122,7 @@ def test_report_does_what_the_report_did(experiment: str) -> None:
             assert run.training.step_history
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", OF_REPORTS)
 def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
     runs = cells(experiment)
     claims = reported_of(runs[0]).claims
@@ -201,99 +196,57 @@ def test_what_the_user_says_wins_over_the_protocol() -> None:
 # --- what a run says, in the reports' words -------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, RunSummary]:
-    """Run S2's third setting small, such that no epoch after the first counts as better."""
-    folder = tmp_path_factory.mktemp("outputs")
+@pytest.mark.slow
+def test_a_run_speaks_as_in_s2(tmp_path: Path) -> None:
+    """S2's third setting in small, such that no epoch after the first counts as better."""
     overrides = [
         *("experiment=s2_plateau", "dataset=digits", "dataset.mean=null", "dataset.std=null"),
         *("model.widths=[4,8]", "model.hidden=16", "split.validation=0.2", "figures=none"),
         *("scheduler.threshold=10", "training.min_delta=1", "device=cpu"),
-        *("training.print_every=5", "training.step_history=true"),
-        f"output_dir={folder}",
+        *("training.print_every=5", "training.step_history=true", f"output_dir={tmp_path}"),
     ]
     assert train.main(overrides) == 0
-    (run,) = find_runs(folder)
-    return run, run.read_summary()
-
-
-def log_of(run: RunDir) -> list[str]:
-    return run.log_file.read_text(encoding="utf-8").splitlines()
-
-
-@pytest.mark.slow
-def test_plateau_and_early_stopping_speak_as_in_s2(finished: tuple[RunDir, RunSummary]) -> None:
-    run, summary = finished
-    lines = log_of(run)
+    (run,) = find_runs(tmp_path)
+    summary, lines = run.read_summary(), run.log_file.read_text(encoding="utf-8").splitlines()
     # S2: best epoch 23, reduced after 27, stopped at 28; here the best is 1
-    assert "Epoch 00005: reducing learning rate of group 0 to 1.0000e-03." in lines
-    assert (
-        "Early stopping triggered at epoch 6. No significant improvement in the validation "
-        "metric for 5 epochs."
-    ) in lines
-    assert summary.epochs == 6
-    assert summary.stopped_early
-    rates = [row.learning_rate for row in run.read_metrics()]
-    assert rates == pytest.approx([0.01] * 5 + [0.001])
-    assert summary.initial_learning_rate == 0.01
-    assert summary.effective_learning_rate == pytest.approx(0.001)
-
-
-@pytest.mark.slow
-def test_banner_headers_and_lines_are_the_reports(finished: tuple[RunDir, RunSummary]) -> None:
-    lines = log_of(finished[0])
-    banner = (
-        "Training model ConvNet with learning rate: 0.01, optimizer: SGD and activation "
-        "function: ReLU"
+    named = run.path / (
+        f"model_ConvNet_acc{summary.best_val_accuracy:.4f}_lr0.01_SGD_"
+        f"epoch{summary.best_epoch}_ReLU.pth"
     )
-    assert banner in lines
-    assert "Epoch 1/50" in lines
+    for line in (
+        "Training model ConvNet with learning rate: 0.01, optimizer: SGD and activation function: "
+        "ReLU",
+        "Epoch 1/50",
+        "Epoch 00005: reducing learning rate of group 0 to 1.0000e-03.",
+        "Early stopping triggered at epoch 6. No significant improvement in the validation metric "
+        "for 5 epochs.",
+        f"Best model saved to {named}",
+    ):
+        assert line in lines
+    assert named.read_bytes() == run.best.read_bytes()
     assert any(line.startswith("splits verified disjoint: train 1,150") for line in lines)
     for split in ("train", "valid"):
         pattern = rf"{split} loss: \d\.\d{{4}} accuracy: \d+\.\d\d%"
         assert sum(re.fullmatch(pattern, line) is not None for line in lines) == 6
     steps = [line for line in lines if line.startswith("epoch: 1, steps: ")]
-    assert [line.split(",")[1] for line in steps] == [" steps: 0", " steps: 5"]
-    pattern = r"epoch: 1, steps: \d, train_loss: \d\.\d{3}, running_acc: \d+\.\d %"
-    assert all(re.fullmatch(pattern, line) for line in steps)
-
-
-@pytest.mark.slow
-def test_table_has_s2s_columns(finished: tuple[RunDir, RunSummary]) -> None:
-    run, summary = finished
-    lines = log_of(run)
+    pattern = r"epoch: 1, steps: [05], train_loss: \d\.\d{3}, running_acc: \d+\.\d %"
+    assert [re.fullmatch(pattern, line) is not None for line in steps] == [True, True]
+    assert (summary.epochs, summary.stopped_early) == (6, True)
+    rates = [row.learning_rate for row in run.read_metrics()]
+    assert rates == pytest.approx([0.01] * 5 + [0.001])
+    assert summary.initial_learning_rate == 0.01
+    assert summary.effective_learning_rate == pytest.approx(0.001)
     head = next(i for i, line in enumerate(lines) if line.startswith("Model "))
-    columns = [cell.strip() for cell in lines[head].split("|")]
+    columns, cells = ([c.strip() for c in line.split("|")] for line in lines[head : head + 2])
     assert columns == [
         *("Model", "Best Validation Accuracy", "Validation Loss", "Learning Rate"),
         *("Optimizer", "Activation", "Epoch"),
     ]
-    row = dict(zip(columns, (c.strip() for c in lines[head + 1].split("|")), strict=True))
+    row = dict(zip(columns, cells, strict=True))
     assert row["Best Validation Accuracy"] == f"{summary.best_val_accuracy:.4f}"
     assert row["Epoch"] == str(summary.best_epoch)
-
-
-@pytest.mark.slow
-def test_best_file_is_named_by_the_template(finished: tuple[RunDir, RunSummary]) -> None:
-    run, summary = finished
-    (named,) = run.path.glob("model_ConvNet_*.pth")
-    expected = (
-        f"model_ConvNet_acc{summary.best_val_accuracy:.4f}_lr0.01_SGD_"
-        f"epoch{summary.best_epoch}_ReLU.pth"
-    )
-    assert named.name == expected
-    assert f"Best model saved to {named}" in log_of(run)
-    assert named.read_bytes() == run.best.read_bytes()
-
-
-@pytest.mark.slow
-def test_steps_are_kept_and_add_up(finished: tuple[RunDir, RunSummary]) -> None:
-    run, _ = finished
-    with run.steps_file.open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    batches = -(-1150 // 128)
-    assert len(rows) == 6 * batches
-    first = [float(row["loss"]) for row in rows if row["epoch"] == "1"]
-    sizes = [128] * (batches - 1) + [1150 - 128 * (batches - 1)]
-    mean = sum(loss * size for loss, size in zip(first, sizes, strict=True)) / 1150
+    batches = [step for step in run.read_steps() if step.epoch == 1]
+    assert len(batches) == -(-1150 // 128)
+    sizes = [128] * 8 + [1150 - 128 * 8]
+    mean = sum(step.loss * size for step, size in zip(batches, sizes, strict=True)) / 1150
     assert mean == pytest.approx(run.read_metrics()[0].train_loss, rel=1e-5)

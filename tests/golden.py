@@ -31,45 +31,23 @@ TOLERANCE = 1e-4
 """For losses and logits: their last bits differ between kinds of CPU and versions of torch."""
 
 TINY = (
-    "dataset=digits",
-    "model.widths=[4,8]",
-    "model.hidden=16",
-    "training.batch_size=32",
-    "training.epochs=2",
-    "figures=none",
-    "device=cpu",
-    "precision=fp32",
-    "threads=1",
+    *("dataset=digits", "model.widths=[4,8]", "model.hidden=16", "training.batch_size=32"),
+    *("training.epochs=2", "figures=none", "device=cpu", "precision=fp32", "threads=1"),
 )
 RUNS = {
     "adam, dropout": (
-        "optimizer=adam",
-        "dropout=standard",
-        "augmentation=crop_flip",
-        "split.validation=1000",
+        *("optimizer=adam", "dropout=standard", "augmentation=crop_flip", "split.validation=1000"),
     ),
     "sgd, mixed images, averages": (
-        "optimizer=sgd",
-        "dropout=none",
-        "split.validation=1000",
-        "scheduler=one_cycle",
-        "augmentation=mixup",
-        "augmentation.cutmix=1.0",
-        "augmentation.erasing=0.5",
-        "training.ema=0.9",
-        "training.lookahead.every=3",
-        "training.label_smoothing=0.1",
+        *("optimizer=sgd", "dropout=none", "split.validation=1000", "scheduler=one_cycle"),
+        *("augmentation=mixup", "augmentation.cutmix=1.0", "augmentation.erasing=0.5"),
+        *("training.ema=0.9", "training.lookahead.every=3", "training.label_smoothing=0.1"),
         "evaluation.views=moved",
     ),
     "muon, classes weighed": (
-        "optimizer=muon",
-        "training.class_weights=balanced",
-        "training.clip_grad_norm=1.0",
-        "training.monitor=val_macro_f1",
-        "augmentation=cutout",
-        "augmentation.flips=alternating",
-        "split.folds=3",
-        "split.fold=1",
+        *("optimizer=muon", "training.class_weights=balanced", "training.clip_grad_norm=1.0"),
+        *("training.monitor=val_macro_f1", "augmentation=cutout"),
+        *("augmentation.flips=alternating", "split.folds=3", "split.fold=1"),
     ),
 }
 

@@ -27,15 +27,8 @@ from cifar_lab.training.run import run_experiment
 from cifar_lab.training.signals import Stop
 
 TINY = (
-    "dataset=digits",
-    "model.widths=[4,8]",
-    "model.hidden=16",
-    "figures=none",
-    "split.validation=900",
-    "training.batch_size=64",
-    "training.epochs=2",
-    "device=cpu",
-    "threads=1",
+    *("dataset=digits", "model.widths=[4,8]", "model.hidden=16", "figures=none", "device=cpu"),
+    *("split.validation=900", "training.batch_size=64", "training.epochs=2", "threads=1"),
 )
 
 NOTED = (

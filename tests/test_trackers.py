@@ -254,8 +254,6 @@ def test_no_password_of_a_real_tracker_is_printed_or_written(tracker: str, tmp_p
     check_hushed(tmp_path / "out", done.stdout, done.stderr)
 
 
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("fake")
 def test_two_processes_that_send_one_run_send_each_epoch_once(

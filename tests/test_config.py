@@ -85,9 +85,7 @@ def test_the_index_of_a_gpu_is_no_part_of_a_run() -> None:
     assert identity(first) != identity(made())
 
 
-@pytest.mark.parametrize(
-    "title", ["", "~", "null", "1e400", "0x1F", "1_0", "${seed}", "a: b", "ü\t"]
-)
+@pytest.mark.parametrize("title", ["", "~", "null", "1e400", "0x1F", "1_0", "a: b", "ü\t"])
 def test_a_config_survives_save_and_load(title: str, tmp_path: Path) -> None:
     config = made("optimizer=sgd", f"study.title='{title}'" if title else "seed=1")
     path = tmp_path / "config.yaml"

@@ -13,7 +13,7 @@ from torchvision.transforms import functional as vision
 from cifar_lab.analysis import resume_proof
 from cifar_lab.config.identity import address
 from cifar_lab.models.airbench import Airbench, BiasNorm
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_model, build_state
 from cifar_lab.training.data import load_splits

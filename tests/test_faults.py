@@ -21,7 +21,7 @@ from tiny_runs import RICH, TINY, at_yield, make
 from cifar_lab import train as train_command
 from cifar_lab.analysis.run_differences import differences
 from cifar_lab.errors import Damaged, Stopped, Unavailable, UsageError
-from cifar_lab.runs.checkpoints import CHECKPOINT_FORMAT, load_checkpoint
+from cifar_lab.runs.files import CHECKPOINT_FORMAT, load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.run import run_experiment
 

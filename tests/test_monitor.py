@@ -15,7 +15,7 @@ from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.ranking import rank
 from cifar_lab.analysis.seed_groups import collect
 from cifar_lab.errors import UsageError
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.metrics import BY_CLASS, scores_by_class
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps.search_report import closing_lines

@@ -14,7 +14,7 @@ from PIL import Image
 from cifar_lab import predict
 from cifar_lab.datasets.pictures import Fit
 from cifar_lab.errors import UsageError
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.classify import probabilities
 from cifar_lab.training.data import load_splits

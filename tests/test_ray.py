@@ -23,7 +23,7 @@ import torch
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.pool import make_launcher
 from cifar_lab.sweeps.ray import RaySettings, task_options

@@ -17,7 +17,7 @@ from cifar_lab.analysis import resume_proof
 from cifar_lab.analysis.run_differences import differences
 from cifar_lab.config.run_config import load
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.preflight import check

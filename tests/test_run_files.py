@@ -14,7 +14,7 @@ from cifar_lab import train as train_command
 from cifar_lab.analysis.run_differences import differences
 from cifar_lab.errors import Unavailable
 from cifar_lab.runs import files
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 
 

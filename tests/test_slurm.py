@@ -13,7 +13,7 @@ import torch
 
 import cifar_lab
 from cifar_lab.errors import UsageError
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import sweep_cells
 from cifar_lab.sweeps.slurm import job_list, sent_jobs, slurm_parameters, write_cells

@@ -17,7 +17,7 @@ import cifar_lab
 from cifar_lab import compare, summarize
 from cifar_lab.config.identity import address
 from cifar_lab.errors import Stopped, UsageError
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.training.distributed import divide, synchronise_batch_norm
 from cifar_lab.training.run import run_experiment

@@ -18,7 +18,7 @@ from tracker_places import CURVES, no_users_tracker
 from cifar_lab import track
 from cifar_lab import train as train_command
 from cifar_lab.errors import Stopped
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.loop import Progress
 from cifar_lab.training.preflight import compose_checked

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
 from cifar_lab.training import loop

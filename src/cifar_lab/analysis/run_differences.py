@@ -39,7 +39,7 @@ def differences(a: RunDir, b: RunDir) -> list[str]:
 
 def _results(run: RunDir) -> dict[str, Any]:
     """Return what training and evaluation left in a folder, in named parts, without times."""
-    from cifar_lab.runs.checkpoints import load_checkpoint  # late: it imports torch
+    from cifar_lab.runs.files import load_checkpoint  # late: it imports torch
 
     parts: dict[str, Any] = {}
     for path in (run.last, run.best):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cifar_lab.errors import Damaged, shorten
+from cifar_lab.errors import Damaged
 from cifar_lab.runs.files import read_bytes
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -66,12 +67,13 @@ def to_csv(
     kind: type[Row], rows: Iterable[Row], *, header: bool, names: Sequence[str] | None = None
 ) -> str:
     """Return rows as lines of CSV, with the columns `names`; all columns if it is None."""
-    names = columns(kind) if names is None else names
-    lines = [",".join(names)] if header else []
-    for row in rows:
-        cells = (getattr(row, name) for name in names)
-        lines.append(",".join("" if cell is None else _cell_text(cell) for cell in cells))
-    return "".join(line + "\n" for line in lines)
+    buffer = io.StringIO()
+    columns_shown = names or columns(kind)
+    writer = csv.DictWriter(buffer, columns_shown, extrasaction="ignore", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(vars(row) for row in rows)
+    return buffer.getvalue()
 
 
 def read_csv(path: Path, kind: type[Row]) -> list[Row]:
@@ -80,32 +82,22 @@ def read_csv(path: Path, kind: type[Row]) -> list[Row]:
     A last line without its newline, torn by a crash, is left out. Raises Damaged if another line
     cannot be read.
     """
-    try:
-        text = read_bytes(path).decode()
-    except FileNotFoundError:
-        return []
-    except UnicodeDecodeError as error:
-        raise Damaged(f"{path} is damaged: {error}") from None
-    whole = text[: text.rfind("\n") + 1]
     rows: list[Row] = []
     try:
-        for cells in csv.DictReader(whole.splitlines()):
-            rows.append(kind(**{name: _value(name, cell) for name, cell in cells.items()}))
+        text = read_bytes(path).decode()
+        for cells in csv.DictReader(text[: text.rfind("\n") + 1].splitlines()):
+            rows.append(kind(**{name: _number(name, cell) for name, cell in cells.items()}))
+    except FileNotFoundError:
+        return []
     except (TypeError, ValueError, csv.Error):
         raise Damaged(f"{path} is damaged: line {len(rows) + 2} cannot be read") from None
     return rows
 
 
-def _value(name: str, cell: str) -> Any:
-    """Return the number in a cell; ValueError for what no run writes."""
+def _number(name: str, cell: str) -> Any:
     if cell == "":
         return None
-    if name not in ("epoch", "step"):
-        return float(cell)
-    number = int(cell)
-    if not 0 < number < 2**53:
-        raise ValueError(f"{name} {shorten(cell)}")
-    return number
+    return int(cell) if name in ("epoch", "step") else float(cell)
 
 
 def columns(kind: type) -> list[str]:
@@ -169,11 +161,6 @@ def scores_by_class(labels: Integers, predicted: Integers) -> tuple[float, float
     # Unlike balanced_accuracy_score, this does not warn of a predicted class without a label.
     balanced = recall_score(labels, predicted, labels=np.unique(labels), average="macro")
     return float(balanced), float(f1_score(labels, predicted, average="macro", zero_division=0.0))
-
-
-def _cell_text(cell: float) -> str:
-    """Return a number with all its digits, a numpy scalar like Python's own."""
-    return str(int(cell)) if isinstance(cell, int | np.integer) else repr(float(cell))
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,15 @@ import numpy as np
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import Damaged, UsageError, first_line, redact
-from cifar_lab.runs.checkpoints import load_checkpoint, save_checkpoint
 from cifar_lab.runs.files import (
     append_text,
     check_inside,
     copy_at_once,
+    load_checkpoint,
     read_arrays,
     read_bytes,
     replacing,
+    save_checkpoint,
     sync_file,
     write_text,
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.runs.checkpoints import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import optimizer_settings

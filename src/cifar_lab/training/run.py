@@ -14,7 +14,7 @@ from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import Damaged, Stopped, Unavailable, listing
 from cifar_lab.runs import provenance
-from cifar_lab.runs.checkpoints import load_checkpoint, weights_checksum
+from cifar_lab.runs.files import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.run_files import second_name

@@ -17,8 +17,7 @@ from cifar_lab.config.run_config import EvaluationConfig, RunConfig
 from cifar_lab.config.targets import build
 from cifar_lab.errors import Damaged, UsageError, shorten
 from cifar_lab.runs.calibration import calibration
-from cifar_lab.runs.checkpoints import load_checkpoint
-from cifar_lab.runs.files import write_text
+from cifar_lab.runs.files import load_checkpoint, write_text
 from cifar_lab.runs.metrics import Predictions, best_row, separation
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import Normalisation, in_order

@@ -105,7 +105,7 @@ class RunDir(RunFiles):
         same_run = identity(stored) == identity(config)
         if not same_run or stored == config:  # an edited config is refused when the run starts
             return
-        # A process that is running keeps the settings that it has read.
+        # A process that is running keeps the settings that it has read: then this does nothing.
         with contextlib.suppress(Unavailable), self.lock():
             if config.threads != stored.threads and self.last.exists():
                 self.resumed_threads(config)
@@ -137,6 +137,7 @@ class RunDir(RunFiles):
             raise Damaged(
                 f"{self.summary_file} is damaged ({first_line(error)}); rerun=true runs it again"
             ) from None
+        # The system drops the lock of a process that ends in any way: no pid or time is compared.
         if summary.status == "running" and not self.is_locked():
             return dataclasses.replace(summary, status="interrupted")
         return summary

@@ -139,6 +139,8 @@ def augment(
     if params.top is None and params.flip is None:
         return images
     height, width = images.shape[2:]
+    # One gather for crop and flip, by computed positions: a loop over images would cost a launch
+    # each on a GPU, and torchvision draws one crop for a whole batch.
     rows = torch.arange(height, device=images.device).expand(len(images), -1)
     columns = torch.arange(width, device=images.device).expand(len(images), -1)
     if params.flip is not None:
@@ -182,6 +184,7 @@ def apply_policy(images: Tensor, name: str, seed: int) -> Tensor:
     """
     transform = _policy(name)
     with seeded(seed):
+        # Image by image: for a batch, torchvision would draw one change for all of it.
         return torch.stack([transform(image) for image in images])
 
 

@@ -120,6 +120,8 @@ class Batches:
         """Yield the batches of epoch `number`, from batch `start` on."""
         device = self.split.device
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", number))
+        # The order is drawn first and crops and flips next, from one generator: the bits of every
+        # run depend on this order of draws.
         positions = self.split.indices[self.order(generator)]
         order = positions.to(device)
         # What mixes images, or draws for one after another, needs the whole batch.

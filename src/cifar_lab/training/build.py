@@ -101,6 +101,7 @@ def make_model(config: RunConfig, num_classes: int, device: str) -> nn.Module:
 
     The weights are drawn on the CPU, so that every device starts from the same ones.
     """
+    # A stream of its own: a model that draws more numbers changes no order and no dropout mask.
     with seeded(derive_seed(config.seed, "weights")):
         model: nn.Module = build_model(config, num_classes)
     model.to(device)

@@ -70,6 +70,7 @@ def fit(
         epoch = state.epoch + 1
         yield from train_epoch(state, batches, config, step)
         train_loss, train_accuracy, images = _means(state, epoch)
+        # Each process's batch norm has seen other parts of the batches; the first one's is scored.
         state.group.share_buffers(state.model, state.scored_weights())
         scores: dict[str, float | None] = {"val_loss": None, "val_accuracy": None}
         for name, split in (("val", validation), ("test", watched)):
@@ -112,6 +113,7 @@ def train_epoch(
             torch.manual_seed(group.own_seed(seed))
         state.sums.zero_()
         state.seconds = 0.0
+    # Validation, or whoever was yielded to, left the model in evaluation mode.
     state.train_mode(head_only=epoch <= config.frozen_epochs)
     started, seconds_before = time.perf_counter(), state.seconds
     group.yielded()
@@ -128,7 +130,7 @@ def train_epoch(
             if config.step_history:
                 recent.append(torch.stack([loss, correct / count]))
         state.step += 1
-        state.used_rate = state.learning_rate
+        state.used_rate = state.learning_rate  # before the schedule moves it for the next step
         for follower in followers:
             follower.after_step(state.epoch * len(batches) + state.step)
         state.seconds = seconds_before + time.perf_counter() - started
@@ -170,6 +172,8 @@ def score_split(
     ordered = in_order(
         split,
         batch_size=evaluation.batch_size,
+        # The training images' numbers: a network has learnt what they mean, and held-out images
+        # may not decide anything, not even their own mean.
         normalisation=batches.normalisation,
         memory_format=batches.memory_format,
         crop_padding=evaluation.crop_padding,
@@ -179,6 +183,8 @@ def score_split(
     for done, (images, labels) in enumerate(ordered, start=1):
         with torch.no_grad(), autocast(state.device, state.precision):
             logits = state.scored_logits(images).float()
+            # A sum, since the last batch is smaller; plain cross-entropy whatever is trained on, so
+            # that runs with label smoothing or class weights can be compared with others.
             loss = functional.cross_entropy(logits, labels, reduction="sum")
             predicted = logits.argmax(1)
             correct = (predicted == labels).sum()
@@ -205,7 +211,7 @@ def _close_epoch(state: TrainState, row: EpochMetrics, config: TrainingConfig) -
     state.epoch, state.step = row.epoch, 0
     now = gain(row, config.monitor)
     before = None if state.best is None else gain(state.best, config.monitor)
-    improved = now is not None and (before is None or now > before)
+    improved = now is not None and (before is None or now > before)  # of equal ones, the first
     if improved:
         state.best = row
     state.schedule.after_epoch(row)

@@ -59,7 +59,7 @@ def run_experiment(
     are the processes that train it together, of which this is the first.
     """
     stop, group = stop or Stop(), group or Group()
-    with run.lock():
+    with run.lock():  # before anything is read: another process could be writing it
         config = run.own_config()
         summary = queued(config) if rerun else run.read_summary()
         if summary.status == "running":  # and nobody held the lock: its process was killed
@@ -83,7 +83,7 @@ def run_experiment(
                 since, epochs_before = time.perf_counter(), training.epochs_done
                 train_to_end(training, stop, tell_tracker)
                 seconds = time.perf_counter() - since
-                release_memory()
+                release_memory()  # what scoring and figures need would come on top
                 return _finish(training, seconds, training.epochs_done - epochs_before)
             except (Exception, KeyboardInterrupt, Stopped) as error:
                 raise record_end(run, summary, group.explain(error)) from error
@@ -141,7 +141,8 @@ def _prepare(
     """Build the run, or restore it from its checkpoint, and check it; write its summary."""
     started = time.perf_counter()
     checkpoint = run.read_last(log.warning)
-    # Another number of threads adds up in another order, and so gives other bits.
+    # Another number of threads adds up in another order, and so gives other bits: a run is resumed
+    # with the number that it began with, on whatever machine.
     threads = config.threads if checkpoint is None else run.resumed_threads(config)
     device, threads = _configure(run, config, threads)
     group.start(config, code=code, threads=threads, trust=targets.trusted())
@@ -201,7 +202,7 @@ def _configure(run: RunDir, config: RunConfig, threads: int | None) -> tuple[str
     """Set what torch keeps for the process; return the device and the number of threads."""
     device, reason = select_device(config.device)
     threads = configure(device, threads, config.deterministic)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)  # for models of one's own that draw from torch's generator
     log.info("run folder: %s", run.path)
     precision = config.precision + explain_precision(config.precision, device)
     log.info("device: %s (%s), precision: %s, threads: %d", device, reason, precision, threads)

@@ -154,6 +154,7 @@ def split_indices(
     size = len(labels)
     count = split.count(size, f"the {split.source} set")
     validation = _choose(split, labels, count)
+    # Sorted, so that reading a split goes through memory in one direction.
     rest = np.setdiff1d(np.arange(size), validation)
     if split.source == "train":
         return rest, validation, np.arange(len(test_labels))
@@ -164,7 +165,7 @@ def _choose(split: SplitConfig, labels: np.ndarray, count: int) -> np.ndarray:
     size = len(labels)
     if split.method == "tail":
         return np.arange(size - count, size)
-    if split.method == "numpy":
+    if split.method == "numpy":  # numpy's old generator: it draws the very split of S0's code
         return np.sort(np.random.RandomState(split.seed).permutation(size)[:count])
     generator = np.random.default_rng(split.seed)
     classes, totals = np.unique(labels, return_counts=True)
@@ -181,6 +182,7 @@ def _choose(split: SplitConfig, labels: np.ndarray, count: int) -> np.ndarray:
         return np.sort(order[split.fold :: split.folds])
     if split.method == "random":
         return np.sort(generator.permutation(size)[:count])
+    # Stratified: each class gives its share, and the largest remainders fill up to the count.
     exact = totals * count / size
     quota = np.floor(exact).astype(int)
     for index in np.argsort(quota - exact, kind="stable")[: count - quota.sum()]:

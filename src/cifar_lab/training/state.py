@@ -149,10 +149,12 @@ class TrainState:
         self.generator = torch.Generator(self.device)
         self.generator.manual_seed(derive_seed(self.seed, "dropout", 1))
         self.scaler = torch.amp.GradScaler(kind, enabled=self.precision == "fp16")
+        # float32 counts to 2**24 only, and rounds a sum of a million losses; MPS has nothing wider.
         self.sums = torch.zeros(3, dtype=torch.float64 if kind != "mps" else torch.float32)
         self.sums = self.sums.to(self.device)
         if not self.compiled:
             key_dropout(self.model, self.generator, self.group)
+        # What the model itself has frozen, such as a whitening layer, is never unfrozen here.
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
 
     def train_mode(self, *, head_only: bool) -> None:

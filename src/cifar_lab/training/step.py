@@ -118,7 +118,7 @@ class Step:
         """Take the optimizer's step with the gradients of all processes."""
         state = self._state
         state.group.sum_gradients(state.model.parameters())
-        if self._clip is not None:
+        if self._clip is not None:  # a norm of scaled gradients would mean nothing
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(state.model.parameters(), self._clip)
         state.scaler.step(state.optimizer)  # does nothing but the step unless precision=fp16

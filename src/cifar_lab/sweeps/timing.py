@@ -174,7 +174,6 @@ def _image_seconds(state: TrainState, split: Split, config: RunConfig) -> float:
             batch,
             normalisation(config),
             config.evaluation,
-            memory_format=device.memory_format(state.device),
             precision=config.precision,
         )
         seconds = time.perf_counter() - started

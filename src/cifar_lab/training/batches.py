@@ -21,7 +21,7 @@ from cifar_lab.training.augment import (
     needs_whole_batches,
     sample_augmentation,
 )
-from cifar_lab.training.device import derive_seed
+from cifar_lab.training.device import derive_seed, memory_format
 from cifar_lab.training.group import Group, Part
 from cifar_lab.training.splits import Split
 
@@ -193,7 +193,6 @@ def in_order(
     *,
     batch_size: int,
     normalisation: Normalisation,
-    memory_format: torch.memory_format = torch.contiguous_format,
     crop_padding: int = 0,
     crop_seed: int = 0,
     every: tuple[int, int] = (0, 1),
@@ -203,6 +202,7 @@ def in_order(
     `every` (first, step) leaves out all batches but each `step`-th from the `first` on.
     """
     device = split.device
+    layout = memory_format(str(device))
     generator = torch.Generator().manual_seed(crop_seed)
     crop = AugmentationConfig(crop_padding=crop_padding)
     params = sample_augmentation(len(split), crop, generator, device)
@@ -211,7 +211,7 @@ def in_order(
     parts = parts[every[0] :: every[1]]
     for part, chosen in zip(parts, read_images(split, split.indices, parts), strict=True):
         images = augment(chosen, crop_padding, params, part)
-        yield normalisation(images, memory_format), split.labels.index_select(0, indices[part])
+        yield normalisation(images, layout), split.labels.index_select(0, indices[part])
 
 
 def read_images(

@@ -12,7 +12,7 @@ from cifar_lab.errors import UsageError
 from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import make_model, normalisation
-from cifar_lab.training.device import memory_format, select_device
+from cifar_lab.training.device import select_device
 from cifar_lab.training.scoring import load_weights, predict, weights_to_score
 from cifar_lab.training.splits import Split
 
@@ -63,7 +63,4 @@ def probabilities(
         "pictures", pixels.to(device), unknown.to(device), indices=torch.arange(len(pixels))
     )
     evaluation = dataclasses.replace(config.evaluation, crop_padding=0)
-    layout = memory_format(device)
-    return class_probabilities(
-        predict(model, split, normalisation(config), evaluation, memory_format=layout)
-    )
+    return class_probabilities(predict(model, split, normalisation(config), evaluation))

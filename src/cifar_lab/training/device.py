@@ -307,7 +307,7 @@ def memory_format(device: str) -> "torch.memory_format":
     """
     import torch
 
-    return torch.contiguous_format if device == "mps" else torch.channels_last
+    return torch.contiguous_format if device.startswith("mps") else torch.channels_last
 
 
 def derive_seed(seed: int, *keys: int | str) -> int:

@@ -175,7 +175,6 @@ def score_split(
         # The training images' numbers: a network has learnt what they mean, and held-out images
         # may not decide anything, not even their own mean.
         normalisation=batches.normalisation,
-        memory_format=batches.memory_format,
         crop_padding=evaluation.crop_padding,
         crop_seed=derive_seed(state.seed, "evaluation", epoch),
         every=(group.rank, group.world),

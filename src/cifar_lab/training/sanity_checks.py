@@ -165,10 +165,7 @@ def check_gates(model: nn.Module, images: Tensor) -> list[str]:
 def probe(split: Split, batches: Batches) -> Tensor:
     """Return some images of a split as the model receives them, without augmentation."""
     part = dataclasses.replace(split, indices=split.indices[:_PROBED])
-    normalisation, memory_format = batches.normalisation, batches.memory_format
-    chosen = in_order(
-        part, batch_size=_PROBED, normalisation=normalisation, memory_format=memory_format
-    )
+    chosen = in_order(part, batch_size=_PROBED, normalisation=batches.normalisation)
     return next(iter(chosen))[0]
 
 

@@ -24,7 +24,7 @@ from cifar_lab.training.batches import Normalisation, in_order
 from cifar_lab.training.build import make_model, normalisation
 from cifar_lab.training.console import progress_bar
 from cifar_lab.training.data import check_same_data, load_splits
-from cifar_lab.training.device import autocast, derive_seed, memory_format, select_device
+from cifar_lab.training.device import autocast, derive_seed, select_device
 from cifar_lab.training.splits import Split, Splits
 
 log = logging.getLogger("cifar_lab")
@@ -60,7 +60,6 @@ def evaluate(
                 split,
                 normalisation(config),
                 config.evaluation,
-                memory_format=memory_format(device),
                 precision=config.precision,
                 crop_seed=derive_seed(config.seed, "evaluation", 0),
                 advance=advance,
@@ -236,9 +235,8 @@ def _write_features(
     Returns how well they separate the classes.
     """
     part = dataclasses.replace(split, indices=split.indices[:_FEATURES])
-    layout = memory_format(str(split.device))
     plain = EvaluationConfig(batch_size=config.evaluation.batch_size)
-    kept = predict(_Features(model), part, normalisation(config), plain, memory_format=layout)
+    kept = predict(_Features(model), part, normalisation(config), plain)
     points, classes = kept.logits, kept.labels
     run.write_arrays(run.features_file, features=points, labels=classes, indices=kept.indices)
     if len(points) < 3 or not np.isfinite(points).all():
@@ -253,7 +251,6 @@ def predict(
     normalisation: Normalisation,
     evaluation: EvaluationConfig,
     *,
-    memory_format: torch.memory_format = torch.contiguous_format,
     precision: str = "fp32",
     crop_seed: int = 0,
     advance: Callable[[int], object] = lambda images: None,
@@ -269,7 +266,6 @@ def predict(
             split,
             batch_size=evaluation.batch_size,
             normalisation=normalisation,
-            memory_format=memory_format,
             crop_padding=evaluation.crop_padding,
             crop_seed=crop_seed,
         ):

@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
 """Arguments of schedulers that, left null, are the number of steps of the whole run."""
 
+_PLAIN = (
+    "epoch",
+    "step",
+    "used_rate",
+    "seconds",
+    "stale_epochs",
+    "best_monitored",
+    "stopped_early",
+)
+
 
 class Follower(Protocol):
     """What follows the optimizer; `steps` are those taken so far, over all epochs."""
@@ -215,15 +225,9 @@ class TrainState:
             "generator": self.generator.get_state(),
             "global_generators": global_generators(self.device),
             "sums": self.sums.cpu(),
-            "epoch": self.epoch,
-            "step": self.step,
-            "used_rate": self.used_rate,
-            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in _PLAIN},
             "history": history_tensor(self.history),
             "best": history_tensor([self.best] if self.best else []),
-            "stale_epochs": self.stale_epochs,
-            "best_monitored": self.best_monitored,
-            "stopped_early": self.stopped_early,
             "dataset": self.dataset,
             "best_checksum": self.best_checksum,
         }
@@ -246,15 +250,7 @@ class TrainState:
             self.history = history_rows(state["history"])
             self.best = next(iter(history_rows(state["best"])), None)
             self.best_checksum = state.get("best_checksum")  # older versions wrote none
-            for name in (
-                "epoch",
-                "step",
-                "used_rate",
-                "seconds",
-                "stale_epochs",
-                "best_monitored",
-                "stopped_early",
-            ):
+            for name in _PLAIN:
                 setattr(self, name, state[name])
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise UsageError(

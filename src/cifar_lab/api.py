@@ -15,6 +15,7 @@ from cifar_lab.errors import Damaged, Stopped, UsageError
 from cifar_lab.runs.metrics import columns_of
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary, Status
+from cifar_lab.training.ambient import as_in_a_fresh_process
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +69,7 @@ class Run:
         """The columns of metrics.csv, one value per epoch, None where there is none."""
         return columns_of(RunDir(self.path).read_metrics())
 
+    @as_in_a_fresh_process()
     def load_model(self, *, device: str = "cpu") -> "nn.Module":
         """Return the model in evaluation mode, with the weights that the run was scored with.
 
@@ -79,6 +81,7 @@ class Run:
 
         return classify.load_model(RunDir(self.path), device=select_device(device)[0])
 
+    @as_in_a_fresh_process()
     def predict(self, images: "Pictures", *, device: str = "auto") -> "npt.NDArray[np.float64]":
         """Return the probability of each class for each image, (N, classes).
 
@@ -112,6 +115,7 @@ class Ensemble:
         ensembles.check_members(members, same_test_set=True)
         return ensembles.mean_predictions(members).accuracy
 
+    @as_in_a_fresh_process()
     def predict(self, images: "Pictures", *, device: str = "auto") -> "npt.NDArray[np.float64]":
         """Return the mean probability of each class for each image, (N, classes): `Run.predict`."""
         from cifar_lab.analysis.ensembles import mean_probabilities
@@ -120,17 +124,19 @@ class Ensemble:
         return mean_probabilities(members, images, device=device)[0]
 
 
+@as_in_a_fresh_process()
 def run(*overrides: str) -> Run:
     """Train and evaluate one run, resume it, or find it finished; return it.
 
     `overrides` are the words of `python -m cifar_lab.train`. A kernel interrupt (Ctrl-C) saves the
     run and raises KeyboardInterrupt; the same call resumes it. Raises UsageError, Unavailable or
-    RunFailed where the command ends with exit code 2, 3 or 1.
+    RunFailed where the command ends with exit code 2, 3 or 1. What a program has set in torch
+    (autocast, default dtype, ...) changes no result; of two threads that call it, one waits.
     """
     request = _compose(overrides, "run")
     from cifar_lab.training.run import open_run, run_experiment
 
-    with _stopping() as stop, _torch_settings_kept():
+    with _stopping() as stop:
         if not request.runs_elsewhere:
             opened, options = open_run(request), request.options
             run_experiment(opened, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
@@ -182,6 +188,7 @@ def load_runs(folder: Path | str, *, trust: Sequence[str] = ()) -> list[Run]:
     return [Run(run_dir.path) for run_dir in find_runs(Path(folder))]
 
 
+@as_in_a_fresh_process()
 def _compose(words: Sequence[str], function: str) -> Request:
     """Return the checked request of a call; refuse what is for the command line only."""
     asked = {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & set(words)
@@ -220,22 +227,3 @@ def _stopping() -> "Iterator[Stop]":
             raise KeyboardInterrupt(str(stopped)) from None
         signal.raise_signal(stopped.signal)  # to the handler that was there before
         raise
-
-
-@contextlib.contextmanager
-def _torch_settings_kept() -> Iterator[None]:
-    """Restore what a run sets for the whole process, on which the next run would depend."""
-    import torch
-
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        torch.set_rng_state(state)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark

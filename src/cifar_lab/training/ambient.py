@@ -1,0 +1,58 @@
+"""The settings of torch that a program around a run may have changed, and that decide its bits."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+
+_ALONE = threading.RLock()
+
+
+@contextlib.contextmanager
+def as_in_a_fresh_process() -> Iterator[None]:
+    """Compute in this block as a process does that has just begun; then all is as it was.
+
+    The same words must give the same run wherever they are called. Autocast, no_grad,
+    inference_mode, default dtype and device, the precision of products and oneDNN are what a fresh
+    process has; they, the generators, the number of threads and the environment come back. Other
+    threads wait: these settings, the generators and Hydra's are one for the process.
+    """
+    import torch
+
+    with _ALONE, contextlib.ExitStack() as stack:
+        stack.callback(_restore_environment, dict(os.environ))
+        gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+        stack.enter_context(torch.random.fork_rng(gpus))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device() != torch.device("cpu"):
+            stack.enter_context(torch.device("cpu"))
+        for backend, option, value in (
+            (torch.backends.mkldnn, "enabled", True),
+            (torch.backends.cudnn, "enabled", True),
+            (torch.backends.cudnn, "benchmark", False),
+            (torch.backends.cudnn, "deterministic", False),
+            (torch.backends.cudnn, "allow_tf32", True),
+        ):
+            stack.callback(setattr, backend, option, getattr(backend, option))
+            setattr(backend, option, value)
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
+        stack.callback(
+            torch.use_deterministic_algorithms,
+            torch.are_deterministic_algorithms_enabled(),
+            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        yield
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)

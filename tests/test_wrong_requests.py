@@ -124,7 +124,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("--cfg all --resolve", "--cfg: invalid choice"),
         ("--cfg job training.epochs=-1", "training.epochs=-1 is wrong"),
         ("--cfg job --package nowhere", "nowhere"),
-        ("--package seed", "--package goes with --cfg job only"),
         ("--info config", "--info is not supported"),
         ("--config-path x", "--config-path is not supported: use --config-dir"),
         ("--config-dir nowhere", "nowhere"),

@@ -16,7 +16,7 @@ FLAGS = (
     (("-m", "--multirun"), {"action": "store_true"}, "run every combination of listed values"),
     (("--detach",), {"action": "store_true"}, "on SLURM: send the jobs, do not wait for them"),
     (("-c", "--cfg"), {"choices": ("job",)}, "--cfg job: print the whole config, run nothing"),
-    (("-p", "--package"), {"metavar": "KEY"}, "with --cfg job: print only this part of it"),
+    (("-p", "--package"), {"metavar": "KEY"}, "print only this part of --cfg job"),
     (("--resolve",), {"action": "store_true"}, "with --cfg job: resolve interpolations"),
     (("-cd", "--config-dir"), {"metavar": "FOLDER"}, "a folder with config groups of your own"),
     (("-cn", "--config-name"), {"metavar": "NAME"}, "another file than config.yaml to start from"),
@@ -62,11 +62,9 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
         if word.startswith("-"):
             raise _unknown_flag(word, rest)
     detached = ("detach=true",) if vars(found).pop("detach") else ()
-    line = CommandLine((*rest, *words[end + 1 :], *detached), **vars(found))
-    for name in ("package", "resolve"):
-        if getattr(line, name) and line.cfg is None:
-            raise UsageError(f"--{name} goes with --cfg job only")
-    return line
+    if found.package is not None:
+        found.cfg = "job"  # which it is a part of
+    return CommandLine((*rest, *words[end + 1 :], *detached), **vars(found))
 
 
 def _unknown_flag(word: str, rest: Sequence[str]) -> UsageError:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import hydra
 from hydra.core.config_search_path import SearchPathQuery
@@ -102,13 +102,9 @@ class _Base:
     launcher: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class _Bases(Protocol):
-    options: Options
-
-    def base(self, overrides: Sequence[Override]) -> _Base: ...
-
-
-def _request(bases: _Bases, parsed: list[Override], line: CommandLine) -> Request:
+def _request(
+    bases: "_PastRun | _Compositions", parsed: list[Override], line: CommandLine
+) -> Request:
     """Return every run of a command line."""
     options = bases.options
     for override in parsed:

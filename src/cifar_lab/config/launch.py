@@ -121,8 +121,8 @@ class Launched:
 
 def launched() -> Launched | None:
     """Return this process's place among those of torchrun; None if it is the only one."""
-    found = [os.environ.get(name, "") for name in _VARIABLES]
-    if not all(found) or not all(text.isdigit() for text in found[:4]):
+    values = [os.environ.get(name, "") for name in _VARIABLES]
+    if not all(values) or not all(text.isdigit() for text in values[:4]):
         return None
-    rank, local_rank, world, local_world = map(int, found[:4])
+    rank, local_rank, world, local_world = map(int, values[:4])
     return Launched(rank, world, local_rank, local_world) if world > 1 else None

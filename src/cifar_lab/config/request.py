@@ -148,20 +148,11 @@ def check_launch(request: Request) -> None:
         )
     if request.space and options.rerun and not options.plan:
         raise UsageError("rerun=true is wrong in a search: choose another search.study instead")
-    search = options.search
-    if request.space and (search.seeds > 1 or search.confirm):
-        _check_seeds(request, "search.seeds" if search.seeds > 1 else "search.confirm")
-
-
-def _check_seeds(request: Request, key: str) -> None:
-    """Refuse a search among seeds or folds whose trials have several seeds anyway."""
-    axes = [d.key for d in request.space if d.key in ("seed", "split.seed", "split.fold")]
-    count = getattr(request.options.search, key.partition(".")[2])
-    if axes:
-        raise UsageError(
-            f"{key}={count} repeats every setting with other seeds, and {axes[0]} is an axis of "
-            f"the search: leave out one of them"
-        )
-    first, search = request.runs[0].config.seed, request.options.search
-    if first + search.seeds + search.confirm > 2**32:
-        raise UsageError(f"{key}={count} counts seeds up from seed={first}: give a smaller seed")
+    seeds = [d.key for d in request.space if d.key in ("seed", "split.seed", "split.fold")]
+    for key in ("seeds", "confirm"):
+        count = getattr(options.search, key)
+        if seeds and count > (key == "seeds"):
+            raise UsageError(
+                f"search.{key}={count} repeats every setting with other seeds, and {seeds[0]} is "
+                "an axis of the search: leave out one of them"
+            )

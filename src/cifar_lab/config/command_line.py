@@ -13,6 +13,7 @@ from cifar_lab.config.launch import SearchOptions
 from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
 
 FLAGS = (
+    (("--trust",), {"metavar": "MODULE", "action": "append"}, "code of your own; or trust=MODULE"),
     (("-m", "--multirun"), {"action": "store_true"}, "run every combination of listed values"),
     (("--detach",), {"action": "store_true"}, "on SLURM: send the jobs, do not wait for them"),
     (("-c", "--cfg"), {"choices": ("job",)}, "--cfg job: print the whole config, run nothing"),
@@ -61,10 +62,11 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
     for word in rest:
         if word.startswith("-"):
             raise _unknown_flag(word, rest)
-    detached = ("detach=true",) if vars(found).pop("detach") else ()
+    settings = ["detach=true"] if vars(found).pop("detach") else []
+    settings += [f"trust=[{','.join(modules)}]"] if (modules := vars(found).pop("trust")) else []
     if found.package is not None:
         found.cfg = "job"  # which it is a part of
-    return CommandLine((*rest, *words[end + 1 :], *detached), **vars(found))
+    return CommandLine((*rest, *words[end + 1 :], *settings), **vars(found))
 
 
 def _unknown_flag(word: str, rest: Sequence[str]) -> UsageError:
@@ -191,7 +193,16 @@ def _stray(words: Sequence[str], index: int) -> UsageError:
 
 def is_run_folder(word: str) -> bool:
     """Return whether a word of a command line is the folder of a run."""
+    return _is_file(Path(word) / "config.yaml")
+
+
+def is_config_file(word: str) -> bool:
+    """Return whether a word of a command line is a file such as the config.yaml of a run."""
+    return word.endswith((".yaml", ".yml")) and _is_file(Path(word))
+
+
+def _is_file(path: Path) -> bool:
     try:
-        return (Path(word) / "config.yaml").is_file()
+        return path.is_file()
     except (OSError, ValueError):  # too long for a file name, or with a null character
         return False

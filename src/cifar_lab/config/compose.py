@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_lab.config.command_line import (
     CommandLine,
     check_words,
+    is_config_file,
     is_run_folder,
     parse_command_line,
 )
@@ -68,10 +69,16 @@ def compose(argv: Sequence[str]) -> Request:
     line = parse_command_line(argv)
     words = list(line.overrides)
     folder = Path(words.pop(0)) if words and is_run_folder(words[0]) else None
-    check_words(words, setting_keys(), after_folder=folder is not None)
+    file = None if folder is None else folder / "config.yaml"
+    if file is None and words and is_config_file(words[0]):
+        file = Path(words.pop(0))
+    elif file is None and line.config_name is not None:
+        root = find_root(line.config_name, line.config_dir)
+        file = root if root.is_file() and "defaults" not in (read_option(root) or {}) else None
+    check_words(words, setting_keys(), after_folder=file is not None)
     parsed = parse_overrides(words)
-    if folder is not None:
-        request = _request(_PastRun(folder, parsed), parsed, line)
+    if file is not None:
+        request = _request(_PastRun(file, parsed), parsed, line)
         return dataclasses.replace(request, folder=folder, is_sweep=len(request.runs) > 1)
     with _hydra(line.config_dir):
         return _request(_Compositions(line), parsed, line)
@@ -151,11 +158,11 @@ def _request(
 
 
 class _PastRun:
-    """The config of a run's folder, which has no options to choose any more."""
+    """The config of a run, which has no options to choose any more: that of a folder, or a file."""
 
-    def __init__(self, folder: Path, parsed: list[Override]) -> None:
+    def __init__(self, file: Path, parsed: list[Override]) -> None:
         self.options: Options = {}
-        plain = to_plain(load(folder / "config.yaml"))
+        plain = to_plain(load(file))
         if any(override.key_or_group.startswith("split") for override in parsed):
             for name in plain["dataset"]["computed"]:  # on the images that train now
                 plain["dataset"][name] = "auto"

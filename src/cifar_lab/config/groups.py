@@ -44,7 +44,7 @@ def _find_files(config_dir: str | Path | None) -> dict[str, dict[str, Path]]:
 
 def find_root(name: str, config_dir: str | None = None) -> Path:
     """Return the file of a root config, the one in `config_dir` if there is one."""
-    own = Path(config_dir or config_folder()) / f"{name}.yaml"
+    own = Path(config_dir or config_folder()) / f"{name.removesuffix('.yaml')}.yaml"
     return own if own.is_file() else config_folder() / own.name
 
 

@@ -13,11 +13,11 @@ from cifar_lab.config.schema import as_typed, find_field
 _WIDTH = 100
 
 _INTRODUCTION = """\
-usage: python -m cifar_lab.train [RUN_DIR] [GROUP=OPTION ...] [KEY=VALUE ...] [-m]
+usage: python -m cifar_lab.train [RUN_DIR | FILE.yaml] [GROUP=OPTION ...] [KEY=VALUE ...] [-m]
 
 Trains and evaluates one run, or with -m (or an experiment that is a grid) many. A run is one option
 of each group and single values that are changed. RUN_DIR is the folder of a past run: it continues,
-or with changes it is the start of another run."""
+or with changes it is the start of another run. FILE.yaml is the config.yaml of somebody's run."""
 
 _MOST_USED = (
     *("optimizer.lr", "training.epochs", "training.batch_size", "training.patience", "seed"),

@@ -71,9 +71,10 @@ def asked_keys(overrides: Collection[str]) -> frozenset[str]:
 def take_launch_options(plain: dict[str, Any]) -> LaunchOptions:
     """Remove the launch options from a composed config and return them; trust what they name."""
     taken = {key: plain.pop(key) for key in list(plain) if key in LAUNCH_KEYS}
+    if isinstance(taken.get("trust"), str):  # trust=my_nets
+        taken["trust"] = [taken["trust"]]
     options = parse_as(LaunchOptions, taken, "")
-    if options.trust:
-        targets.trust(options.trust)
+    targets.trust(options.trust)
     return options
 
 

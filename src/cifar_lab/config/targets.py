@@ -8,6 +8,7 @@ its name alone: a subclass of nn.Module, Optimizer or LRScheduler, a `load` of o
 import functools
 import importlib
 import inspect
+import re
 import sys
 import types
 import typing
@@ -30,9 +31,18 @@ from cifar_lab.errors import (
 _TRUSTED: set[str] = set()
 
 
-def trust(modules: list[str]) -> None:
-    """Allow targets of these top-level modules too; only the user's own command line may do so."""
-    _TRUSTED.update(modules)
+def trust(modules: str | Sequence[str]) -> None:
+    """Allow targets of these modules too; only the user's own command line or program may do so.
+
+    `modules` are names, or one text that lists them as a command line does: `a` or `[a,b]`.
+    """
+    if isinstance(modules, str):
+        modules = [name.strip(" '\"") for name in modules.strip("[] ").split(",") if name.strip()]
+    for name in modules:
+        if not re.fullmatch(r"\w+(\.\w+)*", name) or name.endswith(".py"):
+            right = "the name of a module, such as my_nets for my_nets.py"
+            raise UsageError(f"trust={shorten(name)} is wrong: it must be {right}")
+    _TRUSTED.update(name.partition(".")[0] for name in modules)
     # A console script, unlike `python -m`, does not look for modules where it was started.
     if modules and "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -55,8 +65,7 @@ def resolve(target: Any, role: str) -> Callable[..., Any]:
     if package not in {"cifar_lab", "torch", *_TRUSTED} or not module_name:
         raise UsageError(
             f"{role}._target_={shorten(target)} is not allowed: only classes of torch and "
-            f"cifar_lab are; for code of your own add 'trust=[{shorten(package, 40)}]' "
-            f"(evaluate and predict: --trust {shorten(package, 40)})"
+            f"cifar_lab are; for code of your own add --trust {shorten(package, 40)}"
         )
     try:
         resolved = getattr(importlib.import_module(module_name), attribute)

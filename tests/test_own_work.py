@@ -1,5 +1,7 @@
 """What docs/your_own.md promises, with the files that stand in it."""
 
+import dataclasses
+import importlib
 import os
 import re
 import shlex
@@ -15,7 +17,9 @@ from PIL import Image
 
 from cifar_lab import describe, evaluate, predict, train
 from cifar_lab.config import targets
-from cifar_lab.config.run_config import to_plain
+from cifar_lab.config.identity import address
+from cifar_lab.config.run_config import dump, to_plain
+from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.training import preflight
 from cifar_lab.training.preflight import compose_checked
@@ -103,7 +107,7 @@ def test_own_model_is_described(own: Path, capsys: pytest.CaptureFixture[str]) -
 def test_own_code_runs_only_if_it_is_trusted(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--config-dir", "mine", "dataset=digits", "model=my_net", *TINY]
     assert train.main(arguments) == 2
-    assert "trust=[my_models]" in capsys.readouterr().err
+    assert "add --trust my_models" in capsys.readouterr().err
     assert "my_models" not in sys.modules
     assert not (own / "outputs").exists()
 
@@ -201,3 +205,53 @@ def test_every_command_of_the_page_works_from_an_installed_wheel(
         )
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     assert len(find_runs(own / "outputs")) == 5
+
+
+@pytest.mark.parametrize("trusting", ["--trust my_models", "trust=my_models", "trust=[my_models]"])
+def test_trust_means_the_same_in_every_form(
+    trusting: str, own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = trusting.split()
+    for command, line in (
+        (
+            train.main,
+            ["--config-dir", "mine", "dataset=digits", "model=my_net", "plan=true", *TINY],
+        ),
+        (describe.main, ["--config-dir", "mine", "dataset=digits", "model=my_net"]),
+    ):
+        monkeypatch.setattr(targets, "_TRUSTED", set())
+        assert command([*line, *words]) == 0, capsys.readouterr().err
+    for name, needed in {
+        **dict.fromkeys(("evaluate", "summarize", "reproduce"), []),
+        **{"predict": ["x.png"], "export": ["--format=pt2"], "compare": ["x"]},
+        "track": ["tracker=tensorboard"],
+    }.items():
+        monkeypatch.setattr(targets, "_TRUSTED", set())
+        module = importlib.import_module(f"cifar_lab.{name}")
+        assert module.main(["nowhere", *needed, *words]) == 2
+        assert "nowhere" in capsys.readouterr().err, name
+        assert targets.trusted() == ["my_models"], name
+    with pytest.raises(UsageError, match=r"such as my_nets for my_nets\.py"):
+        targets.trust("my_models.py")
+
+
+def test_a_config_of_somebodys_run_is_where_a_run_starts(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config-dir", "mine", "dataset=digits", "model=my_net", *TINY, "training.epochs=7"]
+    config = compose_checked([*words, "--trust", "my_models"]).runs[0].config
+    (own / "friend.yaml").write_text(dump(config))
+    for line in (
+        ["friend.yaml"],
+        ["-cd", ".", "-cn", "friend"],
+        ["-cd", ".", "-cn", "friend.yaml"],
+    ):
+        assert train.main([*line, "trust=my_models", "plan=true"]) == 0
+        assert address(config).name in capsys.readouterr().out
+    changed = compose_checked(["friend.yaml", "--trust", "my_models", "seed=3"]).runs[0].config
+    assert changed == dataclasses.replace(config, seed=3)
+    assert train.main(["friend.yaml", "optimizer.lrr=1"]) == 2
+    assert "optimizer.lrr (did you mean lr?)" in capsys.readouterr().err
+    (own / "half.yaml").write_text("seed: 3\n")
+    assert train.main(["half.yaml"]) == 2
+    assert "half.yaml: dataset is missing" in capsys.readouterr().err

@@ -171,20 +171,20 @@ def compose(*overrides: str) -> RunConfig:
     return _compose(overrides, "compose").runs[0].config
 
 
-def load_run(path: Path | str, *, trust: Sequence[str] = ()) -> Run:
+def load_run(path: Path | str, *, trust: str | Sequence[str] = ()) -> Run:
     """Return the run in a folder; `trust` names modules of your own that its config uses.
 
     UsageError if the folder is not a run's.
     """
-    targets.trust(list(trust))
+    targets.trust(trust)
     run_dir = RunDir(path)
     run_dir.read_summary()
     return Run(run_dir.path)
 
 
-def load_runs(folder: Path | str, *, trust: Sequence[str] = ()) -> list[Run]:
+def load_runs(folder: Path | str, *, trust: str | Sequence[str] = ()) -> list[Run]:
     """Return the runs at and below a folder, sorted by path; UsageError if it is not a folder."""
-    targets.trust(list(trust))
+    targets.trust(trust)
     return [Run(run_dir.path) for run_dir in find_runs(Path(folder))]
 
 

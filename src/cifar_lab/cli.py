@@ -62,16 +62,25 @@ class Parser(argparse.ArgumentParser):
         )
         # `run` answers it, for all commands.
         self.add_argument("--version", action="store_true", help="print the versions and exit")
+        self._takes_overrides = takes_overrides
+        if not takes_overrides:
+            trust = "a module of your own that a run's config names; also trust=MODULE"
+            self.add_argument("--trust", action="append", metavar="MODULE", help=trust)
 
-    def add_trust(self) -> None:
-        """Add --trust, for a command that reads the config of a past run."""
-        self.add_argument(
-            "--trust",
-            default=[],
-            action="append",
-            metavar="MODULE",
-            help="a module of your own that the run's config names",
-        )
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does, and trust the modules that are named, as trust=M too."""
+        words = list(sys.argv[1:] if args is None else args)
+        if not self._takes_overrides:  # else `compose` reads it
+            words = [f"--{word}" if word.startswith("trust=") else word for word in words]
+        arguments, rest = super().parse_known_args(words, namespace)
+        if modules := getattr(arguments, "trust", None):
+            from cifar_lab.config import targets
+
+            for module in modules:
+                targets.trust(module)
+        return arguments, rest
 
     def add_number(
         self, option: str, low: float, high: float, *, default: float | None, help: str

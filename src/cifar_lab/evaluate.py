@@ -33,7 +33,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="score the mean of the runs' probabilities too: an ensemble of seeds or folds",
     )
     parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
-    parser.add_trust()
     parser.add_argument(
         "--probabilities",
         type=int,
@@ -75,11 +74,9 @@ def _evaluate(argv: list[str]) -> int:
     import dataclasses
 
     from cifar_lab.analysis import ensembles
-    from cifar_lab.config import targets
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.training.scoring import check_scorable, draw_figures, evaluate
 
-    targets.trust(arguments.trust)
     runs = [RunDir(folder) for folder in arguments.run_dir]
     if arguments.ensemble or (arguments.errors and len(runs) > 1):
         ensembles.check_members(runs, same_test_set=True)

@@ -38,17 +38,14 @@ def _export(argv: list[str]) -> int:
         "(RUN_DIR/safetensors)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
-    parser.add_trust()
     arguments = parser.parse_args(argv)
     _check_packages(arguments.kind)
 
-    from cifar_lab.config import targets
     from cifar_lab.exports.model_card import model_card
     from cifar_lab.exports.write import export
     from cifar_lab.runs.files import write_text
     from cifar_lab.runs.run_dir import RunDir
 
-    targets.trust(arguments.trust)
     run = RunDir(arguments.run_dir)
     if run.status != "finished":
         raise UsageError(

@@ -41,17 +41,14 @@ def _predict(argv: list[str]) -> int:
         help="how a picture is brought to the model's size; default: as the run's dataset",
     )
     parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
-    parser.add_trust()
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis.ensembles import mean_probabilities
-    from cifar_lab.config import targets
     from cifar_lab.config.command_line import is_run_folder
     from cifar_lab.datasets.pictures import find_pictures
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.training.classify import probabilities
 
-    targets.trust(arguments.trust)
     paths = list(arguments.image)
     runs = [RunDir(arguments.run_dir)]
     while paths and is_run_folder(str(paths[0])):

@@ -35,7 +35,6 @@ def _track(argv: list[str]) -> int:
         action="store_true",
         help="send one run, also while it trains; without tracker=OPTION to that of its config",
     )
-    parser.add_trust()
     arguments = parser.parse_intermixed_args(argv)
     folders = [word for word in arguments.words if "=" not in word or Path(word).is_dir()]
     overrides = [word for word in arguments.words if word not in folders]
@@ -44,9 +43,7 @@ def _track(argv: list[str]) -> int:
             f"track takes one folder, and {len(folders)} are named: python -m cifar_lab.track "
             "FOLDER tracker=mlflow"
         )
-    from cifar_lab.config import targets
 
-    targets.trust(arguments.trust)
     target_config = _tracker(overrides) if overrides or not arguments.follow else None
 
     from cifar_lab.runs.run_dir import RunDir, find_runs

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cifar_lab.config import targets
 from cifar_lab.config.launch import MAX_RUNS, LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.sweeps.cell import STOPPED, Cell, note
@@ -96,7 +97,7 @@ class Launcher(ABC):
         """Return what follows `python -m cifar_lab.sweeps.cell`."""
         flags = ["--accept-code"] * self.options.accept_code
         flags += ["--attached"] * (not self.is_detached)
-        trusted = [word for module in self.options.trust for word in ("--trust", module)]
+        trusted = [word for module in targets.trusted() for word in ("--trust", module)]
         return [str(cell.run.path.absolute()), "--code", cell.code, *flags, *trusted]
 
     @abstractmethod

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cifar_lab.config import targets
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting, wrong
@@ -111,7 +112,7 @@ class _Ray(Launcher):
         target = self.settings.target
         passed = {k: v for k, v in os.environ.items() if k.startswith("CIFAR_LAB_")}
         env_vars = {**passed, **(self.settings.env_vars or {})}
-        arguments = f"{target!r}, {env_vars!r}, {_own_modules(self.options.trust)!r}"
+        arguments = f"{target!r}, {env_vars!r}, {_own_modules(targets.trusted())!r}"
         code = f"from cifar_lab.sweeps import ray_driver; ray_driver.serve({arguments})"
         server = Server(code, {**_RAY_DEFAULTS, **os.environ})
         try:

@@ -221,12 +221,12 @@ def test_trust_means_the_same_in_every_form(
     ):
         monkeypatch.setattr(targets, "_TRUSTED", set())
         assert command([*line, *words]) == 0, capsys.readouterr().err
-    for line in (
+    for request in (
         *("evaluate nowhere", "predict nowhere x.png", "export nowhere --format=pt2"),
         *("track nowhere tracker=tensorboard", "summarize nowhere", "compare nowhere x"),
         "reproduce nowhere",
     ):
-        name, *needed = line.split()
+        name, *needed = request.split()
         monkeypatch.setattr(targets, "_TRUSTED", set())
         module = importlib.import_module(f"cifar_lab.{name}")
         assert module.main([*needed, *words]) == 2

@@ -229,3 +229,31 @@ def test_a_folder_is_its_pictures_by_name(
     files = [str(tmp_path / "a.JPG"), str(tmp_path / "b.png")]
     assert predict.main([str(run.path), *files, "--top", "1"]) == 0
     assert capsys.readouterr().out == of_folder
+
+
+def test_the_answers_are_a_table_and_pictures_with_their_classes(
+    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for name in ("a/photo.jpg", "b/photo.png", "b/small.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        size = (8, 8) if "small" in name else (300, 200)
+        save(tmp_path / name, random.integers(0, 256, (*size, 3), dtype=np.uint8))
+    pictures = [str(tmp_path / "a"), str(tmp_path / "b")]
+    csv, folder = tmp_path / "answers.csv", tmp_path / "new" / "labelled"
+    line = [str(run.path), *pictures, "--csv", str(csv), "--save", str(folder)]
+    assert predict.main(line) == 0
+    assert f"pictures: {folder}" in capsys.readouterr().out
+    header, *lines = (row.split(",") for row in csv.read_text().splitlines())
+    assert header == ["picture", "class", "probability", *"0123456789"]
+    for picture, label, probability, *rest in lines:
+        assert Path(picture).exists()
+        assert float(rest[int(label)]) == float(probability) == max(map(float, rest))
+        assert sum(map(float, rest)) == pytest.approx(1)
+    sizes = {"photo.png": (400, 650), "photo-2.png": (400, 650), "small.png": (256, 288)}
+    assert {path.name for path in folder.iterdir()} == set(sizes)
+    for name, size in sizes.items():
+        with Image.open(folder / name) as labelled:
+            assert labelled.size == size
+    assert predict.main([str(run.path), *pictures, "--save", pictures[0]]) == 2
+    assert "holds the pictures themselves" in capsys.readouterr().err

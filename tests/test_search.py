@@ -23,8 +23,8 @@ from cifar_lab.config.request import Request
 from cifar_lab.errors import Damaged, UsageError
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import Cell, sweep_cells
-from cifar_lab.sweeps.optuna_search import run_search
 from cifar_lab.sweeps.outcome import Outcome
+from cifar_lab.sweeps.search import run_search
 from cifar_lab.sweeps.search_report import closing_lines
 from cifar_lab.sweeps.study import distributions, open_study, open_trials, suggest
 from cifar_lab.sweeps.trial import Trial
@@ -57,7 +57,7 @@ def search(folder: Path, *overrides: str, space: Sequence[str] = SPACE) -> list[
         return sweep_cells([compose_checked([*request.fixed, *lines]).runs[0].config])[0]
 
     with Stop().installed() as stop:
-        return run_search(request.space, cell_of, request.options, folder, stop=stop)
+        return run_search(request, cell_of, folder, stop=stop)
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """hydra/launcher=submitit_slurm on a real SLURM of this machine."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from cifar_lab.errors import UsageError
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import sweep_cells
-from cifar_lab.sweeps.slurm import job_list, sent_jobs, slurm_parameters, write_cells
+from cifar_lab.sweeps.slurm import sbatch_options, sent_jobs, write_array
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 
@@ -132,12 +133,12 @@ def test_a_cancelled_job_is_saved_and_a_line_waits_for_jobs_already_sent(tmp_pat
     wait_until(run.last.exists, "a checkpoint")
     (job,) = squeue()
     process.send_signal(signal.SIGINT)
-    assert f"scancel {job} ends them" in process.communicate(timeout=60)[0]
+    assert f"scancel {job.partition('_')[0]} ends them" in process.communicate(timeout=60)[0]
     assert process.returncode == 130
     assert squeue() == [job]
     again = train(tmp_path, *options)
     assert again.stdout is not None
-    assert f"1 jobs in SLURM's queue: {job}" in again.stdout.readline()
+    assert f"1 jobs in SLURM's queue: {job.partition('_')[0]}" in again.stdout.readline()
     subprocess.run(["scancel", job], check=True)
     _, err = again.communicate(timeout=60)
     assert again.returncode == 3, err
@@ -164,15 +165,13 @@ def test_a_detached_sweep_goes_on_without_its_command_and_is_sent_once(tmp_path:
     assert len(jobs) == 5
     arrays = sorted({int(job.partition("_")[0]) for job in jobs})
     assert len(arrays) == 2
-    assert f"3 jobs in SLURM's queue: {arrays[0]}_[0-2]\n" in out
+    assert f"3 jobs in SLURM's queue: {arrays[0]}\n" in out
     assert f"python -m cifar_lab.summarize {tmp_path / 'runs'}" in out
     waiting = train(tmp_path, *options)
     assert waiting.stdout is not None
     assert "jobs in SLURM's queue: " in waiting.stdout.readline()
     waiting.kill()
     waiting.communicate(timeout=60)
-    for record in (tmp_path / "runs").glob(".sweeps/*/sweep.json"):  # as if killed while sending
-        record.write_text('{"cells": [')
     again = train(tmp_path, *options)
     assert again.stdout is not None
     assert "jobs in SLURM's queue: " in again.stdout.readline()
@@ -180,8 +179,7 @@ def test_a_detached_sweep_goes_on_without_its_command_and_is_sent_once(tmp_path:
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err
     assert "5 finished" in out
-    folders = (tmp_path / "runs").glob(".sweeps/*/jobs/*/*_submitted.pkl")
-    assert len({path.name.partition("_submitted")[0] for path in folders}) == 5
+    assert len(list((tmp_path / "runs").glob(".sweeps/*/*.code"))) == 5
 
 
 def test_only_jobs_of_a_cluster_can_be_detached(tmp_path: Path) -> None:
@@ -191,21 +189,16 @@ def test_only_jobs_of_a_cluster_can_be_detached(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_jobs_that_an_earlier_line_sent_are_known_by_their_files(tmp_path: Path) -> None:
-    words = [*TINY, "-m", f"output_dir={tmp_path}", "seed=0,1,2"]
-    cells = sweep_cells([c.config for c in compose_checked(words).runs])
-    parent = tmp_path / "runs"
-    jobs = parent / ".sweeps" / "1" / "jobs" / "1"
-    write_cells(cells, jobs)
-    for job in ("7_0", "7_1", "7_2"):
-        (jobs / f"{job}_submitted.pkl").touch()
-    sent = sent_jobs(parent, ["7_1", "8"])
-    assert {name: job.job_id for name, job in sent.items()} == {str(cells[1].run.path): "7_1"}
-    assert not sent_jobs(parent, [])
-
-
-def test_a_list_of_jobs_is_short() -> None:
-    assert job_list(["12_0", "7", "12_2", "12_1", "12_5", "30_4"]) == "7 12_[0-2,5] 30_4"
+def test_jobs_that_an_earlier_line_sent_are_known_by_their_script(tmp_path: Path) -> None:
+    slurm = ("hydra/launcher=submitit_slurm", "seed=0,1,2")
+    request = compose_checked([*TINY, "-m", f"output_dir={tmp_path}", *slurm])
+    cells = sweep_cells([c.config for c in request.runs])
+    folder = tmp_path / "runs" / ".sweeps" / "1"
+    arguments = [[str(cell.run.path), "--code", cell.code] for cell in cells]
+    script = str(write_array(cells, folder, request.launcher, arguments))
+    assert sent_jobs({"7_1": script, "8": "/home/a/job.sh"}) == {
+        str(cells[1].run.path): ("7_1", folder)
+    }
 
 
 def test_what_the_launchers_are_asked(tmp_path: Path) -> None:
@@ -214,8 +207,10 @@ def test_what_the_launchers_are_asked(tmp_path: Path) -> None:
         [*TINY, "-m", f"output_dir={tmp_path}", "hydra/launcher=submitit_slurm", *options]
     )
     cells = sweep_cells([c.config for c in request.runs])
-    parameters = slurm_parameters(request.launcher, cells)
-    assert parameters["slurm_partition"] == "gpu"
-    assert parameters["slurm_timeout_min"] == 7
-    assert parameters["slurm_cpus_per_task"] == 3
-    assert "slurm_gpus_per_node" not in parameters
+    asked = sbatch_options(request.launcher, cells)
+    assert (asked["partition"], asked["time"], asked["cpus-per-task"]) == ("gpu", 7, 3)
+    assert "gpus-per-node" not in asked
+    on_gpu = [
+        dataclasses.replace(c, config=dataclasses.replace(c.config, device="cuda")) for c in cells
+    ]
+    assert sbatch_options(request.launcher, on_gpu)["gpus-per-node"] == 1

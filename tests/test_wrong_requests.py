@@ -192,7 +192,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("name=", "name= is wrong"),
         ("name=" + "ü" * 300, "name="),
         ("name='a\tb'", "name="),
-        ("output_dir=" + "x" * 300, "output_dir="),
         ("training.best_file_name=../x.pt", "training.best_file_name=../x.pt is wrong"),
         ("continue_from=nowhere", "nowhere is not a run folder"),
         ("nowhere", "nowhere is neither a key=value nor a run folder"),
@@ -227,6 +226,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("RUN x.png --top 0", "--top 0"),
         ("RUN", "image"),
         ("RUN RUN", "there is no picture"),
+        ("RUN x.png --csv out.txt", "the name must end with .csv"),
+        ("RUN x.png --save /dev/null", "--save /dev/null is wrong: it is a file"),
         ("RUN x.png --weights first", "first"),
     ],
     "export": [

@@ -41,12 +41,25 @@ def _predict(argv: list[str]) -> int:
         help="how a picture is brought to the model's size; default: as the run's dataset",
     )
     parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
+    parser.add_argument(
+        "--csv", type=cli.path, metavar="FILE", help="write every class's probability to a table"
+    )
+    parser.add_argument(
+        "--save", type=cli.path, metavar="FOLDER", help="write the pictures with their classes"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.csv is not None:
+        cli.check_output_file("--csv", arguments.csv, (".csv",))
+    if arguments.save is not None:
+        cli.check_output_folder("--save", arguments.save)
 
     from cifar_lab.analysis.ensembles import mean_probabilities
     from cifar_lab.config.command_line import is_run_folder
     from cifar_lab.datasets.pictures import find_pictures
+    from cifar_lab.figures.labelled import write_labelled
+    from cifar_lab.runs.files import write_text
     from cifar_lab.runs.run_dir import RunDir
+    from cifar_lab.runs.text import Table
     from cifar_lab.training.classify import probabilities
 
     paths = list(arguments.image)
@@ -56,13 +69,29 @@ def _predict(argv: list[str]) -> int:
     if not paths:
         raise UsageError("there is no picture after the run folders; see --help")
     paths = [path for image in paths for path in find_pictures(image)]
+    if arguments.save and arguments.save.resolve() in {path.parent.resolve() for path in paths}:
+        raise UsageError(f"--save {arguments.save} holds the pictures themselves: name another")
     options = {"weights": arguments.weights, "device": arguments.device, "fit": arguments.fit}
     of_runs: list[Probabilities] = []
     if len(runs) == 1:
         rows = probabilities(runs[0], paths, **options)
     else:
         rows, of_runs = mean_probabilities(runs, paths, **options)
-    print(table(paths, rows, runs[0].class_names(), arguments.top, of_runs))
+    names = runs[0].class_names()
+    print(table(paths, rows, names, arguments.top, of_runs))
+    best = [(names[row.argmax()], float(row.max())) for row in rows]
+    if arguments.csv is not None:
+        cells = [
+            [str(path), *choice, *row.tolist()]
+            for path, choice, row in zip(paths, best, rows, strict=True)
+        ]
+        header = ("picture", "class", "probability", *names)
+        write_text(arguments.csv, Table(header, cells).csv())
+        print(f"table: {arguments.csv}")
+    if arguments.save is not None:
+        texts = [f"{name} {probability:.1%}" for name, probability in best]
+        write_labelled(paths, texts, arguments.save)
+        print(f"pictures: {arguments.save}")
     return 0
 
 

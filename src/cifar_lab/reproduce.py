@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-import yaml
-
 from cifar_lab import cli
 from cifar_lab.analysis import reproduction
 from cifar_lab.analysis.reproduction import ReportExperiment, Row
@@ -127,10 +125,9 @@ def _experiment(name: str, arguments: argparse.Namespace) -> ReportExperiment:
 
 def _listing(names: Sequence[str], output_dir: Path, config_dir: Path | None) -> str:
     """Return a line per experiment, from its YAML and its finished runs: nothing is composed."""
-    files = groups.find_options(config_dir)["experiment"]
     lines = [("report", "experiment", "finished", "time of a run", "what")]
     for name in names:
-        study = yaml.safe_load(files[name].read_text(encoding="utf-8")).get("study") or {}
+        study = groups.read_experiment(name, config_dir).get("study") or {}
         seconds = [r.summary.seconds for r in reproduction.read_finished(output_dir / name)]
         time = duration(fmean(seconds)) if seconds else "–"
         title, report = study.get("title") or "", study.get("report") or "-"
@@ -192,7 +189,6 @@ def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:
                 accept_code=arguments.accept_code,
             ),
             stop=stop,
-            command=["reproduce", *arguments.report],
         )
         print(closing_table(outcomes) + "\n", flush=True)
         raise_for(outcomes, stop)

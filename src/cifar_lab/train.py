@@ -54,13 +54,12 @@ def train_words(words: list[str], group: "Processes | None" = None) -> int:
         complete_shell(words)
         return 0
     request = compose(words)
-    if request.shown is None or request.touches_targets:  # shipped options are known to be right
-        from cifar_lab.training.preflight import check_request
-
-        request = check_request(request)
-    if request.shown is not None:
+    if request.shown is not None:  # without the dry check of targets, which needs torch
         print(request.shown)
         return 0
+    from cifar_lab.training.preflight import check_request
+
+    request = check_request(request)
     check_launch(request)
     if group is not None:
         if request.runs_elsewhere:

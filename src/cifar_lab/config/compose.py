@@ -153,7 +153,6 @@ def _request(
         shown,
         tuple(space),
         lines_of([o for o in fixed if o.key_or_group.split(".")[0] != "search"]),
-        own_files=bool(line.config_flags),
     )
 
 

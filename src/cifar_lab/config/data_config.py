@@ -43,15 +43,9 @@ class DatasetConfig:
     computed: list[Literal["mean", "std"]] = setting(
         factory=list, identity=False, meaning="filled in: which of mean and std came from auto"
     )
-    checksums: dict[str, str] = setting(
-        factory=dict, meaning="sha256 of the decoded arrays, C order, uint8"
-    )
-    display_names: list[str] | None = setting(
-        None, "names for figures and reports in place of the classes'; null: those", identity=False
-    )
-    licence: str | None = setting(
-        None, "of the images, for the model card of an export", identity=False
-    )
+    checksums: dict[str, str] = setting(factory=dict, meaning="sha256 of the decoded arrays, uint8")
+    display_names: list[str] | None = setting(None, "shown instead of classes", identity=False)
+    licence: str | None = setting(None, "of the images, for a model card", identity=False)
 
     def check(self, path: str) -> None:
         """Refuse an impossible shape, and statistics and names whose number does not match."""
@@ -85,22 +79,14 @@ class SplitConfig:
     are torch's WeightedRandomSampler and SubsetRandomSampler (S1-06, S1-07).
     """
 
-    validation: float = setting(
-        0.1, "images held out to validate: a fraction below 1, or a number", ge=0
-    )
-    source: Literal["train", "test"] = setting(
-        "train", "train | test (S0's mistake): the official set they come from"
-    )
+    validation: float = setting(0.1, "images held out: a fraction below 1, or a number", ge=0)
+    source: Literal["train", "test"] = setting("train", "the official set they are of (S0: test)")
     method: Literal["stratified", "random", "tail", "numpy"] = setting(
         "stratified", "stratified | random | tail (the last ones) | numpy (RandomState)"
     )
     seed: int = setting(0, "of the split alone", ge=0, le=2**32 - 1)
-    folds: int | None = setting(
-        None, "cross-validation: the training set in so many parts of equal size", ge=2, le=1000
-    )
-    fold: int | None = setting(
-        None, "which of them validates, from 0; split.fold=0,1,2,3,4 -m trains all", ge=0
-    )
+    folds: int | None = setting(None, "cross-validation: so many equal parts", ge=2, le=1000)
+    fold: int | None = setting(None, "which part validates; split.fold=0,1,2 -m trains three", ge=0)
     sampler: Literal["permutation", "weighted", "subset"] = setting(
         "permutation", "permutation | weighted | subset (torch's samplers, S1)"
     )
@@ -168,26 +154,12 @@ class AugmentationConfig:
     random, or in every second epoch (Jordan 2024, arXiv:2404.00498).
     """
 
-    crop_padding: int = setting(
-        0, "pixels around an image before a random crop of its size", ge=0, le=64
-    )
+    crop_padding: int = setting(0, "pixels around an image before a random crop", ge=0, le=64)
     padding_mode: Literal["zeros", "reflect"] = setting("zeros", "what these pixels are")
     horizontal_flip: bool = setting(False, "mirror every second image")
-    flips: Literal["random", "alternating"] = setting(
-        "random", "each image at random, or in every second epoch"
-    )
-    policy: Literal["trivial_augment", "rand_augment"] | None = setting(
-        None, "a random change of each image"
-    )
-    cutout: int = setting(
-        0, "side of a square at a random place that is erased, in pixels", ge=0, le=4096
-    )
-    erasing: float = setting(
-        0.0, "how often a box of random size is erased, a probability", ge=0, le=1
-    )
-    mixup: float = setting(
-        0.0, "add up two images, their shares from Beta(mixup, mixup)", ge=0, le=100
-    )
-    cutmix: float = setting(
-        0.0, "cut a box from another image, its area from Beta(cutmix, cutmix)", ge=0, le=100
-    )
+    flips: Literal["random", "alternating"] = setting("random", "alternating: every second epoch")
+    policy: Literal["trivial_augment", "rand_augment"] | None = setting(None, "a change of each")
+    cutout: int = setting(0, "side of a square that is erased at random, in pixels", ge=0)
+    erasing: float = setting(0.0, "how often a box of random size is erased", ge=0, le=1)
+    mixup: float = setting(0.0, "add up two images, with shares from Beta(mixup, mixup)", ge=0)
+    cutmix: float = setting(0.0, "a box of another image, its area from Beta(cutmix, cutmix)", ge=0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from cifar_lab.config.run_config import flatten
+from cifar_lab.config.run_config import flatten, merge
 from cifar_lab.errors import UsageError, shorten
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -50,11 +50,19 @@ def find_root(name: str, config_dir: str | None = None) -> Path:
 
 def experiments(config_dir: str | Path | None = None) -> dict[str, str | None]:
     """Return each experiment and the tag of the report that it reproduces, if any."""
-    tags: dict[str, str | None] = {}
-    for name, path in find_options(config_dir)["experiment"].items():
-        study = (read_option(path) or {}).get("study") or {}
-        tags[name] = study.get("report")
-    return tags
+    names = find_options(config_dir)["experiment"]
+    studies = {name: read_experiment(name, config_dir).get("study") or {} for name in names}
+    return {name: study.get("report") for name, study in studies.items()}
+
+
+def read_experiment(name: str, config_dir: str | Path | None = None) -> dict[str, Any]:
+    """Return what an experiment and those that it starts from set, as in conf/."""
+    files = find_options(config_dir)["experiment"]
+    content: dict[str, Any] = read_option(files[name]) or {}
+    for start in content.get("defaults", []):
+        if isinstance(start, str) and start in files:
+            content = merge(read_experiment(start, config_dir), content)
+    return content
 
 
 @functools.cache

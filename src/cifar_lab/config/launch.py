@@ -12,30 +12,15 @@ from cifar_lab.config.schema import setting, wrong
 class SearchOptions:
     """How a sweep chooses among the values it lists: all combinations, or a search with Optuna."""
 
-    method: Literal["none", "optuna"] = setting(
-        "none", "none: every combination; optuna: Optuna chooses"
-    )
-    trials: int = setting(
-        20, "of the study in all; the same line with a larger number goes on", ge=1, le=1_000_000
-    )
+    method: Literal["none", "optuna"] = setting("none", "optuna: Optuna chooses the values")
+    trials: int = setting(20, "of the study in all; with a larger number the line goes on", ge=1)
     sampler: Literal["tpe", "random"] = setting("tpe", "tpe | random")
-    pruner: Literal["median", "hyperband", "none"] = setting(
-        "median", "stops trials whose validation curve is behind"
-    )
+    pruner: Literal["median", "hyperband", "none"] = setting("median", "ends trials that lag")
     warmup_epochs: int = setting(2, "no trial is pruned before it has trained so many epochs", ge=0)
-    study: str = setting(
-        "search", "the study's name and file, <output_dir>/<name>/.search/<study>.journal"
-    )
+    study: str = setting("search", "name and file, <output_dir>/<name>/.search/<study>.journal")
     seed: int = setting(0, "of the sampler", ge=0, le=2**32 - 1)
-    seeds: int = setting(
-        1,
-        "runs of a trial, with the seeds seed, seed+1, ...: their mean is its value",
-        ge=1,
-        le=1000,
-    )
-    confirm: int = setting(
-        0, "runs of the best setting with fresh seeds, after the last trial", ge=0, le=1000
-    )
+    seeds: int = setting(1, "runs of a trial, with seed, seed+1, ...; their mean counts", ge=1)
+    confirm: int = setting(0, "runs of the best setting with fresh seeds, after the search", ge=0)
 
     def check(self, path: str) -> None:
         """Refuse a study that does not name a file, and a pruner that goes by epochs only."""
@@ -86,9 +71,7 @@ class LaunchOptions:
     rerun: bool = setting(False, "run again what is finished")
     accept_code: bool = setting(False, "accept results of another version of the code")
     detach: bool = setting(False, "on SLURM: send the jobs and do not wait for them (or --detach)")
-    jobs: int | Literal["auto"] = setting(
-        "auto", "runs of a sweep at a time; auto: as many as fit the cores or GPUs"
-    )
+    jobs: int | Literal["auto"] = setting("auto", "runs at a time; auto: as many as fit")
     jobs_per_gpu: int = setting(1, "runs that share a GPU", ge=1, le=64)
     trust: list[str] = setting(factory=list, meaning="modules of your own that a config may name")
     search: SearchOptions = field(default_factory=SearchOptions)

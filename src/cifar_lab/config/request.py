@@ -11,12 +11,6 @@ from cifar_lab.config.run_config import RunConfig, flatten, merge, parse
 from cifar_lab.config.schema import convert, parse_as
 from cifar_lab.errors import UsageError
 
-_TARGET_GROUPS = {
-    *("model", "optimizer", "activation", "dropout", "scheduler"),
-    *("dataset", "figures", "tracker"),
-}
-_ANY_OPTION_FITS = {"dataset", "figures", "tracker"}  # whatever else is chosen
-
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -36,8 +30,7 @@ class Request:
     """The runs of a command line, how to launch them, or a config to show.
 
     `space` has the axes of a search, whose `runs` are only examples, and `fixed` the overrides that
-    all its trials share. `folder` is the past run that the command line starts from. `own_files`:
-    the user's own files of conf/ take part.
+    all its trials share. `folder` is the past run that the command line starts from.
     """
 
     runs: list[PlannedRun]
@@ -48,14 +41,6 @@ class Request:
     space: tuple[Dimension, ...] = ()
     fixed: tuple[str, ...] = ()
     folder: Path | None = None
-    own_files: bool = False
-
-    @property
-    def touches_targets(self) -> bool:
-        """Whether a target may be given what it does not take: the check of that needs torch."""
-        asked = {key for run in self.runs for key in run.asked_keys} - _ANY_OPTION_FITS
-        heads = {key.split(".")[0] for key in asked}
-        return self.folder is not None or self.own_files or bool(heads & {*_TARGET_GROUPS, "trust"})
 
     @property
     def runs_elsewhere(self) -> bool:

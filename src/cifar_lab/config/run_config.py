@@ -15,9 +15,15 @@ import yaml
 
 from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
 from cifar_lab.config.data_config import AugmentationConfig, DatasetConfig, SplitConfig
-from cifar_lab.config.names import check_figure_name, check_file_name, check_folder, check_name
 from cifar_lab.config.schema import TargetConfig, parse_as, setting, wrong
-from cifar_lab.errors import UsageError, first_line, shorten_path
+from cifar_lab.errors import UsageError, first_line, shorten, shorten_path
+
+_NAME = r"\w[\w.+\- ]{0,99}"
+_FOLDERS = re.compile(rf"(?!.* (/|$)){_NAME}(/{_NAME}){{0,3}}")
+_BEST_FILE = re.compile(
+    r"(?!\.|best\.pt$|last\.)"
+    r"([\w.+\- =]|\{(model|opt|act|epoch|(acc|lr)(:\.\d\d?[fge])?)\}){1,100}\.pth?"
+)
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,8 @@ class StudyConfig:
 class DropoutConfig:
     """Dropout after convolution blocks and after dense layers; null where the model has none."""
 
-    conv: float | None = setting(
-        None, "probability of a zero after each pooling; null where the model has none", ge=0, lt=1
-    )
-    dense: float | None = setting(
-        None,
-        "probability of a zero after the hidden dense layer; null where the model has none",
-        ge=0,
-        lt=1,
-    )
+    conv: float | None = setting(None, "probability after each pooling; null: no place", ge=0, lt=1)
+    dense: float | None = setting(None, "after the hidden dense layer; null: no place", ge=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -54,69 +53,53 @@ class LookaheadConfig:
     """
 
     every: int | None = setting(None, "steps of the optimizer between; null: none", ge=1)
-    decay: float = setting(
-        0.774, "share of the slow weights that stays, at the end of training", ge=0, lt=1
-    )
-    ramp: float = setting(
-        3.0, "the share grows with this power of the steps done; 0: it is constant", ge=0
-    )
+    decay: float = setting(0.774, "share of the slow weights that stays, at the end", ge=0, lt=1)
+    ramp: float = setting(3.0, "the share grows with this power of the steps; 0: constant", ge=0)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How long and how the loop trains, and what it records on the way."""
 
-    epochs: int = setting(10, "passes over the training images", ge=0, le=1_000_000)
-    frozen_epochs: int = setting(
-        0, "the first epochs in which only the model's classifier trains", ge=0, le=1_000_000
-    )
-    batch_size: int = setting(
-        128, "images per step; the last batch of an epoch may be smaller", ge=1, le=1_000_000
-    )
+    epochs: int = setting(10, "passes over the training images", ge=0)
+    frozen_epochs: int = setting(0, "first epochs in which only the classifier trains", ge=0)
+    batch_size: int = setting(128, "images per step; the last of an epoch may be smaller", ge=1)
     label_smoothing: float = setting(0.0, "of the cross-entropy", ge=0, lt=1)
     class_weights: list[float] | Literal["balanced"] | None = setting(
         None, "of the cross-entropy: balanced, or a number for each class"
     )
-    ema: float | None = setting(
-        None, "average the weights with this decay, as 0.999; these are validated", gt=0, lt=1
-    )
-    clip_grad_norm: float | None = setting(
-        None, "scale the gradient of a step down to at most this norm", gt=0
-    )
+    ema: float | None = setting(None, "average the weights with this decay, as 0.999", gt=0, lt=1)
+    clip_grad_norm: float | None = setting(None, "scale a step's gradient to this norm", gt=0)
     lookahead: LookaheadConfig = setting(factory=LookaheadConfig)
     compile: bool = setting(False, "torch.compile the network; not faster on the CPUs measured")
     cuda_graph: bool | Literal["auto"] = setting(
         "auto", "true: replay each step's passes as a CUDA graph; auto: false so far"
     )
-    sync_batch_norm: bool = setting(
-        False, "torchrun on GPUs: batch norm of the whole batch, not of each part"
-    )
-    patience: int | None = setting(
-        None, "stop after so many epochs without improvement; null: never", ge=1
-    )
+    sync_batch_norm: bool = setting(False, "torchrun on GPUs: batch norm of the whole batch")
+    patience: int | None = setting(None, "stop after so many epochs without improvement", ge=1)
     min_delta: float = setting(0.0, "what counts as an improvement for patience", ge=0)
     monitor: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = setting(
         "val_accuracy", "the score that decides best.pt, patience, search and ranking"
     )
     print_every: int | None = setting(None, "log a line every so many steps", ge=1, identity=False)
-    step_history: bool = setting(
-        False, "keep loss and accuracy of every step in steps.csv", identity=False
-    )
+    step_history: bool = setting(False, "keep each step's loss in steps.csv", identity=False)
     checkpoint_minutes: float = setting(
         5.0, "save last.pt this often within an epoch, and after each epoch", gt=0, identity=False
     )
-    keep_last: bool = setting(
-        True, "false: remove last.pt when the run is finished", identity=False
-    )
+    keep_last: bool = setting(True, "false: remove last.pt of a finished run", identity=False)
     best_file_name: str | None = setting(
         None, 'a second name of best.pt: "{model}_acc{acc:.4f}_lr{lr}.pth"', identity=False
     )
 
     def check(self, path: str) -> None:
-        """Refuse weights of classes that are not above 0."""
-        weights = self.class_weights
+        """Refuse weights of classes that are not above 0, and a name that is no plain file's."""
+        weights, name = self.class_weights, self.best_file_name
         if isinstance(weights, list) and not (weights and all(w > 0 for w in weights)):
             raise wrong(f"{path}.class_weights", weights, "balanced or numbers above 0")
+        if name is not None and not _BEST_FILE.fullmatch(name):
+            fields = "{model}, {acc}, {lr}, {opt}, {act}, {epoch}"
+            right = f"a file name of letters, digits and {fields} that ends in .pt or .pth"
+            raise wrong(f"{path}.best_file_name", name, right)
 
 
 @dataclass(frozen=True)
@@ -132,20 +115,14 @@ class EvaluationConfig:
     scored_weights: Literal["best", "last", "averaged"] = setting(
         "best", "best (by training.monitor) | last | averaged (training.ema)"
     )
-    test: Literal["split", "official"] = setting(
-        "split", "official: the whole official test set, whatever validates"
-    )
-    crop_padding: int = setting(
-        0, "random crop of evaluated images (S0's mistake); 0: none", ge=0, le=64
-    )
+    test: Literal["split", "official"] = setting("split", "official: all, whatever validates")
+    crop_padding: int = setting(0, "random crop of evaluated images (S0)", ge=0, le=64)
     watch_test: bool = setting(False, "score the test set after each epoch, to draw it (S3, S4)")
     views: Literal["one", "mirrored", "moved", "unsure"] = setting(
         "one", "one | mirrored | moved (mean of 1, 2, 6) | unsure (6 where needed)"
     )
-    views_margin: float = setting(
-        0.5, "unsure: 6 views where the two largest probabilities are this close", gt=0, le=1
-    )
-    batch_size: int = setting(128, "images per step; larger is slower on a CPU", ge=1, le=1_000_000)
+    views_margin: float = setting(0.5, "unsure: where two probabilities are this close", gt=0, le=1)
+    batch_size: int = setting(128, "images per step; larger is slower on a CPU", ge=1)
 
 
 @dataclass(frozen=True)
@@ -165,19 +142,13 @@ class RunConfig:
     figures: dict[str, TargetConfig | None] = setting(factory=dict, identity=False)
     tracker: TargetConfig | None = setting(None, identity=False)
     study: StudyConfig = setting(factory=StudyConfig, identity=False)
-    seed: int = setting(
-        0, "of the initial weights, the order, the augmentation and dropout", ge=0, le=2**32 - 1
-    )
+    seed: int = setting(0, "of weights, order, augmentation and dropout", ge=0, le=2**32 - 1)
     device: str = setting("cpu", "auto (cuda, mps, cpu in this order), cuda, cuda:N, mps, cpu")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
         "fp32", "auto, fp32, bf16, fp16 (not on a CPU); auto: see docs/performance.md"
     )
-    deterministic: bool = setting(
-        False, "only algorithms that give the same bits again (matters on CUDA)"
-    )
-    threads: int | None = setting(
-        None, "CPU threads; null: one per core", ge=1, le=1024, identity=False
-    )
+    deterministic: bool = setting(False, "only algorithms that give the same bits again (CUDA)")
+    threads: int | None = setting(None, "of the CPU; null: all", ge=1, le=1024, identity=False)
     protocol: Literal["sound", "report"] = setting(
         "sound", "sound: nothing is chosen on the test set; report: the report's own"
     )
@@ -188,9 +159,7 @@ class RunConfig:
         "outputs", "runs go to <output_dir>/<name>/<choices>-<hash>/", identity=False
     )
     name: str = setting("runs", "of the folder in output_dir that these runs share", identity=False)
-    choices: dict[str, str] = setting(
-        factory=dict, identity=False, meaning="filled in: the option of each group"
-    )
+    choices: dict[str, str] = setting(factory=dict, identity=False, meaning="filled in: options")
 
     def check(self, path: str) -> None:
         """Refuse settings that contradict each other."""
@@ -199,14 +168,15 @@ class RunConfig:
                 raise UsageError(f"{key} has no _target_; choose an option with {key}=OPTION")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise wrong("device", self.device, "auto, cuda, cuda:N, mps or cpu")
-        check_name(self.name)
+        if not _FOLDERS.fullmatch(self.name):
+            right = "a folder name of letters, digits, '.', '_' and '-', such as runs"
+            raise wrong("name", self.name, right)
         if self.tracker is not None and not isinstance(self.tracker.get("_target_"), str):
             raise UsageError("tracker has no _target_; choose an option with tracker=OPTION")
         for figure in self.figures:
             check_figure_name(figure)
-        check_folder("output_dir", self.output_dir)
-        if self.training.best_file_name is not None:
-            check_file_name(self.training.best_file_name)
+        if not self.output_dir.strip() or not self.output_dir.isprintable():
+            raise wrong("output_dir", self.output_dir, "the name of a folder")
         split, dataset = self.split, self.dataset
         size = dataset.train_size if split.source == "train" else dataset.test_size
         if size is not None and split.folds is not None and split.folds > size:
@@ -235,7 +205,7 @@ class RunConfig:
             )
 
 
-_MAX_BYTES = 2**18
+_MAX_CHARACTERS = 2**18
 _DROPPED = {"training": ("tensorboard",), "study": ("claims", "guessed", "hinges_on")}
 """Settings of earlier runs: the first is a tracker now, and conf/report has the others."""
 
@@ -248,10 +218,6 @@ def parse(data: Any) -> RunConfig:
 def load(path: Path) -> RunConfig:
     """Read a run folder's config.yaml, checked as strictly as a command line."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would never end
-            raise UsageError(f"{path} is not a regular file")
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} has more than {_MAX_BYTES:,} bytes, unlike that of any run")
         data = _read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path.parent} is not a run folder: it has no {path.name}") from None
@@ -264,21 +230,16 @@ def load(path: Path) -> RunConfig:
             data[part] = {key: value for key, value in data[part].items() if key not in keys}
     try:
         return parse(data)
-    except UsageError as error:
+    except (UsageError, RecursionError) as error:  # a list may contain itself
         raise UsageError(f"{shorten_path(path)}: {error}") from None
-    except RecursionError:
-        raise UsageError(f"{path}: a list or a group of settings contains itself") from None
 
 
 def _read_yaml(text: str) -> Any:
-    # libyaml is six times as fast, which hundreds of runs need, but overflows the stack on deep
-    # nesting; and a few aliases of aliases are billions of values.
-    if len(re.findall(r"(?:^|[\s,:\[{-])\*\w", text)) > 10:
-        raise ValueError("too many aliases")
-    lines = text.splitlines()
-    shallow = max(map(len, lines), default=0) < 1000 and sum(map(text.count, "[{")) < 1000
-    if not shallow and len(text) > _MAX_BYTES // 8:
-        raise ValueError("too many nested lists for the config of a run")
+    # A few aliases of aliases are billions of values. libyaml is six times as fast, which hundreds
+    # of runs need, but overflows the stack where Python's reader raises RecursionError.
+    if len(text) > _MAX_CHARACTERS or len(re.findall(r"(?:^|[\s,:\[{-])\*\w", text)) > 10:
+        raise ValueError("it is larger than that of any run, or has too many aliases")
+    shallow = sum(map(text.count, ("[", "{", "- ", "? "))) < 1000
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if shallow else yaml.SafeLoader
     return yaml.load(text, Loader=loader)
 
@@ -308,6 +269,13 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat.update(flatten(item, f"{prefix}.{key}" if prefix else str(key)))
     return flat
+
+
+def check_figure_name(name: str) -> None:
+    """Refuse a name of a figure that could lead out of a run's folder."""
+    if not re.fullmatch(_NAME, name):
+        right = "a figure has a file name of letters, digits, '.', '_' and '-', such as curves"
+        raise UsageError(f"figures.{shorten(name)} is wrong: {right}")
 
 
 def merge(old: Any, new: Any) -> Any:

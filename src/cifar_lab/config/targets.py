@@ -73,10 +73,8 @@ def resolve(target: Any, role: str) -> Callable[..., Any]:
         raise UsageError(
             f"{role}._target_={shorten(target)} cannot be found: {first_line(error)}"
         ) from None
-    if package not in _TRUSTED and not _is_allowed(resolved, role):
-        raise UsageError(
-            f"{role}._target_={shorten(target)} is not allowed: it is not {_allowed_kind(role)}"
-        )
+    if package not in _TRUSTED and (right := _check_kind(resolved, role)):
+        raise UsageError(f"{role}._target_={shorten(target)} is not allowed: it is not {right}")
     return resolved  # type: ignore[no-any-return]
 
 
@@ -100,7 +98,7 @@ def bind(target_config: TargetConfig, role: str, injected: Mapping[str, Any]) ->
             guess = did_you_mean(name, known) or takes
             raise UsageError(f"there is no setting {shorten(full)}{guess}")
         if name in parameters:
-            arguments[name] = _convert_argument(parameters[name], value, full)
+            arguments[name] = convert(_kind_of(parameters[name]), value, full)
     supplied = {k: v for k, v in injected.items() if k in parameters or open_ended}
     missing = [
         n
@@ -151,44 +149,34 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(target).parameters
 
 
-def _is_allowed(resolved: Any, role: str) -> bool:
-    if role == "dataset.source":
-        return _is_ours(resolved, "cifar_lab.datasets.", "load")
-    if role.startswith("figures."):
-        return _is_ours(resolved, "cifar_lab.figures.", "draw")
-    if not inspect.isclass(resolved):
-        return False
-    if role == "tracker":
-        return resolved.__module__.startswith("cifar_lab.trackers.") and hasattr(resolved, "open")
-    import torch
-
-    bases: dict[str, type] = {
-        "model": torch.nn.Module,
-        "activation": torch.nn.Module,
-        "optimizer": torch.optim.Optimizer,
-        "scheduler": torch.optim.lr_scheduler.LRScheduler,
-    }
-    return issubclass(resolved, bases[role])
+_CLASSES = {
+    "model": ("an nn.Module", "torch.nn", "Module"),
+    "activation": ("an nn.Module", "torch.nn", "Module"),
+    "optimizer": ("a torch Optimizer", "torch.optim", "Optimizer"),
+    "scheduler": ("a torch LRScheduler", "torch.optim.lr_scheduler", "LRScheduler"),
+}
+_OURS = {
+    "dataset.source": ("cifar_lab.datasets.", "load"),
+    "figures": ("cifar_lab.figures.", "draw"),
+}
 
 
-def _is_ours(resolved: Any, package: str, name: str) -> bool:
+def _check_kind(resolved: Any, role: str) -> str | None:
+    """Return what a target must be in a role, if it is not."""
     module = getattr(resolved, "__module__", "") or ""
-    return inspect.isfunction(resolved) and module.startswith(package) and resolved.__name__ == name
-
-
-def _allowed_kind(role: str) -> str:
-    if role == "dataset.source":
-        return "a `load` function of cifar_lab.datasets"
-    if role.startswith("figures."):
-        return "a `draw` function of cifar_lab.figures"
-    kinds = {"optimizer": "a torch Optimizer", "scheduler": "a torch LRScheduler"}
-    kinds["tracker"] = "a tracker of cifar_lab.trackers"
-    return kinds.get(role, "an nn.Module")
-
-
-def _convert_argument(parameter: inspect.Parameter, value: Any, path: str) -> Any:
-    """Convert a value to the annotated type, if the annotation is one of plain values."""
-    return convert(_kind_of(parameter), value, path)
+    ours = _OURS.get("figures" if role.startswith("figures.") else role)
+    if ours is not None:
+        package, name = ours
+        is_ours = inspect.isfunction(resolved) and module.startswith(package)
+        fits, kind = is_ours and resolved.__name__ == name, f"a `{name}` function of {package[:-1]}"
+    elif role == "tracker":
+        is_ours = inspect.isclass(resolved) and module.startswith("cifar_lab.trackers.")
+        fits, kind = is_ours and hasattr(resolved, "open"), "a tracker of cifar_lab.trackers"
+    else:
+        kind, library, base = _CLASSES[role]
+        bases = getattr(importlib.import_module(library), base)
+        fits = inspect.isclass(resolved) and issubclass(resolved, bases)
+    return None if fits else kind
 
 
 def _kind_of(parameter: inspect.Parameter) -> Any:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cifar_lab.config.identity import identity_hash
-from cifar_lab.config.names import check_figure_name
-from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.run_config import RunConfig, check_figure_name
 from cifar_lab.config.schema import parse_as
 from cifar_lab.runs.metrics import columns
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -43,7 +44,7 @@ STOPPED = (129, 130, 143)
 """Exit codes of cells that a signal stopped, with everything saved."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One run of a sweep: folder, config, what tells it from the others, today's code version."""
 
@@ -69,29 +70,19 @@ class Cell:
             return "other code"
         return summary.status
 
-    def is_finished(self) -> bool:
-        """Return whether there is a result, whichever code made it."""
-        summary = self.summary()
-        return summary is not None and summary.status == "finished"
-
-    def problem(self) -> str:
-        """Return what is wrong with a damaged folder."""
-        try:
-            self.summary()
-        except (UsageError, RunFailed) as error:
-            return str(error)
-        return ""
-
     def why(self, code: int) -> str | None:
         """Return why the process of this cell ended with an exit code; None if all is well."""
         if code == 0:
             return None
         if code in STOPPED:
             return f"stopped by {signal.Signals(code - 128).name}; all is saved"
-        with contextlib.suppress(UsageError, RunFailed):
-            if (summary := self.summary()) is not None and summary.error is not None:
-                return re.sub(r"^(UsageError|Unavailable|RunFailed|Damaged): ", "", summary.error)
-        return self.problem() or f"it ended with exit code {code}; see its train.log"
+        try:
+            summary = self.summary()
+        except (UsageError, RunFailed) as error:
+            return str(error)
+        if summary is not None and summary.error is not None:
+            return re.sub(r"^(UsageError|Unavailable|RunFailed|Damaged): ", "", summary.error)
+        return f"it ended with exit code {code}; see its train.log"
 
     def data_problem(self) -> str | None:
         """Return how the data have changed since a finished cell was trained; None if they did not.
@@ -199,9 +190,10 @@ def note(run: RunDir, error: str, status: Status | None = None) -> None:
 
 
 def _stop_after_input() -> None:
-    """Stop the run when standard input ends."""
-    while os.read(0, 1024):
-        pass
+    """Stop the run when standard input ends. Nothing is read: a server has its requests there."""
+    watch = select.poll()
+    watch.register(0, 0)  # for no event but its end
+    watch.poll()
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -42,7 +42,7 @@ class Job(ABC):
         code, after = self.poll() or 0, self.cell.state()
         if after == "finished":
             code = 0  # the signal came too late
-        elif code == LOST and self.was_asked:
+        elif self.was_asked and code in (LOST, -signal.SIGTERM):  # it did not handle signals yet
             code = 143
         if code not in (0, *_OWN_CODES) and after not in ("failed", "damaged"):
             note(self.cell.run, self._how_it_ended(code), "failed")
@@ -101,8 +101,8 @@ class Launcher(ABC):
         return [str(cell.run.path.absolute()), "--code", cell.code, *flags, *trusted]
 
     @abstractmethod
-    def start(self, cells: Sequence[Cell], folder: Path) -> Sequence[Job]:
-        """Start cells; `folder` is for the launcher's own files."""
+    def start(self, cells: Sequence[Cell]) -> Sequence[Job]:
+        """Start cells."""
 
     def wait(self, jobs: Sequence[Any], stop: Stop) -> None:
         """Return when a job has ended or a signal came, and after a while in any case."""
@@ -147,5 +147,5 @@ def _free_memory() -> int:
     """Return the bytes that new processes may take; a lot where the system does not say."""
     source = Path("/proc/meminfo")
     lines = source.read_text(encoding="ascii").splitlines() if source.exists() else []
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(found[0]) * 1024 if found else 1 << 60
+    kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(kilobytes[0]) * 1024 if kilobytes else 1 << 60

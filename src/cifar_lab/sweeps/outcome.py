@@ -1,22 +1,29 @@
-"""What became of the cells of a sweep: the closing table and the command's exit code."""
+"""What became of the cells of a sweep: live, in the closing table, as the command's exit code."""
 
 import contextlib
+import logging
 import os
 import shlex
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.ranking import rank
 from cifar_lab.analysis.seed_groups import collect
 from cifar_lab.analysis.texts import best_text
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shows_bars
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import align, duration
 from cifar_lab.sweeps.cell import STOPPED, Cell, short_names
+from cifar_lab.sweeps.timing import Pace
+from cifar_lab.training.console import bar_class
 from cifar_lab.training.signals import Stop
+
+log = logging.getLogger("cifar_lab")
 
 
 @dataclass(frozen=True)
@@ -36,55 +43,76 @@ class Outcome:
         return self.code not in (0, 3, *STOPPED)
 
 
+class LiveLine:
+    """How many of `total` cells are done, running and failed, and the time left.
+
+    Without a terminal it is a plain line for each cell that ends.
+    """
+
+    def __init__(self, total: int, pace: Pace) -> None:
+        self._total, self._pace = total, pace
+        self._shown = 0.0
+        self._failed = 0
+        self._bar: Any = None
+        if shows_bars():
+            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
+            self._bar = bar_class()(
+                total=total, desc="cells", dynamic_ncols=True, leave=False, bar_format=layout
+            )
+
+    def close(self) -> None:
+        """Remove the line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def ended(self, outcome: Outcome) -> None:
+        """Report that a cell has ended; on a terminal only if it did not finish."""
+        self._failed += outcome.has_failed
+        self._pace.learn(outcome.cell)
+        if self._bar is None or outcome.code:
+            name, error = outcome.cell.run.path.name, f" ({outcome.error})" * bool(outcome.error)
+            log.info("%s: %s in %s%s", name, outcome.after, duration(outcome.seconds), error)
+
+    def show(self, running: Sequence[Cell], waiting: Sequence[Cell], slots: int) -> None:
+        """Bring the live line up to date, at most once a second."""
+        if self._bar is None or time.monotonic() - self._shown < 1:
+            return
+        self._shown = time.monotonic()
+        left = self._pace.time_left([*running, *waiting], slots)
+        text = f"{len(running)} running, {self._failed} failed"
+        text += f", {duration(left)} left" if left is not None else ""
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(self._total - len(running) - len(waiting) - self._bar.n)
+        self._bar.refresh()
+
+
 def closing_table(outcomes: Sequence[Outcome]) -> str:
     """Return what became of each cell, the best setting by validation, and how to compare them."""
     names = short_names(list(outcomes[0].cell.axes))
     monitors = {outcome.cell.config.training.monitor for outcome in outcomes}
     monitor = monitors.pop() if len(monitors) == 1 else "val_accuracy"
-    score = monitor.replace("_", " ")
-    rows = [[*names, "before", "after", score, "time", "folder", "error"]]
+    rows = [[*names, "before", "after", monitor.replace("_", " "), "time", "folder", "error"]]
     for outcome in outcomes:
-        summary = outcome.cell.summary() if outcome.after != "damaged" else None
+        cell = outcome.cell
+        summary = cell.summary() if outcome.after != "damaged" else None
         validation = getattr(summary, f"best_{monitor}", None)
-        rows.append(
-            [
-                *outcome.cell.axes.values(),
-                outcome.before,
-                outcome.after,
-                f"{validation:.4f}" if validation is not None else "-",
-                duration(outcome.seconds) if outcome.seconds else "-",
-                str(outcome.cell.run.path),
-                shorten((outcome.error or "").replace(f"{outcome.cell.run.path}/", ""), 160),
-            ]
-        )
-    counts = Counter(outcome.after for outcome in outcomes)
-    closing = [", ".join(f"{number} {state}" for state, number in counts.items())]
+        score = f"{validation:.4f}" if validation is not None else "-"
+        seconds = duration(outcome.seconds) if outcome.seconds else "-"
+        error = shorten((outcome.error or "").replace(f"{cell.run.path}/", ""), 160)
+        row = [outcome.before, outcome.after, score, seconds, str(cell.run.path), error]
+        rows.append([*cell.axes.values(), *row])
     finished = [outcome.cell.run for outcome in outcomes if outcome.after == "finished"]
-    return "\n".join([*align(rows), *closing, *(_best_settings(finished) if finished else [])])
+    best = _best_settings(finished) if finished else []
+    return "\n".join([*align(rows), _counts(outcomes), *best])
 
 
 def detached_text(outcomes: Sequence[Outcome]) -> str:
     """Return the state of the cells whose jobs were sent, and how to follow them."""
-    counts = Counter(outcome.after for outcome in outcomes)
-    folder = Path(os.path.commonpath([outcome.cell.run.path.parent for outcome in outcomes]))
     return (
-        f"{', '.join(f'{number} {state}' for state, number in counts.items())}\n"
+        f"{_counts(outcomes)}\n"
         "the same line without detach waits for the jobs; with it, it shows their states again\n"
-        f"to compare what is finished: python -m cifar_lab.summarize {shlex.quote(str(folder))}"
+        f"to compare what is finished: {_summarize([o.cell.run for o in outcomes])}"
     )
-
-
-def _best_settings(runs: Sequence[RunDir]) -> list[str]:
-    """Return the best setting of each dataset, as `summarize` chooses it, and that command."""
-    folder = Path(os.path.commonpath([run.path.parent for run in runs]))
-    readable = []
-    for run in runs:
-        with contextlib.suppress(UsageError, RunFailed):  # `summarize` names what it cannot read
-            readable.append(FoundRun(run))
-    collection = collect(folder, readable)
-    rank(collection, None, compare=False)
-    best = [best_text(collection, one) for one in collection.ranking if one.chosen]
-    return [*best, f"to compare them: python -m cifar_lab.summarize {shlex.quote(str(folder))}"]
 
 
 def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
@@ -104,3 +132,28 @@ def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
     left_out = [o for o in outcomes if o.code in (3, *STOPPED)]
     if left_out:
         raise Unavailable(f"{len(left_out)} of {count} cells were left out: {left_out[0].error}")
+
+
+def _best_settings(runs: Sequence[RunDir]) -> list[str]:
+    """Return the best setting of each dataset, as `summarize` chooses it, and that command."""
+    readable = []
+    for run in runs:
+        with contextlib.suppress(UsageError, RunFailed):  # `summarize` names what it cannot read
+            readable.append(FoundRun(run))
+    collection = collect(_folder(runs), readable)
+    rank(collection, None, compare=False)
+    best = [best_text(collection, group) for group in collection.ranking if group.chosen]
+    return [*best, f"to compare them: {_summarize(runs)}"]
+
+
+def _summarize(runs: Sequence[RunDir]) -> str:
+    return f"python -m cifar_lab.summarize {shlex.quote(str(_folder(runs)))}"
+
+
+def _folder(runs: Sequence[RunDir]) -> Path:
+    return Path(os.path.commonpath([run.path.parent for run in runs]))
+
+
+def _counts(outcomes: Sequence[Outcome]) -> str:
+    counts = Counter(outcome.after for outcome in outcomes)
+    return ", ".join(f"{number} {state}" for state, number in counts.items())

@@ -5,26 +5,19 @@ launcher (processes of this machine, SLURM), which cell comes next a source (a g
 """
 
 import dataclasses
-import json
 import logging
-import os
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import RunFailed, Unavailable, UsageError
-from cifar_lab.runs.files import write_text
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import local
 from cifar_lab.sweeps.cell import Cell
-from cifar_lab.sweeps.console import LiveLine
 from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.outcome import Outcome
+from cifar_lab.sweeps.outcome import LiveLine, Outcome
 from cifar_lab.sweeps.timing import Pace
 from cifar_lab.training.signals import Stop
 
@@ -66,7 +59,7 @@ def make_launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launch
         from cifar_lab.sweeps import slurm
 
         return slurm.launcher(settings, options)
-    return local.launcher(options)
+    return local.LocalProcesses(options)
 
 
 def run_all(
@@ -75,50 +68,46 @@ def run_all(
     *,
     stop: Stop,
     launcher: Mapping[str, Any] | None = None,
-    command: Sequence[str] = (),
 ) -> list[Outcome]:
     """Run the cells that are not finished, each in its own process; return all outcomes in order.
 
     All folders are made first, queued, so that nothing that is edited later changes a cell.
-    `launcher` holds the settings of `hydra/launcher`, `command` is for the record.
+    `launcher` holds the settings of `hydra/launcher`.
 
     The first signal that `stop` receives lets the running cells save and leaves the rest queued
     (the caller looks at `stop.signal`); a second one kills them and raises Stopped.
     """
     where = make_launcher(launcher or {}, options)
-    grid = _Grid(cells)
-    settled = grid.settle(options)
-    outcomes = {outcome.cell.run.path: outcome for outcome in settled}
+    grid = _Grid(cells, options)
+    outcomes = grid.settled
     if waiting := list(grid.waiting()):
-        record = new_record(cells[0].run.path.parent)
         slots = where.prepare([cell.config for cell in waiting])
         if not where.is_detached:
-            finished = sum(outcome.after == "finished" for outcome in settled)
             log.info(
                 f"{len(cells)} cell{'s' * (len(cells) != 1)}: {len(waiting)} to run, {slots} at a "
-                f"time, {finished} finished before"
+                f"time, {sum(o.after == 'finished' for o in outcomes)} finished before"
             )
         pace = Pace()
         for cell in cells:
             pace.learn(cell)
-        ended = fill_slots(grid, where, slots, record, stop=stop, pace=pace)
-        ended += [grid.ended(Outcome(cell, "", cell.state())) for cell in grid.waiting()]
-        outcomes |= {outcome.cell.run.path: outcome for outcome in ended}
-        write_record(record, command, [outcomes[cell.run.path] for cell in cells])
-    return [outcomes[cell.run.path] for cell in cells]
+        outcomes += fill_slots(grid, where, slots, stop=stop, pace=pace)
+        outcomes += [grid.ended(Outcome(cell, "", cell.state())) for cell in grid.waiting()]
+    by_folder = {outcome.cell.run.path: outcome for outcome in outcomes}
+    return [by_folder[cell.run.path] for cell in cells]
 
 
 def fill_slots(
-    source: Source, launcher: Launcher, slots: int, record: Path, *, stop: Stop, pace: Pace
+    source: Source, launcher: Launcher, slots: int, *, stop: Stop, pace: Pace
 ) -> list[Outcome]:
     """Keep `slots` cells running until the source has no more; return outcomes as they came.
 
     After a signal no cell is started, and running ones are asked to save and end; the jobs of a
     detached launcher go on, and their cells keep the state that they have. With detach=true, such a
-    launcher's jobs are not waited for. `record` is the folder of this sweep's own files.
+    launcher's jobs are not waited for.
     """
     running: list[Job] = []
     outcomes: list[Outcome] = []
+    line = LiveLine(source.total, pace)
 
     def close(outcome: Outcome) -> None:
         outcomes.append(source.ended(outcome))
@@ -138,9 +127,9 @@ def fill_slots(
             except (UsageError, Unavailable, RunFailed) as error:
                 after = "in use" if isinstance(error, Unavailable) else cell.state()
                 close(Outcome(cell, cell.state(), after, 0.0, error.exit_code, str(error)))
-        return launcher.start(cells, record) if cells else []
+        return launcher.start(cells) if cells else []
 
-    with stop.graceful(), LiveLine(source.total, pace) as line:
+    with stop.graceful():
         try:
             while running or (source.waiting() and stop.signal is None):
                 while stop.signal is None and (jobs := start_more()):
@@ -161,33 +150,10 @@ def fill_slots(
                     close(job.outcome())
                 line.show([job.cell for job in running], source.waiting(), slots)
         finally:  # nothing is running here but after a signal or an error of ours
+            line.close()
             launcher.abandon(running)
     left = [Outcome(job.cell, job.before, job.cell.state()) for job in running]
     return outcomes + [source.ended(outcome) for outcome in left]
-
-
-def new_record(parent: Path) -> Path:
-    """Return the folder for a sweep's own files, `.sweeps/<id>`, beside its runs; not made yet."""
-    return parent / ".sweeps" / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-
-
-def write_record(folder: Path, command: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    """Write sweep.json: the command of a sweep, and what became of each of its cells."""
-    cells = [
-        {
-            "folder": os.path.relpath(outcome.cell.run.path, folder.parents[1]),
-            "axes": dict(outcome.cell.axes),
-            "before": outcome.before,
-            "after": outcome.after,
-            "seconds": round(outcome.seconds, 3),
-            "error": outcome.error,
-        }
-        for outcome in outcomes
-    ]
-    content = {"command": list(command), "ended": f"{datetime.now(UTC):%FT%TZ}", "cells": cells}
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_text(folder / "sweep.json", text)
 
 
 def _make_ready(cell: Cell, rerun: bool, stop: Stop) -> None:
@@ -210,23 +176,21 @@ def _make_ready(cell: Cell, rerun: bool, stop: Stop) -> None:
 class _Grid(Source):
     """The cells of a sweep, in their order; one whose folder is in use comes after the others."""
 
-    def __init__(self, cells: Sequence[Cell]) -> None:
+    def __init__(self, cells: Sequence[Cell], options: LaunchOptions) -> None:
+        """Make the folders that are not there, queued; `settled` has what needs no process."""
         self.total = len(cells)
+        self.settled: list[Outcome] = []
         self._before = {cell.run.path: cell.state() for cell in cells}
-        self._waiting = list(cells)
-
-    def settle(self, options: LaunchOptions) -> list[Outcome]:
-        """Make the folders that are not there, queued; take out the cells that need no process."""
-        settled = []
-        for cell in list(self._waiting):
+        self._waiting: list[Cell] = []
+        for cell in cells:
             state = self._before[cell.run.path]
             if state in ("new", "queued"):
                 RunDir.create(cell.config)
             outcome = None if options.rerun else _without_running(cell, state, options.accept_code)
-            if outcome is not None:
-                settled.append(outcome)
-                self._waiting.remove(cell)
-        return settled
+            if outcome is None:
+                self._waiting.append(cell)
+            else:
+                self.settled.append(outcome)
 
     def waiting(self) -> Sequence[Cell]:
         return self._waiting
@@ -246,11 +210,12 @@ class _Grid(Source):
 def _without_running(cell: Cell, state: str, accept_code: bool) -> Outcome | None:
     """Return the outcome of a cell that needs no process, or None."""
     if state == "damaged":
-        return Outcome(cell, state, state, 0.0, 1, cell.problem())
+        return Outcome(cell, state, state, 0.0, 1, cell.why(1))
     if state == "other code" and not accept_code:
         error = "made by other code: rerun=true runs it again, accept_code=true takes it as it is"
         return Outcome(cell, state, state, 0.0, 3, error)
-    if state not in ("finished", "other code") or not cell.is_finished():
+    summary = cell.summary()
+    if summary is None or summary.status != "finished":
         return None
     problem = cell.data_problem()
     if problem is not None:

@@ -5,7 +5,6 @@ when the cluster itself is lost and comes back. The code that runs on the nodes 
 process: it is sent there, and a cell that would run other code is refused.
 """
 
-import contextlib
 import importlib.util
 import logging
 import math
@@ -21,10 +20,10 @@ from cifar_lab.config import targets
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting, wrong
-from cifar_lab.errors import RunFailed, Unavailable, missing_extra
+from cifar_lab.errors import Unavailable, missing_extra
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.server import LOST, ServedProcess, Server
+from cifar_lab.sweeps.server import LOST, Server
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
@@ -72,9 +71,7 @@ def launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launcher:
     spec = importlib.util.find_spec("ray")
     if spec is None or spec.origin is None:
         raise missing_extra("hydra/launcher=ray", "Ray", "ray")
-    problem = _no_answer(parsed.target)
-    if problem is not None:
-        raise Unavailable(problem)
+    _check_answer(parsed.target)
     return _Ray(parsed, options)
 
 
@@ -84,7 +81,7 @@ class _Ray(Launcher):
     def __init__(self, settings: RaySettings, options: LaunchOptions) -> None:
         super().__init__(options)
         self.settings = settings
-        self._server: Server | None = None
+        self.server: Server
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Connect to the cluster; return how many cells its nodes hold, or `jobs` if it is set.
@@ -95,17 +92,15 @@ class _Ray(Launcher):
         log.info("Ray (%s): %d node%s", self.settings.target, len(nodes), "s" * (len(nodes) != 1))
         if self.options.jobs != "auto":
             return max(1, min(self.options.jobs, len(configs)))
-        fitting = min(sum(_fitting(node, self._needs(c)) for node in nodes) for c in configs)
+        needs = [task_options(c, self.settings, self.options) for c in configs]
+        fitting = min(sum(_fitting(node, need) for node in nodes) for need in needs)
         if fitting == 0:
             self.abandon([])
-            needs = " and ".join(f"{v:g} {k}" for k, v in _resources(self._needs(configs[0])))
+            names = " and ".join(f"{v:g} {k}" for k, v in _resources(needs[0]))
             raise Unavailable(
-                f"no node of the Ray cluster has {needs} for a cell; jobs=N waits for nodes to come"
+                f"no node of the Ray cluster has {names} for a cell; jobs=N waits for nodes to come"
             )
         return min(fitting, len(configs))
-
-    def _needs(self, config: RunConfig) -> dict[str, Any]:
-        return task_options(config, self.settings, self.options)
 
     def _connect(self) -> list[dict[str, float]]:
         """Start the process that speaks with Ray; return what each node has."""
@@ -114,36 +109,19 @@ class _Ray(Launcher):
         env_vars = {**passed, **(self.settings.env_vars or {})}
         arguments = f"{target!r}, {env_vars!r}, {_own_modules(targets.trusted())!r}"
         code = f"from cifar_lab.sweeps import ray_driver; ray_driver.serve({arguments})"
-        server = Server(code, {**_RAY_DEFAULTS, **os.environ})
+        self.server = Server(code, {**_RAY_DEFAULTS, **os.environ})
+        nodes = None
         try:
-            answer = server.hello()
-        except RunFailed as error:
-            answer = {"error": str(error)}
-        except BaseException:
-            server.kill_all()
-            raise
-        if "error" in answer:
-            server.kill_all()
-            raise Unavailable(f"Ray ({target}) cannot be used: {answer['error']}")
-        self._server = server
-        nodes: list[dict[str, float]] = answer["nodes"]
-        return nodes
+            nodes = self.server.first_answer()
+        finally:
+            if nodes is None:
+                self.abandon([])
+        if nodes is None:
+            raise Unavailable(f"Ray ({target}) cannot be used: {self.server.last_words}")
+        return list(nodes)
 
-    def start(self, cells: Sequence[Cell], folder: Path) -> list["_RayJob"]:
+    def start(self, cells: Sequence[Cell]) -> list["_RayJob"]:
         return [_RayJob(cell, self) for cell in cells]
-
-    def submit(self, cell: Cell) -> ServedProcess | None:
-        """Send a cell to Ray; None if the process that speaks with it is gone."""
-        assert self._server is not None
-        content = {
-            "folder": str(cell.run.path.absolute()),
-            "arguments": self.arguments(cell),
-            "cwd": str(Path.cwd()),
-            "needs": self._needs(cell.config),
-        }
-        with contextlib.suppress(RunFailed):
-            return self._server.start(content, stdout=2)
-        return None
 
     def wait(self, jobs: Sequence["_RayJob"], stop: Stop) -> None:
         super().wait(jobs, stop)
@@ -151,8 +129,7 @@ class _Ray(Launcher):
         if not lost:
             return
         why = "its worker or its node is lost"
-        assert self._server is not None
-        if not self._server.is_alive():
+        if not self.server.is_alive():
             why = "the Ray cluster was lost"
             self._reconnect(stop)
         for job in lost:
@@ -160,27 +137,24 @@ class _Ray(Launcher):
             job.go_on(why, self.settings.max_retries)
 
     def abandon(self, jobs: Sequence["_RayJob"]) -> None:
-        if self._server is not None:
-            if not jobs:
-                self._server.close(15)
-            self._server.kill_all()  # what is left of a local Ray too
-            self._server = None
+        if not jobs:
+            self.server.close(15)
+        self.server.signal_all(9)  # what is left of a local Ray too
+        self.server.close(0)
 
     def _reconnect(self, stop: Stop) -> None:
         """Wait for a lost cluster."""
-        assert self._server is not None
         why, target, seconds = (
-            self._server.last_words(),
+            self.server.last_words,
             self.settings.target,
             self.settings.reconnect_seconds,
         )
-        self._server.kill_all()
+        self.abandon([])
         log.warning("Ray (%s) is lost: %s; waiting up to %g s", target, why, seconds)
         deadline = time.monotonic() + seconds
         while stop.signal is None:
             try:
-                if problem := _no_answer(target):
-                    raise Unavailable(problem)
+                _check_answer(target)
                 self._connect()
                 return
             except Unavailable as error:
@@ -195,21 +169,25 @@ class _RayJob(Job):
     def __init__(self, cell: Cell, launcher: _Ray) -> None:
         super().__init__(cell)
         self._launcher, self._losses, self._is_given_up = launcher, 0, False
-        self._process = launcher.submit(cell)
+        self._send()
+
+    def _send(self) -> None:
+        self._process = self._launcher.server.start(
+            folder=str(self.cell.run.path.absolute()),
+            arguments=self._launcher.arguments(self.cell),
+            cwd=str(Path.cwd()),
+            needs=task_options(self.cell.config, self._launcher.settings, self._launcher.options),
+        )
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.stdin.close()
+        self._process.terminate()
 
     def is_lost(self) -> bool:
         """Return whether the worker of the task is gone, and the task is to be sent again."""
-        gone = self._process is None or self._process.poll() == LOST
-        return gone and not self._is_given_up
+        return not self._is_given_up and self._process.poll() == LOST
 
     def poll(self) -> int | None:
-        if self.is_lost():
-            return None
-        return LOST if self._process is None else self._process.poll()
+        return None if self.is_lost() else self._process.poll()
 
     def go_on(self, why: str, retries: int) -> None:
         """Send the cell again after a loss, unless it was stopped or is lost often."""
@@ -220,7 +198,7 @@ class _RayJob(Job):
         else:
             name = self.cell.run.path.name
             log.warning("%s: %s (try %d of %d follows)", name, why, self._losses + 1, retries + 1)
-            self._process = self._launcher.submit(self.cell)
+            self._send()
 
 
 def task_options(
@@ -238,21 +216,21 @@ def task_options(
 
 def _own_modules(trusted: Sequence[str]) -> list[str]:
     """Return the files of trusted modules that are not installed packages: workers lack them."""
-    found = []
+    files = []
     for name in dict.fromkeys(module.partition(".")[0] for module in trusted):
         spec = importlib.util.find_spec(name)
         if spec is not None and name != "cifar_lab":
             folders = list(spec.submodule_search_locations or ())
             path = Path(folders[0] if folders else spec.origin or "").absolute()
             if path.exists() and not {"site-packages", "dist-packages"} & set(path.parts):
-                found.append(str(path))
-    return found
+                files.append(str(path))
+    return files
 
 
 def _fitting(node: Mapping[str, float], needs: Mapping[str, Any]) -> int:
     """Return how many cells with these needs a node holds."""
-    each = [node.get(name, 0.0) / amount for name, amount in _resources(needs) if amount > 0]
-    return math.floor(min(each) + 1e-6) if each else 0
+    shares = [node.get(name, 0.0) / amount for name, amount in _resources(needs) if amount > 0]
+    return math.floor(min(shares) + 1e-6) if shares else 0
 
 
 def _resources(needs: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -266,16 +244,11 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
     return (host, int(port)) if host and port.isdigit() else None
 
 
-def _no_answer(address: str) -> str | None:
-    """Return why nothing can be reached at an address of a cluster, or None.
-
-    Ray itself would try for a long time.
-    """
-    place = _host_and_port(address)
-    if place is None:
-        return None
-    try:
-        socket.create_connection(place, timeout=5).close()
-    except OSError as error:
-        return f"no Ray cluster answers at {address} ({error.strerror or error})"
-    return None
+def _check_answer(address: str) -> None:
+    """Raise Unavailable if nothing can be reached at an address: Ray would try for a long time."""
+    if (place := _host_and_port(address)) is not None:
+        try:
+            socket.create_connection(place, timeout=5).close()
+        except OSError as error:
+            reason = error.strerror or error
+            raise Unavailable(f"no Ray cluster answers at {address} ({reason})") from None

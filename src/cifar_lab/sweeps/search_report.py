@@ -1,4 +1,4 @@
-"""What a search found: its trials, their seeds, the best setting, and fresh runs of that."""
+"""What a search found: its trials, the best setting, and fresh runs of that."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,52 +31,51 @@ def search_size(options: SearchOptions) -> str:
 
 def closing_lines(options: SearchOptions, folder: Path) -> str:
     """Return the trials of a study, the best one by validation, and how fresh seeds confirm it."""
-    import optuna
-
     study = open_study(options, folder)
-    trials = study.trials
-    states = [trial.state.name.lower() for trial in trials]
+    states = [trial.state.name.lower() for trial in study.trials]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    complete = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
-    monitor = monitored(study)
-    lines = _table(trials, monitor) if trials else []
+    lines = _table(study.trials, monitored(study)) if states else []
     lines.append(f"study {options.study}: {len(states)} trials ({counts or 'none'})")
-    if complete:
-        lines += _best_lines(study.best_trial, len(complete), options, monitor)
+    if complete := states.count("complete"):
+        lines += _best_lines(study.best_trial, complete, options, monitored(study))
         lines += _confirming_lines(study)
     return "\n".join(lines)
 
 
 def _table(trials: Sequence[Any], monitor: str) -> list[str]:
-    """Return a table of trials, the best first."""
+    """Return a table of trials, the best first, with the scores of their seeds."""
     sign = 1 if monitor == "val_loss" else -1
     ranked = sorted(trials, key=lambda trial: (trial.value is None, sign * (trial.value or 0.0)))
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
-    seeds = list(dict.fromkeys(seed for trial in ranked for seed in trial.user_attrs.get(RUNS, ())))
-    several = any(len(trial.user_attrs.get(RUNS, ())) > 1 for trial in trials)
-    columns = [f"seed {seed}" for seed in seeds] if several else []
-    score = monitor.replace("_", " ")
-    rows = [["trial", *short_names(keys), "state", *columns, "mean" if several else score]]
+    is_mean = any(len(trial.user_attrs.get(RUNS, ())) > 1 for trial in trials)
+    seeds = list(dict.fromkeys(s for trial in ranked for s in trial.user_attrs.get(RUNS, ())))
+    seeds = seeds if is_mean else []
+    score = "mean" if is_mean else monitor.replace("_", " ")
+    rows = [["trial", *short_names(keys), "state", *(f"seed {seed}" for seed in seeds), score]]
     for trial in ranked[:_MOST_SHOWN]:
-        values = [shorten(_shown(trial.params.get(key, "-")), 30) for key in keys]
-        runs = trial.user_attrs.get(RUNS, {})
-        found = [_best(runs.get(seed), monitor) for seed in seeds] if several else []
-        value = f"{trial.value:.4f}" if trial.value is not None else "-"
-        rows.append([str(trial.number), *values, trial.state.name.lower(), *found, value])
+        folders = trial.user_attrs.get(RUNS, {})
+        scores = [getattr(_finished(folders.get(s)), f"best_{monitor}", None) for s in seeds]
+        values = [shorten(_text(trial.params.get(key), "g"), 30) for key in keys]
+        shown = [_text(value, "f") for value in (*scores, trial.value)]
+        rows.append([str(trial.number), *values, trial.state.name.lower(), *shown])
     more = len(ranked) - _MOST_SHOWN
     return align(rows) + [f"and {more} other trials"] * (more > 0)
+
+
+def _text(value: object, kind: str) -> str:
+    text = f"{value:.4{kind}}" if isinstance(value, float) else str(value)
+    return "-" if value is None else text
 
 
 def _best_lines(best: Any, complete: int, options: SearchOptions, monitor: str) -> list[str]:
     values = " ".join(best.user_attrs.get(OVERRIDES, ()))
     of_seeds = f" (mean of {options.seeds} seeds)" if options.seeds > 1 else ""
     score = "validation" if monitor == "val_accuracy" else monitor
-    end = "lowest" if monitor == "val_loss" else "highest"
-    wrong_side = "low" if monitor == "val_loss" else "high"
+    end, side = ("lowest", "low") if monitor == "val_loss" else ("highest", "high")
     lines = [f"best by {score}: {best.value:.4f}{of_seeds} with {values}"]
     if complete > 1:
         lines.append(
-            f"this is the {end} of {complete} values and therefore likely to be too {wrong_side}"
+            f"this is the {end} of {complete} values and therefore likely to be too {side}"
             + "; search.confirm=5 runs the setting with fresh seeds" * (not options.confirm)
         )
     folders = list(best.user_attrs.get(RUNS, {}).values())
@@ -89,15 +88,13 @@ def _confirming_lines(study: Any) -> list[str]:
     noted = study.user_attrs.get(CONFIRMED)
     if not noted or noted["trial"] != study.best_trial.number:
         return []
-    summaries = [
-        summary for name in noted[RUNS].values() if (summary := _finished(name)) is not None
-    ]
+    summaries = [s for name in noted[RUNS].values() if (s := _finished(name)) is not None]
     lines = []
     for metric in (f"best_{monitored(study)}", "test_accuracy"):
         values = [v for s in summaries if (v := getattr(s, metric)) is not None]
-        found = interval(values, run_metrics.bounds(metric))
-        if found is not None:
-            shown = run_metrics.show_interval(metric, found)
+        mean = interval(values, run_metrics.bounds(metric))
+        if mean is not None:
+            shown = run_metrics.show_interval(metric, mean)
             lines.append(f"  {run_metrics.in_words(metric)} {shown}")
     count, wanted = len(summaries), len(noted[RUNS])
     seeds = ", ".join(str(summary.seed) for summary in summaries)
@@ -106,19 +103,9 @@ def _confirming_lines(study: Any) -> list[str]:
     return [heading + what, *lines]
 
 
-def _finished(folder: str) -> RunSummary | None:
+def _finished(folder: str | None) -> RunSummary | None:
     try:
-        summary = FoundRun(RunDir(folder)).summary
+        summary = FoundRun(RunDir(folder)).summary if folder else None
     except (UsageError, RunFailed):
         return None
-    return summary if summary.status == "finished" else None
-
-
-def _best(folder: str | None, monitor: str) -> str:
-    summary = _finished(folder) if folder else None
-    value = getattr(summary, f"best_{monitor}", None)
-    return f"{value:.4f}" if value is not None else "-"
-
-
-def _shown(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return summary if summary is not None and summary.status == "finished" else None

@@ -1,24 +1,21 @@
-"""A process that starts others on request: what is slow to import is imported once.
+"""A process that runs cells on request, and what it answers: one line of JSON each.
 
-A request goes through a socket, with what becomes standard input, standard output and the channel
-of the process that it asks for. The process is then handled like one of `subprocess`: it is asked
-to stop by closing its standard input, and its exit code comes through its channel.
+What is slow to import or must not run in the process of a sweep (torch, Ray) is in the server.
 """
 
 import contextlib
 import json
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
-from cifar_lab.errors import RunFailed, shorten
+from cifar_lab.errors import shorten
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of this package."""
@@ -26,139 +23,110 @@ PACKAGE = Path(__file__).resolve().parents[1]
 LOST = -1000
 """Stands for an exit code that nobody can know any more."""
 
-_WIDTH = 8  # bytes of a number in a channel
-
-
-class Request(NamedTuple):
-    """What a server was asked for, and the descriptors of the process to start."""
-
-    content: dict[str, Any]
-    stdin: int
-    stdout: int
-    channel: int
-
-    def answer(self, number: int) -> None:
-        """Send a number: first the process's id, at its end its exit code."""
-        with contextlib.suppress(BrokenPipeError):  # nobody listens any more
-            os.write(self.channel, number.to_bytes(_WIDTH, "big", signed=True))
-
-    def close(self) -> None:
-        """Close this process's copies of the descriptors."""
-        for descriptor in self[1:]:
-            os.close(descriptor)
-
 
 class Server:
     """A server, seen from the process that starts and asks it.
 
-    It runs `python -c code`, in a session of its own so that Ctrl-C does not reach it, and ends
-    with its standard input, which is the socket.
+    It runs `python -c code`, in a session of its own so that Ctrl-C does not reach it. Requests go
+    to its standard input, with whose end it and its cells end, and answers come from its standard
+    output, `[number of the request, answer]`. Other lines are its last words.
     """
 
     def __init__(self, code: str, environment: Mapping[str, str]) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
-        self._socket, theirs = socket.socketpair()
         paths = [str(PACKAGE.parent), *(path or str(Path.cwd()) for path in sys.path)]
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=theirs.fileno(),
-                stdout=self._errors,
-                stderr=self._errors,
-                start_new_session=True,
-                env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
-            )
+        self.answers: dict[int, Any] = {}
+        self.last_words = "it ended without a word"
+        self._asked = 0
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
-    def start(self, content: Mapping[str, Any], stdout: int) -> "ServedProcess":
-        """Start a process; RunFailed if the server is gone."""
-        try:
-            return ServedProcess(self._socket, content, stdout)
-        except OSError:
-            raise RunFailed(f"no process can be started: {self.last_words()}") from None
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            try:
+                number, content = json.loads(line)
+                self.answers[number] = content
+            except (ValueError, TypeError):
+                text = line.decode("utf-8", "replace").strip()
+                self.last_words = shorten(text, 160) or self.last_words
 
-    def hello(self) -> dict[str, Any]:
-        """Return the line that a server sends before it serves; RunFailed if it ended first."""
-        with self._socket.makefile("rb", buffering=0) as lines:
-            if line := lines.readline():
-                content: dict[str, Any] = json.loads(line)
-                return content
-        raise RunFailed(self.last_words())
+    def start(self, **content: Any) -> "ServedProcess":
+        """Ask for a cell; a server that is gone is seen by its exit code."""
+        self._asked += 1
+        self.send({"number": self._asked, **content})
+        return ServedProcess(self, self._asked)
+
+    def send(self, content: Mapping[str, Any]) -> None:
+        """Send a request, if the server is there."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(json.dumps(content).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def first_answer(self) -> Any:
+        """Return what a server says of itself before it serves, as number 0; None if it ended."""
+        while 0 not in self.answers and self.is_alive():
+            time.sleep(0.02)
+        return self.answers.get(0)
 
     def is_alive(self) -> bool:
-        """Return whether the server still runs."""
-        return self._process.poll() is None
-
-    def last_words(self) -> str:
-        """Return the last line that a server wrote which is about to end, or its exit code."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        code = self._process.returncode
-        return shorten(lines[-1], 160) if lines else f"its server ended with exit code {code}"
+        """Return whether answers can still come."""
+        return self._listener.is_alive()
 
     def close(self, patience: float = 5.0) -> None:
         """Let the server end; end it after some seconds."""
-        self._socket.close()
-        self._errors.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join(1)
+        if not self._listener.is_alive():  # no cell outlives the server
+            self._process.stdout.close()
 
-    def kill_all(self) -> None:
-        """End the server and all that it started at once."""
+    def signal_all(self, number: int) -> None:
+        """Send a signal to the server, if it is there, and to all processes that it started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self.close(0)
+            os.killpg(self._process.pid, number)
 
 
 class ServedProcess:
-    """A process that a server started, with those parts of subprocess.Popen that a sweep needs.
+    """A cell that a server runs, with those parts of subprocess.Popen that a sweep needs."""
 
-    It holds the other end of its channel, so that it counts as running for as long as it does,
-    also when its server is gone. Then its exit code is LOST.
-    """
-
-    def __init__(self, server: socket.socket, content: Mapping[str, Any], stdout: int) -> None:
-        self.returncode: int | None = None
-        stdin, ours = os.pipe()
-        self._channel, theirs = os.pipe()
-        self.stdin: IO[bytes] = os.fdopen(ours, "wb")
-        try:
-            line = json.dumps(content).encode() + b"\n"
-            sent = socket.send_fds(server, [line], [stdin, stdout, theirs])
-            server.sendall(line[sent:])
-        finally:
-            os.close(stdin)
-            os.close(theirs)
-        self.pid = self._read()
-        if self.pid == LOST:
-            raise ConnectionResetError
+    def __init__(self, server: Server, number: int) -> None:
+        self._server, self._number = server, number
 
     def poll(self) -> int | None:
-        """Return the exit code, None while the process runs."""
-        if self.returncode is None and select.select([self._channel], [], [], 0)[0]:
-            self.returncode = self._read()
-            os.close(self._channel)
-            self.stdin.close()
-        return self.returncode
+        """Return the exit code, None while the cell runs, LOST if the server is gone."""
+        unknown = None if self._server.is_alive() else LOST
+        code: int | None = self._server.answers.get(self._number, unknown)
+        return code
+
+    def terminate(self) -> None:
+        """Let the cell save and end."""
+        if self._server.is_alive():
+            self._server.send({"number": self._number, "signal": signal.SIGTERM})
+        else:
+            self._server.signal_all(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End the process at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-
-    def _read(self) -> int:
-        answer = os.read(self._channel, _WIDTH)
-        return int.from_bytes(answer, "big", signed=True) if answer else LOST
+        """End the cell at once, and with it the server."""
+        self._server.signal_all(signal.SIGKILL)
 
 
-def receive(server: socket.socket) -> Request | None:
-    """Return the next request that came to a server, None when there will be no more."""
-    line, descriptors, _, _ = socket.recv_fds(server, 1 << 16, 3)
-    while line and not line.endswith(b"\n"):
-        more = server.recv(1 << 16)
-        line = line + more if more else b""
-    return Request(json.loads(line), *descriptors) if line else None
+def answer(number: int, content: Any) -> None:
+    """Answer a request, as the server, in one line whatever a library has printed before."""
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more
+        os.write(1, f"\n{json.dumps([number, content])}\n".encode())

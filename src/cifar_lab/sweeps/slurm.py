@@ -1,101 +1,48 @@
-"""Cells as jobs of SLURM, sent by submitit.
+"""Cells as jobs of SLURM, sent as arrays by sbatch.
+
+    python -m cifar_lab.sweeps.slurm FOLDER     (a job of the array whose files are in FOLDER)
 
 A job runs the cell in a folder, as every launcher does. When SLURM takes its place away (a
 preemption or the end of its time, announced by SIGUSR2) the cell saves, the job is queued again,
 and goes on from there, in another process and perhaps on another machine.
 """
 
-import contextlib
-import itertools
+import json
 import logging
 import os
+import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cifar_lab.config.identity import address
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import Stopped, Unavailable, UsageError, missing_extra, shorten
+from cifar_lab.errors import Unavailable, UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import cell as cell_module
 from cifar_lab.sweeps.cell import Cell, note
 from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.server import LOST
+from cifar_lab.sweeps.server import LOST, PACKAGE
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
 
-_OURS = ("cluster", "poll_seconds", "max_num_timeout")  # settings that are no parameter of a job
-_ENDED = {"finished": 0, "failed": 1, "damaged": 1, "interrupted": 143}  # exit codes by states
-
-
-class CellJob:
-    """What submitit pickles and calls: the arguments of one cell."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self.arguments = arguments
-
-    def __call__(self) -> None:
-        """Run the cell; a job that SLURM has started before goes on from its checkpoint."""
-        from submitit.core.utils import UncompletedJobError
-
-        queue_again = signal.getsignal(signal.SIGUSR2)  # submitit's own handler
-        notice = _Notice()
-        if cell_module.main(self.arguments, notice) < 128:
-            return
-        if notice.signal == signal.SIGUSR2 and callable(queue_again):
-            try:
-                queue_again(signal.SIGUSR2, None)  # does not come back
-            except UncompletedJobError as error:  # it ran into its time too often
-                note(RunDir(self.arguments[0]), str(error), "failed")
-                raise
-        time.sleep(1)  # SLURM may send SIGTERM just before SIGUSR2, which submitit handles again
-
-    def checkpoint(self) -> Any:
-        """Return what submitit queues again: the same cell."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-class _Notice(Stop):
-    """The signals of a cluster: never impatient, and SIGUSR2 (queue again) outranks SIGTERM."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._raised = False
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator["_Notice"]:
-        """Handle SIGUSR2 too."""
-        with super().installed():
-            before = signal.signal(signal.SIGUSR2, self._receive)
-            try:
-                yield self
-            finally:
-                signal.signal(signal.SIGUSR2, before)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal != signal.SIGUSR2:
-            self.signal = number
-        if not self._graceful and not self._raised:
-            self._raised = True
-            raise Stopped(number)
+_OURS = (  # settings that are no option of sbatch by their own name
+    *("cluster", "poll_seconds", "max_num_timeout", "array_parallelism", "setup", "name"),
+    *("additional_parameters", "signal_delay_s", "timeout_min", "mem_gb"),
+)
 
 
 def launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launcher:
-    """Return the launcher of these settings; UsageError where submitit or SLURM is missing."""
-    try:
-        import submitit
-    except ImportError:
-        raise missing_extra("hydra/launcher=submitit_slurm", "submitit", "slurm") from None
-    if submitit.SlurmExecutor.affinity() <= 0:
-        raise UsageError("hydra/launcher=submitit_slurm: there is no SLURM here (no srun)")
+    """Return the launcher of these settings; UsageError where there is no SLURM."""
+    if shutil.which("sbatch") is None:
+        raise UsageError("hydra/launcher=submitit_slurm: there is no SLURM here (no sbatch)")
     return _Slurm(settings, options)
 
 
@@ -107,61 +54,46 @@ class _Slurm(Launcher):
     def __init__(self, settings: Mapping[str, Any], options: LaunchOptions) -> None:
         super().__init__(options)
         self._settings = settings
-        self._queue = _in_queue()
+        self._queue = _jobs_in_queue()
         self._missing: set[str] = set()
-        self._sent: dict[str, Any] = {}
         self.most_at_once = _longest_array()
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Find the jobs that earlier commands sent; SLURM has a queue of its own for all."""
-        for parent in {address(config).parent for config in configs}:
-            self._sent |= sent_jobs(parent, self._queue)
+        self._sent = sent_jobs(self._queue)
         return len(configs)
 
     def is_sent(self, cell: Cell) -> bool:
-        return os.path.normpath(cell.run.path) in self._sent
+        return str(cell.run.path.absolute()) in self._sent
 
-    def start(self, cells: Sequence[Cell], folder: Path) -> list["_SlurmJob"]:
+    def start(self, cells: Sequence[Cell]) -> list["_SlurmJob"]:
         """Send the cells as one array, but for those that an earlier command sent."""
         to_send = [cell for cell in cells if not self.is_sent(cell)]
         if to_send:
-            sent = self._send(to_send, folder.absolute() / "jobs")
-            self._sent |= {
-                os.path.normpath(cell.run.path): job
-                for cell, job in zip(to_send, sent, strict=True)
-            }
-        jobs = [_SlurmJob(c, self._sent.pop(os.path.normpath(c.run.path)), self) for c in cells]
-        log.info("%d jobs in SLURM's queue: %s", len(jobs), job_list(job.id for job in jobs))
+            folder = to_send[0].run.path.absolute().parent / ".sweeps" / str(time.time_ns())
+            script = write_array(to_send, folder, self._settings, map(self.arguments, to_send))
+            try:
+                array = _ask("sbatch", "--parsable", str(script)).partition(";")[0].strip()
+            except UsageError as error:
+                raise Unavailable(
+                    f"SLURM did not take {len(to_send)} jobs: {error}; the jobs that it took "
+                    "before go on, and the same line sends the others"
+                ) from None
+            ids = {f"{array}_{task}": str(script) for task in range(len(to_send))}
+            self._sent |= sent_jobs(ids)
+        jobs = [_SlurmJob(c, *self._sent.pop(str(c.run.path.absolute())), self) for c in cells]
+        log.info("%d jobs in SLURM's queue: %s", len(jobs), _arrays(jobs))
         return jobs
-
-    def _send(self, cells: Sequence[Cell], folder: Path) -> list[Any]:
-        import submitit
-
-        folder /= str(time.time_ns())
-        write_cells(cells, folder)
-        executor = submitit.AutoExecutor(
-            folder, cluster="slurm", slurm_max_num_timeout=self._settings["max_num_timeout"]
-        )
-        executor.update_parameters(**slurm_parameters(self._settings, cells))
-        try:
-            with executor.batch():
-                return [executor.submit(CellJob(self.arguments(cell))) for cell in cells]
-        except (submitit.core.utils.FailedJobError, subprocess.CalledProcessError) as error:
-            said = str(getattr(error, "stderr", None) or error).strip().splitlines() or [""]
-            raise Unavailable(
-                f"SLURM did not take {len(cells)} jobs: {shorten(said[-1], 120)}; the jobs that it "
-                "took before go on, and the same line sends the others"
-            ) from None
 
     def wait(self, jobs: Sequence["_SlurmJob"], stop: Stop) -> None:
         deadline = time.monotonic() + self._settings["poll_seconds"]
         while (left := deadline - time.monotonic()) > 0 and stop.signal is None:
             time.sleep(min(0.25, left))
-        self._queue = _in_queue()
+        self._queue = _jobs_in_queue()
 
     def abandon(self, jobs: Sequence["_SlurmJob"]) -> None:
         if jobs:
-            log.info("the jobs go on; scancel %s ends them", job_list(job.id for job in jobs))
+            log.info("the jobs go on; scancel %s ends them", _arrays(jobs))
 
     def is_gone(self, job: str) -> bool:
         """Return whether a job was missing in the queue twice."""
@@ -176,97 +108,152 @@ class _Slurm(Launcher):
 class _SlurmJob(Job):
     """A job of SLURM, seen from the command that waits for it."""
 
-    def __init__(self, cell: Cell, job: Any, launcher: _Slurm) -> None:
+    def __init__(self, cell: Cell, job: str, folder: Path, launcher: _Slurm) -> None:
         super().__init__(cell)
-        self.id = job.job_id
-        self.loss = f"job {self.id} ended without a result; {job.paths.stderr} may say why"
-        self._result, self._launcher = job.paths.result_pickle, launcher
+        self.id, self._launcher = job, launcher
+        task = job.partition("_")[2]
+        self.loss = f"job {job} ended without a result; {folder}/{task}.out may say why"
+        self._code = folder / f"{task}.code"
 
     def stop(self) -> None:
         subprocess.run(["scancel", self.id], check=False, timeout=60)
 
     def poll(self) -> int | None:
-        if self._result.exists():  # it was not killed: the folder tells the rest
-            return _ENDED.get(self.cell.state(), 3)
+        if self._code.exists():
+            return int(self._code.read_text(encoding="ascii"))
         return LOST if self._launcher.is_gone(self.id) else None
 
 
-def slurm_parameters(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return submitit's parameters for these cells."""
-    given = {k: v for k, v in settings.items() if k not in _OURS and v not in (None, {})}
-    threads = max((cell.config.threads or 1 for cell in cells), default=1)
+def sbatch_options(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return the options of sbatch for an array of these cells, without their dashes."""
+    given = {k.replace("_", "-"): v for k, v in settings.items() if k not in _OURS}
     on_cuda = any(cell.config.device.startswith("cuda") for cell in cells)
-    defaults: dict[str, Any] = {"cpus_per_task": threads}
-    if on_cuda and "gres" not in given:
-        defaults["gpus_per_node"] = 1
-    return {f"slurm_{name}": value for name, value in {**defaults, **given}.items()}
+    defaults = {"cpus-per-task": max((cell.config.threads or 1 for cell in cells), default=1)}
+    if on_cuda and not any(value and "g" in name[:2] for name, value in given.items()):
+        defaults["gpus-per-node"] = 1
+    return {
+        "job-name": settings["name"],
+        "time": settings["timeout_min"],
+        "mem": f"{int(settings['mem_gb'] * 1024)}M",
+        "signal": f"USR2@{settings['signal_delay_s']}",
+        "array": f"0-{len(cells) - 1}%{settings['array_parallelism']}",
+        "open-mode": "append",
+        "requeue": True,
+        **defaults,
+        **{name: value for name, value in given.items() if value is not None},
+        **settings["additional_parameters"],
+    }
 
 
-def write_cells(cells: Sequence[Cell], folder: Path) -> None:
-    """Note in the folder of an array which cells its tasks run, before it is sent."""
+def write_array(
+    cells: Sequence[Cell], folder: Path, settings: Mapping[str, Any], arguments: Iterable[list[str]]
+) -> Path:
+    """Write into a new folder what the jobs of an array need; return the script for sbatch."""
     folder.mkdir(parents=True)
-    beside = folder.parents[3]
-    lines = [f"{os.path.relpath(cell.run.path.absolute(), beside)}\n" for cell in cells]
-    (folder / "cells.txt").write_text("".join(lines), encoding="utf-8")
+    content = {
+        "cells": list(arguments),
+        "seconds": 60 * settings["timeout_min"] - settings["signal_delay_s"],
+        "restarts": settings["max_num_timeout"],
+    }
+    (folder / "array.json").write_text(json.dumps(content), encoding="utf-8")
+    options = sbatch_options(settings, cells) | {"output": folder / "%a.out"}
+    script = folder / "array.sh"
+    path = os.pathsep.join([str(PACKAGE.parent), *(entry or str(Path.cwd()) for entry in sys.path)])
+    command = [sys.executable, "-u", "-m", __name__, str(folder)]
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{name}" for name, value in options.items() if value is True),
+        *(
+            f"#SBATCH --{name}={shlex.quote(str(value))}"
+            for name, value in options.items()
+            if value not in (True, False, None)
+        ),
+        f"export PYTHONPATH={shlex.quote(path)}",
+        *(settings["setup"] or ()),
+        f"exec srun --unbuffered --cpus-per-task={options['cpus-per-task']} {shlex.join(command)}",
+    ]
+    script.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return script
 
 
-def sent_jobs(parent: Path, queue: Iterable[str]) -> dict[str, Any]:
-    """Return the jobs of a queue that sweeps below `parent` have sent, by their run folders.
+def sent_jobs(queue: Mapping[str, str]) -> dict[str, tuple[str, Path]]:
+    """Return the jobs of a queue that sweeps have sent and the folder of each, by run folders.
 
-    They are known by submitit's files, so that those of a command are found that was killed while
-    it was sending. A job without its file does nothing.
+    SLURM knows the script of each job, and the cells of its array are beside that: the jobs of a
+    command that was killed while it was sending are found too.
     """
-    from submitit import SlurmJob
-
-    sent: dict[str, Any] = {}
-    wanted = set(queue)
-    for file in sorted(parent.glob(".sweeps/*/jobs/*/*_submitted.pkl")) if wanted else ():
-        job = file.name.removesuffix("_submitted.pkl")
-        if job in wanted:
-            names = (file.parent / "cells.txt").read_text(encoding="utf-8").splitlines()
-            name = names[int(job.partition("_")[2] or 0)]
-            sent[os.path.normpath(parent / name)] = SlurmJob(file.parent.absolute(), job)
+    sent = {}
+    cells: dict[Path, Any] = {}
+    for job, script in queue.items():
+        folder = Path(script).parent
+        if folder.parent.name == ".sweeps" and (folder / "array.json").exists():
+            if folder not in cells:
+                cells[folder] = json.loads((folder / "array.json").read_bytes())["cells"]
+            sent[cells[folder][int(job.partition("_")[2])][0]] = (job, folder)
     return sent
 
 
-def job_list(ids: Iterable[str]) -> str:
-    """Return ids of jobs as scancel takes them, each array with its tasks: 7 12_[0-3,5]."""
-    arrays: dict[str, list[int]] = {}
-    for job, _, task in (name.partition("_") for name in ids):
-        arrays.setdefault(job, []).extend([int(task)] if task else [])
-    return " ".join(
-        f"{job}_{_ranges(sorted(tasks))}" if tasks else job
-        for job, tasks in sorted(arrays.items(), key=lambda item: int(item[0]))
-    )
+class _Notice(Stop):
+    """SLURM's signals: a second one is no impatience, and SIGUSR2 (queue again) outranks all."""
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:
+            super()._receive(number, frame)
+        elif number == signal.SIGUSR2:
+            self.signal = number
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Return ascending numbers as SLURM writes them: 4, or [0-3,5]."""
-    # numbers that follow each other differ from their positions by the same
-    groups = itertools.groupby(enumerate(numbers), lambda item: item[1] - item[0])
-    parts = [[number for _, number in group] for _, group in groups]
-    shown = [str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts]
-    return shown[0] if len(numbers) == 1 else f"[{','.join(shown)}]"
+def main(argv: Sequence[str] | None = None) -> int:
+    """Be a job: run its cell, which goes on from its checkpoint if SLURM started it before."""
+    (name,) = sys.argv[1:] if argv is None else argv
+    folder, task, started = Path(name), os.environ["SLURM_ARRAY_TASK_ID"], time.monotonic()
+    content = json.loads((folder / "array.json").read_bytes())
+    arguments = content["cells"][int(task)]
+    notice = _Notice()
+    signal.signal(signal.SIGUSR2, notice._receive)
+    code = cell_module.main(arguments, notice)
+    if code in cell_module.STOPPED:
+        time.sleep(1)  # SLURM may send SIGTERM just before SIGUSR2
+    if code > 128 and notice.signal == signal.SIGUSR2:
+        is_out_of_time = time.monotonic() - started > content["seconds"] - 60
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        if not is_out_of_time or restarts < content["restarts"]:
+            job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}"
+            return subprocess.run(["scontrol", "requeue", job], check=False).returncode
+        note(RunDir(arguments[0]), "it ran into the time of its job too often", "failed")
+        code = 1
+    (folder / f"{task}.code").write_text(str(code), encoding="ascii")
+    return code
+
+
+def _arrays(jobs: Sequence[_SlurmJob]) -> str:
+    """Return the ids of the arrays of jobs, as scancel takes them."""
+    return " ".join(dict.fromkeys(job.id.partition("_")[0] for job in jobs))
 
 
 def _longest_array() -> int:
     """Return how many jobs an array of this SLURM may have (its setting MaxArraySize)."""
-    for line in _ask(["scontrol", "show", "config"]).splitlines():
+    for line in _ask("scontrol", "show", "config").splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "MaxArraySize" and value.strip().isdigit():
             return max(1, int(value))
     return 1001  # SLURM's default
 
 
-def _in_queue() -> set[str]:
-    """Return the ids of the user's jobs that SLURM has in its queue, each of an array by itself."""
-    return set(_ask(["squeue", "--noheader", "--array", "--me", "--format=%i"]).split())
+def _jobs_in_queue() -> dict[str, str]:
+    """Return the user's jobs in SLURM's queue, each of an array by itself, and their scripts."""
+    answer = _ask("squeue", "--noheader", "--array", "--me", "--format=%i %o")
+    return {job: script for job, _, script in (line.partition(" ") for line in answer.splitlines())}
 
 
-def _ask(command: Sequence[str]) -> str:
+def _ask(*command: str) -> str:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
-        raise UsageError(f"SLURM does not answer: {detail.strip().splitlines()[-1]}") from None
+        detail = str(getattr(error, "stderr", None) or error).strip().splitlines() or ["no reason"]
+        raise UsageError(f"SLURM does not answer: {shorten(detail[-1], 120)}") from None
     return answer.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -59,11 +59,6 @@ def open_study(options: SearchOptions, folder: Path, monitor: str = "val_accurac
     return study
 
 
-def distributions(space: Sequence[Dimension]) -> dict[str, Any]:
-    """Return Optuna's distribution of each axis of a search."""
-    return {dimension.key: _distribution(dimension) for dimension in space}
-
-
 def monitored(study: Any) -> str:
     """Return the score by which the trials of a study are compared."""
     monitor: str = study.user_attrs.get(_MONITOR, "val_accuracy")
@@ -71,25 +66,26 @@ def monitored(study: Any) -> str:
 
 
 def check_study(
-    study: Any, space: dict[str, Any], options: SearchOptions, monitor: str = "val_accuracy"
+    study: Any, space: Mapping[str, Any], options: SearchOptions, monitor: str = "val_accuracy"
 ) -> None:
     """Refuse what cannot go on in the same study: other choices, seeds or another score."""
     from optuna.distributions import check_distribution_compatibility
+
+    def refused(reason: str) -> UsageError:
+        return UsageError(
+            f"search.study={options.study} was begun with {reason}: choose another search.study"
+        )
 
     trials = study.get_trials(deepcopy=False)
     if monitored(study) != monitor:
         minimizes = study.direction.name == "MINIMIZE"
         if trials or minimizes != (monitor == "val_loss"):
-            raise UsageError(
-                f"search.study={options.study} was begun with training.monitor={monitored(study)}, "
-                f"which cannot become {monitor}: choose another search.study"
-            )
+            raise refused(f"training.monitor={monitored(study)}, which cannot become {monitor}")
         study.set_user_attr(_MONITOR, monitor)
     seeds = study.user_attrs.get(_SEEDS, 1 if trials else None)
     if seeds not in (None, options.seeds):
-        raise UsageError(
-            f"search.study={options.study} was begun with search.seeds={seeds}, and means of "
-            f"{options.seeds} cannot be compared with its trials: choose another search.study"
+        raise refused(
+            f"search.seeds={seeds}, and means of {options.seeds} cannot be compared with its trials"
         )
     for trial in trials:
         for key, distribution in space.items():
@@ -97,11 +93,8 @@ def check_study(
             try:
                 check_distribution_compatibility(before, distribution)
             except ValueError:
-                raise UsageError(
-                    f"search.study={options.study} was begun with {key} from "
-                    f"{shorten(_shown(before))}, which cannot become "
-                    f"{shorten(_shown(distribution))}: choose another search.study"
-                ) from None
+                texts = shorten(_shown(before)), shorten(_shown(distribution))
+                raise refused(f"{key} from {texts[0]}, which cannot become {texts[1]}") from None
     if seeds is None:
         study.set_user_attr(_SEEDS, options.seeds)
 
@@ -137,14 +130,9 @@ def open_trials(study: Any) -> list[Any]:
     return [Trial(study, frozen._trial_id) for frozen in running]
 
 
-def _drawn(trial: Any, key: str, distribution: Any) -> object:
-    from optuna.distributions import CategoricalDistribution, IntDistribution
-
-    if isinstance(distribution, CategoricalDistribution):
-        return trial.suggest_categorical(key, distribution.choices)
-    draw = trial.suggest_int if isinstance(distribution, IntDistribution) else trial.suggest_float
-    low, high = distribution.low, distribution.high
-    return draw(key, low, high, step=distribution.step, log=distribution.log)
+def distributions(space: Sequence[Dimension]) -> dict[str, Any]:
+    """Return Optuna's distribution of each axis of a search."""
+    return {dimension.key: _distribution(dimension) for dimension in space}
 
 
 def _distribution(dimension: Dimension) -> Any:
@@ -159,30 +147,34 @@ def _distribution(dimension: Dimension) -> Any:
     return FloatDistribution(low, high, log=log_scale, step=None if log_scale else dimension.step)
 
 
+def _drawn(trial: Any, key: str, distribution: Any) -> object:
+    kind = type(distribution).__name__
+    if kind == "CategoricalDistribution":
+        return trial.suggest_categorical(key, distribution.choices)
+    draw = trial.suggest_int if kind == "IntDistribution" else trial.suggest_float
+    low, high = distribution.low, distribution.high
+    return draw(key, low, high, step=distribution.step, log=distribution.log)
+
+
 def _shown(distribution: Any) -> str:
     choices = getattr(distribution, "choices", None)
     if choices is not None:
         return ",".join(map(str, choices))
-    scale = ", log" * distribution.log
-    return f"({distribution.low:g} to {distribution.high:g}{scale})"
+    return f"({distribution.low:g} to {distribution.high:g}{', log' * distribution.log})"
 
 
 def _repair(path: Path) -> None:
     """Remove a last line that was cut short, to which Optuna would append the next one."""
     from optuna.storages.journal import JournalFileSymlinkLock
 
-    if not path.exists() or _ends_with_a_line(path):
+    if not path.exists() or path.read_bytes()[-1:] in (b"", b"\n"):
         return
     lock = JournalFileSymlinkLock(str(path))
-    lock.acquire()
+    lock.acquire()  # another search may be writing
     try:
-        if not _ends_with_a_line(path):  # it was not another search that was writing
-            content = path.read_bytes()
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
             log.warning("warning: the last line of %s was cut short and was removed", path)
     finally:
         lock.release()
-
-
-def _ends_with_a_line(path: Path) -> bool:
-    return path.read_bytes()[-1:] in (b"", b"\n")

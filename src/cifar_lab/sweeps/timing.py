@@ -3,34 +3,21 @@
 import contextlib
 import dataclasses
 import heapq
-import importlib
 import json
 import time
 from collections.abc import Sequence
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, UsageError, shows_bars
+from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.text import align, duration
 from cifar_lab.sweeps.cell import DONE, Cell, short_names
 from cifar_lab.training import device
-from cifar_lab.training.batches import Batches
-from cifar_lab.training.build import build_state, normalisation
+from cifar_lab.training.build import build_state
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
-from cifar_lab.training.scoring import predict
-from cifar_lab.training.splits import Split
-from cifar_lab.training.state import TrainState
 
-SLOW_IMPORTS = (
-    "torch._dynamo",  # the first optimizer imports it
-    "sklearn.metrics",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-)
-"""What a run imports when it first needs it."""
-
-_PROBE_SECONDS = 4.0
+_PROBE_STEPS, _PROBE_SECONDS = 12, 4.0  # whichever is over first
 
 
 class Pace:
@@ -45,13 +32,10 @@ class Pace:
 
     def learn(self, cell: Cell) -> None:
         """Note what a finished cell took."""
-        try:
+        with contextlib.suppress(UsageError, RunFailed):
             summary = cell.summary()
-        except (UsageError, RunFailed):
-            return
-        if summary is None or summary.status != "finished" or summary.epoch_seconds is None:
-            return
-        self.note(cell.config, summary.epoch_seconds, summary.overhead_seconds or 0.0)
+            if summary and summary.status == "finished" and summary.epoch_seconds is not None:
+                self.note(cell.config, summary.epoch_seconds, summary.overhead_seconds or 0.0)
 
     def note(self, config: RunConfig, epoch_seconds: float, overhead_seconds: float) -> None:
         """Note seconds per epoch, and those before the first and after the last."""
@@ -72,32 +56,31 @@ class Pace:
 
         Kinds of which nothing is known yet count as the mean of the others.
         """
-        each = [self.seconds(c.config, 0 if rerun else c.epochs_done()) for c in cells]
-        known = [seconds for seconds in each if seconds is not None]
+        times = [self.seconds(c.config, 0 if rerun else c.epochs_done()) for c in cells]
+        known = [seconds for seconds in times if seconds is not None]
         if not known:
             return None
         mean = sum(known) / len(known)
         slots = [0.0] * max(jobs, 1)
-        for seconds in each:
+        for seconds in times:
             heapq.heappush(slots, heapq.heappop(slots) + (mean if seconds is None else seconds))
         return max(slots)
 
 
-def plan(cells: Sequence[Cell], jobs: int, *, rerun: bool = False) -> str:
+def plan(cells: Sequence[Cell], jobs: int, *, rerun: bool = False, with_times: bool = True) -> str:
     """Return what would run: cells, states, the time left of each and of all; run nothing.
 
-    Times come from finished runs of the same kind, in these folders and beside them, else from a
-    probe of each kind.
+    Without `with_times` there are no times, and so nothing is read or measured for them.
     """
     states = [cell.state() for cell in cells]
     wanted = [rerun or state not in DONE for state in states]
     to_run = [cell for cell, needed in zip(cells, wanted, strict=True) if needed]
-    pace, source = timed(to_run, beside=cells)
-    rows = [[*short_names(list(cells[0].axes)), "state", "time left", "folder"]]
+    pace, source = timed(to_run, beside=cells) if with_times else (Pace(), "")
+    rows = [[*short_names(list(cells[0].axes)), "state", *["time left"] * with_times, "folder"]]
     for cell, state, needed in zip(cells, states, wanted, strict=True):
         left = pace.seconds(cell.config, 0 if rerun else cell.epochs_done()) if needed else None
-        time_left = duration(left) if left is not None else "-"
-        rows.append([*cell.axes.values(), state, time_left, str(cell.run.path)])
+        time_left = [duration(left) if left is not None else "-"] * with_times
+        rows.append([*cell.axes.values(), state, *time_left, str(cell.run.path)])
     closing = f"{len(to_run)} of {len(cells)} cells to run"
     total = pace.time_left(to_run, jobs, rerun=rerun)
     if total is not None:
@@ -112,83 +95,57 @@ def timed(cells: Sequence[Cell], *, beside: Sequence[Cell]) -> tuple[Pace, str]:
     Finished runs of the same kind, among the cells `beside` and in their folders, count; a kind
     without any is probed, once for all of its cells.
     """
-    from tqdm import tqdm
-
     pace = Pace()
     for cell in _finished_beside(beside):
         pace.learn(cell)
     unknown = [cell for cell in cells if pace.seconds(cell.config) is None]
-    with tqdm(unknown, unit="run", leave=False, disable=not shows_bars()) as bar:
-        for cell in bar:
-            if pace.seconds(cell.config) is None:
-                bar.set_description(f"timing {cell.config.choices.get('model', 'a run')}")
-                pace.note(cell.config, *probe(cell.config))
+    for cell in unknown:
+        if pace.seconds(cell.config) is None:
+            pace.note(cell.config, *probe(cell.config))
     sources = ["a probe"] * bool(unknown) + ["finished runs"] * (len(unknown) < len(cells))
     return pace, " and ".join(sources)
 
 
 def probe(config: RunConfig) -> tuple[float, float]:
-    """Time some training steps and one evaluation batch, a few seconds in all; write nothing.
+    """Time some training steps; write nothing. Return seconds per epoch, and around the epochs.
 
-    Returns the seconds per epoch, and the seconds of loading and scoring around the epochs.
+    An image that is scored counts a third of one that is trained on, whose backward pass costs
+    about as much as two forward passes. To measure it would take most of the probe's memory.
     """
-    for module in SLOW_IMPORTS:
-        importlib.import_module(module)  # now, so that their time is not measured
     where, _ = device.select_device(config.device)
     device.configure(where, config.threads, config.deterministic)
     started = time.perf_counter()
     splits = load_splits(config, where)
     state, batches = build_state(config, splits, where)
     loading = time.perf_counter() - started
-    step_seconds = _step_seconds(state, batches, config)
-    image_seconds = _image_seconds(state, splits.test, config)
+    marks = [time.perf_counter()]
+    for progress in fit(
+        state, batches, None, dataclasses.replace(config.training, epochs=1, print_every=1)
+    ):
+        device.wait_for(state.device)
+        marks.append(time.perf_counter())
+        is_long = marks[-1] - marks[0] > _PROBE_SECONDS
+        if is_long or len(marks) > _PROBE_STEPS or progress.step == progress.steps:
+            break
+    steps = marks[1:] if len(marks) > 2 else marks  # the first one warms up
+    step_seconds = (steps[-1] - steps[0]) / (len(steps) - 1)
+    scoring = step_seconds / config.training.batch_size / 3
     validation = len(splits.validation) if splits.validation else 0
     watched = len(splits.test) if config.evaluation.watch_test else 0
-    epoch_seconds = len(batches) * step_seconds + (validation + watched) * image_seconds
-    weights = 1 if config.evaluation.scored_weights == "last" else 2
-    scored = weights * len(splits.test) + validation
-    return epoch_seconds, loading + scored * image_seconds
-
-
-def _step_seconds(state: TrainState, batches: Batches, config: RunConfig) -> float:
-    """Return the seconds per step; where there is time for it, without the first ones."""
-    started = time.perf_counter()
-    marks = [(0, started)]
-    for progress in fit(state, batches, None, dataclasses.replace(config.training, epochs=1)):
-        device.wait_for(state.device)
-        marks.append((progress.step, time.perf_counter()))
-        if marks[-1][1] - started >= _PROBE_SECONDS:
-            break
-    first, last = marks[1] if len(marks) > 2 and marks[1][0] < marks[-1][0] else marks[0], marks[-1]
-    return (last[1] - first[1]) / (last[0] - first[0])
-
-
-def _image_seconds(state: TrainState, split: Split, config: RunConfig) -> float:
-    """Return the seconds per image of a second evaluation batch: the first one warms up."""
-    batch = dataclasses.replace(split, indices=split.indices[: config.evaluation.batch_size])
-    seconds = 0.0
-    for _ in range(2):
-        started = time.perf_counter()
-        predict(
-            state.model,
-            batch,
-            normalisation(config),
-            config.evaluation,
-            precision=config.precision,
-        )
-        seconds = time.perf_counter() - started
-    return seconds / len(batch)
+    scored = len(splits.test) * (1 if config.evaluation.scored_weights == "last" else 2)
+    epoch_seconds = len(batches) * step_seconds + (validation + watched) * scoring
+    return epoch_seconds, loading + (scored + validation) * scoring
 
 
 def _finished_beside(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells, and the other runs in the folders where cells go."""
-    found = {cell.run.path: cell for cell in cells}
+    known = {cell.run.path: cell for cell in cells}
     for folder in {cell.run.path.parent for cell in cells}:
         for run in find_runs(folder) if folder.is_dir() else ():
-            if run.path not in found and run.summary_file.exists():
+            if run.path not in known:
                 with contextlib.suppress(UsageError, RunFailed):
-                    found[run.path] = Cell(run, run.read_config(), {}, "")
-    return list(found.values())
+                    known[run.path] = Cell(run, run.read_config(), {}, "")
+    return list(known.values())
 
 
 def _kinds(config: RunConfig) -> list[str]:
@@ -205,11 +162,6 @@ def _kinds(config: RunConfig) -> list[str]:
         config.evaluation.watch_test,
     ]
     activation = config.activation["_target_"] if config.activation else None
-    fine = [
-        *coarse,
-        config.optimizer["_target_"],
-        activation,
-        dataclasses.asdict(config.dropout),
-        dataclasses.asdict(config.augmentation),
-    ]
+    aids = [dataclasses.asdict(config.dropout), dataclasses.asdict(config.augmentation)]
+    fine = [*coarse, config.optimizer["_target_"], activation, *aids]
     return [json.dumps(key, sort_keys=True) for key in (fine, coarse)]

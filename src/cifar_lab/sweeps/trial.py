@@ -5,11 +5,11 @@ import copy
 import dataclasses
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cifar_lab.analysis.run_metrics import in_words
-from cifar_lab.errors import RunFailed, UsageError
+from cifar_lab.errors import RunFailed
 from cifar_lab.sweeps.cell import Cell, sweep_cells
 from cifar_lab.sweeps.outcome import Outcome
 
@@ -36,14 +36,6 @@ def is_done(cell: Cell) -> bool:
     return cell.state() == "finished" and cell.data_problem() is None
 
 
-def best_validation(cell: Cell) -> float | None:
-    """Return the best value of the score that a run monitors, None if there is none (yet)."""
-    summary = None
-    with contextlib.suppress(UsageError, RunFailed):
-        summary = cell.summary()
-    return getattr(summary, f"best_{cell.config.training.monitor}", None)
-
-
 class Trial:
     """An open trial of a study. Its runs come one after another; its value is their mean.
 
@@ -58,11 +50,9 @@ class Trial:
         self._monitor = cells[0].config.training.monitor
         self._values: list[float] = []
         self._is_pruned = False
-        self._told = dict(self._frozen().intermediate_values)
-        notes = {OVERRIDES: list(lines), RUNS: by_seed(cells)}
-        for key, note in notes.items():
-            if trial.user_attrs.get(key) != note:
-                trial.set_user_attr(key, note)
+        for key, noted in {OVERRIDES: list(lines), RUNS: by_seed(cells)}.items():
+            if trial.user_attrs.get(key) != noted:
+                trial.set_user_attr(key, noted)
 
     @property
     def cell(self) -> Cell:
@@ -76,45 +66,41 @@ class Trial:
 
     def is_behind(self, warmup_epochs: int) -> bool:
         """Hand new epochs of the run to the pruner; return whether it ends the trial."""
-        if len(self.cells) == 1:
-            epoch = self._report_epochs()
+        if len(self.cells) == 1 and (epoch := self._report_epochs()):
             may_stop = warmup_epochs <= epoch < self.cell.config.training.epochs
-            self._is_pruned |= bool(epoch and may_stop and self._trial.should_prune())
+            self._is_pruned |= may_stop and self._trial.should_prune()
         return self._is_pruned
 
     def ended(self, outcome: Outcome) -> Outcome:
         """Tell the study how a run ended; a trial that was interrupted stays open in it."""
-        import optuna
-
         self.goes_on = False
         if len(self.cells) == 1:
             self._report_epochs()
-        value = best_validation(outcome.cell)
-        with _told_once():
-            if outcome.after == "finished" and value is not None:
-                self._values.append(value)
-                self._finish_or_go_on()
-            elif self._is_pruned and outcome.after == "interrupted":
-                self._study.tell(self._trial, state=optuna.trial.TrialState.PRUNED)
-                return dataclasses.replace(outcome, after="pruned", code=0, error=None)
-            elif outcome.after in ("failed", "damaged", "finished") or outcome.code in (1, 2):
-                fail(self._study, self._trial)
+        value = None
+        if outcome.after == "finished" and (summary := outcome.cell.summary()) is not None:
+            value = getattr(summary, f"best_{self._monitor}")
+        if value is not None:
+            self._values.append(value)
+            self._finish_or_go_on()
+        elif self._is_pruned and outcome.after == "interrupted":
+            tell(self._study, self._trial, state="PRUNED")
+            return dataclasses.replace(outcome, after="pruned", code=0, error=None)
+        elif outcome.after in ("failed", "damaged", "finished") or outcome.code in (1, 2):
+            tell(self._study, self._trial, state="FAIL")
         return outcome
 
     def _finish_or_go_on(self) -> None:
-        import optuna
-
         done, mean = len(self._values), math.fsum(self._values) / len(self._values)
         if len(self.cells) > 1:
-            self._report(done, mean)
+            self._report({done: mean})
         if done == len(self.cells):
-            self._study.tell(self._trial, mean)
+            tell(self._study, self._trial, mean)
         elif self._is_behind_others(done, mean):
             log.info(
                 "trial %d is pruned after %d of %d seeds: their mean %s is %.4f",
                 *(self._trial.number, done, len(self.cells), in_words(self._monitor), mean),
             )
-            self._study.tell(self._trial, state=optuna.trial.TrialState.PRUNED)
+            tell(self._study, self._trial, state="PRUNED")
         else:
             self.goes_on = True
 
@@ -130,35 +116,26 @@ class Trial:
 
     def _report_epochs(self) -> int:
         """Hand new validation scores to the study; return the last epoch, 0 if none is new."""
-        try:
+        with contextlib.suppress(RunFailed):
             rows = self.cells[0].run.read_metrics()
-        except RunFailed:
-            return 0
-        new = [row for row in rows if row.epoch not in self._told]
-        for row in new:
-            value = getattr(row, self._monitor)
-            if value is not None:
-                self._report(row.epoch, value)
-        return len(rows) if new else 0
+            scores = {row.epoch: getattr(row, self._monitor) for row in rows}
+            if self._report({k: value for k, value in scores.items() if value is not None}):
+                return len(rows)
+        return 0
 
-    def _report(self, step: int, value: float) -> None:
-        if step not in self._told:
+    def _report(self, values: dict[int, float]) -> bool:
+        """Report values that the study does not have yet; return whether there were any."""
+        told = self._frozen().intermediate_values
+        new = {step: value for step, value in values.items() if step not in told}
+        for step, value in new.items():
             self._trial.report(value, step)
-            self._told[step] = value
+        return bool(new)
 
 
-def fail(study: Any, trial: Any) -> None:
-    """Tell the study that a trial has no value."""
-    import optuna
-
-    with _told_once():
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-
-
-@contextlib.contextmanager
-def _told_once() -> Iterator[None]:
-    """Ignore that another search on the same study has told a trial's end before."""
+def tell(study: Any, trial: Any, value: float | None = None, *, state: str = "COMPLETE") -> None:
+    """Tell the study how a trial ended, unless another search on the same study has done so."""
     from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.trial import TrialState
 
     with contextlib.suppress(UpdateFinishedTrialError):
-        yield
+        study.tell(trial, value, state=TrialState[state])

@@ -7,24 +7,18 @@ that `training.monitor` names counts, and its mean where a trial has several see
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.config.launch import Dimension, LaunchOptions, SearchOptions
+from cifar_lab.config.launch import SearchOptions
+from cifar_lab.config.request import Request
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.launcher import Job
 from cifar_lab.sweeps.outcome import Outcome
-from cifar_lab.sweeps.pool import (
-    PATIENCE_SECONDS,
-    Source,
-    fill_slots,
-    make_launcher,
-    new_record,
-    write_record,
-)
+from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Source, fill_slots, make_launcher
 from cifar_lab.sweeps.study import (
     CONFIRMED,
     check_study,
@@ -34,35 +28,29 @@ from cifar_lab.sweeps.study import (
     suggest,
 )
 from cifar_lab.sweeps.timing import Pace
-from cifar_lab.sweeps.trial import OVERRIDES, RUNS, Trial, by_seed, fail, is_done, with_seeds
+from cifar_lab.sweeps.trial import OVERRIDES, RUNS, Trial, by_seed, is_done, tell, with_seeds
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
 
 _DETACHED_JOBS = 4  # trials at a time in a cluster's queue; all at once, none would learn
 
+CellOf = Callable[[Sequence[str]], Cell]
+"""Turns the overrides of a trial into its first cell."""
 
-def run_search(
-    space: Sequence[Dimension],
-    cell_of: Callable[[Sequence[str]], Cell],
-    options: LaunchOptions,
-    folder: Path,
-    *,
-    stop: Stop,
-    launcher: Mapping[str, Any] | None = None,
-    command: Sequence[str] = (),
-) -> list[Outcome]:
+
+def run_search(request: Request, cell_of: CellOf, folder: Path, *, stop: Stop) -> list[Outcome]:
     """Run trials until the study has `search.trials`; return the runs of now, as they ended.
 
-    `cell_of` turns the overrides of a trial into its first cell; `folder` holds the study's
-    journal; `launcher` and `command` are those of `pool.run_all`.
+    `folder` holds the study's journal.
     """
-    where = make_launcher(launcher or {}, options)
-    wanted = options.search
-    example = cell_of([f"{d.key}={d.samples[0]}" for d in space])
+    options, wanted = request.options, request.options.search
+    where = make_launcher(request.launcher, options)
+    space = distributions(request.space)
+    example = cell_of([f"{d.key}={d.samples[0]}" for d in request.space])
     monitor = example.config.training.monitor
     study = open_study(wanted, folder, monitor)
-    check_study(study, distributions(space), wanted, monitor)
+    check_study(study, space, wanted, monitor)
     slots = where.prepare([example.config] * max(wanted.trials, wanted.confirm))
     if where.is_detached:
         slots = min(slots, _DETACHED_JOBS if options.jobs == "auto" else options.jobs)
@@ -70,11 +58,7 @@ def run_search(
     log.info("study %s: %d of %d trials done", wanted.study, done, wanted.trials)
     search = _Search(study, space, cell_of, wanted, example)
     search.reopen(where.is_free)
-    record = new_record(example.run.path.parent)
-    outcomes = fill_slots(search, where, slots, record, stop=stop, pace=Pace())
-    if outcomes:
-        write_record(record, command, outcomes)
-    return outcomes
+    return fill_slots(search, where, slots, stop=stop, pace=Pace())
 
 
 class _Search(Source):
@@ -86,13 +70,13 @@ class _Search(Source):
     def __init__(
         self,
         study: Any,
-        space: Sequence[Dimension],
-        cell_of: Callable[[Sequence[str]], Cell],
+        space: dict[str, Any],
+        cell_of: CellOf,
         options: SearchOptions,
         example: Cell,
     ) -> None:
         self.total = options.trials * options.seeds + options.confirm
-        self._study, self._space, self._cell_of = study, distributions(space), cell_of
+        self._study, self._space, self._cell_of = study, space, cell_of
         self._options, self._example = options, example
         self._open: list[Trial] = []
         self._running: dict[Path, Trial | None] = {}
@@ -173,7 +157,7 @@ class _Search(Source):
             cells = with_seeds(self._cell_of(lines), 0, self._options.seeds)
         except UsageError as error:
             log.warning("trial %d is refused: %s", trial.number, error)
-            fail(self._study, trial)
+            tell(self._study, trial, state="FAIL")
             return None
         return Trial(self._study, trial, cells, lines)
 
@@ -184,10 +168,8 @@ class _Search(Source):
         return self._confirming
 
     def _to_confirm(self) -> list[Cell]:
-        from optuna.trial import TrialState
-
-        states = [trial.state for trial in self._study.get_trials(deepcopy=False)]
-        if TrialState.RUNNING in states or TrialState.COMPLETE not in states:
+        states = [trial.state.name for trial in self._study.get_trials(deepcopy=False)]
+        if "RUNNING" in states or "COMPLETE" not in states:
             return []
         best = self._study.best_trial
         first = self._cell_of(best.user_attrs[OVERRIDES])

@@ -22,7 +22,7 @@ from cifar_lab.datasets import ImageArrays
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training import batches, classify, dropout, loop, splits, step
 from cifar_lab.training.build import build_state, normalisation
-from cifar_lab.training.device import Precision, memory_format
+from cifar_lab.training.device import Precision
 from cifar_lab.training.loop import fit
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
@@ -76,8 +76,7 @@ def watch_epoch(monkeypatch: pytest.MonkeyPatch, batch_size: int, *words: str) -
     state, made = build_state(config, data, NAME)
     with Watch() as watch:
         list(fit(state, made, data.validation, config.training, config.evaluation))
-        pixels, form = normalisation(config), memory_format(NAME)
-        predict(state.model, data.test, pixels, config.evaluation, memory_format=form)
+        predict(state.model, data.test, normalisation(config), config.evaluation)
     return watch, len(made)
 
 

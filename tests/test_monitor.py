@@ -18,7 +18,7 @@ from cifar_lab.errors import UsageError
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.metrics import BY_CLASS, scores_by_class
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.sweeps.search_report import closing_lines
+from cifar_lab.sweeps.search import closing_lines
 from cifar_lab.sweeps.study import open_study
 from cifar_lab.training.preflight import compose_checked
 

@@ -24,10 +24,9 @@ from cifar_lab.errors import Damaged, UsageError
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import Cell, sweep_cells
 from cifar_lab.sweeps.outcome import Outcome
-from cifar_lab.sweeps.search import run_search
-from cifar_lab.sweeps.search_report import closing_lines
-from cifar_lab.sweeps.study import distributions, open_study, open_trials, suggest
-from cifar_lab.sweeps.trial import Trial
+from cifar_lab.sweeps.pool import make_launcher
+from cifar_lab.sweeps.search import closing_lines, run_search
+from cifar_lab.sweeps.study import Trial, counted, open_study, open_trials, suggest
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.signals import Stop
 
@@ -57,7 +56,8 @@ def search(folder: Path, *overrides: str, space: Sequence[str] = SPACE) -> list[
         return sweep_cells([compose_checked([*request.fixed, *lines]).runs[0].config])[0]
 
     with Stop().installed() as stop:
-        return run_search(request, cell_of, folder, stop=stop)
+        where = make_launcher({}, request.options)
+        return run_search(request, cell_of, folder, where, stop=stop)
 
 
 @functools.cache
@@ -231,14 +231,14 @@ def test_a_trial_fails_with_one_of_its_seeds(tmp_path: Path) -> None:
 
 def test_values_do_not_depend_on_when_a_search_was_continued(tmp_path: Path) -> None:
     request = request_of_a_search()
-    space, options = distributions(request.space), request.options.search
+    space, options = request.space, request.options.search
     tried: dict[Path, list[dict[str, str]]] = {}
     for folder, is_reopened in ((tmp_path / "calm", False), (tmp_path / "killed", True)):
         study = study_of(folder)
         for number in range(14):  # of which the first ten are random
             trial = study.ask()
             if is_reopened:  # killed before the second value was drawn
-                suggest(study, trial, dict([*space.items()][:1]), options)
+                suggest(study, trial, space[:1], options)
                 study = study_of(folder)
                 (trial,) = open_trials(study)
             tried.setdefault(folder, []).append(suggest(study, trial, space, options))
@@ -255,6 +255,20 @@ def test_means_of_other_numbers_of_seeds_need_another_study(tmp_path: Path) -> N
     with pytest.raises(UsageError, match=message):
         search(tmp_path, "search.seeds=3")
     assert not list(tmp_path.glob("runs/*"))
+
+
+@pytest.mark.slow
+def test_a_setting_that_is_drawn_again_uses_up_no_trial(tmp_path: Path) -> None:
+    options = ("training.epochs=1", "search.trials=9", "search.sampler=random")
+    space = ("optimizer=sgd,adam", "activation=relu,tanh")
+    outcomes = search(tmp_path, *options, space=space)
+    assert [o.after for o in outcomes] == ["finished"] * 4
+    study = study_of(tmp_path)
+    assert len(counted(study)) == 4
+    assert len({o.cell.run.path for o in outcomes}) == 4
+    assert "4 trials (4 complete)" in closing_lines(request_of_a_search().options.search, tmp_path)
+    repeated = next(t for t in study.trials if "repeats" in t.user_attrs)
+    assert repeated.value == study.trials[repeated.user_attrs["repeats"]].value
 
 
 def finished_runs(folder: Path) -> int:
@@ -284,7 +298,7 @@ def test_a_damaged_journal_is_one_line(tmp_path: Path) -> None:
 def test_other_choices_need_another_study(tmp_path: Path) -> None:
     study = study_of(tmp_path)
     study.tell(study.ask({"optimizer": CategoricalDistribution(["sgd", "adam"])}), 0.5)
-    with pytest.raises(UsageError, match="begun with optimizer from sgd,adam, which cannot become"):
+    with pytest.raises(UsageError, match="begun with other values of optimizer: choose another"):
         search(tmp_path, space=("optimizer=sgd,adam,adamw",))
     assert not list(tmp_path.glob("runs/*"))
 

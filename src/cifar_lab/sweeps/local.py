@@ -108,7 +108,7 @@ def _server() -> Server:
         # torch starts no threads in it, which would not survive a fork.
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         _servers.append(Server(f"import {__name__} as local; local.serve()", environment))
-        atexit.register(_servers[-1].close, 0)
+        atexit.register(_servers[-1].close)
     return _servers[-1]
 
 

@@ -137,10 +137,7 @@ class _Ray(Launcher):
             job.go_on(why, self.settings.max_retries)
 
     def abandon(self, jobs: Sequence["_RayJob"]) -> None:
-        if not jobs:
-            self.server.close(15)
-        self.server.signal_all(9)  # what is left of a local Ray too
-        self.server.close(0)
+        self.server.close(0 if jobs else 15)  # and with it what is left of a local Ray
 
     def _reconnect(self, stop: Stop) -> None:
         """Wait for a lost cluster."""

@@ -81,20 +81,20 @@ class Server:
         """Return whether answers can still come."""
         return self._listener.is_alive()
 
-    def close(self, patience: float = 5.0) -> None:
-        """Let the server end; end it after some seconds."""
+    def close(self, patience: float = 0.0) -> None:
+        """Let the server end; after some seconds kill it and what is left of what it started."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        if self._process.stdout.closed:
+            return
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._listener.join(1)
-        if not self._listener.is_alive():  # no cell outlives the server
-            self._process.stdout.close()
+        self.signal_all(signal.SIGKILL)
+        self._process.wait()
+        self._listener.join(5)
+        self._process.stdout.close()
 
     def signal_all(self, number: int) -> None:
         """Send a signal to the server, if it is there, and to all processes that it started."""
@@ -123,7 +123,7 @@ class ServedProcess:
 
     def kill(self) -> None:
         """End the cell at once, and with it the server."""
-        self._server.signal_all(signal.SIGKILL)
+        self._server.close()
 
 
 def answer(number: int, content: Any) -> None:

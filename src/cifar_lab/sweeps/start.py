@@ -5,10 +5,10 @@ from pathlib import Path
 
 from cifar_lab.config.command_line import parse_command_line
 from cifar_lab.config.request import Request
-from cifar_lab.sweeps import search, search_report
+from cifar_lab.sweeps import search
 from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
 from cifar_lab.sweeps.outcome import Outcome, closing_table, detached_text
-from cifar_lab.sweeps.pool import run_all
+from cifar_lab.sweeps.pool import make_launcher, run_all
 from cifar_lab.training.data import check_data
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.signals import Stop
@@ -31,14 +31,15 @@ def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcom
         if request.options.rerun or cell.state() not in DONE:
             check_data(cell.config)
     if request.space:
-        return search.run_search(request, cell_of, _search_folder(request), stop=stop)
+        where = make_launcher(request.launcher, request.options)
+        return search.run_search(request, cell_of, _search_folder(request), where, stop=stop)
     return run_all(cells, request.options, stop=stop, launcher=request.launcher)
 
 
 def closing_text(request: Request, outcomes: Sequence[Outcome]) -> str:
     """Return the lines with which a sweep or a search ends."""
     if request.space:
-        return search_report.closing_lines(request.options.search, _search_folder(request))
+        return search.closing_lines(request.options.search, _search_folder(request))
     return detached_text(outcomes) if request.options.detach else closing_table(outcomes)
 
 

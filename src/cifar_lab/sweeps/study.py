@@ -1,20 +1,30 @@
-"""A study of Optuna in its journal file: opened, repaired, checked against a search, asked."""
+"""A study of Optuna in its journal file, and its trials: asked, followed, told how they ended."""
 
+import contextlib
+import copy
+import dataclasses
 import logging
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cifar_lab.analysis.run_metrics import in_words
 from cifar_lab.config.launch import Dimension, SearchOptions
-from cifar_lab.errors import Damaged, UsageError, first_line, missing_extra, shorten
+from cifar_lab.errors import Damaged, RunFailed, UsageError, first_line, missing_extra
+from cifar_lab.sweeps.cell import Cell, sweep_cells
+from cifar_lab.sweeps.outcome import Outcome
 
 log = logging.getLogger("cifar_lab")
 
 CONFIRMED = "confirmed"
 """What a study notes of the runs with fresh seeds: the trial's number, their folders by seed."""
+
+RUNS, OVERRIDES, REPEATS = "runs", "overrides", "repeats"
+"""What a trial notes: the folders of its runs by seed, its values, the trial that it repeats."""
 
 _SEEDS = "seeds"
 _MONITOR = "monitor"  # noted where it is not val_accuracy
@@ -59,110 +69,6 @@ def open_study(options: SearchOptions, folder: Path, monitor: str = "val_accurac
     return study
 
 
-def monitored(study: Any) -> str:
-    """Return the score by which the trials of a study are compared."""
-    monitor: str = study.user_attrs.get(_MONITOR, "val_accuracy")
-    return monitor
-
-
-def check_study(
-    study: Any, space: Mapping[str, Any], options: SearchOptions, monitor: str = "val_accuracy"
-) -> None:
-    """Refuse what cannot go on in the same study: other choices, seeds or another score."""
-    from optuna.distributions import check_distribution_compatibility
-
-    def refused(reason: str) -> UsageError:
-        return UsageError(
-            f"search.study={options.study} was begun with {reason}: choose another search.study"
-        )
-
-    trials = study.get_trials(deepcopy=False)
-    if monitored(study) != monitor:
-        minimizes = study.direction.name == "MINIMIZE"
-        if trials or minimizes != (monitor == "val_loss"):
-            raise refused(f"training.monitor={monitored(study)}, which cannot become {monitor}")
-        study.set_user_attr(_MONITOR, monitor)
-    seeds = study.user_attrs.get(_SEEDS, 1 if trials else None)
-    if seeds not in (None, options.seeds):
-        raise refused(
-            f"search.seeds={seeds}, and means of {options.seeds} cannot be compared with its trials"
-        )
-    for trial in trials:
-        for key, distribution in space.items():
-            before = trial.distributions.get(key, distribution)
-            try:
-                check_distribution_compatibility(before, distribution)
-            except ValueError:
-                texts = shorten(_shown(before)), shorten(_shown(distribution))
-                raise refused(f"{key} from {texts[0]}, which cannot become {texts[1]}") from None
-    if seeds is None:
-        study.set_user_attr(_SEEDS, options.seeds)
-
-
-def suggest(
-    study: Any, trial: Any, space: Mapping[str, Any], options: SearchOptions
-) -> dict[str, str]:
-    """Return the values of a trial as one types them; those that it does not have yet are drawn.
-
-    Each is drawn by a sampler of its own, seeded by search.seed, the trial's number and the axis,
-    so that a search that was killed at any moment tries what an undisturbed one would have tried.
-    """
-    import optuna
-
-    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
-    values = {}
-    for axis, (key, distribution) in enumerate(space.items()):
-        sequence = np.random.SeedSequence([options.seed, trial.number, axis])
-        study.sampler = samplers[options.sampler](seed=int(sequence.generate_state(1)[0]))
-        value = _drawn(trial, key, distribution)
-        values[key] = repr(value) if isinstance(value, float) else str(value)
-    return values
-
-
-def open_trials(study: Any) -> list[Any]:
-    """Return the trials that an earlier search left open, as `ask` returned them then.
-
-    Optuna has no public name for a trial's id; tests/test_search.py says when this one breaks.
-    """
-    from optuna.trial import Trial, TrialState
-
-    running = study.get_trials(states=[TrialState.RUNNING])
-    return [Trial(study, frozen._trial_id) for frozen in running]
-
-
-def distributions(space: Sequence[Dimension]) -> dict[str, Any]:
-    """Return Optuna's distribution of each axis of a search."""
-    return {dimension.key: _distribution(dimension) for dimension in space}
-
-
-def _distribution(dimension: Dimension) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    low, high, log_scale = dimension.low, dimension.high, dimension.log
-    if dimension.choices:
-        return CategoricalDistribution(list(dimension.choices))
-    if dimension.whole:
-        step = 1 if log_scale else int(dimension.step or 1)
-        return IntDistribution(int(low), int(high), log=log_scale, step=step)
-    return FloatDistribution(low, high, log=log_scale, step=None if log_scale else dimension.step)
-
-
-def _drawn(trial: Any, key: str, distribution: Any) -> object:
-    kind = type(distribution).__name__
-    if kind == "CategoricalDistribution":
-        return trial.suggest_categorical(key, distribution.choices)
-    draw = trial.suggest_int if kind == "IntDistribution" else trial.suggest_float
-    low, high = distribution.low, distribution.high
-    return draw(key, low, high, step=distribution.step, log=distribution.log)
-
-
-def _shown(distribution: Any) -> str:
-    choices = getattr(distribution, "choices", None)
-    if choices is not None:
-        return ",".join(map(str, choices))
-    return f"({distribution.low:g} to {distribution.high:g}{', log' * distribution.log})"
-
-
 def _repair(path: Path) -> None:
     """Remove a last line that was cut short, to which Optuna would append the next one."""
     from optuna.storages.journal import JournalFileSymlinkLock
@@ -178,3 +84,199 @@ def _repair(path: Path) -> None:
             log.warning("warning: the last line of %s was cut short and was removed", path)
     finally:
         lock.release()
+
+
+def counted(study: Any) -> list[Any]:
+    """Return the trials of a study but for those that repeat another one."""
+    return [t for t in study.get_trials(deepcopy=False) if REPEATS not in t.user_attrs]
+
+
+def monitored(study: Any) -> str:
+    """Return the score by which the trials of a study are compared."""
+    monitor: str = study.user_attrs.get(_MONITOR, "val_accuracy")
+    return monitor
+
+
+def check_study(study: Any, options: SearchOptions, monitor: str = "val_accuracy") -> None:
+    """Refuse what cannot go on in the same study: another number of seeds, another score."""
+    trials = study.get_trials(deepcopy=False)
+    if monitored(study) != monitor:
+        minimizes = study.direction.name == "MINIMIZE"
+        if trials or minimizes != (monitor == "val_loss"):
+            before = f"training.monitor={monitored(study)}, which cannot become {monitor}"
+            raise _begun_with(options, before)
+        study.set_user_attr(_MONITOR, monitor)
+    seeds = study.user_attrs.get(_SEEDS, 1 if trials else None)
+    if seeds is None:
+        study.set_user_attr(_SEEDS, options.seeds)
+    elif seeds != options.seeds:
+        why = f"and means of {options.seeds} cannot be compared with its trials"
+        raise _begun_with(options, f"search.seeds={seeds}, {why}")
+
+
+def _begun_with(options: SearchOptions, before: str) -> UsageError:
+    return UsageError(
+        f"search.study={options.study} was begun with {before}: choose another search.study"
+    )
+
+
+def suggest(
+    study: Any, trial: Any, space: Sequence[Dimension], options: SearchOptions
+) -> dict[str, str]:
+    """Return the values of a trial as one types them; those that it does not have yet are drawn.
+
+    Each is drawn by a sampler of its own, seeded by search.seed, the trial's number and the axis,
+    so that a search that was killed at any moment tries what an undisturbed one would have tried.
+    Raises UsageError if the study was begun with other choices.
+    """
+    import optuna
+
+    samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
+    values = {}
+    for axis, dimension in enumerate(space):
+        sequence = np.random.SeedSequence([options.seed, trial.number, axis])
+        study.sampler = samplers[options.sampler](seed=int(sequence.generate_state(1)[0]))
+        try:
+            value = _drawn(trial, dimension)
+        except ValueError:  # Optuna's words for it are "dynamic value space"
+            raise _begun_with(options, f"other values of {dimension.key}") from None
+        values[dimension.key] = repr(value) if isinstance(value, float) else str(value)
+    return values
+
+
+def _drawn(trial: Any, dimension: Dimension) -> object:
+    key, low, high = dimension.key, dimension.low, dimension.high
+    step = None if dimension.log else dimension.step
+    if dimension.choices:
+        return trial.suggest_categorical(key, list(dimension.choices))
+    if dimension.whole:
+        return trial.suggest_int(key, int(low), int(high), step=int(step or 1), log=dimension.log)
+    return trial.suggest_float(key, low, high, step=step, log=dimension.log)
+
+
+def open_trials(study: Any) -> list[Any]:
+    """Return the trials that an earlier search left open, as `ask` returned them then.
+
+    Optuna has no public name for a trial's id; tests/test_search.py says when this one breaks.
+    """
+    from optuna.trial import Trial as OptunaTrial
+    from optuna.trial import TrialState
+
+    running = study.get_trials(states=[TrialState.RUNNING])
+    return [OptunaTrial(study, frozen._trial_id) for frozen in running]
+
+
+def tell(study: Any, trial: Any, value: float | None = None, *, state: str = "COMPLETE") -> None:
+    """Tell the study how a trial ended, unless another search on the same study has done so."""
+    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.trial import TrialState
+
+    with contextlib.suppress(UpdateFinishedTrialError):
+        study.tell(trial, value, state=TrialState[state])
+
+
+def with_seeds(cell: Cell, first: int, count: int) -> list[Cell]:
+    """Return `count` cells like this one, whose seeds are `first` above its own and so on."""
+    config = cell.config
+    seeds = range(config.seed + first, config.seed + first + count)
+    return sweep_cells([dataclasses.replace(config, seed=seed) for seed in seeds])
+
+
+def by_seed(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return the folder of each cell, by its seed, as a study notes them."""
+    return {str(cell.config.seed): str(cell.run.path) for cell in cells}
+
+
+class Trial:
+    """An open trial of a study. Its runs come one after another; its value is their mean.
+
+    A trial of one run is pruned by that run's validation curve. A trial of several is pruned
+    between them, by the mean of those that are finished; `goes_on` then tells whether the next one
+    is to run, which is `cell`.
+    """
+
+    def __init__(self, study: Any, trial: Any, cells: Sequence[Cell], lines: Sequence[str]) -> None:
+        self.cells, self.goes_on = cells, True
+        self._study, self._trial = study, trial
+        self._monitor = cells[0].config.training.monitor
+        self._values: list[float] = []
+        self._is_pruned = False
+        for key, noted in {OVERRIDES: list(lines), RUNS: by_seed(cells)}.items():
+            if trial.user_attrs.get(key) != noted:
+                trial.set_user_attr(key, noted)
+
+    @property
+    def cell(self) -> Cell:
+        """The run that is going on or comes next."""
+        return self.cells[len(self._values)]
+
+    @property
+    def runs_left(self) -> int:
+        """How many runs are not finished."""
+        return len(self.cells) - len(self._values)
+
+    def is_behind(self, warmup_epochs: int) -> bool:
+        """Hand new epochs of the run to the pruner; return whether it ends the trial."""
+        if len(self.cells) == 1 and (epoch := self._report_epochs()):
+            may_stop = warmup_epochs <= epoch < self.cell.config.training.epochs
+            self._is_pruned |= may_stop and self._trial.should_prune()
+        return self._is_pruned
+
+    def ended(self, outcome: Outcome) -> Outcome:
+        """Tell the study how a run ended; a trial that was interrupted stays open in it."""
+        self.goes_on = False
+        if len(self.cells) == 1:
+            self._report_epochs()
+        summary = outcome.cell.summary() if outcome.after == "finished" else None
+        value = getattr(summary, f"best_{self._monitor}", None)
+        if value is not None:
+            self._values.append(value)
+            self._finish_or_go_on()
+        elif self._is_pruned and outcome.after == "interrupted":
+            tell(self._study, self._trial, state="PRUNED")
+            return dataclasses.replace(outcome, after="pruned", code=0, error=None)
+        elif outcome.after in ("failed", "damaged", "finished") or outcome.code in (1, 2):
+            tell(self._study, self._trial, state="FAIL")
+        return outcome
+
+    def _finish_or_go_on(self) -> None:
+        done, mean = len(self._values), math.fsum(self._values) / len(self._values)
+        if len(self.cells) > 1:
+            self._report({done: mean})
+        if done == len(self.cells):
+            tell(self._study, self._trial, mean)
+        elif self._is_behind_others(done, mean):
+            log.info(
+                "trial %d is pruned after %d of %d seeds: their mean %s is %.4f",
+                *(self._trial.number, done, len(self.cells), in_words(self._monitor), mean),
+            )
+            tell(self._study, self._trial, state="PRUNED")
+        else:
+            self.goes_on = True
+
+    def _is_behind_others(self, done: int, mean: float) -> bool:
+        """Ask the pruner by the mean of all finished runs, where it would take the best mean."""
+        frozen = copy.copy(self._frozen())
+        frozen.intermediate_values = {done: mean}
+        return bool(self._study.pruner.prune(self._study, frozen))
+
+    def _frozen(self) -> Any:
+        """Return what the study knows of the trial."""
+        return self._study.get_trials(deepcopy=False)[self._trial.number]
+
+    def _report_epochs(self) -> int:
+        """Hand new validation scores to the study; return the last epoch, 0 if none is new."""
+        with contextlib.suppress(RunFailed):
+            rows = self.cells[0].run.read_metrics()
+            scores = {row.epoch: getattr(row, self._monitor) for row in rows}
+            if self._report({k: value for k, value in scores.items() if value is not None}):
+                return len(rows)
+        return 0
+
+    def _report(self, values: dict[int, float]) -> bool:
+        """Report values that the study does not have yet; return whether there were any."""
+        told = self._frozen().intermediate_values
+        new = {step: value for step, value in values.items() if step not in told}
+        for step, value in new.items():
+            self._trial.report(value, step)
+        return bool(new)

@@ -26,7 +26,7 @@ from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.pool import make_launcher
-from cifar_lab.sweeps.ray import RaySettings, task_options
+from cifar_lab.sweeps.ray import RaySettings, task_resources
 from cifar_lab.training.preflight import compose_checked
 
 SCRIPT = Path(__file__).parent / "ray_cluster.py"
@@ -310,11 +310,10 @@ def test_what_a_cell_takes_of_a_node(tmp_path: Path) -> None:
     request = compose_checked([*TINY, "-m", *ON_RAY, f"output_dir={tmp_path}", "threads=3"])
     config = request.runs[0].config
     settings = RaySettings(mem_gb=0.5, resources={"big": 1.0})
-    asked = task_options(config, settings, LaunchOptions(jobs_per_gpu=4))
-    assert (asked["num_cpus"], asked["memory"], asked["num_gpus"]) == (3, 500_000_000, 0)
-    assert asked["resources"] == {"big": 1.0}
+    asked = task_resources(config, settings, LaunchOptions(jobs_per_gpu=4))
+    assert asked == {"CPU": 3, "memory": 500_000_000, "big": 1.0}
     on_gpu = dataclasses.replace(config, device="cuda")
-    assert task_options(on_gpu, settings, LaunchOptions(jobs_per_gpu=4))["num_gpus"] == 0.25
+    assert task_resources(on_gpu, settings, LaunchOptions(jobs_per_gpu=4))["GPU"] == 0.25
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,8 @@ def test_jobs_fit_the_gpus_the_cores_and_the_memory(
     assert launcher.fitting_jobs(on_gpu, "auto", jobs_per_gpu=2) == (4, ["2", "5", "2", "5"])
     assert launcher.fitting_jobs(on_gpu, 8) == (2, ["2", "5"])
     assert launcher.fitting_jobs(on_gpu, 1) == (1, ["2"])
+    second = [dataclasses.replace(cell.config, device="cuda:1")] * 9
+    assert launcher.fitting_jobs(second, "auto", jobs_per_gpu=2) == (2, ["", ""])
     assert launcher.fitting_jobs(on_cpu, "auto") == (5, [""] * 5)
     assert launcher.fitting_jobs(on_cpu, 3)[0] == 3
     four_threads = [dataclasses.replace(config, threads=4) for config in on_cpu]

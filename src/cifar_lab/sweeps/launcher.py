@@ -122,18 +122,22 @@ def fitting_jobs(
 ) -> tuple[int, list[str]]:
     """Return how many cells run at a time, and the GPU of each such slot ("" where none is given).
 
-    auto fills the GPUs that are visible, or else the cores, as far as the memory goes.
+    auto fills the GPUs that are visible, or else the cores, as far as the memory goes. Where cells
+    name their GPU (`cuda:1`), they see all of them and choose it themselves.
     """
+    devices = {config.device for config in configs}
+    gpus = [""] * len(devices) if any(":" in name for name in devices) else []
+    if "cuda" in devices:
+        gpus = gpus or device.visible_gpus() or [""]
     wanted: int | None = None if jobs == "auto" else jobs
-    if any(config.device == "cuda" for config in configs):
-        gpus = device.visible_gpus()
+    if gpus:
         fitting = len(gpus) * jobs_per_gpu
         count = max(1, min(wanted or fitting, fitting, len(configs)))
         return count, [gpus[slot % len(gpus)] for slot in range(count)]
     if wanted is None:
         threads = max((config.threads or 1 for config in configs), default=1)
-        on_mps = any(config.device == "mps" for config in configs)
-        wanted = 1 if on_mps else min(_cores() // threads, _free_memory() // _BYTES_PER_JOB)
+        fitting = min(_cores() // threads, _free_memory() // _BYTES_PER_JOB)
+        wanted = 1 if "mps" in devices else fitting
     count = max(1, min(wanted, len(configs)))
     return count, [""] * count
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.ranking import rank
 from cifar_lab.analysis.seed_groups import collect
@@ -51,8 +52,9 @@ class LiveLine:
 
     def __init__(self, total: int, pace: Pace) -> None:
         self._total, self._pace = total, pace
-        self._shown = 0.0
+        self._next = 0.0
         self._failed = 0
+        self._has_estimate = False
         self._bar: Any = None
         if shows_bars():
             layout = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
@@ -65,38 +67,52 @@ class LiveLine:
         if self._bar is not None:
             self._bar.close()
 
-    def ended(self, outcome: Outcome) -> None:
+    def ended(self, outcome: Outcome, left: Sequence[Cell], slots: int) -> None:
         """Report that a cell has ended; on a terminal only if it did not finish."""
         self._failed += outcome.has_failed
         self._pace.learn(outcome.cell)
         if self._bar is None or outcome.code:
-            name, error = outcome.cell.run.path.name, f" ({outcome.error})" * bool(outcome.error)
-            log.info("%s: %s in %s%s", name, outcome.after, duration(outcome.seconds), error)
+            parts = [f"{outcome.after} in {duration(outcome.seconds)}"]
+            name, score = _score(outcome)
+            parts += [f"{name.removesuffix(' accuracy')} {score}"] if score != "-" else []
+            seconds = self._pace.time_left(left, slots) if left else None
+            parts += [f"{duration(seconds)} left"] if seconds is not None else []
+            error = f" ({outcome.error})" if outcome.error else ""
+            done, folder = self._total - len(left), outcome.cell.run.path.name
+            log.info("[%d/%d] %s: %s%s", done, self._total, folder, ", ".join(parts), error)
 
     def show(self, running: Sequence[Cell], waiting: Sequence[Cell], slots: int) -> None:
-        """Bring the live line up to date, at most once a second."""
-        if self._bar is None or time.monotonic() - self._shown < 1:
+        """Bring the live line up to date, about once a second; tell the time of all cells once.
+
+        It is known from the start where such runs are finished, else after the first epoch.
+        """
+        if time.monotonic() < self._next:
             return
-        self._shown = time.monotonic()
+        self._next = time.monotonic() + 1 + len(waiting) / 1000  # a file of each is looked for
+        if not self._has_estimate:
+            for cell in running:
+                self._pace.learn_running(cell)
         left = self._pace.time_left([*running, *waiting], slots)
-        text = f"{len(running)} running, {self._failed} failed"
-        text += f", {duration(left)} left" if left is not None else ""
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(self._total - len(running) - len(waiting) - self._bar.n)
-        self._bar.refresh()
+        if left is not None and not self._has_estimate:
+            self._has_estimate = True
+            log.info("about %s for what is left, if no run stops early", duration(left))
+        if self._bar is not None:
+            text = f"{len(running)} running, {self._failed} failed"
+            text += f", {duration(left)} left" if left is not None else ""
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(self._total - len(running) - len(waiting) - self._bar.n)
+            self._bar.refresh()
 
 
 def closing_table(outcomes: Sequence[Outcome]) -> str:
     """Return what became of each cell, the best setting by validation, and how to compare them."""
     names = short_names(list(outcomes[0].cell.axes))
-    monitors = {outcome.cell.config.training.monitor for outcome in outcomes}
-    monitor = monitors.pop() if len(monitors) == 1 else "val_accuracy"
-    rows = [[*names, "before", "after", monitor.replace("_", " "), "time", "folder", "error"]]
+    monitors = {_score(outcome)[0] for outcome in outcomes}
+    monitor = monitors.pop() if len(monitors) == 1 else "score"
+    rows = [[*names, "before", "after", monitor, "time", "folder", "error"]]
     for outcome in outcomes:
-        cell = outcome.cell
-        summary = cell.summary() if outcome.after != "damaged" else None
-        validation = getattr(summary, f"best_{monitor}", None)
-        score = f"{validation:.4f}" if validation is not None else "-"
+        cell, (name, score) = outcome.cell, _score(outcome)
+        score = score if name == monitor else f"{name} {score}"
         seconds = duration(outcome.seconds) if outcome.seconds else "-"
         error = shorten((outcome.error or "").replace(f"{cell.run.path}/", ""), 160)
         row = [outcome.before, outcome.after, score, seconds, str(cell.run.path), error]
@@ -104,6 +120,15 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
     finished = [outcome.cell.run for outcome in outcomes if outcome.after == "finished"]
     best = _best_settings(finished) if finished else []
     return "\n".join([*align(rows), _counts(outcomes), *best])
+
+
+def _score(outcome: Outcome) -> tuple[str, str]:
+    """Return the score that a run monitors and its best value, - where there is none."""
+    name = f"best_{outcome.cell.config.training.monitor}"
+    summary = outcome.cell.summary() if outcome.after != "damaged" else None
+    value = getattr(summary, name, None)
+    shown = run_metrics.show(name, value) if value is not None else "-"
+    return name.removeprefix("best_").replace("_", " "), shown
 
 
 def detached_text(outcomes: Sequence[Outcome]) -> str:
@@ -141,7 +166,7 @@ def _best_settings(runs: Sequence[RunDir]) -> list[str]:
         with contextlib.suppress(UsageError, RunFailed):  # `summarize` names what it cannot read
             readable.append(FoundRun(run))
     collection = collect(_folder(runs), readable)
-    rank(collection, None, compare=False)
+    rank(collection, None)
     best = [best_text(collection, group) for group in collection.ranking if group.chosen]
     return [*best, f"to compare them: {_summarize(runs)}"]
 

@@ -82,6 +82,7 @@ class _Ray(Launcher):
         super().__init__(options)
         self.settings = settings
         self.server: Server
+        self._losses: list[float] = []  # when the whole cluster was lost
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Connect to the cluster; return how many cells its nodes hold, or `jobs` if it is set.
@@ -92,11 +93,11 @@ class _Ray(Launcher):
         log.info("Ray (%s): %d node%s", self.settings.target, len(nodes), "s" * (len(nodes) != 1))
         if self.options.jobs != "auto":
             return max(1, min(self.options.jobs, len(configs)))
-        needs = [task_options(c, self.settings, self.options) for c in configs]
+        needs = [task_resources(config, self.settings, self.options) for config in configs]
         fitting = min(sum(_fitting(node, need) for node in nodes) for need in needs)
         if fitting == 0:
             self.abandon([])
-            names = " and ".join(f"{v:g} {k}" for k, v in _resources(needs[0]))
+            names = " and ".join(f"{amount:g} {name}" for name, amount in needs[0].items())
             raise Unavailable(
                 f"no node of the Ray cluster has {names} for a cell; jobs=N waits for nodes to come"
             )
@@ -110,15 +111,14 @@ class _Ray(Launcher):
         arguments = f"{target!r}, {env_vars!r}, {_own_modules(targets.trusted())!r}"
         code = f"from cifar_lab.sweeps import ray_driver; ray_driver.serve({arguments})"
         self.server = Server(code, {**_RAY_DEFAULTS, **os.environ})
-        nodes = None
         try:
-            nodes = self.server.first_answer()
-        finally:
-            if nodes is None:
-                self.abandon([])
+            nodes: list[dict[str, float]] | None = self.server.first_answer()
+        except BaseException:
+            self.abandon([])
+            raise
         if nodes is None:
             raise Unavailable(f"Ray ({target}) cannot be used: {self.server.last_words}")
-        return list(nodes)
+        return nodes
 
     def start(self, cells: Sequence[Cell]) -> list["_RayJob"]:
         return [_RayJob(cell, self) for cell in cells]
@@ -126,27 +126,31 @@ class _Ray(Launcher):
     def wait(self, jobs: Sequence["_RayJob"], stop: Stop) -> None:
         super().wait(jobs, stop)
         lost = [job for job in jobs if job.is_lost()]
-        if not lost:
-            return
-        why = "its worker or its node is lost"
-        if not self.server.is_alive():
-            why = "the Ray cluster was lost"
+        is_cluster_lost = bool(lost) and not self.server.is_alive()
+        if is_cluster_lost:
             self._reconnect(stop)
         for job in lost:
             job.was_asked |= stop.signal is not None
-            job.go_on(why, self.settings.max_retries)
+            job.go_on(0 if is_cluster_lost else 1, self.settings.max_retries)
 
     def abandon(self, jobs: Sequence["_RayJob"]) -> None:
         self.server.close(0 if jobs else 15)  # and with it what is left of a local Ray
 
     def _reconnect(self, stop: Stop) -> None:
-        """Wait for a lost cluster."""
+        """Wait for a lost cluster, or start a local one again."""
         why, target, seconds = (
             self.server.last_words,
             self.settings.target,
             self.settings.reconnect_seconds,
         )
         self.abandon([])
+        self._losses = [at for at in self._losses if time.monotonic() - at < 600]
+        self._losses.append(time.monotonic())
+        if len(self._losses) > self.settings.max_retries:
+            raise Unavailable(
+                f"Ray ({target}) was lost {len(self._losses)} times in ten minutes: {why}; the "
+                "same line goes on from here"
+            )
         log.warning("Ray (%s) is lost: %s; waiting up to %g s", target, why, seconds)
         deadline = time.monotonic() + seconds
         while stop.signal is None:
@@ -173,7 +177,7 @@ class _RayJob(Job):
             folder=str(self.cell.run.path.absolute()),
             arguments=self._launcher.arguments(self.cell),
             cwd=str(Path.cwd()),
-            needs=task_options(self.cell.config, self._launcher.settings, self._launcher.options),
+            needs=task_resources(self.cell.config, self._launcher.settings, self._launcher.options),
         )
 
     def stop(self) -> None:
@@ -186,29 +190,26 @@ class _RayJob(Job):
     def poll(self) -> int | None:
         return None if self.is_lost() else self._process.poll()
 
-    def go_on(self, why: str, retries: int) -> None:
+    def go_on(self, losses: int, retries: int) -> None:
         """Send the cell again after a loss, unless it was stopped or is lost often."""
-        self._losses += 1
+        self._losses += losses
         self._is_given_up = self.was_asked or self._losses > retries
         if self._is_given_up:
-            self.loss = f"lost {self._losses} times, now: {why}"
-        else:
-            name = self.cell.run.path.name
+            self.loss = f"its worker or its node was lost {self._losses} times"
+            return
+        if losses:
+            why, name = "its worker or its node is lost", self.cell.run.path.name
             log.warning("%s: %s (try %d of %d follows)", name, why, self._losses + 1, retries + 1)
-            self._send()
+        self._send()
 
 
-def task_options(
+def task_resources(
     config: RunConfig, settings: RaySettings, options: LaunchOptions
-) -> dict[str, Any]:
-    """Return what the task of a cell takes of its node: CPUs, GPUs, bytes of memory, others."""
-    on_gpu = config.device.startswith("cuda")
-    return {
-        "num_cpus": config.threads or 1,
-        "num_gpus": 1 / options.jobs_per_gpu if on_gpu else 0,
-        "memory": int(settings.mem_gb * 1e9),
-        "resources": settings.resources or {},
-    }
+) -> dict[str, float]:
+    """Return what the task of a cell takes of its node, by the names of Ray's resources."""
+    gpus = 1 / options.jobs_per_gpu if config.device.startswith("cuda") else 0
+    needs = {"CPU": config.threads or 1, "GPU": gpus, "memory": int(settings.mem_gb * 1e9)}
+    return {name: n for name, n in {**needs, **(settings.resources or {})}.items() if n}
 
 
 def _own_modules(trusted: Sequence[str]) -> list[str]:
@@ -224,16 +225,9 @@ def _own_modules(trusted: Sequence[str]) -> list[str]:
     return files
 
 
-def _fitting(node: Mapping[str, float], needs: Mapping[str, Any]) -> int:
+def _fitting(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
     """Return how many cells with these needs a node holds."""
-    shares = [node.get(name, 0.0) / amount for name, amount in _resources(needs) if amount > 0]
-    return math.floor(min(shares) + 1e-6) if shares else 0
-
-
-def _resources(needs: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """Return the needs of a task by the names of Ray's resources."""
-    named = [("CPU", needs["num_cpus"]), ("GPU", needs["num_gpus"]), ("memory", needs["memory"])]
-    return [*named, *needs["resources"].items()]
+    return math.floor(min(node.get(name, 0.0) / n for name, n in needs.items()) + 1e-6)
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

@@ -83,8 +83,10 @@ def _run_task(request: dict[str, Any], stop: threading.Event) -> int:
     import ray
     from ray import exceptions
 
-    task = ray.remote(run_on_worker).options(max_retries=0, **request["needs"])
-    reference = task.remote(request)
+    needs = dict(request["needs"])
+    options = {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0), "max_retries": 0}
+    options |= {"memory": needs.pop("memory", 0), "resources": needs}
+    reference = ray.remote(run_on_worker).options(**options).remote(request)
     was_asked = False
     while not ray.wait([reference], timeout=0.1)[0]:
         if stop.is_set() and not was_asked:
@@ -99,7 +101,10 @@ def _run_task(request: dict[str, Any], stop: threading.Event) -> int:
         error = first_line(problem)
     except exceptions.RayTaskError as problem:
         error = first_line(problem.cause)
-    except exceptions.RayError:
+    except exceptions.RayError as problem:
+        is_alone = isinstance(problem, exceptions.LocalRayletDiedError)
+        if is_alone or not any(node["Alive"] for node in ray.nodes()):
+            raise  # no try of any cell: without a node each would fail within a second
         code = LOST
     if error is not None:
         from cifar_lab.runs.run_dir import RunDir

@@ -98,10 +98,8 @@ class _Search(Source):
         # What the trials to come will try is not known yet.
         if not self._has_trials() and not self._running:
             return self._fresh()
-        begun = sum(trial.runs_left for trial in self._open)
-        begun += sum(trial.runs_left - 1 for trial in self._running.values() if trial)
-        new = self._new_trials() * self._options.seeds
-        return [self._example] * (begun + new + self._options.confirm)
+        trials = len(self._open) + self._new_trials()
+        return [self._example] * (trials * self._options.seeds + self._options.confirm)
 
     def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> Cell | None:
         while self._has_trials():
@@ -202,12 +200,8 @@ def _is_done(cell: Cell) -> bool:
 
 def search_size(options: SearchOptions) -> str:
     """Return how many trials a search has, and of how many seeds."""
-    text = f"{options.trials} trial{'s' * (options.trials != 1)}"
-    if options.seeds > 1:
-        text += f" of {options.seeds} seeds each"
-    if options.confirm:
-        text += f", then {options.confirm} run{'s' * (options.confirm != 1)} of the best setting"
-    return text
+    text = f"{options.trials} trials" + f" of {options.seeds} seeds each" * (options.seeds > 1)
+    return text + f", then {options.confirm} runs of the best setting" * bool(options.confirm)
 
 
 def closing_lines(options: SearchOptions, folder: Path) -> str:
@@ -260,9 +254,7 @@ def _best_lines(best: Any, complete: int, options: SearchOptions, monitor: str) 
             f"this is the {end} of {complete} values and therefore likely to be too {side}"
             + "; search.confirm=5 runs the setting with fresh seeds" * (not options.confirm)
         )
-    folders = list(best.user_attrs.get(RUNS, {}).values())
-    label = "its folder" if len(folders) == 1 else "its folders"
-    return [*lines, *(f"{label}: {name}" for name in folders[:1]), *(f"  {n}" for n in folders[1:])]
+    return [*lines, "in " + "\n   ".join(best.user_attrs.get(RUNS, {}).values())]
 
 
 def _confirming_lines(study: Any) -> list[str]:

@@ -127,9 +127,10 @@ class _SlurmJob(Job):
 def sbatch_options(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
     """Return the options of sbatch for an array of these cells, without their dashes."""
     given = {k.replace("_", "-"): v for k, v in settings.items() if k not in _OURS}
-    on_cuda = any(cell.config.device.startswith("cuda") for cell in cells)
+    given = {k: v for k, v in given.items() if v is not None} | settings["additional_parameters"]
     defaults = {"cpus-per-task": max((cell.config.threads or 1 for cell in cells), default=1)}
-    if on_cuda and not any(value and "g" in name[:2] for name, value in given.items()):
+    asks_for_gpus = any(name.startswith(("gres", "gpus")) for name in given)
+    if not asks_for_gpus and any(cell.config.device.startswith("cuda") for cell in cells):
         defaults["gpus-per-node"] = 1
     return {
         "job-name": settings["name"],
@@ -140,8 +141,7 @@ def sbatch_options(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict[s
         "open-mode": "append",
         "requeue": True,
         **defaults,
-        **{name: value for name, value in given.items() if value is not None},
-        **settings["additional_parameters"],
+        **given,
     }
 
 

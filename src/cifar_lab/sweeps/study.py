@@ -210,11 +210,6 @@ class Trial:
         """The run that is going on or comes next."""
         return self.cells[len(self._values)]
 
-    @property
-    def runs_left(self) -> int:
-        """How many runs are not finished."""
-        return len(self.cells) - len(self._values)
-
     def is_behind(self, warmup_epochs: int) -> bool:
         """Hand new epochs of the run to the pruner; return whether it ends the trial."""
         if len(self.cells) == 1 and (epoch := self._report_epochs()):

@@ -37,6 +37,12 @@ class Pace:
             if summary and summary.status == "finished" and summary.epoch_seconds is not None:
                 self.note(cell.config, summary.epoch_seconds, summary.overhead_seconds or 0.0)
 
+    def learn_running(self, cell: Cell) -> None:
+        """Note how long the epochs of a run that goes on take."""
+        with contextlib.suppress(UsageError, RunFailed):
+            if rows := cell.run.read_metrics():
+                self.note(cell.config, sum(row.seconds for row in rows) / len(rows), 0.0)
+
     def note(self, config: RunConfig, epoch_seconds: float, overhead_seconds: float) -> None:
         """Note seconds per epoch, and those before the first and after the last."""
         for key in _kinds(config):

@@ -151,12 +151,16 @@ def device_kind(device: str) -> str:
 
 
 def visible_gpus() -> list[str]:
-    """Return the names by which CUDA_VISIBLE_DEVICES selects the GPUs of this process."""
+    """Return the names by which CUDA_VISIBLE_DEVICES selects the GPUs of this process.
+
+    CUDA ends that list at the first name that is no GPU of this machine, such as -1. Names of GPUs
+    and their parts (GPU-..., MIG-...) are handed on as they are.
+    """
     import torch
 
-    asked = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count, asked = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in asked.split(",")] if asked else []
-    return names or [str(index) for index in range(torch.cuda.device_count())]
+    return names[:count] or [str(index) for index in range(count)]
 
 
 def wait_for(device: str) -> None:

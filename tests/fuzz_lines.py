@@ -78,26 +78,6 @@ HYDRA = [
 ]
 """Flags and settings of Hydra, ours and others."""
 
-OUTPUT_OPTIONS = (
-    *("summarize", "evaluate", "predict run"),
-    *("evaluate run --side-by-side", "export run --format pt2 --output", "describe --figure"),
-    *("reproduce S3 --dry-run --markdown", "benchmark --json", "reproduce S3 --dry-run --keep"),
-    "compare run",
-)
-BAD_PATHS = ("", "file.txt/x.png", "/dev/full", "loop", "a\x00b", "x" * 300)
-DIRECTED = (
-    *([*words.split(), path] for words in OUTPUT_OPTIONS for path in BAD_PATHS),
-    *(["evaluate", "run", "--device", name] for name in ("meta", "gpu", "cuda:99")),
-    *(["evaluate", "run", name] for name in ("queued", "nowhere", "empty")),
-    *(["export", "run", "--format=pt2", "--output", "/proc/x.pt2"],),
-    *(["evaluate", "queued"], ["evaluate", "run", "--probabilities", "-1"]),
-    *(["describe", *TINY, "--images", images] for images in ("a", "99999", "-1", "9" * 400)),
-    *(["train", *TINY, f"split.validation={count}"] for count in ("1436", "1437", "0.9999")),
-    *(["train", *TINY, f"dataset.image_shape=[{n},4096,4096]"] for n in (1, 3)),
-    *(["train", "dataset=npz", f"dataset.source.path={p}"] for p in ("~nobody/x", "loop")),
-    ["train", "dataset=image_folder", "dataset.source.path=~nobody/x"],
-)
-"""Lines that once ended in a traceback, waited forever, or wrote before they were refused."""
 
 Words = list[str]
 Options = dict[str, Sequence[str]]

@@ -41,14 +41,6 @@ def test_the_first_convolution_whitens_patches() -> None:
     assert torch.equal(model.whiten.weight[:12], -model.whiten.weight[12:])
 
 
-def test_convolutions_begin_as_the_identity() -> None:
-    model = Airbench((3, 16, 16), 10, nn.GELU, widths=[4, 8, 8])
-    images = torch.rand(2, 4, 8, 8)
-    first = next(iter(model.groups.group2))  # type: ignore[arg-type]
-    assert isinstance(first, nn.Conv2d)
-    assert torch.allclose(first(images)[:, :4], images)
-
-
 def test_a_bias_moves_and_decays_as_with_a_rate_of_its_own() -> None:
     """Ten steps of Nesterov SGD, beside a plain batch norm whose bias has 64 times the rate."""
     torch.manual_seed(0)
@@ -178,29 +170,8 @@ def test_the_first_bias_is_its_scale_times_its_parameter() -> None:
             Airbench((3, 16, 16), 10, nn.GELU, widths=[4, 8, 8], **wrong)
 
 
-def test_a_model_without_first_bias_keeps_its_address() -> None:
-    """The address that this command had before there was the setting."""
-    line = ["model=airbench_small", "dropout=none", "dataset=digits", "device=cpu"]
-    config = compose_checked(line).runs[0].config
-    assert "first_bias_epochs" not in config.model
-    assert address(config).name == "digits-airbench_small-adam-relu-lr0.001-seed0-00c1109b"
-
-
 def test_the_recipe_before_lookahead_and_first_bias_finds_its_kept_runs() -> None:
     before = ["training.lookahead.every=null", "model.first_bias_epochs=null", "device=cpu"]
     (cell,) = compose_checked(["experiment=airbench_small", *before, "seed=1"]).runs
     kept = Path(__file__).resolve().parent.parent / "docs" / "results" / "airbench_small_before"
     assert (kept / address(cell.config).name / "config.yaml").is_file()
-
-
-def test_the_recipe_with_muon_trains_the_convolutions_by_it_and_learns() -> None:
-    line = ["experiment=airbench_muon_small", *SMALL[1:], "training.epochs=2"]
-    (cell,) = compose_checked(line).runs
-    state, batches = build_state(cell.config, load_splits(cell.config, "cpu"), "cpu")
-    hidden, others = state.optimizer.param_groups
-    assert [p.ndim for p in hidden["params"]] == [4] * 6
-    assert (hidden["lr"], others["lr"]) == (0.24, cell.config.optimizer["rest_lr"])
-    rows = [p.row for p in fit(state, batches, None, cell.config.training) if p.row is not None]
-    assert rows[1].train_loss < rows[0].train_loss - 0.1
-    norms = [p.norm() / len(p) ** 0.5 for p in hidden["params"]]
-    assert all(0.7 < norm < 1.3 for norm in norms)

@@ -20,7 +20,6 @@ from cifar_lab.training.augment import (
     sample_mixings,
 )
 from cifar_lab.training.batches import Batches, Normalisation
-from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.splits import Split
 from cifar_lab.training.step import hits
 
@@ -105,14 +104,6 @@ def measures(boxes: Tensor) -> list[Tensor]:
     return [top, left, bottom - top, right - left, (bottom - top) * (right - left)]
 
 
-def test_as_many_images_are_erased_as_asked() -> None:
-    boxes = sample_erasing(4000, 0.25, (32, 32), seeded(5))
-    erased = int((boxes[:, 1] > boxes[:, 0]).sum())
-    assert abs(erased - 1000) < 5 * (4000 * 0.25 * 0.75) ** 0.5
-    assert bool(((boxes[:, 1] > boxes[:, 0]) == (boxes[:, 3] > boxes[:, 2])).all())
-    assert not (sample_erasing(100, 0.0, (32, 32), seeded(5))[:, :2].diff(dim=1)).any()
-
-
 # --- mixed images ----------------------------------------------------------------------------
 
 
@@ -130,14 +121,6 @@ def test_batches_are_mixed_as_torchvision_mixes_them(kind: str) -> None:
         mixed, shares = mix(images, labels, mixing, 4)
         assert torch.allclose(mixed, expected_images, atol=1e-6)
         assert torch.allclose(shares, expected_labels, atol=1e-6)
-
-
-def test_with_mixup_and_cutmix_each_batch_gets_one_of_them() -> None:
-    config = AugmentationConfig(mixup=0.2, cutmix=1.0)
-    cuts = sum(m.box is not None for m in sample_mixings(config, 400, (8, 8), 1))
-    assert abs(cuts - 200) < 50
-    alone = sample_mixings(AugmentationConfig(cutmix=1.0), 20, (8, 8), 1)
-    assert all(m.box is not None for m in alone)
 
 
 def test_accuracy_counts_the_share_of_the_recognised_class() -> None:
@@ -200,17 +183,3 @@ def test_layout_and_the_draws_of_crop_and_flip_stay_as_they_are() -> None:
         assert erased.is_contiguous(memory_format=layout)
     for images, _ in batches(EVERYTHING, memory_format=layout).epoch(1):
         assert images.is_contiguous(memory_format=layout)
-
-
-@pytest.mark.parametrize(
-    "name", ["cutout", "erasing", "mixup", "cutmix", "trivial_augment", "rand_augment"]
-)
-def test_each_option_composes_and_is_another_run(name: str) -> None:
-    line = ["dataset=cifar10", "device=cpu"]
-    chosen = compose_checked([*line, f"augmentation={name}"]).runs[0].config.augmentation
-    plain = AugmentationConfig(crop_padding=4, horizontal_flip=True)
-    setting = "policy" if name.endswith("augment") else name
-    assert chosen != plain
-    assert getattr(chosen, setting)
-    combined = compose_checked([*line, f"augmentation={name}", "augmentation.mixup=0.4"])
-    assert combined.runs[0].config.augmentation.mixup == 0.4

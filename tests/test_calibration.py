@@ -119,15 +119,6 @@ def test_the_diagram_shows_share_confidence_and_images_of_each_bin(tmp_path: Pat
     assert f"expected calibration error {100 * result.error:.2f} %" in title
 
 
-def test_the_diagram_of_a_diverged_network_says_so(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    before = run.read_predictions()
-    nan = np.full_like(before.logits, np.nan)
-    run.write_predictions(Predictions(nan, before.labels, before.indices), "test", "scored")
-    upper, _ = reliability.draw(run).axes
-    assert [text.get_text() for text in upper.texts] == ["no images with finite scores"]
-
-
 def test_report_html_shows_the_test_images_only_where_it_shows_the_test_score(
     tmp_path: Path,
 ) -> None:

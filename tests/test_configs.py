@@ -34,13 +34,14 @@ def test_there_are_yamls_and_groups() -> None:
     assert GROUPS["model"]
 
 
-# The other experiments, and models of packages that take seconds to import, are slow.
+# The other experiments and models are slow.
 EXPERIMENTS = ("none", "smoke", "s2_plateau", "s3_learning_rate")
 
 
 def is_slow(file: Path) -> bool:
     group, option = file.parent.name, file.stem
-    return option not in EXPERIMENTS if group == "experiment" else option in WITHOUT_ACTIVATION
+    quick = {"experiment": EXPERIMENTS, "model": ("convnet", "two_branch", "airbench_small")}
+    return group in quick and option not in quick[group]
 
 
 @pytest.mark.parametrize(
@@ -97,11 +98,13 @@ def option_of(group: str, turn: int) -> str:
     options = GROUPS[group]
     if group == "figures" and turn >= len(options):
         return "none"  # drawing takes longer than training: once each
+    if group == "figures":
+        turn += 2  # none where the fast tier has its turn
     return options[turn % len(options)]
 
 
 @pytest.mark.parametrize(
-    "turn", [pytest.param(t, marks=[pytest.mark.slow] if t >= 1 else []) for t in range(LENGTH)]
+    "turn", [pytest.param(t, marks=[] if t == 2 else [pytest.mark.slow]) for t in range(LENGTH)]
 )
 def test_options_run_small(turn: int, arrays: Path, tmp_path: Path) -> None:
     # one run takes the next option of each group: as many runs as the largest group has options

@@ -11,7 +11,7 @@ from torchvision.transforms import functional as vision
 from torchvision.transforms import v2
 
 from cifar_lab.config.data_config import AugmentationConfig, SplitConfig
-from cifar_lab.training.augment import AugmentationParams, augment, sample_augmentation
+from cifar_lab.training.augment import augment, sample_augmentation
 from cifar_lab.training.batches import Batches, Normalisation, in_order
 from cifar_lab.training.splits import Split, split_indices
 
@@ -64,19 +64,6 @@ def test_crop_and_flip_are_torchvisions_image_by_image(
         expected = vision.hflip(expected) if draws.flip[i] else expected
         assert torch.equal(ours[i], expected)
     assert 0 < int(draws.flip.sum()) < 40
-
-
-def test_flip_and_crop_alone() -> None:
-    images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8)
-    flip = torch.tensor([True, False] * 3)
-    flipped = augment(images, 0, AugmentationParams(None, None, flip), slice(0, 6))
-    assert torch.equal(flipped[0], vision.hflip(images[0]))
-    assert torch.equal(flipped[1], images[1])
-    middle = torch.full((6,), 2)
-    assert torch.equal(
-        augment(images, 2, AugmentationParams(middle, middle, None), slice(0, 6)), images
-    )
-    assert augment(images, 0, AugmentationParams(None, None, None), slice(0, 6)) is images
 
 
 def test_alternating_flips_mirror_each_image_in_every_second_epoch() -> None:
@@ -163,18 +150,6 @@ def test_the_global_generator_is_neither_used_nor_moved() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
     assert torch.equal(first, torch.cat([images for images, _ in source.epoch(1)]))
-
-
-def test_an_epoch_goes_on_from_any_batch() -> None:
-    source = batches(split_of(5000), augmentation=CROP_FLIP, batch_size=48)
-    whole = list(source.epoch(3))
-    assert len(whole) == len(source) == 105
-    for start in (0, 1, 42, 43, 104, 105):
-        rest = list(source.epoch(3, start))
-        assert len(rest) == len(whole) - start
-        for (a, b), (c, d) in zip(whole[start:], rest, strict=True):
-            assert torch.equal(a, c)
-            assert torch.equal(b, d)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """Several runs as one classifier."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import make, train
+from tiny_runs import copy_run, make, train
 
 import cifar_lab
 from cifar_lab import evaluate, predict
@@ -16,11 +15,10 @@ from cifar_lab.runs.run_dir import RunDir
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunDir]]:
-    folder = tmp_path_factory.mktemp("ensemble")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIFAR_LAB_DATA", str(folder / "data"))
-        yield [train(folder, f"seed={seed}", "training.epochs=1") for seed in range(3)]
+def runs(tiny_finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> list[RunDir]:
+    other = train(tmp_path_factory.mktemp("ensemble"), "seed=1", "training.epochs=1")
+    third = copy_run(tiny_finished, tmp_path_factory.mktemp("third"))
+    return [tiny_finished, other, third]
 
 
 def expected_accuracy(runs: list[RunDir]) -> float:

@@ -3,14 +3,13 @@
 import base64
 import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from synthetic_runs import dataset_config, make_run
-from tiny_runs import train
+from tiny_runs import copy_run
 
 from cifar_lab import evaluate
 from cifar_lab.analysis.error_page import error_page
@@ -20,12 +19,9 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.data import load_splits
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RunDir]]:
-    folder = tmp_path_factory.mktemp("errors")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIFAR_LAB_DATA", str(folder / "data"))
-        yield [train(folder, f"seed={seed}", "training.epochs=1") for seed in range(2)]
+@pytest.fixture
+def runs(tiny_finished: RunDir, tmp_path: Path) -> list[RunDir]:
+    return [copy_run(tiny_finished, tmp_path / f"outputs{number}") for number in range(2)]
 
 
 def noisy_runs(count: int, *, seed: int = 0) -> tuple[list[Predictions], set[int]]:

@@ -229,18 +229,6 @@ def test_predictions_that_a_plain_pass_cannot_repeat_are_reported_and_not_compar
 
 
 @pytest.mark.slow
-def test_outputs_that_are_probabilities_are_called_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    small = ("model=mixed_kernel_small", "model.widths=[4,4,4,4,4,4]", "model.hidden=8")
-    made = train(tmp_path, *small, "model.softmax_output=true", "training.epochs=0")
-    assert export.main([str(made.path), "--format", "pt2"]) == 0
-    assert "output: probabilities" in capsys.readouterr().out
-    _, metadata = opened("pt2", made.path / "model.pt2")
-    assert metadata["output"] == "probabilities: float32 (N, 10)"
-
-
-@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("model", MODELS)
 def test_onnx_runtime_answers_as_each_model_of_the_reports_did(

@@ -10,14 +10,11 @@ from tiny_runs import TINY, train
 from torch import nn
 
 from cifar_lab.analysis import resume_proof
-from cifar_lab.config.components import OptimizerConfig
-from cifar_lab.errors import UsageError
 from cifar_lab.models.airbench import Airbench
 from cifar_lab.optimizers.muon import Muon, orthogonalize
 from cifar_lab.runs.provenance import code_version
 from cifar_lab.training.build import build_model
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.state import build_optimizer
 
 MUON = ["optimizer=muon", "scheduler=linear"]
 
@@ -123,12 +120,6 @@ def test_a_run_with_muon_learns_and_is_continued_from_both_rates(tmp_path: Path)
     longer = train(tmp_path, *MUON, "training.epochs=5", f"continue_from={run.path}")
     groups = torch.load(longer.last, weights_only=True)["optimizer"]["param_groups"]
     assert [group["initial_lr"] for group in groups] == [0.02, 1e-3]
-
-
-def test_a_model_without_hidden_matrices_is_refused() -> None:
-    target_config = OptimizerConfig(_target_="cifar_lab.optimizers.muon.Muon")
-    with pytest.raises(UsageError, match="no hidden matrix"):
-        build_optimizer(target_config, nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
 
 
 def test_the_code_of_the_optimizer_is_part_of_the_code_version(

@@ -5,7 +5,6 @@ import importlib
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_lab import describe, evaluate, predict, train
+from cifar_lab import evaluate, predict, train
 from cifar_lab.config import targets
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import dump, to_plain
@@ -68,17 +67,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_models", None)
 
 
-def test_page_shows_the_files_it_speaks_of() -> None:
-    files = files_of_the_page()
-    assert set(files) == {
-        "my_models.py",
-        "mine/model/my_net.yaml",
-        "mine/optimizer/sign_sgd.yaml",
-        "mine/activation/squareplus.yaml",
-    }
-    assert len(commands_of_the_page()) >= 8
-
-
 def test_own_options_train_evaluate_and_predict(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,14 +82,6 @@ def test_own_options_train_evaluate_and_predict(
     capsys.readouterr()
     assert predict.main([str(run.path), "photo.jpg", "--trust", "my_models"]) == 0
     assert "photo.jpg" in capsys.readouterr().out
-
-
-def test_own_model_is_described(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = next(w for w in commands_of_the_page() if w[0] == "describe" and "--config-dir" in w)
-    assert describe.main(words[1:]) == 0
-    out = capsys.readouterr().out
-    assert "model MyNet" in out
-    assert "features.0" in out
 
 
 def test_own_code_runs_only_if_it_is_trusted(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,46 +120,6 @@ def test_own_pictures_train_and_are_asked_about(
     out = capsys.readouterr().out
     names = ("cat", "dog") if source == "image_folder" else ("0", "1")
     assert all(f" {name} " in out for name in names)
-
-
-def test_too_few_display_names_are_refused_before_training(
-    own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["dataset=npz", "dataset.source.path=pictures.npz", *TINY]
-    assert train.main([*arguments, "dataset.display_names=[a,b,c]"]) == 2
-    assert "display_names has 3 names, but npz has 2 classes" in capsys.readouterr().err
-    assert not (own / "outputs").exists()
-
-
-def test_a_number_of_inputs_that_does_not_fit_is_refused(
-    own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # mistake 27: S2's fully connected layer with 6488 inputs
-    (own / "my_models.py").write_text(
-        files_of_the_page()["my_models.py"].replace(
-            "nn.Linear(width * (height // 2) * (widths // 2), num_classes)",
-            "nn.Linear(6488, num_classes)",
-        )
-    )
-    arguments = ["--config-dir", "mine", "trust=[my_models]", "dataset=digits", "model=my_net"]
-    assert train.main([*arguments, *TINY]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert "model cannot take images of shape [1, 32, 32]" in error
-    assert "6488" in error
-
-
-@pytest.mark.slow
-def test_console_script_finds_the_module_where_it_is_started(own: Path) -> None:
-    script = shutil.which("cifar-lab-train", path=str(Path(sys.executable).parent))
-    if script is None:
-        pytest.skip("the package is not installed")
-    words = next(words for words in commands_of_the_page() if "-m" in words)
-    done = subprocess.run(
-        [script, *words[1:], *TINY], cwd=own, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(find_runs(own / "outputs")) == 2
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """Pictures of any size, asked of a past run."""
 
 import re
-import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,13 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.classify import probabilities
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.run import run_experiment
 
 SMALL = ["dataset=digits", "model.widths=[4,8]", "model.hidden=16", "figures=none", "device=cpu"]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    folder = tmp_path_factory.mktemp("outputs")
-    overrides = [*SMALL, "model=convnet", "training.epochs=2", f"output_dir={folder}"]
-    made = RunDir.create(compose_checked(overrides).runs[0].config)
-    run_experiment(made)
-    return made
+@pytest.fixture
+def run(tiny_finished: RunDir) -> RunDir:
+    return tiny_finished
 
 
 def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
@@ -102,14 +95,6 @@ def test_arrays_open_pictures_and_files_are_answered_alike(run: RunDir, tmp_path
     assert probabilities(run, []).shape == (0, 10)
 
 
-def test_a_batch_is_answered_as_its_pictures_are(run: RunDir) -> None:
-    size = run.read_config().evaluation.batch_size
-    many = np.random.default_rng(0).integers(0, 256, (size + 3, 32, 32), dtype=np.uint8)
-    rows = probabilities(run, many)
-    assert rows.sum(axis=1) == pytest.approx(1)
-    assert rows[size + 1] == pytest.approx(probabilities(run, many[[size + 1]])[0], abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("pictures", "words"),
     [
@@ -141,37 +126,7 @@ def test_a_picture_is_fitted_as_the_run_or_the_user_says(
     assert f"{100 * rows['pad'].max():.2f} %" in capsys.readouterr().out
 
 
-def test_outputs_that_are_probabilities_stay_as_they_are(tmp_path: Path) -> None:
-    base = [*SMALL[:1], "figures=none", "device=cpu", "training.epochs=0", f"output_dir={tmp_path}"]
-    small = ["model=mixed_kernel_small", "model.widths=[4,4,4,4,4,4]", "model.hidden=8"]
-    rows = []
-    picture = save(tmp_path / "picture.png", np.full((32, 32), 200, dtype=np.uint8))
-    for softmax in ("false", "true"):
-        overrides = [*base, *small, f"model.softmax_output={softmax}"]
-        made = RunDir.create(compose_checked(overrides).runs[0].config)
-        run_experiment(made)
-        rows.append(probabilities(made, [picture])[0])
-    assert rows[0] == pytest.approx(rows[1], abs=1e-6)
-
-
-def png_of(width: int, height: int) -> bytes:
-    """Return a PNG that says it is that large, and holds almost nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
-        + chunk(b"IEND", b"")
-    )
-
-
-@pytest.mark.parametrize("kind", ["missing", "text", "empty", "cut", "bomb", "folder"])
+@pytest.mark.parametrize("kind", ["missing", "text", "folder"])
 def test_a_bad_picture_is_one_line_and_exit_2(
     kind: str, run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,14 +134,6 @@ def test_a_bad_picture_is_one_line_and_exit_2(
     bad = tmp_path / "bad.png"
     if kind == "text":
         bad.write_text("not a picture")
-    elif kind == "empty":
-        bad.touch()
-    elif kind == "cut":
-        random = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-        whole = save(tmp_path / "whole.png", random).read_bytes()
-        bad.write_bytes(whole[: len(whole) // 2])
-    elif kind == "bomb":
-        bad.write_bytes(png_of(50_000, 50_000))
     elif kind == "folder":
         bad.mkdir()
     assert predict.main([str(run.path), str(good), str(bad)]) == 2
@@ -205,17 +152,12 @@ def test_a_run_that_has_no_weights_yet_says_how_to_train_it(
     assert "python -m cifar_lab.train" in capsys.readouterr().err
 
 
-def test_last_weights_can_be_asked(run: RunDir, tmp_path: Path) -> None:
+def test_last_weights_can_be_asked(finished: RunDir, tmp_path: Path) -> None:
     picture = save(tmp_path / "picture.png", np.full((32, 32), 90, dtype=np.uint8))
-    state = load_checkpoint(run.last)
+    state = load_checkpoint(finished.last)
     changed = {k: torch.zeros_like(v) for k, v in state["model"].items()}
-    kept = run.last.read_bytes()
-    run.write_last({**state, "model": changed})
-    try:
-        rows = probabilities(run, [picture], weights="last")
-    finally:
-        run.last.write_bytes(kept)
-    assert rows[0] == pytest.approx(np.full(10, 0.1))
+    finished.write_last({**state, "model": changed})
+    assert probabilities(finished, [picture], weights="last")[0] == pytest.approx(np.full(10, 0.1))
 
 
 def test_a_folder_is_its_pictures_by_name(

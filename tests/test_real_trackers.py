@@ -1,8 +1,6 @@
 """Real trackers: an MLflow server with a database, W&B offline, trackio's local store."""
 
 import contextlib
-import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -133,41 +131,3 @@ def test_a_server_that_never_answers_costs_one_warning_and_a_limited_time(
     assert time.monotonic() - began < 240
     (line,) = capsys.readouterr().err.splitlines()
     assert "was not sent: " in line
-
-
-def can_mount() -> bool:
-    line = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-    return shutil.which("unshare") is not None and (
-        subprocess.run(line, capture_output=True, check=False).returncode == 0
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tracker", ["mlflow", "wandb", "trackio"])
-def test_a_full_disk_of_the_tracker_costs_one_warning(
-    tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The tracker's disk has 64 kB; that of the run has enough."""
-    if not can_mount():
-        pytest.skip("a small disk needs `unshare` and the right to mount")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
-    monkeypatch.setenv("WANDB_DIR", str(disk))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(disk))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    place = Place(tmp_path)
-    place.overrides = [f"tracker={tracker}"]
-    line = command(tmp_path, place, "training.epochs=4")
-    mounted = (
-        f"mount -t tmpfs -o size=64k tmpfs {shlex.quote(str(disk))} && exec {shlex.join(line)}"
-    )
-    whole = ["unshare", "--map-root-user", "--mount", "sh", "-c", mounted]
-    done = subprocess.run(whole, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (run,) = find_runs(tmp_path / "out")
-    assert run.status == "finished"
-    titles = {"mlflow": "MLflow", "wandb": "Weights & Biases", "trackio": "trackio"}
-    (warning,) = tracker_warnings(run, titles[tracker])
-    assert f"python -m cifar_lab.track {run.path} tracker={tracker}" in warning

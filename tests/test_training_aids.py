@@ -1,6 +1,5 @@
 """Class weights, gradient clipping and averaged weights, beside plain ones."""
 
-import dataclasses
 import math
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.averages import WeightAverage
 from cifar_lab.training.build import build_state, make_model
-from cifar_lab.training.data import check_data, load_splits
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
 from cifar_lab.training.scoring import load_weights
 from cifar_lab.training.splits import Split, Splits
@@ -78,17 +77,6 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     expected = compute_class_weight("balanced", classes=np.array([0, 1, 3]), y=labels)
     assert weights[[0, 1, 3]].tolist() == pytest.approx(expected.tolist())
     assert weights[[2, 4, 5]].tolist() == [0, 0, 0], "5 is a class of another split"
-
-
-def test_a_list_of_weights_has_one_per_class(splits: Splits) -> None:
-    with pytest.raises(UsageError, match="must be balanced or 10 numbers above 0, one per class"):
-        config_of("training.class_weights=[1,2]")
-    unknown = config_of("training.class_weights=[1,2,3,4,5,6,7,8,9,10]")
-    dataset = dataclasses.replace(unknown.dataset, classes=None)
-    training = dataclasses.replace(unknown.training, class_weights=[1.0, 2.0])
-    check_data(dataclasses.replace(unknown, dataset=dataset))
-    with pytest.raises(UsageError, match="10 numbers above 0"):  # where the data name the classes
-        check_data(dataclasses.replace(unknown, dataset=dataset, training=training))
 
 
 # --- a plain loop ----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cifar_lab import evaluate, predict, train
+from cifar_lab import describe, evaluate, predict, train
 from cifar_lab.config import targets
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import dump, to_plain

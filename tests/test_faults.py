@@ -314,12 +314,12 @@ def test_data_out_of_reach_leave_the_run_queued(
 def test_a_signal_while_a_figure_is_drawn_is_no_failed_figure(
     stopped: RunDir, monkeypatch: pytest.MonkeyPatch, tiny_finished: RunDir
 ) -> None:
-    def interrupted(self: RunDir, name: str, figure: Any) -> None:
+    def interrupted(*_: object) -> None:
         raise Stopped(15)
 
     make(stopped.path.parents[1], *RICH)  # with a figure
     with monkeypatch.context() as patch:
-        patch.setattr(RunDir, "write_figure", interrupted)
+        patch.setattr("cifar_lab.training.scoring.save", interrupted)
         with pytest.raises(Stopped):
             run_experiment(stopped)
     assert stopped.status == "interrupted"

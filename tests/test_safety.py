@@ -231,7 +231,6 @@ def test_the_one_place_that_writes_refuses_other_folders(finished: RunDir, tmp_p
     elsewhere.mkdir()
     (finished.path / "link").symlink_to(elsewhere)
     writes: list[Callable[[], object]] = [
-        lambda: finished.write_figure("../../pwned", None),
         lambda: finished.write_best({"model": {}}, "../evil.pt"),
         lambda: finished.write_arrays(elsewhere / "x.npz", x=np.ones(1)),
         lambda: finished.write_arrays(finished.path / ".." / "x.npz", x=np.ones(1)),

@@ -230,6 +230,16 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("RUN x.png --save /dev/null", "--save /dev/null is wrong: it is a file"),
         ("RUN x.png --weights first", "first"),
     ],
+    "draw": [
+        ("nowhere", "nowhere is not a folder"),
+        (".", "has no finished run"),
+        ("RUN seed=1", "seed=1 is not for draw"),
+        ("RUN figures=embedings", "did you mean embeddings?"),
+        ("RUN figures.pca.sample=1", "did you mean sample_size?"),
+        ("RUN --format jpg", "invalid choice: 'jpg'"),
+        ("RUN --width 0", "--width 0 is wrong: it must be from 1.0 to 100.0"),
+        ("RUN --labels nowhere.yaml", "--labels nowhere.yaml: "),
+    ],
     "export": [
         ("nowhere --format pt2", "not a run folder"),
         ("RUN", "--format"),

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train and evaluate one run, or many with -m",
     "evaluate": "evaluate past runs from their folders",
     "predict": "classify pictures with a past run",
+    "draw": "draw the figures of finished runs again, for a paper too",
     "export": "write a run's network as ONNX, torch.export or safetensors",
     "track": "send finished runs to a tracker: TensorBoard, MLflow, W&B, trackio",
     "summarize": "compare the runs below a folder",

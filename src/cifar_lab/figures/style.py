@@ -4,12 +4,17 @@ All of it is set on the objects themselves. matplotlib's rcParams and pyplot are
 process, and runs that draw side by side would see each other's settings.
 """
 
+import logging
+import re
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_lab.config.run_config import RunConfig
+from cifar_lab.errors import listing
 from cifar_lab.runs.files import replacing
 from cifar_lab.runs.run_dir import RunDir
 
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+
+log = logging.getLogger("cifar_lab")
 
 INK = "#222222"
 MUTED = "#6b6b6b"
@@ -37,6 +44,7 @@ CLASS_MARKERS = "o^sDvPX<p>"
 
 SEQUENTIAL = "Blues"
 SMALL, NORMAL, LARGE = 7.5, 9.0, 10.5
+_SMALLEST = 6.0  # points, of the letters of a figure that is made small
 LONGEST_NAME = 18
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 CHARACTERS_PER_INCH = 12.5
@@ -51,11 +59,104 @@ def new_figure(width: float, height: float) -> "Figure":
     return figure
 
 
-def save(figure: "Figure", path: Path, dpi: int = 150) -> None:
-    """Write a figure in the format that the path ends with, whole or not at all."""
+@dataclass(frozen=True)
+class Look:
+    """How figures are saved: for a paper, say, as PDF, one column wide, in another language.
+
+    `width` in inches and `font_size` in points are None for those that a figure has by itself.
+    `labels` replaces words of a figure's texts: class names, axis labels, titles.
+    """
+
+    format: str = "png"
+    dpi: float = 150
+    width: float | None = None
+    font_size: float | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def apply(self, figure: "Figure") -> None:
+        """Give a figure its width, the size of its letters, and its words."""
+        from matplotlib.text import Text
+
+        width, height = figure.get_size_inches()
+        shrunk = 1.0 if self.width is None else self.width / width
+        size = self.font_size or max(_SMALLEST, NORMAL * shrunk)
+        scale = size / NORMAL
+        # Letters that shrink less than the figure need more lines, so that it becomes less flat.
+        figure.set_size_inches(width * shrunk, height * shrunk * max(1.0, scale / shrunk) ** 0.5)
+        texts: set[Any] = set(figure.findobj(Text))
+        title = figure.get_suptitle()
+        for text in (text for text in texts if title and text.get_text() == title):
+            characters = int(CHARACTERS_PER_INCH * width * shrunk / scale)
+            text.set_text(textwrap.fill(" ".join(title.split()), characters))
+        ticks: set[Any] = set()
+        axis: Any
+        for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+            shown = axis.get_majorticklabels()
+            ticks.update(shown)
+            if shown:
+                axis.set_tick_params(labelsize=scale * shown[0].get_fontsize())
+            if self.labels:
+                axis.set_major_formatter(_renamed(axis.get_major_formatter(), self.rename))
+        for text in texts - ticks:
+            text.set_fontsize(scale * text.get_fontsize())
+            text.set_text(self.rename(text.get_text()))
+
+    def rename(self, text: str) -> str:
+        """Return a text with the words of `labels`, whole words only."""
+        if not self.labels:
+            return text
+        words = sorted(map(re.escape, self.labels), key=len, reverse=True)
+        pattern = rf"(?<!\w)({'|'.join(words)})(?!\w)"
+        return re.sub(pattern, lambda match: self.labels[match[0]], text)
+
+
+def _renamed(formatter: Any, rename: Callable[[str], str]) -> Callable[[float, int | None], str]:
+    return lambda value, place: rename(formatter(value, place))
+
+
+# Fonts with Chinese, Japanese and Korean characters, of which DejaVu has none.
+_EASTERN_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Micro Hei",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "Hiragino Sans",
+)
+
+
+def save(figure: "Figure", path: Path, dpi: float = 150) -> None:
+    """Write a figure in the format that the path ends with, whole or not at all.
+
+    A matplotlibrc that sends texts to TeX is not followed: TeX may be missing, and class names are
+    no TeX. Characters that no installed font has are drawn as boxes, and one line says so.
+    """
+    import matplotlib
+    from matplotlib.font_manager import get_font_names
+    from matplotlib.text import Text
+
+    settings: Any = {"text.usetex": False}
+    texts: list[Any] = figure.findobj(Text)
+    if any(ord(character) >= 0x2E80 for text in texts for character in text.get_text()):
+        installed = set(get_font_names())
+        fonts = ["DejaVu Sans", *(font for font in _EASTERN_FONTS if font in installed)]
+        settings["font.family"] = fonts
+        for text in texts:
+            text.set_fontfamily(fonts)
+    for text in texts:
+        text.set_usetex(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as handle:
+    with (
+        replacing(path) as handle,
+        matplotlib.rc_context(settings),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.filterwarnings("always", "Glyph", UserWarning)
         figure.savefig(handle, dpi=dpi, format=path.suffix[1:].lower())
+    codes = {match[1] for w in caught if (match := re.match(r"Glyph (\d+)", str(w.message)))}
+    if codes:
+        lacking = listing(sorted(chr(int(code)) for code in codes), 40)
+        log.warning("warning: no font here has characters of %s: %s", path.name, lacking)
 
 
 def caption(figure: "Figure", text: str) -> None:

@@ -211,14 +211,6 @@ class RunFiles:
 
     # --- figures --------------------------------------------------------------------------------
 
-    def write_figure(self, name: str, figure: Any) -> Path:
-        """Save a matplotlib figure as figures/<name>.png (150 dots per inch)."""
-        path = check_inside(self.figures / f"{name}.png", self.path)
-        self.figures.mkdir(exist_ok=True)
-        with replacing(path) as handle:
-            figure.savefig(handle, dpi=150, format="png")
-        return path
-
 
 def second_name(config: RunConfig, row: EpochMetrics) -> str | None:
     """Return the name for the weights of an epoch, by `training.best_file_name`."""

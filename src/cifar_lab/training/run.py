@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 
 from cifar_lab.config import targets
+from cifar_lab.config.identity import identity
 from cifar_lab.config.request import Request
-from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.errors import Damaged, Stopped, Unavailable, listing
 from cifar_lab.runs import provenance
 from cifar_lab.runs.files import load_checkpoint, weights_checksum
@@ -34,7 +35,7 @@ from cifar_lab.training.device import (
 from cifar_lab.training.group import Group
 from cifar_lab.training.loop import fit
 from cifar_lab.training.preflight import run_folder
-from cifar_lab.training.scoring import draw_figures, evaluate
+from cifar_lab.training.scoring import draw_again, draw_figures, evaluate
 from cifar_lab.training.signals import Stop
 from cifar_lab.training.splits import Splits
 from cifar_lab.training.state import TrainState
@@ -90,11 +91,38 @@ def run_experiment(
 
 
 def open_run(request: Request) -> RunDir:
-    """Return the folder of the one run of a request, made once its data are known to be there."""
+    """Return the folder of the one run of a request, made once its data are known to be there.
+
+    Of a finished run the figures are drawn again if the request changes them; whatever else it
+    asks for that cannot be applied to a finished run is named.
+    """
     config, run = request.runs[0].config, RunDir(run_folder(request))
     if request.options.rerun or not run.summary_file.exists() or run.status != "finished":
         check_data(config)
-    return RunDir.create(config, run.path)
+        return RunDir.create(config, run.path)
+    before = run.read_config()
+    if identity(before) != identity(config):
+        return RunDir.create(config, run.path)
+    dataset = dataclasses.replace(before.dataset, display_names=config.dataset.display_names)
+    redrawn = dataclasses.replace(before, figures=config.figures, dataset=dataset)
+    stored, asked = flatten(to_plain(redrawn)), flatten(to_plain(config))
+    ignored = [
+        line
+        for line in request.runs[0].overrides
+        for key in [line.partition("=")[0].lstrip("+")]
+        if any(k == key or k.startswith(f"{key}.") for k in asked if asked[k] != stored.get(k))
+    ]
+    if ignored:
+        log.info(
+            "%s is finished, and %s cannot be applied to it: rerun=true trains it again",
+            run.path,
+            listing(ignored),
+        )
+    run = RunDir.create(redrawn, run.path)
+    if redrawn != before:
+        drawn, _ = draw_again(run)
+        log.info("drawn again: %s (%s)", run.figures, listing(drawn))
+    return run
 
 
 def _finished_before(run: RunDir, config: RunConfig, summary: RunSummary) -> RunSummary:

@@ -16,8 +16,9 @@ from cifar_lab.config import targets
 from cifar_lab.config.run_config import EvaluationConfig, RunConfig
 from cifar_lab.config.targets import build
 from cifar_lab.errors import Damaged, UsageError, shorten
+from cifar_lab.figures.style import Look, save
 from cifar_lab.runs.calibration import calibration
-from cifar_lab.runs.files import load_checkpoint, write_text
+from cifar_lab.runs.files import check_inside, load_checkpoint, write_text
 from cifar_lab.runs.metrics import Predictions, best_row, separation
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import Normalisation, in_order
@@ -84,7 +85,7 @@ def evaluate(
     names = tuple(config.dataset.display_names or splits.class_names)
     _write_reports(run, test, names)
     _write_samples(run, splits.official_test, test, config.seed)
-    if features or {"pca", "tsne"} & {name for name, figure in config.figures.items() if figure}:
+    if features or _needs_features(config):
         load_weights(run, scored, model)
         fields["separation"] = _write_features(run, model, splits.test, config)
     return fields | _test_fields(test, names)
@@ -105,22 +106,48 @@ def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def draw_figures(run: RunDir) -> tuple[list[str], list[str]]:
+def draw_figures(run: RunDir, look: Look | None = None) -> tuple[list[str], list[str]]:
     """Draw the figures that the config names; return those drawn, and a warning for each other."""
-    drawn, warnings = [], []
+    drawn, warnings, look = [], [], look or Look()
     wanted = {
         name: config for name, config in run.read_config().figures.items() if config is not None
     }
     with progress_bar("drawing figures", len(wanted), "figure") as advance:
         for name, target_config in wanted.items():
             try:
-                run.write_figure(name, build(target_config, f"figures.{name}", run=run))
+                figure = build(target_config, f"figures.{name}", run=run)
+                look.apply(figure)
+                path = check_inside(run.figures / f"{name}.{look.format}", run.path)
+                save(figure, path, look.dpi)
                 drawn.append(name)
             except Exception as error:  # a figure is no reason to lose a run
                 warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
                 log.warning(warnings[-1])
             advance(1)
     return drawn, warnings
+
+
+def draw_again(run: RunDir, look: Look | None = None) -> tuple[list[str], list[str]]:
+    """Draw the figures of a finished run as its config says now: `draw_figures`.
+
+    What they need is measured again where the folder lacks it: the features for PCA and t-SNE, and
+    reports with other names for the classes. Then the run's data have to be there.
+    """
+    with run.lock():
+        config, summary = run.own_config(), run.read_summary()
+        no_features = _needs_features(config) and not run.features_file.exists()
+        names = config.dataset.display_names
+        fields: dict[str, Any] = {}
+        if no_features or (names and list(summary.per_class_accuracy) != names):
+            fields = evaluate(run)
+        drawn, warnings = draw_figures(run, look)
+        figures = sorted({*summary.figures, *(drawn if look is None else ())})
+        run.write_summary(dataclasses.replace(summary, **fields, figures=figures))
+    return drawn, warnings
+
+
+def _needs_features(config: RunConfig) -> bool:
+    return bool({"pca", "tsne"} & {name for name, figure in config.figures.items() if figure})
 
 
 def weights_to_score(run: RunDir, config: RunConfig) -> str:

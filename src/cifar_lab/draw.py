@@ -1,0 +1,101 @@
+"""Draw the figures of finished runs again: other ones, in another format, size or language."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifar_lab import cli
+from cifar_lab.errors import RunFailed, UsageError, first_line, shorten, shorten_path
+
+if TYPE_CHECKING:
+    from cifar_lab.config.run_config import RunConfig
+    from cifar_lab.runs.run_dir import RunDir
+
+_KEYS = ("figures", "dataset.display_names")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m cifar_lab.draw RUN_DIR... [figures=OPTION] [figures.NAME.KEY=VALUE]`."""
+    return cli.run(_draw, argv)
+
+
+def _draw(argv: list[str]) -> int:
+    parser = cli.Parser("draw", __doc__)
+    parser.usage = "%(prog)s RUN_DIR... [figures=OPTION] [figures.NAME.KEY=VALUE ...] [options]"
+    parser.add_argument(
+        "words", nargs="+", help="run folders, or folders of them; then settings of the figures"
+    )
+    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="png")
+    parser.add_number("--dpi", 10, 2400, default=150, help="dots per inch of a png (150)")
+    parser.add_number("--width", 1.0, 100.0, default=None, help="inches; a paper's column has 3.3")
+    parser.add_number("--font-size", 2.0, 72.0, default=None, help="points (9)")
+    parser.add_argument(
+        "--labels", type=cli.path, metavar="FILE", help="YAML: lines of `word: word to show`"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    folders = [word for word in arguments.words if "=" not in word or Path(word).is_dir()]
+    settings = [word for word in arguments.words if word not in folders]
+    for word in settings:
+        if word.lstrip("+~").partition("=")[0].split(".")[0] != "figures" and not word.startswith(
+            "dataset.display_names="
+        ):
+            raise UsageError(
+                f"{shorten(word)} is not for draw: it takes figures=OPTION, figures.NAME.KEY=VALUE "
+                "and dataset.display_names=[...]"
+            )
+    labels = {} if arguments.labels is None else _labels(arguments.labels)
+
+    from cifar_lab.figures.style import Look
+    from cifar_lab.runs.run_dir import RunDir, find_runs
+    from cifar_lab.training.scoring import draw_again
+
+    runs = [run for folder in folders for run in find_runs(Path(folder))]
+    runs = [run for run in runs if run.status == "finished"]
+    if not runs:
+        raise UsageError(f"{shorten_path(Path(folders[0]))} has no finished run")
+    changed = {run: _changed(run, settings) for run in runs} if settings else {}
+    options = (arguments.dpi, arguments.width, arguments.font_size, labels)
+    look = Look(arguments.format, *options)
+    problems: list[str] = []
+    for run in runs:
+        if run in changed:
+            run = RunDir.create(changed[run], run.path)
+        drawn, failed = draw_again(run, None if look == Look() else look)
+        problems += failed
+        for name in drawn:
+            print(run.figures / f"{name}.{look.format}")
+    if problems:
+        raise RunFailed(problems[0])
+    return 0
+
+
+def _changed(run: "RunDir", settings: list[str]) -> "RunConfig":
+    """Return a run's config with other figures, or other names for the classes."""
+    from cifar_lab.config.compose import compose
+
+    option = [word for word in settings if word.startswith("figures=")]
+    own = [word for word in settings if not word.startswith("figures")]
+    config = compose([str(run.path), *(own if option else settings)]).runs[0].config
+    if option:  # a past run has no options to choose; those of the shipped files are the same
+        words = [word for word in settings if word not in own]
+        config = dataclasses.replace(config, figures=compose(words).runs[0].config.figures)
+    return config
+
+
+def _labels(path: Path) -> dict[str, str]:
+    """Return the words of a file and what to show for them."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UsageError(f"--labels {shorten_path(path)}: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--labels {shorten_path(path)} is wrong: its lines are `word: shown`")
+    return {str(word): str(shown) for word, shown in content.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

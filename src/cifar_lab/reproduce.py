@@ -13,10 +13,12 @@ from cifar_lab import cli
 from cifar_lab.analysis import reproduction
 from cifar_lab.analysis.reproduction import ReportExperiment, Row
 from cifar_lab.analysis.reproduction_document import (
+    by_report,
     document,
     draw,
     full_table,
     guesses,
+    joint_sentence,
     other_code,
     sources,
 )
@@ -94,7 +96,8 @@ def _reproduce(argv: list[str]) -> int:
             failure = error
     runs = [run for each in experiments for run in reproduction.read_finished(each.folder)]
     rows = reproduction.rows(experiments, runs, arguments.only)
-    shown = (full_table(rows), guesses(rows), sources(rows), other_code(rows))
+    joint = (joint_sentence(of_report) for of_report in by_report(rows).values())
+    shown = (full_table(rows), *joint, guesses(rows), sources(rows), other_code(rows))
     print("\n\n".join(filter(None, shown)))
     if arguments.keep is not None:
         _keep(rows, arguments.keep)

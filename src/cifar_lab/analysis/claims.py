@@ -234,7 +234,7 @@ def reported(claim: Claim) -> str:
     """Return what the report says: a figure, a bound, or what it compares with."""
     if claim.above and claim.value is not None:
         difference = run_metrics.show_difference(claim.metric, claim.value)
-        return f"{difference} to {show_where(claim.above)}"
+        return f"{difference} over {show_where(claim.above)}"
     if claim.above:
         return f"more than with {show_where(claim.above)}"
     for words, value in (("at least ", claim.at_least), ("at most ", claim.at_most)):

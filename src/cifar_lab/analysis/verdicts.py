@@ -223,11 +223,7 @@ def _words(claim: Claim, estimate: Estimate) -> Verdict:
     """Judge a bound or a comparison: on which side of 0 the interval of the difference lies."""
     word = _word_of_words(claim, estimate)
     shown = [
-        f"difference {show_difference(claim.metric, estimate.off)}"
-        if claim.above
-        else f"{show_difference(claim.metric, estimate.off)} on the right side"
-        if estimate.off >= 0
-        else f"{show_width(claim.metric, -estimate.off)} short of it",
+        f"difference {show_difference(claim.metric, estimate.off)}",
         f"95 % interval ±{show_width(claim.metric, estimate.half(LEVEL))}",
         f"n = {estimate.n}, {estimate.degrees:.3g} df",
     ]

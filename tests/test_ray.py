@@ -24,6 +24,7 @@ import torch
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs.files import load_checkpoint
+from cifar_lab.runs.provenance import commit
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.pool import make_launcher
 from cifar_lab.sweeps.ray import RaySettings, task_resources
@@ -36,6 +37,8 @@ TINY = (
     "model.widths=[2,4]",
     "model.hidden=8",
     "split.validation=200",
+    "device=cpu",
+    "precision=fp32",
 )
 ON_RAY = ("hydra/launcher=ray", "hydra.launcher.mem_gb=0.5")
 
@@ -245,6 +248,30 @@ def test_a_head_that_is_restarted_goes_on_with_the_sweep(
         second.close()
     assert "2 finished" in out
     assert f"Ray ({first.address}) is lost" in err
+    assert_equal_weights(folder, undisturbed)
+
+
+@pytest.mark.ray
+def test_a_local_ray_that_dies_is_started_again_and_uses_up_no_tries(
+    tmp_path: Path, undisturbed: Path
+) -> None:
+    """As when a helper of its node dies: Ray then ends the node, and every task at once."""
+    values = ("seed=0,1", "optimizer.lr=0.01", "jobs=1", *ON_RAY, "hydra.launcher.max_retries=1")
+    sweep = train(tmp_path, *LONG, *values)
+    folder = tmp_path / "runs"
+    wait_until(lambda: folder.is_dir() and len(find_runs(folder)) == 2, "the folders")
+    wait_until(lambda: any(has_epochs(run, 1) for run in find_runs(folder)), "an epoch")
+    raylets = [
+        process
+        for process in tree(sweep.pid)
+        if Path(f"/proc/{process}/exe").resolve().name == "raylet"
+    ]
+    assert len(raylets) == 1
+    os.kill(raylets[0], signal.SIGKILL)
+    out, err = ended(sweep)
+    assert "2 finished" in out
+    assert "Ray (local) is lost" in err
+    assert all(run.read_summary().commit == commit() for run in find_runs(folder))
     assert_equal_weights(folder, undisturbed)
 
 

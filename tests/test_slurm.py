@@ -16,10 +16,11 @@ import cifar_lab
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
-from cifar_lab.sweeps.cell import sweep_cells
+from cifar_lab.sweeps.cell import run_cell, sweep_cells
 from cifar_lab.sweeps.slurm import sbatch_options, sent_jobs, write_array
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
+from cifar_lab.training.signals import Stop
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm"
 LONGEST_ARRAY = 3
@@ -29,6 +30,8 @@ TINY = (
     "model.widths=[2,4]",
     "model.hidden=8",
     "split.validation=200",
+    "device=cpu",
+    "precision=fp32",
 )
 
 
@@ -199,6 +202,26 @@ def test_jobs_that_an_earlier_line_sent_are_known_by_their_script(tmp_path: Path
     assert sent_jobs({"7_1": script, "8": "/home/a/job.sh"}) == {
         str(cells[1].run.path): ("7_1", folder)
     }
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_the_node_decides_what_auto_means_and_the_address_does_not_tell(
+    tmp_path: Path, device: str
+) -> None:
+    words = [*TINY, "-m", f"output_dir={tmp_path}", "hydra/launcher=submitit_slurm"]
+    words += [f"device={device}", "precision=auto", "training.epochs=1"]
+    (cell,) = sweep_cells([c.config for c in compose_checked(words).runs])
+    assert (cell.config.device, cell.config.precision) == (device, "auto")
+    if device != "auto":
+        return  # this machine need not have one
+    run = RunDir.create(cell.config)
+    threads = torch.get_num_threads()
+    assert run_cell(run, Stop(), code=cell.code) == 0
+    torch.set_num_threads(threads)
+    written = RunDir(run.path).read_config()
+    assert "auto" not in (written.device, written.precision)
+    assert sweep_cells([compose_checked(words).runs[0].config])[0].state() == "finished"
+    assert RunDir(run.path).own_config() == written
 
 
 def test_what_the_launchers_are_asked(tmp_path: Path) -> None:

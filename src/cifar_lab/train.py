@@ -122,7 +122,7 @@ def _plan(request: Request) -> str:
         cells = [dataclasses.replace(cells[0], run=RunDir(run_folder(request)))]
     options = request.options
     jobs, _ = fitting_jobs([cell.config for cell in cells], options.jobs, options.jobs_per_gpu)
-    text = plan(cells, jobs, rerun=options.rerun)
+    text = plan(cells, jobs, rerun=options.rerun, with_times=options.plan != "list")
     if request.space:
         text += f"\na search: {search_size(options.search)} such as these"
     return text

@@ -67,7 +67,9 @@ class LaunchOptions:
         factory=list,
         meaning='runs of a sweep that is no full grid: [{optimizer: sgd, seed: "0,1"}]',
     )
-    plan: bool = setting(False, "show what would run, and run nothing")
+    plan: bool | Literal["list"] = setting(
+        False, "show what would run, and run nothing; list: without the time it would take"
+    )
     rerun: bool = setting(False, "run again what is finished")
     accept_code: bool = setting(False, "accept results of another version of the code")
     detach: bool = setting(False, "on SLURM: send the jobs and do not wait for them (or --detach)")

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import subprocess
 import sysconfig
@@ -95,9 +96,14 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the git commit of the checkout that this code runs from, "+" if it is changed."""
+    """Return the git commit of the checkout that this code runs from, "+" if it is changed.
+
+    A worker of Ray has the code and no checkout: the sweep tells it.
+    """
     answer = _git("describe", "--always", "--abbrev=12", "--dirty=+")
-    return answer.stdout.strip() if answer is not None and answer.returncode == 0 else None
+    if answer is None or answer.returncode != 0:
+        return os.environ.get("CIFAR_LAB_COMMIT") or None
+    return answer.stdout.strip()
 
 
 def _git(*words: str) -> subprocess.CompletedProcess[str] | None:

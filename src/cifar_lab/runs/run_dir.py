@@ -88,6 +88,16 @@ class RunDir(RunFiles):
         digest = re.search(r"-[0-9a-f]{8}$", self.path.resolve().name)
         return digest is not None and digest[0] != f"-{identity_hash(config)}"
 
+    def settle(self, config: RunConfig) -> None:
+        """Write the config that a run has where it starts, in which `auto` has got a meaning.
+
+        The folder stays where the config was addressed.
+        """
+        with self.lock():
+            summary = dataclasses.replace(self.read_summary(), identity=identity_hash(config))
+            self.write_summary(summary)  # first: if it ends here, the next start settles again
+            self._write_config(config)
+
     def resumed_threads(self, config: RunConfig) -> int | None:
         """Return the number of threads to resume with; UsageError if the config asks otherwise."""
         before = self.read_summary().threads

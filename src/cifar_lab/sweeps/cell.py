@@ -29,6 +29,7 @@ from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.training.data import check_finished
+from cifar_lab.training.preflight import on_this_machine
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.signals import Stop
 
@@ -167,8 +168,11 @@ def run_cell(run: RunDir, stop: Stop, *, code: str | None, accept_code: bool = F
     `code` is the `code_version` when the sweep began: a cell that would run others is refused.
     """
     try:
-        if code is not None and code_version(run.read_config()) != code:
+        config = run.read_config()
+        if code is not None and code_version(config) != code:
             raise Unavailable("the code was changed while the sweep ran; run the same line again")
+        if (here := on_this_machine(config)) != config:  # it was sent to a cluster
+            run.settle(here)
         run_experiment(run, stop=stop, accept_code=accept_code)
     except Stopped as stopped:
         return 128 + stopped.signal

@@ -21,6 +21,7 @@ from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting, wrong
 from cifar_lab.errors import Unavailable, missing_extra
+from cifar_lab.runs.provenance import commit
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.launcher import Job, Launcher
 from cifar_lab.sweeps.server import LOST, Server
@@ -107,7 +108,7 @@ class _Ray(Launcher):
         """Start the process that speaks with Ray; return what each node has."""
         target = self.settings.target
         passed = {k: v for k, v in os.environ.items() if k.startswith("CIFAR_LAB_")}
-        env_vars = {**passed, **(self.settings.env_vars or {})}
+        env_vars = {"CIFAR_LAB_COMMIT": commit() or "", **passed, **(self.settings.env_vars or {})}
         arguments = f"{target!r}, {env_vars!r}, {_own_modules(targets.trusted())!r}"
         code = f"from cifar_lab.sweeps import ray_driver; ray_driver.serve({arguments})"
         self.server = Server(code, {**_RAY_DEFAULTS, **os.environ})

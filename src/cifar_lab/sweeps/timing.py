@@ -16,6 +16,7 @@ from cifar_lab.training import device
 from cifar_lab.training.build import build_state
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
+from cifar_lab.training.preflight import on_this_machine
 
 _PROBE_STEPS, _PROBE_SECONDS = 12, 4.0  # whichever is over first
 
@@ -107,7 +108,8 @@ def timed(cells: Sequence[Cell], *, beside: Sequence[Cell]) -> tuple[Pace, str]:
     unknown = [cell for cell in cells if pace.seconds(cell.config) is None]
     for cell in unknown:
         if pace.seconds(cell.config) is None:
-            pace.note(cell.config, *probe(cell.config))
+            with contextlib.suppress(UsageError):  # a GPU that only the nodes of a cluster have
+                pace.note(cell.config, *probe(on_this_machine(cell.config)))
     sources = ["a probe"] * bool(unknown) + ["finished runs"] * (len(unknown) < len(cells))
     return pace, " and ".join(sources)
 
@@ -118,11 +120,10 @@ def probe(config: RunConfig) -> tuple[float, float]:
     An image that is scored counts a third of one that is trained on, whose backward pass costs
     about as much as two forward passes. To measure it would take most of the probe's memory.
     """
-    where, _ = device.select_device(config.device)
-    device.configure(where, config.threads, config.deterministic)
+    device.configure(config.device, config.threads, config.deterministic)
     started = time.perf_counter()
-    splits = load_splits(config, where)
-    state, batches = build_state(config, splits, where)
+    splits = load_splits(config, config.device)
+    state, batches = build_state(config, splits, config.device)
     loading = time.perf_counter() - started
     marks = [time.perf_counter()]
     for progress in fit(

@@ -44,8 +44,11 @@ def check_request(request: Request) -> Request:
     For `dataset.mean=auto` the data are loaded, since the numbers are part of a run's address; but
     not for a request that only shows a config.
     """
-    planned = request.options.plan
-    configs = [check(run.config, run.asked_keys, planned=planned) for run in request.runs]
+    planned, elsewhere = bool(request.options.plan), "cluster" in request.launcher
+    configs = [
+        check(run.config, run.asked_keys, planned=planned, elsewhere=elsewhere)
+        for run in request.runs
+    ]
     if request.shown is None:
         configs = [with_numbers(config) for config in configs]
     runs = [
@@ -82,24 +85,40 @@ def run_folder(request: Request) -> Path:
 _FOR_PICTURES = {"fit": "have one size", "storage": "come from a cache of their own"}
 
 
-def check(config: RunConfig, asked: Collection[str] = (), *, planned: bool = False) -> RunConfig:
+def on_this_machine(config: RunConfig) -> RunConfig:
+    """Return a config with the device and the precision that `auto` means here.
+
+    Raises UsageError for a device that is not there.
+    """
+    device, _ = select_device(config.device)
+    precision = select_precision(config.precision, device)
+    return dataclasses.replace(config, device=device, precision=precision)
+
+
+def check(
+    config: RunConfig,
+    asked: Collection[str] = (),
+    *,
+    planned: bool = False,
+    elsewhere: bool = False,
+) -> RunConfig:
     """Return a config as it runs here; UsageError if it cannot. Nothing is loaded or written.
 
     The model is built and trained on two images for one step, with the optimizer and the scheduler;
     device and precision are resolved. Injected settings that the model does not take (dropout, the
     activation) are emptied, and refused if they are among the keys that the user `asked` for. If it
-    is only `planned`, the run that a kept run continued from may be elsewhere.
+    is only `planned`, the run that a kept run continued from may be elsewhere. What runs
+    `elsewhere`, on a cluster, keeps `auto`: the node decides, and the address is the same wherever
+    it is sent from.
     """
     config = _without_unused_settings(config, asked)
     config = _with_settings_of_weights(config, asked)
-    device, _ = select_device(config.device)
-    config = dataclasses.replace(
-        config, device=device, precision=select_precision(config.precision, device)
-    )
+    if not elsewhere:
+        config = on_this_machine(config)
     if config.dataset.classes is not None:
         check_class_weights(config.training.class_weights, len(config.dataset.classes))
     if config.training.compile:
-        check_compiler(device)
+        check_compiler(config.device)
     if "training.monitor" in asked and config.split.validation == 0:
         raise UsageError(
             f"training.monitor={config.training.monitor} is wrong: split.validation is 0, so there "

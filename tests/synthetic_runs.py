@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -152,6 +153,10 @@ def _write_run(
             run.write_predictions(found, "validation", "scored")
             best = max(rows, key=lambda row: row.val_accuracy)
             known |= {"best_epoch": best.epoch, "best_val_loss": best.val_loss}
+            scored = [min(row.val_accuracy, found.accuracy) for row in rows]
+            scored[best.epoch - 1] = found.accuracy
+            rows = [replace(row, val_accuracy=v) for row, v in zip(rows, scored, strict=True)]
+            run.rewrite_metrics(rows)
             known["best_val_accuracy"] = found.accuracy
         if samples:
             write_samples(run, test)

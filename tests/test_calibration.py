@@ -10,9 +10,9 @@ from matplotlib.patches import Rectangle
 from synthetic_runs import make_run
 
 from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.grouping import collect
 from cifar_lab.analysis.html_report import reliability as reported
 from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.seed_groups import collect
 from cifar_lab.figures import reliability, style
 from cifar_lab.runs.calibration import Calibration, calibration, pooled
 from cifar_lab.runs.metrics import Predictions

@@ -1,81 +1,23 @@
 import itertools
 import json
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from synthetic_runs import dataset_config, make_run, predictions
+from synthetic_runs import make_grid, make_run
 
 from cifar_lab import compare
-from cifar_lab.analysis import ranking, run_metrics, seed_groups, statistics
+from cifar_lab.analysis import comparison, contrasts, grouping, ranking, run_metrics, statistics
+from cifar_lab.analysis.load_runs import Scored
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
 
 
 def both(a: RunDir, b: RunDir, *more: str | Path) -> int:
     return compare.main([str(a.path), str(b.path), *map(str, more)])
-
-
-def rights(rate: float, seeds: int, images: int, draw: Any) -> Any:
-    """Right answers of nets that share which images are hard, and differ by their seed."""
-    easiness = draw.beta(2, 2, images)
-    shift = draw.normal(0, 0.03, (seeds, 1))
-    return draw.uniform(size=(seeds, images)) < np.clip(easiness + rate - 0.5 + shift, 0, 1)
-
-
-# --- the tests themselves -------------------------------------------------------------------------
-
-
-@settings(deadline=None)  # the first call imports scipy
-@given(st.integers(0, 12), st.integers(0, 12))
-def test_mcnemar_is_the_mid_p_of_all_coin_tosses(only_a: int, only_b: int) -> None:
-    right_a = np.array([True] * only_a + [False] * only_b + [True] * 5)
-    right_b = np.array([False] * only_a + [True] * only_b + [True] * 5)
-    found = statistics.mcnemar(right_a, right_b)
-    total, fewer = only_a + only_b, min(only_a, only_b)
-    counts = [math.comb(total, k) / 2**total for k in range(total + 1)]
-    expected = 1.0 if only_a == only_b else 2 * sum(counts[:fewer]) + counts[fewer]
-    assert found.p == pytest.approx(expected)
-    assert (found.only_a, found.only_b) == (only_a, only_b)
-    assert found.difference == pytest.approx((only_a - only_b) / len(right_a))
-    assert found.low <= found.difference <= found.high
-
-
-@pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_equal_settings_are_called_different_in_about_one_case_of_twenty(seeds: int) -> None:
-    draw = np.random.default_rng(seeds)
-    p_values = []
-    for _ in range(600):
-        both_sides = rights(0.5, 2 * seeds, 400, draw)
-        p_values.append(statistics.seeds_test(both_sides[:seeds], both_sides[seeds:]).p)
-    assert np.mean(np.array(p_values) < 0.05) < 0.075
-
-
-def test_a_true_difference_is_found_and_its_interval_holds_it() -> None:
-    draw = np.random.default_rng(0)
-    found = held = 0
-    for _ in range(100):
-        easiness = draw.beta(2, 2, 1000)
-        sides = [
-            draw.uniform(size=(3, 1000)) < np.clip(easiness + more, 0, 1) for more in (0.1, 0.0)
-        ]
-        truth = float((np.clip(easiness + 0.1, 0, 1) - easiness).mean())
-        test = statistics.seeds_test(*sides)
-        found += test.p < 0.05
-        held += test.low <= truth <= test.high
-    assert found > 90
-    assert held > 90
-
-
-def test_nets_that_agree_everywhere_do_not_differ() -> None:
-    same = np.ones((3, 50), dtype=bool)
-    assert statistics.seeds_test(same, same).p == 1
-    assert statistics.seeds_test(same, ~same).p == 0
 
 
 @settings(deadline=None)
@@ -95,10 +37,11 @@ def test_holm_is_the_step_down_procedure(p_values: list[float]) -> None:
 def test_images_are_matched_by_their_index_not_their_place() -> None:
     draw = np.random.default_rng(0)
     labels, logits = draw.integers(0, 3, 60), draw.normal(size=(60, 3)).astype(np.float32)
-    a = Predictions(logits, labels, np.arange(60))
+    a = Scored.of(Predictions(logits, labels, np.arange(60)))
     order = draw.permutation(60)
-    b = Predictions(logits[order], labels[order], order)
-    assert statistics.compare([a], [b]).p == 1
+    b = Scored.of(Predictions(logits[order], labels[order], order))
+    assert a.images == b.images
+    assert (a.right == b.right).all()
 
 
 def test_an_interval_does_not_depend_on_the_order() -> None:
@@ -117,6 +60,7 @@ def test_an_interval_does_not_depend_on_the_order() -> None:
         ("test_accuracy", [0.0, 0.1, 0.02], "4.00 % (0.00 to 17.14)"),
         ("test_loss", [0.5, 0.75], "0.5000 and 0.7500"),
         ("test_loss", [0.1, 0.2, 1.2], "0.5000 (0.0000 to 2.0110)"),
+        ("test_accuracy", [0.75, 0.75, 0.75], "75.00 %"),
         ("best_epoch", [3, 4], "3.5"),
         ("seconds_per_epoch", [1.0, 3.0], "2.0 s"),
     ],
@@ -128,74 +72,6 @@ def test_intervals_are_given_from_three_runs_on_and_stay_within_what_is_possible
     assert run_metrics.show_interval(metric, found) == shown
 
 
-# --- folds ----------------------------------------------------------------------------------------
-
-
-def test_the_test_over_folds_is_nadeau_and_bengios() -> None:
-    """Their equation, computed with scipy's t distribution from the differences of the folds."""
-    draw = np.random.default_rng(3)
-    sides = [
-        {bytes([fold]): draw.uniform(size=(runs, 200)) < rate for fold in range(5)}
-        for runs, rate in ((1, 0.8), (2, 0.75))
-    ]
-    found = statistics.folds_test(sides[0], sides[1], training_images=800)
-    differences = [
-        100 * (sides[0][fold].mean() - sides[1][fold].mean(axis=1).mean()) for fold in sides[0]
-    ]
-    error = math.sqrt((1 / 5 + 200 / 800) * np.var(differences, ddof=1))
-    t = np.mean(differences) / error
-    assert found.p == pytest.approx(2 * stats.t.sf(abs(t), 4))
-    assert 100 * found.difference == pytest.approx(np.mean(differences))
-    width = stats.t.ppf(0.975, 4) * error
-    assert (100 * found.low, 100 * found.high) == pytest.approx(
-        (np.mean(differences) - width, np.mean(differences) + width)
-    )
-    assert (found.images, found.seeds) == (1000, (5, 10))
-
-
-def folds_of_two_learners(draw: Any, images: int = 60, folds: int = 5) -> list[dict[bytes, Any]]:
-    """Right answers of two learners that are equally good: each sees one of two equal features."""
-    labels = draw.integers(0, 2, images)
-    features = labels[:, None] + draw.normal(0, 2, (images, 2))
-    sides: list[dict[bytes, Any]] = [{}, {}]
-    parts = np.array_split(draw.permutation(images), folds)
-    for number, held_out in enumerate(parts):
-        training = np.setdiff1d(np.arange(images), held_out)
-        for side, feature in zip(sides, features.T, strict=True):
-            ones = labels[training] == 1
-            middle = (feature[training][ones].mean() + feature[training][~ones].mean()) / 2
-            right = (feature[held_out] > middle) == (labels[held_out] == 1)
-            side[bytes([number])] = right[None]
-    return sides
-
-
-def test_equal_learners_differ_over_folds_in_about_one_case_of_twenty() -> None:
-    draw = np.random.default_rng(0)
-    p_values = []
-    for _ in range(600):
-        a, b = folds_of_two_learners(draw)
-        p_values.append(statistics.folds_test(a, b, 48).p)
-    assert np.mean(np.array(p_values) < 0.05) < 0.06
-
-
-def test_settings_that_share_folds_are_compared_by_folds(tmp_path: Path) -> None:
-    """Runs of one setting that were scored on different images are its folds."""
-    dataset = dataset_config(train_size=2500)
-    for lr, accuracy in ((0.1, 0.8), (0.01, 0.6)):
-        for fold in range(5):
-            run = make_run(tmp_path, lr=lr, seed=fold, dataset=dataset, split={"validation": 500})
-            found = predictions(500, accuracy, 10 * fold + int(10 * lr), first=500 * fold)
-            run.write_predictions(found, "validation", "scored")
-    collection = seed_groups.read_collection(tmp_path)
-    ranking.rank(collection, None)
-    test = next(one.against_best for one in collection.groups if not one.chosen)
-    assert test is not None
-    assert test.method == "corrected resampled t over 5 folds"
-    assert (test.images, test.seeds) == (2500, (5, 5))
-    assert test.p < 0.05
-    assert test.difference == pytest.approx(0.2, abs=0.05)
-
-
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -204,26 +80,21 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     b = make_run(tmp_path, optimizer="adam", accuracy=0.7, images=1000)
     assert both(a, b) == 0
     said = capsys.readouterr().out
-    rows = {
-        cells[1]: cells[2:4]
-        for line in said.splitlines()
-        if len(cells := [cell.strip() for cell in line.split("|")]) > 4
-    }
-    assert rows["optimizer"] == ["sgd", "adam"]
-    assert rows["optimizer.lr"] == ["0.01", "0.001"]
-    assert rows["optimizer.momentum"] == ["0.9", "–"]
-    assert "seed" not in rows
-    for run, cell in zip((a, b), rows["test_accuracy"], strict=True):
+    assert "optimizer.lr        0.01             0.001" in said
+    assert "optimizer.momentum  0.9" in said
+    assert "\nseed " not in said
+    for run in (a, b):
         accuracy = run.read_summary().test_accuracy or 0.0
         ends = stats.binomtest(round(1000 * accuracy), 1000).proportion_ci(method="wilson")
         low, high = 100 * ends.low, 100 * ends.high
-        assert cell == f"{100 * accuracy:.2f} % ({low:.2f} to {high:.2f})"
+        assert f"{100 * accuracy:.2f} % ({low:.2f} to {high:.2f})" in said
     right_a, right_b = (
         p.predicted == p.labels for p in (a.read_predictions(), b.read_predictions())
     )
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    assert f"right where B is wrong on {only_a} of 1,000 images, B where A on {only_b}:" in said
-    assert "these two networks differ" in said
+    assert f"A alone is right on {only_a} of them, B alone on {only_b}." in said
+    assert "better as a network (p < 0.001)" in said
+    assert "it speaks of these two networks, not of other seeds" in said
 
 
 def test_a_difference_of_the_seed_is_none(
@@ -232,9 +103,9 @@ def test_a_difference_of_the_seed_is_none(
     a, b = (make_run(tmp_path, seed=seed) for seed in (0, 1))
     assert both(a, b) == 0
     said = capsys.readouterr().out
-    assert "no significant difference" in said
-    assert "less than the interval's" in said
-    assert "seed alone" in said
+    assert "not told apart" in said
+    assert "points would show" in said
+    assert "their seed alone" in said
 
 
 def test_other_test_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -264,12 +135,96 @@ def test_seeds_decide_what_is_called_a_difference(tmp_path: Path) -> None:
     for lr, scores in ((0.1, (0.55, 0.66, 0.62)), (0.01, (0.53, 0.65, 0.57)), (0.001, (0.2,) * 3)):
         for seed, accuracy in enumerate(scores):
             make_run(tmp_path, lr=lr, seed=seed, accuracy=accuracy, images=2000)
-    collection = seed_groups.read_collection(tmp_path)
+    collection = grouping.read_collection(tmp_path)
     ranking.rank(collection, None)
     best, close, far = collection.ranking
-    assert (best.chosen, close.tied_with_best, far.tied_with_best) == (True, True, False)
-    one_seed = statistics.compare(
-        best.predictions("validation", "scored")[:1],
-        close.predictions("validation", "scored")[:1],
-    )
-    assert one_seed.p < 0.05  # what one seed alone would have claimed
+    assert (best.chosen, close.is_tied, far.is_tied) == (True, True, False)
+    assert comparison.compare(best.runs[:1], far.runs[:1]).differences["test_accuracy"].told_apart
+
+
+# --- configurations ------------------------------------------------------------------------------
+
+
+def test_a_single_run_is_set_against_all_seeds_of_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rank 2 is not called better than rank 1 by one of its seeds."""
+    make_run(tmp_path / "a", lr=0.1, accuracy=0.66)
+    for seed, accuracy in enumerate((0.69, 0.62, 0.63, 0.64, 0.65)):
+        make_run(tmp_path / "b", lr=0.01, seed=seed, accuracy=accuracy)
+    collection = grouping.read_collection(tmp_path)
+    ranking.rank(collection, None)
+    best, second = collection.ranking
+    assert len(best.runs) == 1
+    assert second.difference is not None
+    assert second.difference.value < 0
+    assert second.is_tied
+    assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    said = capsys.readouterr().out
+    assert "B: " in said
+    assert "(5 runs, finished)" in said
+    assert "A lacks what the other has: seed 1, seed 2, seed 3, seed 4." in said
+    assert "over seeds and the 500 test images together" in said
+
+
+def test_halves_of_a_sweep_are_compared_over_what_both_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_grid(tmp_path, seeds=2, images=200)
+    make_run(tmp_path, optimizer="adam", activation="ELU", lr=0.1, images=200)
+    monkeypatch.chdir(tmp_path)
+    assert compare.main(["optimizer=adam", "optimizer=sgd"]) == 0
+    said = capsys.readouterr().out
+    assert "Means over the 6 configurations that both have" in said
+    assert "worse (p < 0.001)" in said
+    folder = grouping.read_collection(tmp_path)
+    sides = [
+        [run for group in folder.select(w) for run in group.runs]
+        for w in ("activation=ReLU, lr=0.01", "activation=Tanh, lr=0.01")
+    ]
+    found = comparison.compare(*sides)
+    assert {row["metric"] for row in found.table} >= {"validation accuracy", "test accuracy"}
+    # Two cells of two seeds each: the residual of cells and seeds, with 3 degrees of freedom.
+    samples = [g.sample("best_val_accuracy") for pair in found.cells for g in pair]
+    deviation = contrasts.residual([sample for sample in samples if sample is not None])
+    assert deviation is not None
+    assert (deviation.degrees, deviation.paired) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optimizer=adam", "optimizer=rms"], "fits no configuration"),
+        (["optimizer=adam", "lr=0.01"], "A and B overlap"),
+        (["optimizer=adam", "optimzer=sgd"], "did you mean optimizer?"),
+        (["optimizer=", "optimizer=sgd"], "it must be KEY=VALUE"),
+        (["optimizer=adam,activation=ReLU,lr=0.01", "optimizer=sgd"], "name one of them"),
+    ],
+)
+def test_words_that_choose_nothing_or_too_much(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    make_grid(tmp_path, seeds=1, images=50)
+    assert compare.main([*words, "--in", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_runs_on_other_pictures_are_no_seeds_and_no_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Equal labels do not make equal images; the checksums tell."""
+    runs = []
+    for seed, content in ((0, "a"), (1, "a"), (2, "b")):
+        checksums = {"name": "cifar10", "train_images": content, "test_images": content}
+        runs.append(make_run(tmp_path, seed=seed, summary={"dataset": checksums}))
+    collection = grouping.read_collection(tmp_path)
+    ranking.rank(collection, None)
+    sizes = {group.dataset: len(group.runs) for group in collection.groups}
+    assert sizes == {"cifar10 (1)": 2, "cifar10 (2)": 1}
+    assert all(group.difference is None for group in collection.groups)
+    assert any("different sets of pictures" in note for note in collection.notes)
+    assert both(runs[0], runs[2]) == 2
+    assert "made on different pictures" in capsys.readouterr().err

@@ -13,7 +13,8 @@ from synthetic_runs import make_run
 from tiny_runs import TINY
 
 from cifar_lab.analysis import ranking, statistics, summary_tables, texts
-from cifar_lab.analysis.seed_groups import RunCollection, read_collection
+from cifar_lab.analysis.grouping import read_collection
+from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.config.data_config import SplitConfig
 from cifar_lab.config.identity import address
 from cifar_lab.runs.run_dir import RunDir
@@ -173,13 +174,13 @@ def test_two_settings_on_the_folds_of_digits_are_compared_by_the_corrected_test(
     other = next(one for one in collection.groups if not one.chosen)
     accuracies = []
     for setting in (best, other):
-        found = setting.predictions("validation", "scored")
+        found = [run.read_predictions("validation") for run in (r.run for r in setting.finished)]
         indices = np.concatenate([predictions.indices for predictions in found])
         assert sorted(indices.tolist()) == list(range(1437))
         accuracies.append([predictions.accuracy for predictions in found])
     differences = np.array(accuracies[0]) - np.array(accuracies[1])
     error = math.sqrt((1 / 5 + 1 / 4) * differences.var(ddof=1))
     expected = 2 * stats.t.sf(abs(differences.mean()) / error, 4)
-    assert other.against_best is not None
-    assert other.against_best.p == pytest.approx(expected, rel=0.002)  # 287.4 of 1149.6 images
-    assert other.against_best.images == 1437
+    assert other.difference is not None
+    assert other.difference.p == pytest.approx(expected, rel=0.002)  # 287.4 of 1149.6 images
+    assert other.difference.covers == "folds"

@@ -11,9 +11,9 @@ from test_search import TINY as TINY_SEARCH
 from test_search import search
 from tiny_runs import train
 
+from cifar_lab.analysis.grouping import collect
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.ranking import rank
-from cifar_lab.analysis.seed_groups import collect
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.metrics import BY_CLASS, scores_by_class

@@ -105,8 +105,10 @@ def test_the_last_lines_name_the_best_setting_over_its_seeds(tmp_path: Path) -> 
         )
         RunDir.create(cell.config).write_summary(summary)
     table = closing_table([Outcome(cell, "finished", "finished") for cell in cells])
-    *_, best, command = table.splitlines()
+    *_, best, closest, command = table.splitlines()
     assert "optimizer=adam" in best
+    assert "It is not told apart from optimizer=sgd." in best
+    assert "the best two are 15.00 points apart" in closest
     assert "mean of 3 runs" in best
     assert "test accuracy 70.00" in best
     assert table.count("test accuracy") == 1

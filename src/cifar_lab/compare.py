@@ -1,104 +1,85 @@
-"""Two runs side by side: their configs, their scores, a paired test on their predictions."""
+"""Two runs or configurations side by side: configs, scores, and what their difference is worth."""
 
+import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
+from cifar_lab.errors import UsageError, shorten_path
 
 if TYPE_CHECKING:
     from cifar_lab.analysis.load_runs import FoundRun
-
-SCORES = (
-    *("best_val_accuracy", "best_val_loss", "best_val_balanced_accuracy", "best_val_macro_f1"),
-    *("best_epoch", "epochs", "final_train_accuracy"),
-    *("test_accuracy", "test_accuracy_last", "test_loss", "parameters", "seconds_per_epoch"),
-)
+    from cifar_lab.analysis.seed_groups import RunCollection
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m cifar_lab.compare RUN_DIR RUN_DIR`."""
+    """Run `python -m cifar_lab.compare A B`."""
     return cli.run(_compare, argv)
 
 
 def _compare(argv: list[str]) -> int:
     parser = cli.Parser("compare", __doc__)
-    parser.add_argument("a", type=cli.path, metavar="RUN_DIR", help="the first run, called A")
-    parser.add_argument("b", type=cli.path, metavar="RUN_DIR", help="the second run, called B")
+    what = "a run folder, a folder with the runs of a configuration, or KEY=VALUE,... (see --in)"
+    parser.add_argument("a", metavar="A", help=what)
+    parser.add_argument("b", metavar="B", help="the same; differences are B - A")
+    parser.add_argument(
+        "--in",
+        dest="folder",
+        type=cli.path,
+        metavar="FOLDER",
+        help="the folder in which KEY=VALUE chooses runs (default: the current one)",
+    )
     arguments = parser.parse_args(argv)
 
-    from cifar_lab.analysis.load_runs import FoundRun
-    from cifar_lab.analysis.run_differences import config_differences
-    from cifar_lab.runs.run_dir import RunDir
-    from cifar_lab.runs.text import Table
+    from cifar_lab.analysis.comparison import compare
 
-    a, b = FoundRun(RunDir(arguments.a)), FoundRun(RunDir(arguments.b))
-    said = [_paired(a, b, split) for split in ("test", "validation")]
-    print(f"A: {arguments.a} ({a.summary.status})\nB: {arguments.b} ({b.summary.status})\n")
-    different = config_differences(a, b, replicates=True)
-    print(Table(["key", "A", "B"], different).markdown() if different else "The configs are equal.")
+    words = (arguments.a, arguments.b)
+    sweep = _read_sweep(words, arguments.folder)
+    sides = [_runs(word, sweep) for word in words]
+    found = compare(*sides)
+    width = shutil.get_terminal_size((160, 24)).columns
+    for name, word, runs in zip("AB", words, sides, strict=True):
+        states = sorted({run.summary.status for run in runs})
+        count = f"{len(runs)} runs, " * (len(runs) > 1)
+        print(f"{name}: {shorten_path(Path(word))} ({count}{' and '.join(states)})")
     print()
-    print(Table(["metric", "A", "B", "B - A"], _scores(a, b)).markdown())
-    print()
-    print("\n".join(line for line in said if line))
-    names = {name for name, *_ in different}
-    if names == {"seed"}:
-        print("They differ in their seed alone: what differs between them is chance.")
-    elif names == {"split.fold"}:
-        print("They are folds of one setting: what differs between them is chance.")
+    print(found.configs.text(width) if found.configs.rows else "The configs are equal.")
+    print(f"\n{found.scores.text(width)}\n")
+    print("\n".join(found.sentences))
     return 0
 
 
-def _paired(a: "FoundRun", b: "FoundRun", split: str) -> str:
-    """Return the paired test in words; UsageError if the two were tested on other images."""
-    from cifar_lab.analysis import statistics, texts
-    from cifar_lab.errors import RunFailed, UsageError
+def _read_sweep(words: Sequence[str], folder: Path | None) -> "RunCollection | None":
+    """Return the runs that KEY=VALUE chooses from, None where neither word is one."""
+    if not any("=" in word and not Path(word).exists() for word in words):
+        if folder is not None:
+            raise UsageError("--in is for KEY=VALUE, and A and B are folders")
+        return None
+    from cifar_lab.analysis.grouping import read_collection
 
-    found = []
-    for name, run in (("A", a), ("B", b)):
-        predictions = run.predictions(split)
-        if run.problems:
-            raise RunFailed(run.problems[0])
-        if predictions is None:
-            hint = f"; python -m cifar_lab.evaluate {run.run.path} makes them"
-            return f"No paired test: {name} has no test predictions{hint}." * (split == "test")
-        found.append(predictions)
-    try:
-        test = statistics.compare(found[:1], found[1:])
-    except UsageError as error:
-        if split == "test":
-            raise UsageError(
-                f"{a.run.path} and {b.run.path} cannot be compared: {error}; take two runs of the "
-                "same dataset and test split"
-            ) from None
-        return "Their validation images differ, so only the test images compare them."
-    words = f"{split.capitalize()} images: {texts.test_text(test, 'A', 'B')}"
-    if test.low <= 0 <= test.high:
-        points, width = 100 * abs(test.difference), 50 * (test.high - test.low)
-        words += f" {points:.2f} points are less than the interval's {width:.2f} to either side."
-    return words
+    return read_collection(folder or Path())
 
 
-def _scores(a: "FoundRun", b: "FoundRun") -> list[list[str]]:
-    """Return the scores side by side; a test accuracy with its 95 % binomial interval."""
-    from cifar_lab.analysis import run_metrics
-    from cifar_lab.runs.metrics import wilson_interval
+def _runs(word: str, sweep: "RunCollection | None") -> "list[FoundRun]":
+    """Return the runs that a word names; UsageError if there are none."""
+    from cifar_lab.analysis.load_runs import FoundRun
+    from cifar_lab.runs.run_dir import RunDir, find_runs
 
-    rows = []
-    for name in SCORES:
-        values = [run.metric(name) for run in (a, b)]
-        cells = []
-        for run, value in zip((a, b), values, strict=True):
-            images = run.summary.test_size if run_metrics.is_test(name) else None
-            if value is not None and "accuracy" in name and images:
-                limits = wilson_interval(value, images)
-                cells.append(run_metrics.show_within(name, value, limits))
-            else:
-                cells.append(run_metrics.show(name, value))
-        first, second = values
-        off = None if first is None or second is None else second - first
-        rows.append([name, *cells, run_metrics.show_difference(name, off)])
-    return rows
+    if sweep is not None and "=" in word and not Path(word).exists():
+        return [run for group in sweep.select(word) for run in group.runs]
+    folder = Path(word)
+    if not word.strip():
+        raise UsageError("the name of a folder is empty")
+    runs = find_runs(folder) if folder.is_dir() else [RunDir(folder)]
+    loaded = [FoundRun(run) for run in runs or [RunDir(folder)]]
+    for run in loaded:
+        if run.finished:
+            run.check_scores()
+            for problem in run.problems:
+                print(f"warning: {run.run.path}: {problem}", file=sys.stderr)
+    return loaded
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A collection of runs as report.html: one file that needs no network, and the data in it."""
 
+import base64
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 
 from cifar_lab.analysis import run_metrics, texts
+from cifar_lab.analysis.effects import MainEffects
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.pictures import data_address, side_by_side, thumbnail
 from cifar_lab.analysis.run_differences import config_differences
@@ -50,7 +52,9 @@ LINKED = (
 """Files of a run that the page links to where they are there."""
 
 
-def report(collection: RunCollection, claims: Claims, *, test: bool) -> str:
+def report(
+    collection: RunCollection, claims: Claims, effects: Sequence[MainEffects], *, test: bool
+) -> str:
     """Return the page, with the data in it that its script sorts, filters and draws."""
     ranking = collection.ranking
     places = {id(group): place for place, group in enumerate(ranking)}
@@ -61,12 +65,25 @@ def report(collection: RunCollection, claims: Claims, *, test: bool) -> str:
         counts=texts.counts_text(collection),
         best=[texts.best_text(collection, group) for group in ranking if group.chosen],
         notes=collection.notes,
-        testing=texts.testing_text(collection),
+        closest=[text for n in collection.datasets if (text := texts.closest_text(collection, n))],
+        testing=f"{texts.testing_text(collection)} {texts.selection_text(collection)}".strip(),
+        forest=_forest(collection),
+        effects=[
+            (e.dataset, texts.effects_lines(collection, e), texts.effects_basis(e)) for e in effects
+        ],
         claims=claims_table(collection, claims),
         judged=[(places.get(id(group)), judged.verdict) for _, group, judged in claims],
         problems=texts.problems(collection),
         data=data,
     )
+
+
+def _forest(collection: RunCollection) -> str | None:
+    """Return the address of effects.png, which contains it; None where it is not drawn."""
+    path = collection.folder / "effects.png"
+    if not path.is_file() or not any(group.difference for group in collection.groups):
+        return None
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
@@ -91,7 +108,7 @@ def _group_data(
     collection: RunCollection, group: SeedGroup, best: SeedGroup, place: int, *, test: bool
 ) -> dict[str, Any]:
     names = [n for n in (collection.metric, *SCORES) if shows(n, group, test=test)]
-    verdict, detail = texts.verdict(group) if texts.has_verdicts(collection) else ("", "")
+    verdict, found = texts.verdict(collection, group), group.difference
     on_test, is_detailed = shows("test_", group, test=test), place < MOST_PICTURES
     return {
         "key": group.key,
@@ -101,14 +118,14 @@ def _group_data(
         "rank": group.rank,
         "chosen": group.chosen,
         "verdict": verdict,
-        "detail": detail,
+        "detail": texts.difference_text(collection.metric, found) if found else "",
         "n": len(group.finished),
         "all": len(group.runs),
         "status": ", ".join(f"{n} {s}" for s, n in texts.status_counts(group.runs).items()),
         "scores": {
-            name: {"value": rounded(found.mean), "text": run_metrics.show_interval(name, found)}
+            name: {"value": rounded(score.mean), "text": run_metrics.show_interval(name, score)}
             for name in names
-            if (found := group.interval(name)) is not None
+            if (score := group.interval(name)) is not None
         },
         "curves": _curves(group, min(max(MOST_POINTS // len(collection.groups), 30), 200)),
         "difference": difference(group, best),
@@ -186,8 +203,8 @@ def confusion(group: SeedGroup, *, test: bool) -> dict[str, Any] | None:
     A matrix of test images tells the test score.
     """
     split = "test" if test else "validation"
-    read = (run.confusion(split) for run in group.finished)
-    found = [counts for counts in read if counts is not None]
+    read = (run.scored(split) for run in group.finished)
+    found = [scored.confusion for scored in read if scored is not None]
     if not found or len({len(counts) for counts in found}) != 1:
         return None
     counts = np.sum(found, axis=0)

@@ -5,17 +5,23 @@ the others are read all the same.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.statistics import in_order
 from cifar_lab.config.identity import identity
 from cifar_lab.config.run_config import RunConfig, flatten
 from cifar_lab.errors import RunFailed, UsageError, shorten
-from cifar_lab.runs.metrics import EpochMetrics, Integers, Predictions
+from cifar_lab.runs.metrics import EpochMetrics, Integers, Predictions, best_row
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary
 
@@ -40,6 +46,26 @@ def identity_without(config: RunConfig, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in flatten(plain).items() if key not in keys}
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Stored predictions in short: which images, which of them are right (N,), confusions (C, C).
+
+    Images are in the order of their indices; `images` is a digest of these and of the labels.
+    """
+
+    images: bytes
+    right: npt.NDArray[np.bool_]
+    confusion: Integers
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> "Scored":
+        """Return it of a run's predictions."""
+        ordered = in_order(predictions)
+        images = np.stack([ordered.indices, ordered.labels]).astype(np.int64)
+        digest = hashlib.sha256(images.tobytes()).digest()
+        return cls(digest, ordered.predicted == ordered.labels, predictions.confusion_matrix)
+
+
 class FoundRun:
     """A run folder as it was read: config, summary and history, checked."""
 
@@ -49,7 +75,7 @@ class FoundRun:
         self.summary: RunSummary = _finite(run.read_summary())
         self.history: list[EpochMetrics] = run.read_metrics()
         self.problems: list[str] = []
-        self._confusion: dict[tuple[str, str], Integers] = {}
+        self._scored: dict[tuple[str, str], Scored | None] = {}
 
     @property
     def finished(self) -> bool:
@@ -94,22 +120,44 @@ class FoundRun:
 
     def predictions(self, split: str, weights: str = "scored") -> Predictions | None:
         """Return stored predictions, None where there are none; damaged ones become a problem."""
-        path = self.run.predictions_file(split, weights)
-        if not path.exists():
+        if not self.run.predictions_file(split, weights).exists():
             return None
         try:
-            found = self.run.read_predictions(split, weights)
+            return self.run.read_predictions(split, weights)
         except (UsageError, RunFailed) as error:
             self.note(str(error))
             return None
-        self._confusion[split, weights] = found.confusion_matrix
-        return found
 
-    def confusion(self, split: str, weights: str = "scored") -> Integers | None:
-        """Return the counts (C, C) of stored predictions, which are read once at most."""
-        if (split, weights) not in self._confusion and self.predictions(split, weights) is None:
-            return None
-        return self._confusion[split, weights]
+    def scored(self, split: str, weights: str = "scored") -> Scored | None:
+        """Return what tests and confusion matrices need of stored predictions, read once."""
+        if (split, weights) not in self._scored:
+            predictions = self.predictions(split, weights)
+            self._scored[split, weights] = None if predictions is None else Scored.of(predictions)
+        return self._scored[split, weights]
+
+    def check_scores(self) -> None:
+        """Replace scores of summary.json that are not those of the run's other files.
+
+        They were edited or are out of date; what is measured counts, and a problem names both.
+        """
+        best = best_row(self.history, self.config.training.monitor)
+        measured = {"best_val_accuracy": (best.val_accuracy if best else None, "metrics.csv", 1e-6)}
+        for name, weights in (("test_accuracy", "scored"), ("test_accuracy_last", "last")):
+            scored = self.scored("test", weights)
+            if scored is not None and len(scored.right):
+                half_an_image = 0.5 / len(scored.right)
+                accuracy = float(scored.right.mean())
+                measured[name] = (accuracy, "its stored predictions", half_an_image)
+        for name, (value, source, tolerance) in measured.items():
+            said: float | None = getattr(self.summary, name)
+            if said is not None and value is not None and abs(said - value) > tolerance:
+                shown = [run_metrics.show(name, number) for number in (said, value)]
+                self.note(
+                    f"summary.json has {run_metrics.in_words(name)} {shown[0]}, {source} "
+                    f"{shown[1]}, which counts"
+                )
+                corrected: dict[str, Any] = {name: value}
+                self.summary = dataclasses.replace(self.summary, **corrected)
 
     def note(self, problem: str) -> None:
         """Keep a problem, once."""

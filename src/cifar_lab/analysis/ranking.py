@@ -1,38 +1,48 @@
-"""The order of the configurations of a collection, and which differ significantly from the best."""
+"""The order of the groups of a collection, and what separates each from the best or a baseline."""
 
-from cifar_lab.analysis import run_metrics, statistics
+from collections.abc import Sequence
+
+from cifar_lab.analysis import run_metrics, texts
+from cifar_lab.analysis.contrasts import CannotJudge, Deviation, contrast, pooled
+from cifar_lab.analysis.power import Family
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.config.reports import reported_of
-from cifar_lab.errors import UsageError
-from cifar_lab.runs.metrics import Predictions
+from cifar_lab.errors import UsageError, listing, shorten
 
 
-def rank(collection: RunCollection, metric: str | None, *, compare: bool = True) -> None:
-    """Rank the groups of each dataset and choose the best; if `compare`, test the others by it.
+def rank(collection: RunCollection, metric: str | None = None, baseline: str | None = None) -> None:
+    """Rank the groups of each dataset, choose the best, and set the others against it.
 
     By the mean of the best value of the score that the runs monitor, or by `metric`. Runs that
     monitor different scores are ranked by best_val_accuracy. Where no validation images were held
-    out and no metric was asked for, nothing is ranked and a note gives the reason.
+    out and no metric was asked for, nothing is ranked and a note gives the reason. `baseline`
+    (`optimizer=sgd`) names the group of each dataset that takes the place of the best.
     """
     monitors = sorted({run.config.training.monitor for run in collection.runs})
     monitored = monitors[0] if len(monitors) == 1 else "val_accuracy"
     collection.metric = metric or f"best_{monitored}"
     run_metrics.check(collection.metric)
+    collection.baseline = baseline
+    named = collection.select(baseline) if baseline else []
     sign = -1 if run_metrics.higher_is_better(collection.metric) else 1
-    for dataset in sorted({group.dataset for group in collection.groups}):
+    for dataset in collection.datasets:
         groups = [group for group in collection.groups if group.dataset == dataset]
-        scored = [group for group in groups if group.mean(collection.metric) is not None]
+        means = {id(group): group.mean(collection.metric) for group in groups}
+        scored = [group for group in groups if means[id(group)] is not None]
         if not scored:
             if any(group.finished for group in groups):
                 collection.notes.append(_why_unranked(collection, dataset, groups))
             continue
         collection.ranked = True
-        scored.sort(key=lambda group: (sign * (group.mean(collection.metric) or 0.0), group.key))
+        scored.sort(key=lambda group: (sign * (means[id(group)] or 0.0), group.key))
         for place, group in enumerate(scored, start=1):
             group.rank = place
         scored[0].chosen = True
-        if compare:
-            _test_against_best(collection, scored)
+        reference = scored[0] if not baseline else _one_baseline(collection, scored, named)
+        if reference is not None:
+            set_against(collection, scored, reference)
+    if baseline and not any(group.is_reference for group in collection.groups):
+        raise UsageError(f"--baseline {shorten(baseline)}: it has no {collection.metric} yet")
     if collection.ranked:
         if metric is None and len(monitors) > 1:
             collection.notes.append(
@@ -42,45 +52,57 @@ def rank(collection: RunCollection, metric: str | None, *, compare: bool = True)
         collection.notes += _warnings(collection)
 
 
-def _test_against_best(collection: RunCollection, ranking: list[SeedGroup]) -> None:
-    """Compare the best group with each other one; p values are adjusted by Holm's method."""
-    if "accuracy" not in collection.metric or "balanced" in collection.metric:
-        for group in ranking[1:]:
-            group.not_tested = f"paired tests compare accuracies, not {collection.metric}"
-        return
-    test = run_metrics.is_test(collection.metric)
-    split = "test" if test else "validation"
-    weights = "last" if collection.metric == "test_accuracy_last" else "scored"
-    best = ranking[0].predictions(split, weights)
-    for group in ranking[1:]:
-        other = group.predictions(split, weights)
-        if not best or not other:
-            lacking = "it" if best else "the best configuration"
-            group.not_tested = f"{lacking} has no {split} predictions"
+def conclusion(collection: RunCollection) -> list[str]:
+    """Rank the runs of a sweep; return what `summarize` says of the best, of each dataset.
+
+    Which configuration has the best score, which ones it is not told apart from, and how many seeds
+    would tell the best two apart.
+    """
+    rank(collection)
+    best = [texts.best_text(collection, group) for group in collection.ranking if group.chosen]
+    closest = [texts.closest_text(collection, dataset) for dataset in collection.datasets]
+    return [*best, *filter(None, closest)]
+
+
+def _one_baseline(
+    collection: RunCollection, scored: Sequence[SeedGroup], named: Sequence[SeedGroup]
+) -> SeedGroup | None:
+    """Return the group of a dataset that the baseline names; UsageError if there are several."""
+    fitting = [group for group in scored if any(group is one for one in named)]
+    if len(fitting) > 1:
+        raise UsageError(
+            f"--baseline {shorten(collection.baseline or '')} fits {len(fitting)} configurations "
+            f"({listing(map(collection.label, fitting), 120)}); name one by more of their values, "
+            "as in --baseline optimizer=sgd,activation=relu"
+        )
+    return fitting[0] if fitting else None
+
+
+def set_against(
+    collection: RunCollection, scored: Sequence[SeedGroup], reference: SeedGroup
+) -> None:
+    """Set each group's difference to the reference, or the reason why there is none."""
+    reference.is_reference = True
+    samples = {id(group): group.sample(collection.metric) for group in scored}
+    deviation = deviation_within(scored, collection.metric)
+    if deviation is not None:
+        collection.deviations[reference.dataset] = deviation
+    family = Family(max(len(scored) - 1, 1), chosen=collection.baseline is None)
+    best = samples[id(reference)]
+    for group in scored:
+        sample = samples[id(group)]
+        if group is reference or sample is None or best is None:
             continue
         try:
-            images = _training_images(group, other)
-            group.against_best = statistics.compare(best, other, images)
-        except UsageError as error:
-            group.not_tested = str(error)
-    tests = [(group, group.against_best) for group in ranking if group.against_best]
-    adjusted = statistics.holm([test.p for _, test in tests])
-    for (group, _), p in zip(tests, adjusted, strict=True):
-        group.p_adjusted = p
+            group.difference = contrast([sample], [best], deviation, family)
+        except CannotJudge as error:
+            group.not_judged = str(error)
 
 
-def _training_images(group: SeedGroup, held_out: list[Predictions]) -> int | None:
-    """Return the images that a run of a configuration trains on; None if they are not known.
-
-    `held_out` are the predictions of its runs, from whose size that of all folds follows.
-    """
-    config = group.runs[0].config
-    if config.split.folds is not None:
-        return round((config.split.folds - 1) * sum(map(len, held_out)) / len(held_out))
-    size = config.dataset.train_size
-    if size is None or config.split.source != "train":
-        return size
-    return size - config.split.held_out(size)
+def deviation_within(groups: Sequence[SeedGroup], metric: str) -> Deviation | None:
+    """Return the deviation between runs of one group, pooled over groups; None if unknown."""
+    samples = [sample for group in groups if (sample := group.sample(metric)) is not None]
+    return pooled(samples)
 
 
 def _why_unranked(collection: RunCollection, dataset: str, groups: list[SeedGroup]) -> str:
@@ -108,22 +130,16 @@ def _why_unranked(collection: RunCollection, dataset: str, groups: list[SeedGrou
 
 
 def _warnings(collection: RunCollection) -> list[str]:
-    found = []
+    warnings = []
     configs = [run.config for run in collection.runs if run.finished]
     if run_metrics.is_test(collection.metric):
-        found.append(
+        warnings.append(
             f"Ranked by {collection.metric}, as requested: the best configuration is chosen on the "
             "test images, so its score is optimistic."
         )
     elif any(c.split.source == "test" and c.split.validation > 0 for c in configs):
-        found.append(
+        warnings.append(
             "Some runs take their validation images from the test set (split.source=test): a test "
             "score that counts these images is optimistic."
         )
-    scored = [group for group in collection.groups if group.rank is not None]
-    if scored and all(len(group.finished) == 1 for group in scored) and len(scored) > 1:
-        found.append(
-            "Each ranked configuration has one run: a difference is one between these networks; "
-            "how much other seeds vary is not known."
-        )
-    return found
+    return warnings

@@ -180,6 +180,18 @@ def higher_is_better(name: str) -> bool:
     return any(word in name for word in ("accuracy", "precision", "recall", "f1"))
 
 
+def measured_on(name: str) -> tuple[str, str] | None:
+    """Return the images and the weights whose stored predictions the metric belongs to, if any."""
+    if is_test(name):
+        return "test", "last" if name == "test_accuracy_last" else "scored"
+    return ("validation", "scored") if "val_" in name else None
+
+
+def counts_images(name: str) -> bool:
+    """Whether the metric is the share of images that the stored predictions get right."""
+    return name in ("best_val_accuracy", "test_accuracy", "test_accuracy_last")
+
+
 def is_fraction(name: str) -> bool:
     """Whether the metric lies in [0, 1] and is written in per cent."""
     return higher_is_better(name) or name == "expected_calibration_error"
@@ -217,11 +229,12 @@ def show(name: str, value: float | None) -> str:
 def show_interval(name: str, found: Interval | None) -> str:
     """Return a mean with its 95 % interval: `87.31 ± 0.42 %`, `98.90 % (97.31 to 100.00)`.
 
-    Of two values both are shown instead, as in `87.10 and 87.52 %`; of an epoch the mean alone.
+    Of two values both are shown instead, as in `87.10 and 87.52 %`; of an epoch, and of equal
+    values, the mean alone.
     """
     if found is None:
         return "–"
-    if "epoch" in name or found.n == 1:
+    if "epoch" in name or not found.std:
         return show(name, found.mean)
     if found.low is None or found.high is None:
         return _in_unit(name, "{} and {}", found.smallest, found.largest)
@@ -239,6 +252,8 @@ def show_within(name: str, value: float, limits: tuple[float, float]) -> str:
 def _in_unit(name: str, form: str, *values: float) -> str:
     """Return numbers in the metric's unit, which is named once, at the end."""
     scale, digits, unit = (100, ".2f", " %") if is_fraction(name) else (1, ".4f", "")
+    if max(map(abs, values)) >= 1e6:  # the loss of a run that diverges
+        digits = ".4g"
     if name == "seconds_per_epoch":
         digits, unit = ".1f", " s"
     elif (

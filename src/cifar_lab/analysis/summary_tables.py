@@ -1,14 +1,17 @@
-"""A collection of runs as tables: summary.csv, and summary.md, which the console shows too."""
+"""A collection of runs as tables and documents: summary.csv, summary.md, the console, a paper."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.claims import JudgedClaim, reported, show_where
+from cifar_lab.analysis.effects import MainEffects
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
+from cifar_lab.analysis.statistics import show_p
 from cifar_lab.errors import shorten
-from cifar_lab.runs.text import Table, duration, markdown
+from cifar_lab.runs.text import Table, duration, fill, markdown
 
 WITH_SPREAD = ("best_val_accuracy", "final_val_accuracy", "best_val_loss", "test_accuracy")
 """Metrics that summary.csv gives with standard deviation and interval."""
@@ -19,6 +22,17 @@ MEANS = ("best_epoch", "epochs", "test_loss", "parameters", "seconds_per_epoch")
 Claims = Sequence[tuple[str, SeedGroup | None, JudgedClaim]]
 """What `claims.of_collection` returns."""
 
+Block = str | list[str] | Table
+"""A paragraph, a list of points, or a table."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a document: its title, and what stands below it."""
+
+    title: str
+    blocks: Sequence[Block]
+
 
 def summary_csv(collection: RunCollection, *, test: bool) -> str:
     """Return a row per group; the test columns of all but the best are empty unless `test`."""
@@ -27,7 +41,9 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
     header = [*collection.axes, "rank", "chosen", "n", "seeds", *(["folds"] * with_folds)]
     header += ["unfinished", "failed"]
     header += [f"{name}{part}" for name in names for part in ("", "_std", "_low", "_high")]
-    header += ["difference_from_best", "p_adjusted", *MEANS]
+    to = "baseline" if collection.baseline else "best"
+    header += [f"difference_from_{to}", "difference_low", "difference_high", "p_adjusted"]
+    header += ["smallest_shown", *MEANS]
     rows = []
     for group in collection.groups:
         finished = group.finished
@@ -40,45 +56,89 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
         for name in names:
             found = group.interval(name) if shows(name, group, test=test) else None
             row += [found.mean, found.std, found.low, found.high] if found else [None] * 4
-        against = group.against_best
-        row += [-against.difference if against else None, group.p_adjusted]
+        d = group.difference
+        row += [d.value, d.low, d.high, d.p, d.smallest] if d else [None] * 5
         row += [group.mean(n) if shows(n, group, test=test) else None for n in MEANS]
         rows.append(row)
     return Table(header, rows).csv()
 
 
-def summary_md(collection: RunCollection, claims: Claims, *, test: bool) -> str:
-    """Return what the folder shows, in words and tables."""
-    title = markdown(collection.folder.resolve().name)
-    parts = [f"# Summary of {title}", texts.counts_text(collection)]
-    if collection.axes:
-        parts.append(_axes_text(collection))
-    parts += [f"> {markdown(note)}" for note in collection.notes]
+def sections(
+    collection: RunCollection, claims: Claims, effects: Sequence[MainEffects], *, test: bool
+) -> list[Section]:
+    """Return what the folder shows: the first section has the folder's name."""
+    notes = [f"Note: {note}" for note in collection.notes]
+    first: list[Block] = [texts.counts_text(collection), axes_text(collection), *notes]
+    parts = [Section(f"Summary of {collection.folder.resolve().name}", first)]
     best = [group for group in collection.ranking if group.chosen]
     if best:
-        parts.append("## Best")
-        parts += [f"- {markdown(texts.best_text(collection, group))}" for group in best]
-    parts += ["## Ranking" if collection.ranked else "## Configurations"]
-    parts += [ranking_table(collection, test=test).markdown(), texts.testing_text(collection)]
+        points = [texts.best_text(collection, group) for group in best]
+        points += [
+            line for name in collection.datasets if (line := texts.closest_text(collection, name))
+        ]
+        parts.append(Section("Best", [points]))
+    below = [texts.testing_text(collection), texts.selection_text(collection)]
+    title = "Ranking" if collection.ranked else "Configurations"
+    parts.append(Section(title, [ranking_table(collection, test=test), *below]))
+    parts += [
+        Section(
+            f"Main effects on {run_metrics.in_words(collection.metric)}, {found.dataset}",
+            [texts.effects_lines(collection, found), texts.effects_basis(found)],
+        )
+        for found in effects
+    ]
     if claims:
-        parts += ["## Reported and measured", claims_table(collection, claims).markdown()]
+        parts.append(Section("Reported and measured", [claims_table(collection, claims)]))
     unfinished = unfinished_table(collection)
     if unfinished.rows:
-        parts += ["## Unfinished and failed", unfinished.markdown()]
-    problems = [
-        f"- {markdown(folder)}: {markdown(text)}" for folder, text in texts.problems(collection)
-    ]
+        parts.append(Section("Unfinished and failed", [unfinished]))
+    problems = [f"{folder}: {text}" for folder, text in texts.problems(collection)]
     if problems:
-        parts += ["## Not readable", "\n".join(problems)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        parts.append(Section("Not readable, or contradictory", [problems]))
+    return parts
 
 
-def _axes_text(collection: RunCollection) -> str:
-    """Return which config groups and keys differ between the runs."""
-    names = ["`" + shorten(axis, 80).replace("`", "'") + "`" for axis in collection.axes]
+def as_markdown(parts: Sequence[Section]) -> str:
+    """Return a document as Markdown, in which names and values are shown as they are."""
+
+    def shown(block: Block) -> str:
+        if isinstance(block, Table):
+            return block.markdown()
+        if isinstance(block, list):
+            return "\n".join(f"- {markdown(point)}" for point in block)
+        return f"> {markdown(block[6:])}" if block.startswith("Note: ") else markdown(block)
+
+    chunks = []
+    for level, part in enumerate(parts):
+        chunks += [f"{'#' if level == 0 else '##'} {markdown(part.title)}"]
+        chunks += [shown(block) for block in part.blocks if block]
+    return "\n\n".join(chunks) + "\n"
+
+
+def as_text(parts: Sequence[Section], width: int) -> str:
+    """Return a document for a terminal of that width."""
+
+    def shown(block: Block) -> str:
+        if isinstance(block, Table):
+            return block.text(width)
+        points = block if isinstance(block, list) else [block]
+        return "\n".join(fill(point, width, "- " if points is block else "") for point in points)
+
+    chunks = []
+    for part in parts:
+        chunks.append(part.title + "\n" + "-" * min(len(part.title), width))
+        chunks += [shown(block) for block in part.blocks if block]
+    return "\n\n".join(chunks) + "\n"
+
+
+def axes_text(collection: RunCollection) -> str:
+    """Return which config groups and keys differ between the runs, "" if none does."""
+    names = [shorten(axis, 80) for axis in collection.axes]
     main = [names[i] for i in collection.main_axes]
     others = [name for name in names if name not in main]
-    text = f"Axes: {', '.join(main)}."
+    if not names:
+        return ""
+    text = f"Axes: {', '.join(main)}." if main else ""
     return text + f" These follow from them: {', '.join(others)}." * bool(others)
 
 
@@ -88,31 +148,83 @@ def shows(name: str, group: SeedGroup, *, test: bool) -> bool:
 
 
 def ranking_table(collection: RunCollection, *, test: bool) -> Table:
-    """Return the configurations in order of rank."""
+    """Return the groups in order of rank, each with its difference to the reference."""
     groups = collection.ranking
-    wanted = [collection.metric, "best_val_accuracy", "best_val_loss", "best_epoch"]
-    names = [
-        name
-        for name in dict.fromkeys(wanted)
-        if any(group.mean(name) is not None for group in groups)
-    ]
-    tested = [one.mean("test_accuracy") for one in groups if shows("test_accuracy", one, test=test)]
-    if "test_accuracy" not in names and any(mean is not None for mean in tested):
-        names.append("test_accuracy")
-    several = len({one.dataset for one in groups}) > 1 and "dataset" not in collection.axes
-    compared = texts.has_verdicts(collection)
-    axes = collection.main_axes
-    header = [*(["dataset"] * several), "rank", *(collection.axes[i] for i in axes), "n", *names]
-    header += ["against the best"] * compared
+    wanted = dict.fromkeys([collection.metric, "best_val_accuracy", "best_val_loss", "best_epoch"])
+    names = [name for name in wanted if any(group.mean(name) is not None for group in groups)]
+    shown_test = (g.mean("test_accuracy") for g in groups if shows("test_accuracy", g, test=test))
+    if "test_accuracy" not in names and any(mean is not None for mean in shown_test):
+        names.insert(1, "test_accuracy")
+    several = len(collection.datasets) > 1 and "dataset" not in collection.axes
+    compared = any(group.difference for group in groups)
+    header = [*(["dataset"] * several), "rank", *collection.short_axes, "n"]
+    header += [run_metrics.in_words(names[0])] if names else []
+    header += [f"to {texts.reference_name(collection)}", "p", "verdict", "would show"] * compared
+    essential = len(header)
+    header += [run_metrics.in_words(name) for name in names[1:]]
     rows = []
     for group in groups:
+        scores = [
+            run_metrics.show_interval(
+                name, group.interval(name) if shows(name, group, test=test) else None
+            )
+            for name in names
+        ]
+        found = group.difference
+        judged = ["", "", texts.verdict(collection, group), ""]
+        if found:
+            judged[0] = texts.difference_text(collection.metric, found)
+            judged[1] = show_p(found.p).removeprefix("p ").removeprefix("= ")
+            judged[3] = texts.smallest_text(collection.metric, found)
         row = [group.dataset] * several
-        row += [str(group.rank or "–"), *(group.key[i] for i in axes), texts.runs_text(group)]
-        for name in names:
-            found = group.interval(name) if shows(name, group, test=test) else None
-            row.append(run_metrics.show_interval(name, found))
-        rows.append([*row, *([texts.verdict_text(group)] * compared)])
-    return Table(header, rows)
+        row += [str(group.rank or "–"), *(group.key[i] for i in collection.main_axes)]
+        rows.append([*row, texts.runs_text(group), *scores[:1], *(judged * compared), *scores[1:]])
+    return Table(header, rows, essential)
+
+
+def paper_table(collection: RunCollection, *, test: bool) -> tuple[Table, str]:
+    """Return the ranking as a paper prints it, and its caption, which explains the marks."""
+    metric = collection.metric
+    several = len(collection.datasets) > 1
+    has_test = metric != "test_accuracy" and test
+    unit = " (%)" * run_metrics.is_fraction(metric)
+    to = f"difference to {texts.reference_name(collection)}"
+    header = [
+        *["dataset"] * several,
+        *collection.short_axes,
+        "n",
+        run_metrics.in_words(metric) + unit,
+        to,
+    ]
+    rows = []
+    for group in collection.ranking:
+        found = group.difference
+        mark = "†" * (found is not None and not found.told_apart)
+        shown = texts.difference_text(metric, found) if found else "–"
+        if found is None and group.is_reference:
+            shown = "0"
+        values = [run_metrics.show_interval(metric, group.interval(metric))]
+        values += [shown.removesuffix(" points") + mark]
+        if has_test:
+            values.append(
+                run_metrics.show_interval("test_accuracy", group.interval("test_accuracy"))
+            )
+        row = [*[group.dataset] * several, *(group.key[i] for i in collection.main_axes)]
+        rows.append([*row, str(len(group.finished)), *(v.removesuffix(" %") for v in values)])
+    header += ["test accuracy (%)"] * has_test
+    caption = (
+        f"Mean over n runs with its 95 % interval. {texts.testing_text(collection)} "
+        "† marks what is not told apart."
+    )
+    return Table(header, rows), " ".join(caption.split())
+
+
+def paper(collection: RunCollection, form: str, *, test: bool) -> str:
+    """Return the table for a paper as `latex`, `csv` or `markdown`."""
+    table, caption = paper_table(collection, test=test)
+    if form == "latex":
+        return table.latex(caption)
+    return table.csv() if form == "csv" else f"{table.markdown()}\n\n{markdown(caption)}\n"
 
 
 def claims_table(collection: RunCollection, claims: Claims) -> Table:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,59 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of cells, which are texts, or numbers for CSV; None is an empty cell."""
+    """A header and rows of cells, which are texts, or numbers for CSV; None is an empty cell.
+
+    `essential`: of the columns, how many a narrow terminal shows; all where it is None.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[Any]]
+    essential: int | None = None
 
     def markdown(self) -> str:
         """Return a Markdown table in which every cell is shown as it is."""
         rows = [[markdown(cell) for cell in row] for row in self.rows]
         return markdown_table([markdown(name) for name in self.header], rows)
+
+    def text(self, width: int = 10_000) -> str:
+        """Return it for a terminal of that width: aligned, or a few lines for each row.
+
+        A column of empty cells is left out; where it is too wide, those that are not essential.
+        """
+        cells = [["" if cell is None else one_line(cell) for cell in row] for row in self.rows]
+        filled = [i for i, _ in enumerate(self.header) if any(row[i] for row in cells)]
+        for kept in (filled, [i for i in filled if i < (self.essential or len(self.header))]):
+            names = [self.header[i] for i in kept]
+            rows = [[row[i] for i in kept] for row in cells]
+            lines = align([names, *rows])
+            if max(map(len, lines)) <= width:
+                return "\n".join(lines)
+        records = [
+            "; ".join(f"{n} {cell}" for n, cell in zip(names, row, strict=True) if cell not in "–")
+            for row in rows
+        ]
+        return "\n".join(fill(record, width, "* ") for record in records)
+
+    def latex(self, caption: str) -> str:
+        """Return a table for LaTeX, in the look of the package booktabs."""
+        rows = [" & ".join(map(latex, row)) + r" \\" for row in (self.header, *self.rows)]
+        return "\n".join(
+            [
+                "% needs \\usepackage{booktabs}",
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{latex(caption)}}}",
+                rf"\begin{{tabular}}{{{'l' * len(self.header)}}}",
+                r"\toprule",
+                rows[0],
+                r"\midrule",
+                *rows[1:],
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
 
     def csv(self) -> str:
         """Return lines of CSV; no cell is one that a spreadsheet takes for a formula."""
@@ -44,13 +89,33 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def one_line(text: Any) -> str:
+    """Return a text on one line, without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(str(text).split()))
+
+
 def markdown(text: str) -> str:
     """Return text that Markdown shows as it is, on one line; no HTML in it is HTML."""
-    line = "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+    line = one_line(text)
     line = re.sub(r"&(?=[#\w])", "&amp;", line)
     line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line)
     line = re.sub(r"([\\`*\[\]|~])", r"\\\1", line)
     return re.sub(r"^([>#+-])(?= |$)", r"\\\1", line)
+
+
+def latex(text: Any) -> str:
+    """Return text that LaTeX shows as it is, on one line."""
+    line = one_line(text)
+    line = re.sub(r"[\\{}&%$#_^~]", lambda special: _LATEX[special[0]], line)
+    return line.replace("±", r"$\pm$").replace("–", "--").replace("†", r"$^{\dagger}$")
+
+
+_LATEX = {
+    **{character: rf"\{character}" for character in "{}&%$#_"},
+    "\\": r"\textbackslash{}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+}
 
 
 def align(
@@ -83,6 +148,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in (header, rule, *rows)
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+
+
+def fill(text: str, width: int, start: str = "") -> str:
+    """Return a paragraph on lines of at most `width` characters, the first with a start."""
+    return textwrap.fill(
+        one_line(text),
+        max(width, 20),
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_on_hyphens=False,
+    )
 
 
 def duration(seconds: float) -> str:

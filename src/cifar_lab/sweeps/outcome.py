@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.grouping import collect
 from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.ranking import rank
-from cifar_lab.analysis.seed_groups import collect
-from cifar_lab.analysis.texts import best_text
+from cifar_lab.analysis.ranking import conclusion
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shows_bars
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import align, duration
@@ -166,9 +165,7 @@ def _best_settings(runs: Sequence[RunDir]) -> list[str]:
         with contextlib.suppress(UsageError, RunFailed):  # `summarize` names what it cannot read
             readable.append(FoundRun(run))
     collection = collect(_folder(runs), readable)
-    rank(collection, None)
-    best = [best_text(collection, group) for group in collection.ranking if group.chosen]
-    return [*best, f"to compare them: {_summarize(runs)}"]
+    return [*conclusion(collection), f"to compare them: {_summarize(runs)}"]
 
 
 def _summarize(runs: Sequence[RunDir]) -> str:

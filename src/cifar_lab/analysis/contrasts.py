@@ -1,0 +1,321 @@
+"""What separates groups of runs: a difference, its interval, and what these runs could have shown.
+
+The formulas, their sources and their sentences are explained in docs/summaries.md.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from cifar_lab.analysis.power import Family, detectable
+from cifar_lab.analysis.statistics import LEVEL, variance
+
+Right = npt.NDArray[np.bool_]
+Replicate = tuple[int, int | None]
+
+MOST_SEEDS = 10_000
+
+
+class CannotJudge(Exception):
+    """Nothing can be said of a difference; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A metric of one configuration: a value for each of its runs, in the order of `replicates`.
+
+    `images`: which images it was measured on, in a form that can be compared, None if that is not
+    known; `right`: which of them each run gets right, (n, N), None unless it is an accuracy.
+    `folds`: the number of folds of cross-validation that the runs belong to.
+    """
+
+    values: tuple[float, ...]
+    replicates: tuple[Replicate, ...]
+    images: bytes | None = None
+    right: Right | None = None
+    folds: int | None = None
+
+    @property
+    def mean(self) -> float:
+        """The mean of the values."""
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def variance(self) -> float:
+        """The variance of the values (n - 1)."""
+        return variance(self.values)
+
+    @property
+    def share(self) -> float:
+        """The variance of the mean in units of that of a run: 1/n, and more over folds.
+
+        The training sets of two folds overlap, so that the variance of a mean over k of them is
+        1/k + 1/(folds - 1) times that of one (Nadeau and Bengio 2003).
+        """
+        extra = 1 / (self.folds - 1) if self.folds else 0.0
+        return 1 / len(self.values) + extra
+
+    def over_folds(self, chosen: Sequence[int | None]) -> "Sample":
+        """Return it with a value for each chosen fold: the mean over the seeds of the fold."""
+        means = [
+            np.mean([v for v, (_, of) in zip(self.values, self.replicates, strict=True) if of == f])
+            for f in chosen
+        ]
+        replicates = tuple((0, fold) for fold in chosen)
+        return Sample(tuple(map(float, means)), replicates, folds=self.folds)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A standard deviation between runs that differ in their seed alone, and how well it is known.
+
+    `degrees`: of freedom; `paired`: what the runs of one seed have in common was taken out.
+    """
+
+    std: float
+    degrees: float
+    paired: bool = False
+
+    def ends(self) -> tuple[float, float]:
+        """Return the ends of its 95 % interval, by the chi-squared distribution."""
+        from scipy import special
+
+        sums = self.degrees * self.std**2
+        tails = (float(special.chdtri(self.degrees, p)) for p in (LEVEL / 2, 1 - LEVEL / 2))
+        low, high = (math.sqrt(sums / tail) for tail in tails)
+        return low, high
+
+
+def pooled(samples: Sequence[Sample]) -> Deviation | None:
+    """Return the deviation within several configurations, as one for all; None if there is none.
+
+    A configuration whose runs all have one value is left out: values that are cut off (the last
+    epoch, a score of 100 %) do not say how much runs vary.
+    """
+    parts = [(len(s.values) - 1, s.variance) for s in samples if s.variance > 0]
+    degrees = sum(count for count, _ in parts)
+    if not degrees:
+        return None
+    return Deviation(math.sqrt(math.fsum(n * v for n, v in parts) / degrees), degrees)
+
+
+def residual(samples: Sequence[Sample]) -> Deviation | None:
+    """Return the deviation within configurations that have the same seeds, without these.
+
+    What remains of each value without the means of its configuration and of its seed: the residual
+    of a randomized block design. Where the seeds differ, it is that of `pooled`.
+    """
+    replicates = {sample.replicates for sample in samples}
+    runs = len(next(iter(replicates)))
+    if len(replicates) > 1 or runs < 2 or len(samples) < 2:
+        return pooled(samples)
+    values = np.array([sample.values for sample in samples])
+    rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
+    degrees = (len(samples) - 1) * (runs - 1)
+    remaining = float((rest**2).sum()) / degrees
+    if remaining <= 1e-24 * max(1.0, float((values**2).mean())):
+        return None
+    return Deviation(math.sqrt(remaining), degrees, paired=True)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A's mean minus B's: its standard error and degrees of freedom, and what it is judged by.
+
+    `covers`: what varied, and so of what else than these runs it speaks; `runs`: of A and of B;
+    `over_images`: the part of the variance that is between images, with its degrees of freedom.
+    """
+
+    value: float
+    error: float
+    degrees: float
+    covers: str
+    runs: tuple[int, int]
+    over_images: tuple[float, int] | None = None
+    family: Family = field(default_factory=Family)
+
+    @property
+    def images(self) -> int:
+        """The images that both were scored on, 0 where they are not known."""
+        return 0 if self.over_images is None else self.over_images[1] + 1
+
+    @property
+    def critical(self) -> float:
+        """How many standard errors half of the interval has."""
+        return self.family.critical(self.degrees)
+
+    @property
+    def half(self) -> float:
+        """Half the width of the 95 % interval, which holds for all of the family together."""
+        return self.critical * self.error
+
+    @property
+    def low(self) -> float:
+        """The lower end of the interval."""
+        return self.value - self.half
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval."""
+        return self.value + self.half
+
+    @property
+    def p(self) -> float:
+        """The p value, adjusted for the family."""
+        return self.family.p(self.value / self.error, self.degrees)
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return abs(self.value) > self.half
+
+    @property
+    def smallest(self) -> float:
+        """The smallest true difference that such runs would have shown in four cases of five."""
+        return self.error * detectable(self.critical, self.degrees)
+
+
+def contrast(
+    plus: Sequence[Sample],
+    minus: Sequence[Sample],
+    deviation: Deviation | None,
+    family: Family | None = None,
+) -> Difference:
+    """Return the mean of some configurations minus that of others; CannotJudge if nothing can be.
+
+    Two configurations each bring a deviation of their own (Welch 1947; Satterthwaite 1946), and
+    one that has none (a single run, or runs with one value) takes `deviation`. Means over several
+    take `deviation` for all of them. To the variance between seeds that between the images is
+    added, where all were scored on the same. Two single runs are compared as two networks, on
+    these images (McNemar's test, with Agresti and Min's variance of 2005). Runs of folds are paired
+    by fold.
+    """
+    _check_images([*plus, *minus])
+    family = family or Family()
+    pair = len(plus) == len(minus) == 1
+    if pair and plus[0].folds is not None:
+        plus, minus = _shared_folds(plus[0], minus[0])
+        deviation = residual([*plus, *minus])
+    value = _mean(plus) - _mean(minus)
+    runs = (sum(len(s.values) for s in plus), sum(len(s.values) for s in minus))
+    images = _image_variance(plus, minus)
+    if pair and runs == (1, 1) and deviation is None:
+        return _two_networks(plus[0], minus[0], family)
+    parts: list[tuple[float, float]] = []
+    if pair and plus[0].folds is None:
+        for sample in (*plus, *minus):
+            own = len(sample.values) > 1 and sample.variance > 0
+            if not own and deviation is None:
+                raise CannotJudge("its runs do not differ: how much other seeds vary is not known")
+            known = Deviation(math.sqrt(sample.variance), len(sample.values) - 1)
+            parts += _parts([sample], known if own else deviation)
+    else:
+        parts += _parts(plus, deviation) + _parts(minus, deviation)
+        parts = [(math.fsum(part for part, _ in parts), parts[0][1])]
+    folds = plus[0].folds is not None
+    covers = "folds" if folds else "seeds" if images is None else "seeds and images"
+    error, degrees = welch([*parts, *([] if images is None or folds else [images])])
+    return Difference(value, error, degrees, covers, runs, images, family)
+
+
+def welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the root of a sum of variances, and Satterthwaite's degrees of freedom of it.
+
+    `parts`: each variance with the degrees of freedom that it is known with.
+    """
+    total = math.fsum(part for part, _ in parts)
+    return math.sqrt(total), total**2 / math.fsum(p**2 / degrees for p, degrees in parts)
+
+
+def _parts(samples: Sequence[Sample], deviation: Deviation | None) -> list[tuple[float, float]]:
+    if deviation is None:
+        raise CannotJudge("no two of the runs differ in their seed alone")
+    share = math.fsum(sample.share for sample in samples) / len(samples) ** 2
+    return [(deviation.std**2 * share, deviation.degrees)]
+
+
+def _mean(samples: Sequence[Sample]) -> float:
+    return math.fsum(sample.mean for sample in samples) / len(samples)
+
+
+def _check_images(samples: Sequence[Sample]) -> None:
+    known = {sample.images for sample in samples if sample.images is not None}
+    if len({sample.folds for sample in samples}) > 1:
+        raise CannotJudge("one was repeated over folds and the other was not")
+    if len(known) > 1 and samples[0].folds is None:
+        raise CannotJudge("they were scored on different images")
+
+
+def _shared_folds(a: Sample, b: Sample) -> tuple[list[Sample], list[Sample]]:
+    """Return two samples over the folds that both have."""
+    there = {fold for _, fold in b.replicates}
+    shared = sorted({fold or 0 for _, fold in a.replicates if fold in there})
+    if len(shared) < 2:
+        raise CannotJudge("they share fewer than two folds")
+    return [a.over_folds(shared)], [b.over_folds(shared)]
+
+
+def _image_variance(plus: Sequence[Sample], minus: Sequence[Sample]) -> tuple[float, int] | None:
+    """Return the variance of the difference over other images, with its degrees of freedom.
+
+    That of the images' mean differences, less what the runs of one configuration differ by on an
+    image: the deviation between seeds has that already. With one run it cannot be told apart, and
+    the interval is a little wider than it need be.
+    """
+    if any(sample.right is None or sample.images is None for sample in (*plus, *minus)):
+        return None
+    means, noise = [], 0.0
+    for side in (plus, minus):
+        rights = [sample.right for sample in side if sample.right is not None]
+        means.append(np.mean([right.mean(axis=0) for right in rights], axis=0))
+        within = [r.var(axis=0, ddof=1).mean() / len(r) for r in rights if len(r) > 1]
+        noise += math.fsum(within) / len(side) ** 2
+    images = len(means[0])
+    if images < 2:
+        return None
+    between = float((means[0] - means[1]).var(ddof=1))
+    return max(between - noise, 0.0) / images, images - 1
+
+
+def _two_networks(a: Sample, b: Sample, family: Family) -> Difference:
+    if a.right is None or b.right is None:
+        raise CannotJudge("each has one run, and predictions of the same images are not there")
+    images = a.right.shape[1]
+    only_a, only_b = int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
+    centre = (only_a - only_b) / (images + 2)
+    error = math.sqrt(((only_a + only_b + 1) / (images + 2) - centre**2) / (images + 2))
+    value = (only_a - only_b) / images
+    over_images = (error**2, images - 1)
+    return Difference(value, error, math.inf, "images", (1, 1), over_images, family)
+
+
+def seeds_needed(
+    points: float,
+    deviation: Deviation,
+    images: tuple[float, float] | None,
+    family: Family | None = None,
+) -> int | None:
+    """Return the seeds per configuration that show a difference with 80 % power, 2 or more.
+
+    `images`: the variance of a difference over other images, with its degrees of freedom. None
+    where no number of seeds would be enough, since the images alone are too few.
+    """
+    family = family or Family()
+
+    def is_shown(seeds: int) -> bool:
+        part = (deviation.std**2 / seeds, float(seeds - 1))
+        error, degrees = welch([part, part, *([images] if images else [])])
+        return error * detectable(family.critical(degrees), degrees) <= points
+
+    low, high = 1, 2
+    while not is_shown(high):
+        low, high = high, 2 * high
+        if high > MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_shown(middle) else (middle, high)
+    return high

@@ -1,0 +1,193 @@
+"""Runs read from a folder and grouped: what differs between them, and which are seeds of one."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cifar_lab.analysis.load_runs import MISSING, FoundRun, read_runs, show_value
+from cifar_lab.analysis.seed_groups import Key, RunCollection, SeedGroup, in_order
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.errors import listing, shorten
+
+
+def read_collection(folder: Path) -> RunCollection:
+    """Read every run at and below `folder` and group them; UsageError if there is none."""
+    runs, unreadable = read_runs(folder)
+    for run in runs:
+        if run.finished:
+            run.check_scores()
+    collection = collect(folder, runs)
+    return dataclasses.replace(
+        collection, unreadable=unreadable, notes=collection.notes + _links(folder)
+    )
+
+
+def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
+    """Group runs that were read, by what differs between them; `folder` is above them all."""
+    axes = find_axes(runs)
+    datasets, other_pictures = _name_datasets(runs)
+    groups, notes = _groups_and_notes(runs, axes, datasets)
+    notes += other_pictures
+    collection = RunCollection(folder, axes, groups, {}, notes)
+    collection.notes += _fold_notes(collection)
+    return collection
+
+
+def find_axes(runs: Sequence[FoundRun]) -> list[str]:
+    """Return the config groups and keys that differ between the runs, in the config's order.
+
+    A key of a config group is compared among the runs that took the same option of that group.
+    """
+    groups = sorted({group for run in runs for group in run.choices}, key=_place_of)
+    axes = [g for g in groups if len({run.choices.get(g, MISSING) for run in runs}) > 1]
+    every = {key for run in runs for key in run.identity}
+    keys = {key for key in every if _differs_within_options(key, runs)}
+    if "protocol" in keys:
+        keys -= {key for key in keys - {"protocol"} if _follows_protocol(key, runs)}
+    return axes + sorted(keys - set(axes), key=_place_of)
+
+
+def _differs_within_options(key: str, runs: Sequence[FoundRun]) -> bool:
+    """Whether runs with the same option of the key's group differ in it; one may lack it."""
+    group, values = key.partition(".")[0], dict[str, set[str]]()
+    for run in runs:
+        value = show_value(run.identity[key]) if key in run.identity else MISSING
+        values.setdefault(run.choices.get(group, ""), set()).add(value)
+    return any(len(seen) > 1 for seen in values.values())
+
+
+def _follows_protocol(key: str, runs: Sequence[FoundRun]) -> bool:
+    """Whether a key has one value in all runs of each protocol, which then says it all."""
+    pairs = {
+        (run.config.protocol, show_value(run.identity[key])) for run in runs if key in run.identity
+    }
+    return len(pairs) == len({protocol for protocol, _ in pairs})
+
+
+def _groups_and_notes(
+    runs: Sequence[FoundRun], axes: Sequence[str], datasets: Mapping[FoundRun, str]
+) -> tuple[list[SeedGroup], list[str]]:
+    members: dict[tuple[Key, str], dict[tuple[int, int | None], FoundRun]] = {}
+    notes = []
+    for run in sorted(runs, key=_place_in_group):
+        group = members.setdefault((_key(run, axes), datasets[run]), {})
+        kept = group.setdefault(run.replicate, run)
+        if kept is not run:
+            notes.append(
+                f"{shorten(str(run.run.path), 200)} is the same run as "
+                f"{shorten(str(kept.run.path), 200)} and counts once."
+            )
+    orders = [in_order(key[i] for key, _ in members) for i, _ in enumerate(axes)]
+
+    def place(member: tuple[Key, str]) -> tuple[list[int], str]:
+        return [o.index(v) for o, v in zip(orders, member[0], strict=True)], member[1]
+
+    places = sorted(members, key=place)
+    return [SeedGroup(p[0], list(members[p].values()), p[1]) for p in places], notes
+
+
+def _name_datasets(runs: Sequence[FoundRun]) -> tuple[dict[FoundRun, str], list[str]]:
+    """Return the name of each run's dataset, with a number where one name means several.
+
+    Runs on other pictures are no seeds of one another, and their scores are not compared.
+    """
+    sets: dict[str, list[list[FoundRun]]] = {}
+    for run in runs:
+        of_name = sets.setdefault(run.config.dataset.name, [])
+        known = next((members for members in of_name if same_pictures(run, members[0])), None)
+        if known is None:
+            of_name.append([run])
+        else:
+            known.append(run)
+    names: dict[FoundRun, str] = {}
+    notes = []
+    for name, of_name in sets.items():
+        for number, members in enumerate(of_name, start=1):
+            label = f"{name} ({number})" if len(of_name) > 1 else name
+            names |= dict.fromkeys(members, label)
+        if len(of_name) > 1:
+            paths = [shorten(str(members[0].run.path.name), 60) for members in of_name]
+            notes.append(
+                f"{len(of_name)} different sets of pictures are called {name}, by their checksums "
+                f"(those of {listing(paths, 200)}): their runs are ranked apart, and they are "
+                "neither seeds of one another nor compared."
+            )
+    return names, notes
+
+
+def same_pictures(a: FoundRun, b: FoundRun) -> bool:
+    """Whether two runs used the same pictures, as far as their checksums tell.
+
+    The same source at another size has other pixels, and the same pictures.
+    """
+    here, there = a.summary.dataset, b.summary.dataset
+    differ = {name for name in here.keys() & there.keys() - {"name"} if here[name] != there[name]}
+    if not differ:
+        return True
+    sources = [
+        {k: v for k, v in run.identity.items() if k.startswith("dataset.source.")} for run in (a, b)
+    ]
+    for source in sources:
+        source.pop("dataset.source.fit", None)
+    resized = a.config.dataset.image_shape != b.config.dataset.image_shape
+    return resized and sources[0] == sources[1] and differ <= {"train_images", "test_images"}
+
+
+def _place_in_group(run: FoundRun) -> tuple[int, int, bool, str]:
+    fold = run.config.split.fold
+    return run.config.seed, -1 if fold is None else fold, not run.finished, str(run.run.path)
+
+
+def _fold_notes(collection: RunCollection) -> list[str]:
+    """Say which configurations lack folds, and where folds and seeds are mixed."""
+    notes = []
+    repeated = [group for group in collection.groups if len(group.finished) > 1]
+    for group in repeated:
+        if group.folds is None:
+            continue
+        label, count, runs = (
+            collection.label(group),
+            len(group.finished_folds),
+            group.finished,
+        )
+        seeds = {run.config.seed for run in runs}
+        if count < group.folds:
+            notes.append(
+                f"{label}: {count} of {group.folds} folds are finished, and its means are over "
+                "these."
+            )
+        if len(seeds) > 1:
+            notes.append(
+                f"{label}: its {len(runs)} runs differ in the fold and in the seed ({count} folds, "
+                f"{len(seeds)} seeds). The deviation is that of both; its interval and its tests "
+                "average the seeds of a fold."
+            )
+    if len({group.folds is None for group in repeated}) > 1:
+        notes.append(
+            "Some configurations were repeated over folds and others over seeds: their deviations "
+            "do not measure the same, and they cannot be tested against each other."
+        )
+    return notes
+
+
+def _key(run: FoundRun, axes: Sequence[str]) -> Key:
+    return tuple(
+        shorten(run.choices[axis], 60)
+        if axis in run.choices
+        else show_value(run.identity[axis])
+        if axis in run.identity
+        else MISSING
+        for axis in axes
+    )
+
+
+def _place_of(name: str) -> tuple[int, str]:
+    fields = [spec.name for spec in dataclasses.fields(RunConfig)]
+    group = name.split(".")[0]
+    return (fields.index(group) if group in fields else len(fields), name)
+
+
+def _links(folder: Path) -> list[str]:
+    """Name the links to folders below `folder`: they are not followed."""
+    links = [path for path in sorted(folder.iterdir()) if path.is_symlink() and path.is_dir()]
+    return [f"{shorten(p.name, 200)} is a link to a folder and was not followed." for p in links]

@@ -244,7 +244,10 @@ def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
     [
         (["S9"], "there is no report or experiment S9"),
         (["s3_learning_rat"], "did you mean s3_learning_rate"),
-        (["S3", "--only", "S4"], "--only S4 names no claim of these experiments"),
+        (
+            ["S3", "--only", "S4"],
+            "--only S4: no claim speaks of these runs (see `where` in the report)",
+        ),
         (["S3", "--seeds", "0"], "--seeds 0 is wrong: it must be from 1 to 1,000"),
         (["S3", "--jobs", "many"], "--jobs many is wrong: it must be auto or a number"),
         (["S3", "--jobs-per-gpu", "0"], "--jobs-per-gpu 0 is wrong: it must be from 1 to 64"),
@@ -310,18 +313,21 @@ def test_reports_and_experiments_of_ones_own_are_found(
         "# @package _global_\n"
         "defaults: [override /dataset: digits, override /dropout: none]\n"
         "name: mine\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"  # one configuration
         "study: {report: paper}\n"
     )
     (tmp_path / "report" / "paper.yaml").write_text(
         "about: A paper.\n"
         "experiments: {mine: {guessed: [the seed], claims: [\n"
         "  {id: S9-1, metric: test_accuracy_last, value: 0.9, source: table 1,\n"
+        "   where: {optimizer: adam},\n"
         "   margin: {size: 0.1, reason: made up}}]}}\n"
     )
     own = ["--config-dir", str(tmp_path)]
-    finished_run(tmp_path / "runs", "experiment=mine", *own, test_accuracy_last=0.95)
+    finished_run(tmp_path / "runs", "experiment=mine", *own, "seed=0", test_accuracy_last=0.95)
     words = ["paper", *own, "--output-dir", str(tmp_path / "runs")]
     text = run_reproduce(capsys, *words)
+    assert text.count("S9-1") == 1
     row = rows_of(text)["S9-1"]
     assert row[:5] == ["90.00 %", "95.00 %", "1", "report", "the same"]
     assert row[5].startswith("inconclusive (one run has no deviation")

@@ -24,6 +24,7 @@ from cifar_lab.analysis.reproduction_document import (
 )
 from cifar_lab.config import groups
 from cifar_lab.config.reports import read_report
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Unavailable, UsageError, did_you_mean
 from cifar_lab.runs.text import align, duration
 
@@ -87,7 +88,8 @@ def _reproduce(argv: list[str]) -> int:
     experiments = [_experiment(name, arguments) for name in names]
     asked = reproduction.rows(experiments, [], arguments.only)
     if not asked:
-        raise UsageError(f"--only {arguments.only} names no claim of these experiments")
+        asked_for = f"--only {arguments.only}" if arguments.only else ", ".join(names)
+        raise UsageError(f"{asked_for}: no claim speaks of these runs (see `where` in the report)")
     failure: Unavailable | RunFailed | None = None
     if not arguments.dry_run:
         try:
@@ -118,10 +120,14 @@ def _experiment(name: str, arguments: argparse.Namespace) -> ReportExperiment:
         line += ["--config-dir", str(arguments.config_dir)]
     if arguments.smoke:
         line += ["training.epochs=1", "training.patience=null", "name=smoke/" + name]
-    judged, sound = (
-        tuple(run.config for run in compose_checked([*line, f"protocol={protocol}"]).runs)
-        for protocol in (arguments.protocol, "sound")
-    )
+
+    def cells(protocol: str) -> tuple[RunConfig, ...]:
+        """Return its configurations; where seeds are an axis of it, each with the first."""
+        request = compose_checked([*line, f"protocol={protocol}"])
+        first = {reproduction.recipe(run.config): run.config for run in reversed(request.runs)}
+        return tuple(reversed(first.values()))
+
+    judged, sound = cells(arguments.protocol), cells("sound")
     report = read_report(judged[0].study.report or "", arguments.config_dir)
     return ReportExperiment(name, judged, sound, report)
 

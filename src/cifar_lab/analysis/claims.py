@@ -39,10 +39,11 @@ class Candidate:
 
     @cached_property
     def _flat(self) -> dict[str, Any]:
-        return flatten(to_plain(self.config))
+        # An option by its group's name, as on a command line: optimizer=adam.
+        return {**self.config.choices, **flatten(to_plain(self.config))}
 
     def fits(self, where: Mapping[str, Any]) -> bool:
-        """Whether its config has these values, by dotted key."""
+        """Whether its config has these values, by dotted key, or these options, by group."""
         flat = self._flat
         return all(
             key in flat and (flat[key] == value or show_value(flat[key]) == show_value(value))

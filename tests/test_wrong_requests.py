@@ -179,6 +179,9 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("=1", "there is no setting before ="),
         ("seed=[1", "seed=[1"),
         ("a=b=c={", "a=b=c={"),
+        ("dataset.source.path=Bücher", """with quotes it can: 'dataset.source.path="Bücher"'"""),
+        ("dataset.source.path=k=v", """with quotes it can: 'dataset.source.path="k=v"'"""),
+        ("dataset=npz dataset.source.path=2024", """in quotes: 'dataset.source.path="2024"'"""),
         ("\x00=1", "=1"),
         ("--nope", "--nope"),
         # targets

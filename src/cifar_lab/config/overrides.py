@@ -6,6 +6,7 @@ For `cifar_lab.config.compose` only, which composes the config of each set of ov
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -25,16 +26,35 @@ Options = Mapping[str, Collection[str]]
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:
     """Read `key=value` words; UsageError names the first one that is wrong or not supported."""
-    parser, parsed = OverridesParser.create(), []
+    parsed = []
     for word in words:
-        try:
-            (override,) = parser.parse_overrides([word])
-        except (HydraException, ValueError, RecursionError) as error:
-            problem = f"cannot be read as key=value: {first_line(error)}"
-            raise UsageError(f"{shorten(word)} {problem}") from None
+        override = _read(word)
+        if isinstance(override, Exception):
+            raise _unreadable(word, override)
         _check_supported(override)
         parsed.append(override)
     return parsed
+
+
+def _read(word: str) -> Override | Exception:
+    try:
+        (override,) = OverridesParser.create().parse_overrides([word])
+    except (HydraException, ValueError, RecursionError) as error:
+        return error
+    return override
+
+
+def _unreadable(word: str, error: Exception) -> UsageError:
+    """Return the error for a word that is no override, such as a path with a bracket or an ü."""
+    key, _, value = word.partition("=")
+    escaped = value.replace('"', r"\"")
+    quoted = f'{key}="{escaped}"'
+    is_list_or_call = re.match(r"[\[{'\"]|\w+\(", value)
+    if value and not is_list_or_call and isinstance(_read(quoted), Override):
+        return UsageError(
+            f"{shorten(word)} cannot be read as it is; with quotes it can: {shlex.quote(quoted)}"
+        )
+    return UsageError(f"{shorten(word)} cannot be read as key=value: {first_line(error)}")
 
 
 def _check_supported(override: Override) -> None:

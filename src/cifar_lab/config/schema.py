@@ -118,6 +118,9 @@ def _explain(kind: Any, value: Any, path: str, problem: str, keys: Sequence[Any]
     guess = ""
     if typing.get_origin(kind) is Literal:
         guess = did_you_mean(str(value), map(str, typing.get_args(kind)))
+    if kind is str and isinstance(value, bool | int | float):  # a folder called 2024, or 1e3
+        typed = "..." if isinstance(value, float) else as_typed(value)
+        guess = f"""; on a command line in quotes: '{path}="{typed}"'"""
     return wrong(path, value, _describe(kind), guess)
 
 

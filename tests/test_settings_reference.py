@@ -20,7 +20,7 @@ def test_the_page_is_current() -> None:
 def test_every_setting_of_the_default_run_is_listed_with_a_meaning() -> None:
     listed = {s.key: s for section in find_sections() for s in section.settings}
     assert [key for key, setting in listed.items() if not setting.meaning] == []
-    free = ("choices.", "dataset.checksums.", "dataset.computed")  # filled in
+    free = ("choices.", "dataset.checksums.", "dataset.computed", "dataset.relative_to")
     none = ("scheduler", "tracker")  # by default there is none
     for key in flatten(to_plain(compose([]).runs[0].config)):
         if not key.endswith("_target_") and not key.startswith(free) and key not in none:

@@ -33,6 +33,12 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         # options of groups
         ("model=convnett", "did you mean convnet"),
         ("model=null", "model=null is wrong"),
+        ("model=resnet18", "write model=torchvision model.architecture=resnet18"),
+        (
+            "dataset.limit=2000",
+            "limit=2000 is wrong: it must be from 10, one for each class, to the 1,437",
+        ),
+        ("dataset.limit=5", "dataset.limit=5 is wrong: it must be from 10, one for each class"),
         ("model=[convnet,two_branch]", "model=[convnet,two_branch] is wrong"),
         ("~model", "~model is wrong"),
         ("dataset=../model/convnet", "dataset=../model/convnet is wrong"),

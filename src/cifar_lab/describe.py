@@ -101,7 +101,7 @@ def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
     from cifar_lab.training.sanity_checks import check_config
     from cifar_lab.training.splits import load_arrays, make_splits
 
-    size = config.dataset.train_size
+    size = config.dataset.training_images
     if size is not None:  # what is wrong is said before anything is read
         description.choose_images(arguments.images, size, config.seed)
     classes = config.dataset.classes

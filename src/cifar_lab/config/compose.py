@@ -30,6 +30,7 @@ from cifar_lab.config.command_line import (
     is_run_folder,
     parse_command_line,
 )
+from cifar_lab.config.data_config import keep_place
 from cifar_lab.config.groups import (
     config_folder,
     find_options,
@@ -141,6 +142,9 @@ def _request(
     runs, launch_options = [], LaunchOptions()
     for overrides in lists:
         plain = _resolve(_with_values(bases.base(overrides), overrides, options))
+        asked_path = any(o.key_or_group == "dataset.source.path" for o in overrides)
+        if isinstance(bases, _Compositions) or asked_path:  # a run keeps its own path
+            keep_place(plain["dataset"])
         launch_options = take_launch_options(plain)
         runs.append(planned_run(plain, lines_of(overrides)))
     last = bases.base(lists[-1])
@@ -165,6 +169,9 @@ class _PastRun:
         if any(override.key_or_group.startswith("split") for override in parsed):
             for name in plain["dataset"]["computed"]:  # on the images that train now
                 plain["dataset"][name] = "auto"
+        dataset = plain["dataset"]
+        if dataset["source"].get("path") and dataset["relative_to"] is None:  # of somebody else
+            dataset["relative_to"] = str(Path.cwd())
         self._base = _Base({**to_plain(LaunchOptions()), **plain})
 
     def base(self, _: Sequence[Override]) -> _Base:
@@ -243,6 +250,10 @@ def _resolve(plain: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _hydra(config_dir: str | None) -> Iterator[None]:
     """Let Hydra compose from conf/, and before it from a folder of the user's own."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:  # Hydra asks for it, and torch does not load without it
+        raise UsageError("the working directory was deleted: go to one that exists") from None
     before = GlobalHydra.instance().hydra  # of a program that uses Hydra itself
     GlobalHydra.instance().clear()
     try:

@@ -1,8 +1,12 @@
 """Settings of a run's images: the dataset, how it is split, and how training images are changed."""
 
+import contextlib
+import dataclasses
 import math
+import os
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from cifar_lab.config.schema import TargetConfig, setting, wrong
 from cifar_lab.errors import UsageError
@@ -16,7 +20,8 @@ class DatasetConfig:
     """Where the images come from, and what is known about them before anything is loaded.
 
     A `mean` or `std` of `auto` is replaced by the values of the training split before the run has
-    an address: a run folder holds numbers, and `computed` names those that came so.
+    an address: a run folder holds numbers, and `computed` names those that came so. A path of one's
+    own data below the folder where the command was started is kept relative to it, `relative_to`.
     """
 
     name: str = setting(meaning="of the dataset, in run folders and figures")
@@ -32,6 +37,8 @@ class DatasetConfig:
         identity=False,
     )
     classes: list[str] | None = setting(None, "names of label 0, 1, ...")
+    relative_to: str | None = setting(None, "filled in: where source.path is", identity=False)
+    limit: int | None = setting(None, "only so many training images, stratified", ge=2)
     train_size: int | None = setting(None, "images in the official training set", ge=1)
     test_size: int | None = setting(None, "images in the official test set", ge=1)
     mean: list[float] | Literal["auto"] | None = setting(
@@ -47,11 +54,32 @@ class DatasetConfig:
     display_names: list[str] | None = setting(None, "shown instead of classes", identity=False)
     licence: str | None = setting(None, "of the images, for a model card", identity=False)
 
+    @property
+    def training_images(self) -> int | None:
+        """How many images train and validate; None if that is known once they are loaded."""
+        return self.train_size if self.limit is None else self.limit
+
+    @property
+    def located_source(self) -> TargetConfig:
+        """The source, with the path of one's own data as it is found from any folder."""
+        path, start = self.source.get("path"), self.relative_to
+        if start is None or not isinstance(path, str) or not Path(start, path).exists():
+            return self.source  # of somebody else's machine: as seen from here
+        return {**self.source, "path": str(Path(start, path))}
+
+    def check_limit(self, classes: int, size: int) -> None:
+        """Refuse a limit that leaves out a class, or is above the `size` of the training set."""
+        if self.limit is not None and not classes <= self.limit <= size:
+            right = f"from {classes}, one for each class, to the {size:,} training images"
+            raise wrong("dataset.limit", self.limit, right)
+
     def check(self, path: str) -> None:
         """Refuse an impossible shape, and statistics and names whose number does not match."""
         shape = self.image_shape
         if len(shape) != 3 or shape[0] not in (1, 3) or not all(1 <= n <= 4096 for n in shape):
             raise wrong(f"{path}.image_shape", shape, "[channels (1 or 3), height, width]")
+        if self.limit is not None and self.train_size is not None:
+            self.check_limit(len(self.classes or ()), self.train_size)
         if math.prod(shape) > _MOST_VALUES:
             right = f"of {_MOST_VALUES:,} values at most, such as [3,1024,1024]"
             raise wrong(f"{path}.image_shape", shape, right)
@@ -163,3 +191,44 @@ class AugmentationConfig:
     erasing: float = setting(0.0, "how often a box of random size is erased", ge=0, le=1)
     mixup: float = setting(0.0, "add up two images, with shares from Beta(mixup, mixup)", ge=0)
     cutmix: float = setting(0.0, "a box of another image, its area from Beta(cutmix, cutmix)", ge=0)
+
+
+def keep_place(dataset: dict[str, Any]) -> None:
+    """Write the path of one's own data in the one way in which it makes an address.
+
+    Below the working directory it is relative to it, else absolute, however it was typed.
+    """
+    source = dataset.get("source")
+    path = source.get("path") if isinstance(source, dict) else None
+    if not isinstance(source, dict) or not isinstance(path, str) or not path.strip():
+        return
+    with contextlib.suppress(RuntimeError):  # ~nobody: who opens it says so
+        whole = Path(os.path.normpath(Path(path).expanduser().absolute()))
+        here = _working_directory()
+        is_below = here is not None and whole.is_relative_to(here)
+        source["path"] = str(whole.relative_to(here) if here and is_below else whole)
+        dataset["relative_to"] = str(here) if is_below else None
+
+
+def place_of_run(config: DatasetConfig, output_dir: str, folder: Path) -> DatasetConfig:
+    """Return the config of a run in a folder that did not note what its path is relative to.
+
+    It was the folder that `output_dir`/.../<run> was in, unless the run was moved.
+    """
+    path = config.source.get("path")
+    known = config.relative_to is not None or not isinstance(path, str) or Path(path).is_absolute()
+    if known or Path(output_dir).is_absolute():
+        return config
+    starts = [
+        start
+        for start in folder.absolute().parents
+        if start / output_dir in folder.absolute().parents
+    ]
+    return dataclasses.replace(config, relative_to=str(starts[0])) if starts else config
+
+
+def _working_directory() -> Path | None:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:  # it was deleted, which matters only to what is relative to it
+        return None

@@ -16,8 +16,8 @@ from hydra.errors import HydraException
 
 from cifar_lab.config.command_line import unknown_key
 from cifar_lab.config.launch import LAUNCH_KEYS, MAX_RUNS, Dimension
-from cifar_lab.config.run_config import flatten, merge
-from cifar_lab.config.schema import as_typed, convert
+from cifar_lab.config.run_config import RunConfig, flatten, merge
+from cifar_lab.config.schema import as_typed, convert, find_field
 from cifar_lab.errors import UsageError, did_you_mean, first_line, listing, shorten
 
 Options = Mapping[str, Collection[str]]
@@ -79,6 +79,13 @@ def _check_supported(override: Override) -> None:
         )
 
 
+_PUBLISHED = re.compile(
+    r"(wide_)?resne[xt]t?\d+\w*|(vgg|densenet|mobilenet|efficientnet|convnext|vit|swin|alexnet|"
+    r"googlenet|inception|squeezenet|shufflenet|regnet|mnasnet|maxvit)\w*"
+)
+"""Names of architectures that torchvision or timm have."""
+
+
 def check_choice(override: Override, options: Options) -> None:
     """Refuse what is not an option of its group."""
     group = override.key_or_group
@@ -87,10 +94,12 @@ def check_choice(override: Override, options: Options) -> None:
     swept = override.is_sweep_override()
     for option in listed_values(override, options) if swept else [override.value()]:
         if not isinstance(option, str) or option not in options[group]:
-            guess = did_you_mean(option, options[group]) if isinstance(option, str) else ""
-            raise UsageError(
-                f"{text_of(override)} is wrong: it must be one of {listing(options[group])}{guess}"
-            )
+            right = f"it must be one of {listing(options[group])}"
+            if isinstance(option, str):
+                right += did_you_mean(option, options[group])
+                if group == "model" and _PUBLISHED.fullmatch(option):
+                    right = f"write model=torchvision model.architecture={option}, or model=timm"
+            raise UsageError(f"{text_of(override)} is wrong: {right}")
 
 
 def set_value(plain: dict[str, Any], override: Override) -> None:
@@ -103,12 +112,18 @@ def set_value(plain: dict[str, Any], override: Override) -> None:
             target.setdefault(parent, {})
         target = target.get(parent) if isinstance(target, dict) else None
     siblings = list(target) if isinstance(target, dict) else []
-    if not isinstance(target, dict) or (name not in target and not adds):
+    known = isinstance(target, dict) and (name in target or adds or _is_field(override))
+    if not known:
         hidden = ("_target_", "protocols", "choices")
-        known = [sibling for sibling in siblings if sibling not in hidden]
+        shown = [sibling for sibling in siblings if sibling not in hidden]
         keys = flatten({key: value for key, value in plain.items() if key not in hidden})
-        raise unknown_key(override.key_or_group, known, keys)
+        raise unknown_key(override.key_or_group, shown, keys)
     target[name] = merge(target.get(name), override.value())
+
+
+def _is_field(override: Override) -> bool:
+    """Whether a key is a setting of a run, which one's own files need not name."""
+    return find_field(RunConfig, override.key_or_group) is not None
 
 
 def expand_points(points: Any, asked: Collection[str], options: Options) -> list[list[Override]]:

@@ -14,7 +14,12 @@ from typing import Any, Literal
 import yaml
 
 from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
-from cifar_lab.config.data_config import AugmentationConfig, DatasetConfig, SplitConfig
+from cifar_lab.config.data_config import (
+    AugmentationConfig,
+    DatasetConfig,
+    SplitConfig,
+    place_of_run,
+)
 from cifar_lab.config.schema import TargetConfig, parse_as, setting, wrong
 from cifar_lab.errors import UsageError, first_line, shorten, shorten_path
 
@@ -178,7 +183,7 @@ class RunConfig:
         if not self.output_dir.strip() or not self.output_dir.isprintable():
             raise wrong("output_dir", self.output_dir, "the name of a folder")
         split, dataset = self.split, self.dataset
-        size = dataset.train_size if split.source == "train" else dataset.test_size
+        size = dataset.training_images if split.source == "train" else dataset.test_size
         if size is not None and split.folds is not None and split.folds > size:
             right = f"at most {size}: {dataset.name} has so many training images"
             raise wrong("split.folds", split.folds, right)
@@ -229,9 +234,11 @@ def load(path: Path) -> RunConfig:
         if isinstance(data, dict) and isinstance(data.get(part), dict):
             data[part] = {key: value for key, value in data[part].items() if key not in keys}
     try:
-        return parse(data)
+        config = parse(data)
     except (UsageError, RecursionError) as error:  # a list may contain itself
         raise UsageError(f"{shorten_path(path)}: {error}") from None
+    dataset = place_of_run(config.dataset, config.output_dir, path.parent)
+    return dataclasses.replace(config, dataset=dataset)
 
 
 def _read_yaml(text: str) -> Any:

@@ -123,7 +123,7 @@ def portable(config: RunConfig) -> RunConfig:
     continued = config.continue_from
     return dataclasses.replace(
         config,
-        dataset=dataclasses.replace(config.dataset, source=source),
+        dataset=dataclasses.replace(config.dataset, source=source, relative_to=None),
         continue_from=Path(continued).name if continued is not None else None,
         output_dir="outputs",
     )

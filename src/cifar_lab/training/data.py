@@ -33,7 +33,7 @@ def source_digest(dataset: DatasetConfig) -> str | None:
 
     It changes with names, sizes and times, and so without reading the files.
     """
-    path = dataset.source.get("path")
+    path = dataset.located_source.get("path")
     return files_digest(Path(path).expanduser()) if isinstance(path, str) else None
 
 

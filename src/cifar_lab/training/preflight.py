@@ -165,6 +165,7 @@ def _check_source(config: RunConfig, folder: Path) -> None:
         **computed,
         computed=source.dataset.computed,
         storage=source.dataset.storage,  # wherever the images are, they are the same
+        relative_to=source.dataset.relative_to,
     )
     name = f"continue_from={shorten_path(folder)}"
     # with another split, images that were trained on would validate
@@ -337,7 +338,7 @@ def _check_scheduler(config: RunConfig, scheduler: SchedulerConfig, optimizer: A
 
 def _steps(config: RunConfig, step: str) -> int | None:
     """Return how often a run's scheduler steps; None if the number of images is not known yet."""
-    epochs, split, images = config.training.epochs, config.split, config.dataset.train_size
+    epochs, split, images = config.training.epochs, config.split, config.dataset.training_images
     if step == "epoch":
         return epochs
     if images is None:

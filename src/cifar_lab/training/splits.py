@@ -1,5 +1,6 @@
 """The training, validation and test splits: parts of a dataset as uint8 tensors on the device."""
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
     Images smaller than `image_shape` are padded with zeros on all sides (MNIST at 32x32).
     """
     arrays: ImageArrays = build(
-        dataset.source,
+        dataset.located_source,
         "dataset.source",
         root=root,
         checksums=dataset.checksums,
@@ -94,7 +95,19 @@ def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
                 f"dataset.{name} has {len(names)} names, but {dataset.name} has "
                 f"{len(arrays.class_names)} classes: {', '.join(arrays.class_names[:20])}"
             )
-    return arrays
+    dataset.check_limit(len(arrays.class_names), len(arrays.train_labels))
+    return arrays if dataset.limit is None else _limited(arrays, dataset.limit)
+
+
+def _limited(arrays: ImageArrays, limit: int) -> ImageArrays:
+    """Return the arrays with only so many training images, each class in its share."""
+    kept = _choose(SplitConfig(), arrays.train_labels, limit)
+    return dataclasses.replace(
+        arrays,
+        train_images=np.asarray(arrays.train_images[kept]),
+        train_labels=arrays.train_labels[kept],
+        known_checksums={k: v for k, v in arrays.known_checksums.items() if k.startswith("test")},
+    )
 
 
 def make_splits(

@@ -115,6 +115,20 @@ def put_torch_pickle(path: Path) -> None:
     path.write_bytes(buffer.getvalue())
 
 
+def deflate(path: Path) -> None:
+    """Replace a checkpoint by one that has the same entries, and a large one, compressed."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+        archive.writestr("archive/data/999", bytes(2**26))
+
+
+def swell(path: Path) -> None:
+    os.truncate(path, 2**33)  # a sparse file: it takes no space
+
+
 def put_object_array(path: Path) -> None:
     np.savez(path, logits=np.array([Evil(path.parent / "evil")], dtype=object))
 
@@ -169,6 +183,8 @@ TABLE: dict[str, tuple[str, Damage, str]] = {
     "weights of other widths": ("best.pt", edit_state(widen), "..1...1"),
     "weights without a model": ("best.pt", edit_state(lambda s: s.pop("model")), "..1...1"),
     "weights that are null": ("best.pt", edit_state(lambda s: s.update(model=None)), "..1...1"),
+    "weights that unpack to much more": ("best.pt", deflate, ".111..1"),
+    "weights of eight gigabytes": ("best.pt", swell, ".111..1"),
     "weights that are code": ("best.pt", put_pickle, ".111..1"),
     "weights that are code in a zip": ("best.pt", put_torch_pickle, "..11..1"),
     "last weights that are code": ("last.pt", put_torch_pickle, ".1....."),

@@ -4,8 +4,10 @@ What a command answers to a damaged file of a finished run is in test_damages.py
 """
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -20,7 +22,7 @@ from tiny_runs import RICH, TINY, at_yield, make
 
 from cifar_lab import train as train_command
 from cifar_lab.analysis.run_differences import differences
-from cifar_lab.errors import Damaged, Stopped, Unavailable, UsageError
+from cifar_lab.errors import Damaged, RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.files import CHECKPOINT_FORMAT, load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.run import run_experiment
@@ -257,6 +259,74 @@ def test_a_folder_in_use_is_named_with_its_process(
     (message,) = capsys.readouterr().err.splitlines()
     assert f"is in use by process {os.getpid()}" in message
     assert not stopped.is_locked()
+
+
+# --- network file systems -------------------------------------------------------------------------
+
+
+def no_locks(*_: Any) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_a_file_system_that_syncs_nothing(
+    stopped: RunDir, tiny_finished: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    run_experiment(stopped)
+    assert differences(tiny_finished, stopped) == []
+
+
+def test_without_locks_a_second_process_of_this_machine_is_refused(
+    stopped: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped.lock_file.unlink()  # where there are locks, its last process stays named
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with stopped.lock():
+        assert f"the file system of {stopped.lock_file} has no locks" in caplog.text
+        assert stopped.is_locked()
+        with pytest.raises(Unavailable, match=f"in use by process {os.getpid()}"):
+            run_experiment(stopped)
+    assert not stopped.is_locked()
+    assert run_experiment(stopped).status == "finished"
+
+
+def test_without_locks_the_first_process_ends_when_another_machine_begins_to_write(
+    stopped: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped.lock_file.unlink()  # where there are locks, its last process stays named
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    written: list[bytes] = []
+
+    def begin() -> None:
+        stopped.lock_file.write_text("process 1 on another-machine")
+        written.extend(path.read_bytes() for path in (stopped.metrics_file, stopped.summary_file))
+
+    at_yield(monkeypatch, 2, begin)
+    with pytest.raises(Unavailable, match=r"process 1 on another-machine\) has begun to train"):
+        run_experiment(stopped)
+    assert [stopped.metrics_file.read_bytes(), stopped.summary_file.read_bytes()] == written
+    assert stopped.lock_file.read_text() == "process 1 on another-machine"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(SystemExit(0), "SystemExit"), (ValueError("half \ud800"), "ValueError: half ?")],
+    ids=["sys.exit", "a lone surrogate"],
+)
+def test_whatever_ends_a_run_is_recorded_with_its_reason(
+    error: BaseException, reason: str, stopped: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end() -> None:
+        raise error
+
+    at_yield(monkeypatch, 2, end)
+    with pytest.raises(RunFailed, match=f"failed with {re.escape(reason)}; see the traceback"):
+        run_experiment(stopped)
+    assert (stopped.status, stopped.read_summary().error) == ("failed", reason)
+    assert type(error).__name__ in stopped.log_file.read_text()
 
 
 def test_the_memory_of_a_gpu_is_full(

@@ -7,6 +7,7 @@ import pytest
 from tiny_runs import TINY, make
 
 from cifar_lab import train
+from cifar_lab.config import targets
 from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.training.preflight import check, compose_checked
@@ -33,3 +34,35 @@ def test_a_kept_run_answers_with_its_address(name: str, capsys: pytest.CaptureFi
     folder = next(path for path in (RESULTS / name).iterdir() if path.is_dir())
     assert train.main([str(folder), "plan=true"]) == 0
     assert folder.name in capsys.readouterr().out
+
+
+LEAVES = """
+import sys
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, image_shape, num_classes, where, **settings):
+        super().__init__()
+        self.where = where
+        if where == "built":
+            sys.exit(0)
+
+    def forward(self, images):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("where", ["built", "used"])
+def test_a_model_that_ends_the_process_is_refused(
+    where: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(targets, "_TRUSTED", set())
+    model = ["model=two_branch", "dropout=none", "trust=[leaves]", "model._target_=leaves.Net"]
+    assert train.main(["dataset=digits", "device=cpu", *model, f"+model.where={where}"]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "model (leaves.Net" in message if where == "built" else "calls sys.exit" in message

@@ -185,6 +185,8 @@ class Breaks(nn.ReLU):
     def forward(self, input):
         if os.environ.get("RANK") == "1" and self.training and len(input) > 2:
             Breaks.calls += 1
+            if Breaks.calls > 20 and os.environ.get("KILLED"):
+                os.kill(os.getpid(), 9)
             if Breaks.calls > 20:
                 raise ArithmeticError("out of order")
         return super().forward(input)
@@ -207,6 +209,23 @@ def test_a_process_that_fails_ends_the_others(
     (run,) = find_runs(tmp_path / "out")
     summary = json.loads(run.summary_file.read_text())
     assert (summary["status"], why in summary["error"]) == ("failed", True)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_fails_the_run_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "breaks.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("KILLED", "yes")
+    own = ["trust=[breaks]", "activation._target_=breaks.Breaks"]
+    code, _, messages = finish(start(*TINY, *own, f"output_dir={tmp_path / 'out'}"))
+    assert code == 1
+    (run,) = find_runs(tmp_path / "out")
+    summary = json.loads(run.summary_file.read_text())
+    why = "the connection to another of the 2 processes was lost: it was killed"
+    assert (summary["status"], why in str(summary["error"])) == ("failed", True)
+    assert why in messages
 
 
 @pytest.mark.slow

@@ -119,7 +119,7 @@ def build(target_config: TargetConfig, role: str, **injected: Any) -> Any:
         return call()
     except (UsageError, Unavailable, RunFailed, Stopped):
         raise
-    except Exception as error:  # a constructor may refuse its arguments in any way
+    except (Exception, SystemExit) as error:  # a constructor may refuse its arguments in any way
         settings = ", ".join(f"{k}={v}" for k, v in target_config.items() if k != "_target_")
         raise UsageError(
             f"{role} ({target_config['_target_']}, {shorten(settings, 120)}) cannot be built: "

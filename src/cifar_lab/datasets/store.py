@@ -242,9 +242,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """Hold the lock of a dataset. Raises OSError where the data folder cannot be written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_for_appending(path) as file:
-        if not try_lock(file):
+        if try_lock(file) is False:
             log.warning("waiting for another process that prepares %s in %s", what, path.parent)
-            while not try_lock(file):
+            while try_lock(file) is False:
                 time.sleep(0.1)
         yield
 

@@ -8,7 +8,6 @@ import contextlib
 import errno
 import hashlib
 import io
-import logging
 import os
 import re
 import secrets
@@ -21,8 +20,6 @@ from typing import IO, Any
 import numpy as np
 
 from cifar_lab.errors import Damaged, UsageError, first_line, shorten_path
-
-log = logging.getLogger("cifar_lab")
 
 
 @contextlib.contextmanager
@@ -47,14 +44,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     with replacing(path) as handle:
-        handle.write(text.encode("utf-8"))
+        handle.write(to_bytes(text))
+
+
+def to_bytes(text: str) -> bytes:
+    """Return text in UTF-8; a lone surrogate, which has no bytes, as \\ud800."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def append_text(path: Path, text: str, *, safely: bool = True) -> None:
     """Append to a text file; with `safely` the text is on the disk when this returns."""
     try:
         with open_for_appending(path) as handle:
-            handle.write(text.encode("utf-8"))
+            handle.write(to_bytes(text))
             if safely:
                 sync_file(handle)
     except OSError as error:
@@ -120,7 +122,7 @@ def sync(path: Path) -> None:
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -128,14 +130,22 @@ def sync(path: Path) -> None:
 def sync_file(handle: IO[bytes]) -> None:
     """Make what was written to an open file survive a power loss."""
     handle.flush()
-    os.fsync(handle.fileno())
+    _fsync(handle.fileno())
 
 
-def try_lock(handle: IO[Any], *, exclusive: bool = True) -> bool:
+def _fsync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network file systems sync no folders, or nothing at all
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def try_lock(handle: IO[Any], *, exclusive: bool = True) -> bool | None:
     """Take the lock of an open file, which the system releases when the file is closed.
 
-    Returns False if another process has it. Some network file systems have no locks: a warning is
-    logged there, and two processes may do the same work twice.
+    Returns False if another process has it, and None where the file system has no locks, as some
+    network file systems: two processes may do the same work there.
     """
     try:
         if sys.platform == "win32":
@@ -150,7 +160,7 @@ def try_lock(handle: IO[Any], *, exclusive: bool = True) -> bool:
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
             return False
-        log.warning("%s cannot be locked: %s", handle.name, error.strerror)
+        return None
     return True
 
 
@@ -237,17 +247,26 @@ def weights_checksum(weights: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, most: int | None = None) -> dict[str, Any]:
     """Return a checkpoint's tensors and plain values, on the CPU.
 
-    Raises Damaged if a bit of the file is wrong or it is not a checkpoint, and UsageError if a
-    newer version wrote it.
+    Raises Damaged if a bit of the file is wrong or it is not a checkpoint, or if it would take more
+    memory than its own size, or than `most` bytes; and UsageError if a newer version wrote it.
     """
     import torch
 
     try:
         with open_for_reading(path) as handle:
+            size = os.fstat(handle.fileno()).st_size
+            if most is not None and size > most:
+                raise Damaged(f"{path} is damaged: {size:,} bytes are too many for its model")
             with zipfile.ZipFile(handle) as archive:
+                entries = archive.infolist()
+                # torch compresses nothing; a stranger's entry could unpack to a thousand times as
+                # much, and many entries could share their bytes.
+                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+                if packed or sum(entry.file_size for entry in entries) > size:
+                    raise Damaged(f"{path} is damaged: its entries are compressed or overlap")
                 broken = archive.testzip()
             if broken is not None:
                 raise Damaged(f"{path} is damaged: the checksum of {broken} is wrong")

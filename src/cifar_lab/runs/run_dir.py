@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
+import platform
 import re
 import time
 from collections.abc import Iterator
@@ -23,6 +25,12 @@ from cifar_lab.runs.files import (
 from cifar_lab.runs.run_files import RunFiles, second_name
 from cifar_lab.runs.summary import RunSummary, Status, queued
 
+log = logging.getLogger("cifar_lab")
+
+
+class TakenOver(Unavailable):
+    """Another process writes the folder of a run now."""
+
 
 class RunDir(RunFiles):
     """The folder of one run: its config, files, status and lock; nothing about training."""
@@ -30,6 +38,7 @@ class RunDir(RunFiles):
     def __init__(self, path: Path | str) -> None:
         super().__init__(path)
         self._config: RunConfig | None = None
+        self._mark: str | None = None  # what the lock file says, where the system has no locks
 
     @classmethod
     def create(cls, config: RunConfig, folder: Path | None = None) -> "RunDir":
@@ -189,24 +198,51 @@ class RunDir(RunFiles):
                 )
         with open_lock(self.lock_file) as handle:
             deadline = time.monotonic() + patience
-            while not try_lock(handle):
+            while not (locked := try_lock(handle)):
+                handle.seek(0)
+                owner = handle.read(100)
+                if locked is None and not _lives(owner):
+                    break
                 if time.monotonic() > deadline:
-                    handle.seek(0)
-                    owner = handle.read(100).strip() or "another process"
+                    owner = owner.strip() or "another process"
                     raise Unavailable(f"{self.path} is in use by {owner}; wait for it or stop it")
                 time.sleep(0.05)
+            mark = f"process {os.getpid()} on {platform.node()}"
             handle.truncate(0)
-            handle.write(f"process {os.getpid()}")
+            handle.write(mark)
             handle.flush()
+            if locked is None:
+                self._mark = mark
+                log.warning(
+                    "the file system of %s has no locks: let no second process train the same run",
+                    self.lock_file,
+                )
             for folder in (self.path, self.figures):
                 remove_leftovers(folder)
-            yield
+            try:
+                yield
+            finally:
+                if self._mark is not None and self._is_marked():
+                    handle.truncate(0)
+                self._mark = None
+
+    def check_owner(self) -> None:
+        """Raise TakenOver if another process has begun to write, as it can where no locks are."""
+        if self._mark is not None and not self._is_marked():
+            raise TakenOver(
+                f"another process ({read_bytes(self.lock_file).decode()}) has begun to train "
+                f"{self.path}, whose file system has no locks; it goes on, and this one ends"
+            )
+
+    def _is_marked(self) -> bool:
+        return self.lock_file.exists() and read_bytes(self.lock_file).decode() == self._mark
 
     def is_locked(self) -> bool:
-        """Whether a process holds the lock now."""
+        """Whether a process holds the lock now; without locks, one of this machine."""
         try:
             with open_for_reading(self.lock_file) as handle:
-                return not try_lock(handle, exclusive=False)
+                free = try_lock(handle, exclusive=False)
+                return _lives(handle.read(100).decode()) if free is None else not free
         except OSError:
             return False
 
@@ -255,6 +291,20 @@ class RunDir(RunFiles):
             return self.read_summary()
         except (UsageError, Damaged):
             return None
+
+
+def _lives(owner: str) -> bool:
+    """Whether the process that a lock file names runs on this machine."""
+    match = re.fullmatch(r"process (\d+) on (.*)", owner)
+    if match is None or match[2] != platform.node():
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except PermissionError:  # somebody else's
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _named(folder: Path, pattern: str) -> list[Path]:

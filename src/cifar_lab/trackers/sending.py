@@ -104,7 +104,7 @@ def follow(run: RunDir, tracker: Tracker, give_up: Callable[[], None]) -> Entry:
 def _alone(run: RunDir) -> Iterator[None]:
     """Wait for the process of a run that was killed, which sends what it has for a while."""
     with open_lock(run.trackers_lock) as lock:
-        while not try_lock(lock):
+        while try_lock(lock) is False:
             time.sleep(0.1)
         yield
 

@@ -14,7 +14,7 @@ import torch
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, first_line, shows_bars
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, binomial_half_width, diagnosis
-from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.run_dir import RunDir, TakenOver
 from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.runs.text import align, class_name
 from cifar_lab.training.loop import Progress
@@ -209,15 +209,17 @@ def training_fields(state: TrainState) -> dict[str, Any]:
 
 def record_end(run: RunDir, before: RunSummary, error: BaseException) -> BaseException:
     """Record why a run ended early; return what to raise: the error, or RunFailed with one line."""
+    if isinstance(error, TakenOver):  # the folder is another process's now
+        return error
     stopped = isinstance(error, Stopped | KeyboardInterrupt)
     expected = isinstance(error, UsageError | Unavailable | RunFailed | OSError)
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(run.path)
-    first = first_line(error)
+    first = "" if isinstance(error, SystemExit) else first_line(error)
     if isinstance(error, torch.OutOfMemoryError):
         first = f"the GPU's memory is full, try a smaller training.batch_size ({first})"
     name = type(error).__name__
-    message = name if first == name else f"{name}: {first}"
+    message = name if first in ("", name) else f"{name}: {first}"
     if not run.config_file.exists():
         gone = RunFailed(f"{run.path} was moved or removed while it was running")
         return error if stopped else gone

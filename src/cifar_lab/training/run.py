@@ -86,8 +86,10 @@ def run_experiment(
                 seconds = time.perf_counter() - since
                 release_memory()  # what scoring and figures need would come on top
                 return _finish(training, seconds, training.epochs_done - epochs_before)
-            except (Exception, KeyboardInterrupt, Stopped) as error:
-                raise record_end(run, summary, group.explain(error)) from error
+            except (Exception, KeyboardInterrupt, Stopped, SystemExit) as error:
+                # torchrun sends SIGTERM to all when one process has ended: the reason comes first.
+                with stop.graceful():
+                    raise record_end(run, summary, group.explain(error)) from error
 
 
 def open_run(request: Request) -> RunDir:
@@ -253,6 +255,7 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
     bars = console.Bars(config.training.epochs)
     with contextlib.closing(bars), stop.graceful():
         for progress in steps_of_run:
+            run.check_owner()
             # Rows first: one that is newer than the checkpoint is dropped when the run is resumed.
             bars.show(progress)
             if progress.step_rows:

@@ -18,7 +18,7 @@ from cifar_lab.config.targets import build
 from cifar_lab.errors import Damaged, UsageError, shorten
 from cifar_lab.figures.style import Look, save
 from cifar_lab.runs.calibration import calibration
-from cifar_lab.runs.files import check_inside, load_checkpoint, write_text
+from cifar_lab.runs.files import MAX_BYTES, check_inside, load_checkpoint, write_text
 from cifar_lab.runs.metrics import Predictions, best_row, separation
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import Normalisation, in_order
@@ -30,6 +30,7 @@ from cifar_lab.training.splits import Split, Splits
 
 log = logging.getLogger("cifar_lab")
 
+_TIMES_THE_MODEL = 32  # what a checkpoint may be beside its model: last.pt has 3 to 6 copies of it
 _SAMPLES = 8  # images of each kind that a run keeps, to draw
 _FEATURES = 2000  # images whose features a run keeps at most, for PCA and t-SNE
 
@@ -187,7 +188,8 @@ def load_weights(run: RunDir, weights: str, model: nn.Module) -> None:
     The averaged ones are those after the last step, in last.pt.
     """
     path = _weights_file(run, weights)
-    checkpoint = load_checkpoint(path)
+    own = sum(tensor.nbytes for tensor in model.state_dict().values())
+    checkpoint = load_checkpoint(path, most=_TIMES_THE_MODEL * own + MAX_BYTES)
     kept = "averaged" if weights == "averaged" else "model"
     if kept == "averaged" and kept not in checkpoint:
         raise UsageError(f"{run.path} has no averaged weights; training.ema=0.999 averages them")

@@ -436,3 +436,17 @@ def test_the_short_table_repeats_the_long_ones() -> None:
         assert [reported, shown, n] == long[name][1:4]
         assert verdict in long[name][6]
         assert f"| {name} " in readme
+
+
+def test_what_needs_no_training_is_in_the_kept_files() -> None:
+    """S0's supports and weighted averages, S4's steps; tests/test_describe.py has S1's pixels."""
+    for run in runs_of("s0_optimizer_activation"):
+        names = list(run.summary["per_class_accuracy"])
+        assert [run.classes[name]["support"] for name in names] == [1000] * 10
+        for kind in ("precision", "recall", "f1-score"):
+            averages = [run.classes[f"{which} avg"][kind] for which in ("weighted", "macro")]
+            assert averages[0] == pytest.approx(averages[1])
+    for run in runs_of("s4_small"):
+        batch = run.config["training"]["batch_size"]
+        images = run.rows[0]["seconds"] * run.rows[0]["images_per_second"]
+        assert (-(-round(images, -3) // batch), -(-run.summary["test_size"] // batch)) == (391, 79)

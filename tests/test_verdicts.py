@@ -197,7 +197,7 @@ def test_a_length_fits_if_one_more_run_could_have_given_the_number() -> None:
     values = {20: [0.71, 0.72, 0.73], 22: [0.74, 0.75, 0.76], 24: [0.78, 0.79, 0.80]}
     study = EpochStudy(claim, {e: dict(enumerate(v)) for e, v in values.items()})
     # seeds deviate alike: s = 0.01 with 2 degrees of freedom, one more run within 4.97 points
-    assert study.degrees == pytest.approx(2)
+    assert study.estimates[20].degrees == pytest.approx(2)
     assert study.halves[20] == pytest.approx(0.0497, abs=1e-4)
     assert (study.fitting, study.nearest) == ([20, 22, 24], 22)
     assert str(study.verdict) == (

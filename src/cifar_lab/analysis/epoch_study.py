@@ -7,7 +7,7 @@ from statistics import fmean
 
 from cifar_lab.analysis.run_metrics import show
 from cifar_lab.analysis.statistics import LEVEL
-from cifar_lab.analysis.verdicts import Estimate, Verdict, pooled_spread
+from cifar_lab.analysis.verdicts import Estimate, Spread, Verdict, pooled_spread
 from cifar_lab.config.reports import Claim
 
 
@@ -22,48 +22,33 @@ class EpochStudy:
     claim: Claim
     values: Mapping[int, Mapping[int, float]]
 
-    @property
-    def reported(self) -> float:
-        """The accuracy in the report."""
+    @cached_property
+    def estimates(self) -> dict[int, Estimate]:
+        """How far the mean is off the report's, and the variance of a run, at each length."""
         assert self.claim.value is not None
-        return self.claim.value
+        spread = pooled_spread(list(self.values.values())) or Spread(0.0, 1.0)
+        estimates = {}
+        for epochs, values in self.values.items():
+            off, n = fmean(values.values()) - self.claim.value, len(values)
+            variance = spread.std**2
+            estimates[epochs] = Estimate(off, variance / n, variance, spread.degrees, n)
+        return estimates
 
-    @cached_property
-    def means(self) -> dict[int, float]:
-        """The measured mean at each number of epochs."""
-        return {epochs: fmean(values.values()) for epochs, values in self.values.items()}
-
-    @cached_property
-    def degrees(self) -> float:
-        """The degrees of freedom of the deviation of single runs; 0 where nothing is known."""
-        spread = pooled_spread(list(self.values.values()))
-        return spread.degrees if spread else 0.0
-
-    @cached_property
+    @property
     def halves(self) -> dict[int, float]:
         """Half the width of the 95 % interval for one more run at each number of epochs."""
-        spread = pooled_spread(list(self.values.values()))
-        if spread is None:
-            return dict.fromkeys(self.values, 0.0)
-        variance = spread.std**2
-        return {
-            epochs: Estimate(0, variance / n, variance, spread.degrees, n).half(LEVEL, variance)
-            for epochs, n in ((epochs, len(values)) for epochs, values in self.values.items())
-        }
+        return {epochs: e.half(LEVEL, e.single) for epochs, e in self.estimates.items()}
 
     @property
     def fitting(self) -> list[int]:
         """The lengths at which one more run could have given the number in the report."""
-        return [
-            epochs
-            for epochs, mean in self.means.items()
-            if abs(mean - self.reported) <= self.halves[epochs] + self.claim.rounding
-        ]
+        room = {epochs: half + self.claim.rounding for epochs, half in self.halves.items()}
+        return [epochs for epochs, e in self.estimates.items() if abs(e.off) <= room[epochs]]
 
     @property
     def nearest(self) -> int:
         """The number of epochs at which the mean is nearest to the report's."""
-        return min(self.means, key=lambda epochs: abs(self.means[epochs] - self.reported))
+        return min(self.estimates, key=lambda epochs: abs(self.estimates[epochs].off))
 
     @property
     def fit(self) -> str:
@@ -87,9 +72,9 @@ class EpochStudy:
         n = min(map(len, self.values.values()))
         return (
             "The report does not say how many epochs it trained. Its accuracy of "
-            f"{show(self.claim.metric, self.reported)} {self.fit}: the interval for one more run "
-            f"there contains it (n = {n} seeds at least, scored by their last weights; the "
-            f"variance pooled over the lengths has {self.degrees:.3g} degrees of freedom, since "
-            "longer runs continue shorter ones). Our mean is nearest at "
+            f"{show(self.claim.metric, self.claim.value)} {self.fit}: the interval for one more "
+            f"run there contains it (n = {n} seeds at least, scored by their last weights; the "
+            f"variance pooled over the lengths has {self.estimates[self.nearest].degrees:.3g} "
+            "degrees of freedom, since longer runs continue shorter ones). Our mean is nearest at "
             f"{self.nearest} epochs; the other figures are those of that length."
         )

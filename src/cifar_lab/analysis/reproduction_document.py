@@ -157,9 +157,11 @@ def draw(rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
         yield "overview", draw_marks(marks)
     for name, chosen in _by_experiment(rows).items():
         for study in _studies(chosen):
+            reported = study.claim.value or 0.0
+            means = {epochs: reported + e.off for epochs, e in study.estimates.items()}
             yield (
                 f"{name}_epochs",
-                draw_epochs(study.means, study.halves, study.reported, study.claim.rounding),
+                draw_epochs(means, study.halves, reported, study.claim.rounding),
             )
         if lines := _curves(chosen):
             yield name, curves.bands(lines)

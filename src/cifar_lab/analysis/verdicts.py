@@ -7,6 +7,7 @@ of ours would not give it. More seeds sharpen either; none makes a verdict by be
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -27,7 +28,8 @@ Word = Literal[
     "not measured yet",
 ]
 
-CONFIRMED, REFUTED = ("reproduced", "holds"), ("differs", "contradicted")
+CONFIRMED: tuple[Word, ...] = ("reproduced", "holds")
+REFUTED: tuple[Word, ...] = ("differs", "contradicted")
 
 _MOST_SEEDS = 1000
 
@@ -155,7 +157,7 @@ def judge(
     if estimate is None:
         needed = "one run has no deviation" if len(values) == 1 else "its runs are all equal"
         return Verdict("inconclusive", f"{needed}, so that chance cannot be told")
-    return _figure(claim, estimate) if claim.value is not None else _words(claim, estimate)
+    return _test(claim, estimate)
 
 
 def _estimate(
@@ -184,33 +186,40 @@ def _estimate(
     return Estimate(off, of_mean, variance, degrees, min(n, len(others)))
 
 
-def _figure(claim: Claim, estimate: Estimate) -> Verdict:
-    """Judge a printed number: two one-sided tests of its margin, and one more run of ours."""
-    assert claim.margin is not None
-    word = _word_of_figure(claim, estimate)
-    room = claim.margin.size + claim.rounding
-    apart = abs(estimate.off) - claim.rounding
-    shown = [
-        f"off by {show_difference(claim.metric, estimate.off)}",
-        f"90 % interval ±{show_width(claim.metric, estimate.half(2 * LEVEL))}",
-        f"margin ±{show_width(claim.metric, room)}",
-        f"n = {estimate.n}, {estimate.degrees:.3g} df",
-    ]
-    if word != "reproduced":
-        within = show_width(claim.metric, estimate.half(LEVEL, estimate.single))
-        shown.insert(3, f"one more run within ±{within}")
+def _test(claim: Claim, estimate: Estimate) -> Verdict:
+    """Return the word of the rule with the numbers that decide it, and both p values."""
+    word, off, metric = _word(claim, estimate), estimate.off, claim.metric
+    if claim.value is None or claim.margin is None:
+        shown = [
+            f"difference {show_difference(metric, off)}",
+            f"95 % interval ±{show_width(metric, estimate.half(LEVEL))}",
+        ]
+        p = min(1.0, 2 * estimate.p_beyond(abs(off)))
+        confirmed, refuted = (p, 1.0) if off > 0 else (1.0, p)
+    else:
+        room, apart = claim.margin.size + claim.rounding, abs(off) - claim.rounding
+        shown = [
+            f"off by {show_difference(metric, off)}",
+            f"90 % interval ±{show_width(metric, estimate.half(2 * LEVEL))}",
+            f"margin ±{show_width(metric, room)}",
+        ]
+        if word != "reproduced":
+            within = estimate.half(LEVEL, estimate.single)
+            shown.append(f"one more run within ±{show_width(metric, within)}")
+        confirmed = estimate.p_beyond(room - abs(off))
+        refuted = min(1.0, 2 * estimate.p_beyond(max(apart, 0.0), estimate.single))
+    shown.append(f"n = {estimate.n}, {estimate.degrees:.3g} df")
     if word == "inconclusive":
         shown.append(_settling(claim, estimate))
-    return Verdict(
-        word,
-        ", ".join(shown),
-        estimate.p_beyond(room - abs(estimate.off)),
-        min(1.0, 2 * estimate.p_beyond(apart, estimate.single)) if apart > 0 else 1.0,
-    )
+    return Verdict(word, ", ".join(shown), confirmed, refuted)
 
 
-def _word_of_figure(claim: Claim, estimate: Estimate) -> Word:
-    assert claim.margin is not None
+def _word(claim: Claim, estimate: Estimate) -> Word:
+    """Return what the intervals say: of a printed number, or of a bound or comparison."""
+    if claim.value is None or claim.margin is None:
+        if abs(estimate.off) <= estimate.half(LEVEL):
+            return "inconclusive"
+        return "holds" if estimate.off > 0 else "contradicted"
     apart = abs(estimate.off) - claim.rounding
     if apart + estimate.half(2 * LEVEL) <= claim.margin.size:
         return "reproduced"
@@ -219,42 +228,12 @@ def _word_of_figure(claim: Claim, estimate: Estimate) -> Word:
     return "inconclusive"
 
 
-def _words(claim: Claim, estimate: Estimate) -> Verdict:
-    """Judge a bound or a comparison: on which side of 0 the interval of the difference lies."""
-    word = _word_of_words(claim, estimate)
-    shown = [
-        f"difference {show_difference(claim.metric, estimate.off)}",
-        f"95 % interval ±{show_width(claim.metric, estimate.half(LEVEL))}",
-        f"n = {estimate.n}, {estimate.degrees:.3g} df",
-    ]
-    if word == "inconclusive":
-        shown.append(_settling(claim, estimate))
-    p = min(1.0, 2 * estimate.p_beyond(abs(estimate.off)))
-    confirmed, refuted = (p, 1.0) if estimate.off > 0 else (1.0, p)
-    return Verdict(word, ", ".join(shown), confirmed, refuted)
-
-
-def _word_of_words(claim: Claim, estimate: Estimate) -> Word:
-    if abs(estimate.off) <= estimate.half(LEVEL):
-        return "inconclusive"
-    return "holds" if estimate.off > 0 else "contradicted"
-
-
-def seeds_needed(claim: Claim, estimate: Estimate) -> int | None:
-    """Return how many seeds would settle a claim, were mean and deviation to stay; None if none."""
-    word_of = _word_of_words if claim.value is None else _word_of_figure
-    for n in range(estimate.n + 1, _MOST_SEEDS + 1):
-        if word_of(claim, estimate.with_seeds(n)) != "inconclusive":
-            return n
-    return None
-
-
 def _settling(claim: Claim, estimate: Estimate) -> str:
-    n = seeds_needed(claim, estimate)
-    if n is not None:
-        return f"{n} seeds would settle it"
-    margin = claim.margin.size if claim.margin else math.inf
-    if abs(estimate.off) - claim.rounding >= margin:
+    """Say how many seeds would settle a claim, were mean and deviation to stay as they are."""
+    for n in range(estimate.n + 1, _MOST_SEEDS + 1):
+        if _word(claim, estimate.with_seeds(n)) != "inconclusive":
+            return f"{n} seeds would settle it"
+    if claim.margin and abs(estimate.off) - claim.rounding >= claim.margin.size:
         return "no number would: a single run, as the report's, scatters by more than the margin"
     return f"more than {_MOST_SEEDS:,} seeds would be needed to settle it"
 
@@ -267,30 +246,19 @@ def joint(verdicts: Sequence[Verdict]) -> str:
     are refuted.
     """
     judged = [v for v in verdicts if v.word not in ("not judged", "not measured yet")]
-    if not judged:
-        return ""
-    counts = {
-        word: sum(v.word == word for v in judged) for word in (*CONFIRMED, *REFUTED, "inconclusive")
-    }
-    said = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-    left = []
-    for words, p_values in (
-        (CONFIRMED, [v.p_confirmed for v in judged]),
-        (REFUTED, [v.p_refuted for v in judged]),
+    counts = Counter(v.word for v in judged)
+    words: tuple[Word, ...] = (*CONFIRMED, *REFUTED, "inconclusive")
+    said = ", ".join(f"{counts[word]} {word}" for word in words if counts[word])
+    remaining = []
+    for name, kind, p_values in (
+        ("confirmed", CONFIRMED, [v.p_confirmed for v in judged]),
+        ("refuted", REFUTED, [v.p_refuted for v in judged]),
     ):
         adjusted = zip(judged, holm(p_values), strict=True)
-        left.append(sum(v.word in words and p < LEVEL for v, p in adjusted))
-    confirmed = sum(counts[word] for word in CONFIRMED)
-    refuted = sum(counts[word] for word in REFUTED)
-    remaining = [
-        f"{count} of the {total} {word}"
-        for count, total, word in (
-            (left[0], confirmed, "confirmed"),
-            (left[1], refuted, "refuted"),
-        )
-        if total
-    ]
+        left = sum(v.word in kind and p < LEVEL for v, p in adjusted)
+        if total := sum(counts[word] for word in kind):
+            remaining.append(f"{left} of the {total} {name}")
     sentence = f"Of {len(judged)} figures and findings that do not follow from each other: {said}."
     if remaining:
         sentence += f" Adjusted for their number (Holm), {' and '.join(remaining)} remain."
-    return sentence
+    return sentence if judged else ""

@@ -56,7 +56,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_pictures(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of `page` are drawn, before this."""
-    monkeypatch.setattr(summarize, "pictures", lambda collection: {})
+    monkeypatch.setattr(summarize, "_draw", lambda summary: [])
 
 
 # --- the file -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import pytest
 from synthetic_runs import OPTIMIZERS, dataset_config, history, make_grid, make_run, write_report
 
 from cifar_lab import summarize
-from cifar_lab.analysis import grouping, ranking, summary_tables
+from cifar_lab.analysis import drawing, effects, grouping, ranking, summary_tables
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.runs.run_dir import RunDir
@@ -60,7 +60,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_pictures(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of `grid` are drawn, before this."""
-    monkeypatch.setattr(summarize, "pictures", lambda collection: {})
+    monkeypatch.setattr(summarize, "_draw", lambda summary: [])
 
 
 # --- axes and settings ---------------------------------------------------------------------------
@@ -185,6 +185,176 @@ def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
             make_run(tmp_path, dataset=dataset, lr=lr, accuracy=0.5 + lr)
     ranks = sorted((group.dataset, group.rank) for group in collection_of(tmp_path).groups)
     assert ranks == [("cifar10", 1), ("cifar10", 2), ("mnist", 1), ("mnist", 2)]
+
+
+# --- what the differences are worth --------------------------------------------------------------
+
+
+def test_every_configuration_says_how_far_it_is_from_the_best(
+    grid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_it(grid) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "It is not told apart from" in said or "It is told apart from all others" in said
+    assert "together, although the same runs chose the best (Games and Howell 1976)" in said
+    assert "over seeds and the 500 validation images together" in said
+    assert "chosen among 12: both make it optimistic. The test score has no part in it." in said
+    assert "\\" not in said  # no Markdown on the console
+    assert f"written to {grid}: summary.csv, summary.md, report.html" in said
+    for row in rows_of(grid):
+        if row["rank"] != "1":
+            low, value, high = (
+                float(row[name])
+                for name in ("difference_low", "difference_from_best", "difference_high")
+            )
+            assert low < value < high
+            assert (float(row["p_adjusted"]) < 0.05) == (high < 0 or low > 0)
+            assert float(row["smallest_shown"]) > (high - low) / 2
+
+
+def test_a_baseline_takes_the_place_of_the_best(
+    grid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collection = grouping.read_collection(grid)
+    ranking.rank(collection, baseline="optimizer=sgd, activation=Tanh, lr=0.001")
+    (reference,) = [group for group in collection.groups if group.is_reference]
+    assert reference.key == ("sgd", "Tanh", "0.001")
+    best = collection.ranking[0].difference
+    assert best is not None
+    assert best.value > 0
+    assert not best.family.chosen
+    for words, message in (
+        ("optimizer=sgd", "fits 6 configurations"),
+        ("optimizer=lamb", "fits no configuration"),
+        ("optimiser=sgd", "did you mean optimizer?"),
+        ("sgd", "KEY=VALUE"),
+    ):
+        assert run_it(grid, "--baseline", words) == 2
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("points", ["0", "-1", "nan", "101"])
+def test_no_seeds_detect_nothing(
+    grid: Path, capsys: pytest.CaptureFixture[str], points: str
+) -> None:
+    assert run_it(grid, "--detect", points) == 2
+    assert "it must be above 0 and at most 100 points" in capsys.readouterr().err
+
+
+def test_seeds_that_show_a_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for lr in (0.1, 0.01):
+        for seed in range(3):
+            shift = 0.02 * (seed - 1)
+            make_run(tmp_path, lr=lr, seed=seed, accuracy=0.6 + lr + shift, images=2000)
+    assert run_it(tmp_path, "--detect", "9") == 0
+    said = " ".join(capsys.readouterr().out.partition("Seeds needed")[2].split())
+    assert "seeds per configuration would show 9.00 points in four cases of five" in said
+    assert "with 4 degrees of freedom" in said
+
+
+def test_main_effects_of_a_full_factorial_are_paired_by_seed(grid: Path) -> None:
+    collection = collection_of(grid)
+    (found,) = effects.main_effects(collection)
+    optimizer = found.effects[0]
+    assert (optimizer.axis, optimizer.best, optimizer.other) == ("optimizer", "adam", "sgd")
+    means: dict[str, list[float]] = {"adam": [], "sgd": []}
+    for group in collection.groups:
+        means[group.key[0]].append(group.mean("best_val_accuracy") or 0.0)
+    expected = np.mean(means["adam"]) - np.mean(means["sgd"])
+    assert optimizer.difference.value == pytest.approx(expected)
+    assert (found.deviation.paired, found.deviation.degrees) == (True, 22)
+    assert [pair.axes for pair in found.interactions] == [
+        ("optimizer", "activation"),
+        ("optimizer", "optimizer.lr"),
+        ("activation", "optimizer.lr"),
+    ]
+    assert "optimizer: adam - sgd: +" in (grid / "summary.md").read_text()
+
+
+def test_a_table_for_a_paper(grid: Path, tmp_path: Path) -> None:
+    latex, table, text = (tmp_path / f"table.{ending}" for ending in ("tex", "csv", "md"))
+    assert run_it(grid, "--latex", latex, "--csv", table, "--markdown", text) == 0
+    lines = latex.read_text().splitlines()
+    assert r"\toprule" in lines
+    rows = [line for line in lines if line.endswith(r" \\")]
+    assert len(rows) == 13
+    assert {row.count("&") for row in rows} == {5}
+    assert r"$\pm$" in rows[1]
+    assert r"95 \% interval" in latex.read_text()
+    assert len(table.read_text().splitlines()) == 13
+    assert text.read_text().count("|") == 14 * 7
+    assert run_it(grid, "--latex", tmp_path / "nowhere" / "x.tex") == 2
+    assert run_it(grid, "--latex", tmp_path / "x.txt") == 2
+
+
+def test_a_narrow_terminal_gets_lines(
+    grid: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_it(grid, "--timing") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines if "/" not in line) <= 80
+    assert any(line.startswith("* rank 1; optimizer adam") for line in lines)
+
+
+def test_what_a_model_brings_is_no_axis(tmp_path: Path) -> None:
+    """Dropout that one model has no place for, and the target of its activation."""
+    brought: dict[str, dict[str, Any]] = {
+        "convnet": {"dropout": {"conv": 0.25, "dense": 0.5}},
+        "two_branch": {"dropout": {"conv": 0.0}, "activation": None},
+    }
+    for model, settings in brought.items():
+        for optimizer in ("sgd", "adam"):
+            choices = {"model": model, "optimizer": optimizer, "activation": "relu"}
+            make_run(tmp_path, optimizer=optimizer, choices=choices, **settings)
+    collection = collection_of(tmp_path)
+    assert [collection.axes[i] for i in collection.main_axes] == ["model", "optimizer"]
+    assert collection.label(collection.groups[0]) == "model=convnet, optimizer=adam"
+
+
+def test_scores_that_other_files_contradict_are_replaced_and_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    measured = run.read_predictions().accuracy
+    change(run, test_accuracy=0.99)
+    assert run_it(tmp_path, "--test") == 0
+    text = (tmp_path / "summary.md").read_text()
+    assert "summary.json has test accuracy 99.00 %, its stored predictions" in text
+    assert f"{100 * measured:.2f} %, which counts" in text
+    assert rows_of(tmp_path)[0]["test_accuracy"] == f"{measured:.10g}"
+
+
+@pytest.mark.parametrize("value", [2.5, -1, 1e308])
+def test_numbers_that_no_run_has_are_refused(tmp_path: Path, value: float) -> None:
+    kept, run, other = (make_run(tmp_path, seed=seed) for seed in range(3))
+    change(run, best_val_accuracy=value)
+    lines = other.metrics_file.read_text().splitlines()
+    cells = lines[-1].split(",")
+    cells[lines[0].split(",").index("val_accuracy")] = str(value)
+    other.metrics_file.write_text("\n".join([*lines[:-1], ",".join(cells)]) + "\n")
+    assert run_it(tmp_path) == 0
+    problems = (tmp_path / "summary.md").read_text().split("## Not readable")[1]
+    assert "which no run has" in problems
+    assert run.path.name in problems
+    assert other.path.name in problems
+    assert kept.path.name not in problems
+
+
+def test_a_figure_never_ends_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    make_run(tmp_path, summary={"best_val_loss": 1e308})
+
+    def fail(collection: RunCollection) -> Any:
+        raise ValueError("no such colour")
+
+    monkeypatch.setitem(drawing.PICTURES, "grid", fail)
+    assert run_it(tmp_path) == 0
+    assert "grid.png is not drawn: ValueError: no such colour" in capsys.readouterr().out
+    assert not (tmp_path / "grid.png").exists()
+    assert (tmp_path / "effects.png").exists()
 
 
 # --- claims, unfinished, damaged ------------------------------------------------------------------

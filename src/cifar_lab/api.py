@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
+    from cifar_lab.analysis.comparison import Comparison
+    from cifar_lab.analysis.seed_groups import RunCollection
+    from cifar_lab.analysis.summary import Summary
     from cifar_lab.datasets.pictures import Pictures
     from cifar_lab.training.signals import Stop
 
@@ -125,6 +128,40 @@ class Ensemble:
 
 
 @as_in_a_fresh_process()
+class Runs(list[Run]):
+    """Runs in a list, with what `summarize` and `compare` say of them; nothing is written."""
+
+    def summarize(
+        self, *, metric: str | None = None, baseline: str | None = None, test: bool = False
+    ) -> "Summary":
+        """Return the ranking with its intervals and effects: `.table`, `.figure("effects")`.
+
+        `metric` ranks instead of the monitored score, `baseline` ("optimizer=sgd") stands in place
+        of the best, and `test` shows the test score of every configuration.
+        """
+        from cifar_lab.analysis.summary import summary_of
+
+        return summary_of(self._collect(), metric=metric, baseline=baseline, test=test)
+
+    def compare(self, a: str, b: str) -> "Comparison":
+        """Return two configurations, or halves of a sweep, side by side: `.table`, `.differences`.
+
+        `a` and `b` choose runs, as "optimizer=adam" and "optimizer=sgd"; differences are b - a.
+        """
+        from cifar_lab.analysis.comparison import compare
+
+        collection = self._collect()
+        sides = [[run for g in collection.select(words) for run in g.runs] for words in (a, b)]
+        return compare(*sides)
+
+    def _collect(self) -> "RunCollection":
+        from cifar_lab.analysis.grouping import collect_folders
+
+        if not self:
+            raise UsageError("there are no runs to compare")
+        return collect_folders([run.path for run in self])
+
+
 def run(*overrides: str) -> Run:
     """Train and evaluate one run, resume it, or find it finished; return it.
 
@@ -149,7 +186,7 @@ def run(*overrides: str) -> Run:
         return Run(outcomes[0].cell.run.path)
 
 
-def sweep(*overrides: str) -> list[Run]:
+def sweep(*overrides: str) -> Runs:
     """Run all combinations of the listed values, each in its own process; return their runs.
 
     It is `python -m cifar_lab.train -m` with these words. All runs are tried before an error is
@@ -163,7 +200,7 @@ def sweep(*overrides: str) -> list[Run]:
     with _stopping() as stop:
         outcomes = start_many(request, words, stop)
         raise_for(outcomes, stop)
-    return [Run(outcome.cell.run.path) for outcome in outcomes]
+    return Runs(Run(outcome.cell.run.path) for outcome in outcomes)
 
 
 def compose(*overrides: str) -> RunConfig:
@@ -182,10 +219,10 @@ def load_run(path: Path | str, *, trust: str | Sequence[str] = ()) -> Run:
     return Run(run_dir.path)
 
 
-def load_runs(folder: Path | str, *, trust: str | Sequence[str] = ()) -> list[Run]:
+def load_runs(folder: Path | str, *, trust: str | Sequence[str] = ()) -> Runs:
     """Return the runs at and below a folder, sorted by path; UsageError if it is not a folder."""
     targets.trust(trust)
-    return [Run(run_dir.path) for run_dir in find_runs(Path(folder))]
+    return Runs(Run(run_dir.path) for run_dir in find_runs(Path(folder)))
 
 
 @as_in_a_fresh_process()

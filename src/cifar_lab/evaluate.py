@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from cifar_lab.runs.run_dir import RunDir
+    from cifar_lab.runs.summary import RunSummary
 
 _MOST_ERRORS = 1000
 
@@ -53,6 +54,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="write errors.html: pictures of each run's N most confident mistakes and, of several "
         "runs, of N likely label errors",
     )
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="end with exit code 1 if scores in a run's folder are not those that are measured",
+    )
     arguments = parser.parse_args(argv)
     if arguments.probabilities < 0:
         raise UsageError(
@@ -74,6 +80,7 @@ def _evaluate(argv: list[str]) -> int:
     import dataclasses
 
     from cifar_lab.analysis import ensembles
+    from cifar_lab.analysis.load_runs import FoundRun
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.training.scoring import check_scorable, draw_figures, evaluate
 
@@ -83,13 +90,20 @@ def _evaluate(argv: list[str]) -> int:
     wants_features = arguments.side_by_side is not None
     for run in runs:
         check_scorable(run, arguments.device)
+    contradictions = 0
     for run in runs:
         summary = run.read_summary()
+        stored = FoundRun(run)
+        stored.check_scores()
         with run.lock():
             fields = evaluate(run, device=arguments.device, features=wants_features)
             drawn, _ = draw_figures(run)
             drawn = sorted({*summary.figures, *drawn})
             run.write_summary(dataclasses.replace(summary, **fields, figures=drawn))
+        problems = [*stored.problems, *_changed(stored.summary, fields)]
+        contradictions += len(problems)
+        for problem in problems:
+            print(f"warning: {run.path}: {problem}", file=sys.stderr)
         print(
             f"{run.path}: test accuracy of the {fields['scored_weights']} weights: "
             f"{fields['test_accuracy']:.2%} (error {1 - fields['test_accuracy']:.2%}), "
@@ -105,7 +119,19 @@ def _evaluate(argv: list[str]) -> int:
         print(f"mistakes: {_write_errors(runs, arguments.errors)}")
     if wants_features:
         _side_by_side(runs, arguments.side_by_side)
-    return 0
+    return 1 if contradictions and arguments.verify else 0
+
+
+def _changed(stored: "RunSummary", fields: "dict[str, Any]") -> list[str]:
+    """Return the test scores that are not what the folder's files say, by an image or more."""
+    images = fields["test_size"]
+    changed = []
+    for name in ("test_accuracy", "test_accuracy_last"):
+        before, now = getattr(stored, name), fields.get(name)
+        known = before is not None and now is not None and stored.test_size == images
+        if known and abs(before - now) * images > 0.5:
+            changed.append(f"the folder had {name} {before:.2%}, and {now:.2%} is measured now")
+    return changed
 
 
 def _calibration(fields: "dict[str, Any]") -> str:

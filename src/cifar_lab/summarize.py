@@ -2,19 +2,17 @@
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
-from cifar_lab.errors import UsageError
+from cifar_lab.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     import argparse
 
-    from matplotlib.figure import Figure
-
-    from cifar_lab.analysis.seed_groups import RunCollection
+    from cifar_lab.analysis.summary import Summary
 
 WIDE = 160
 """Columns of what is printed where no terminal says how many it has."""
@@ -66,45 +64,55 @@ def _summarize(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     _check(arguments)
 
-    from cifar_lab.analysis import claims, grouping, html_report, ranking, summary_tables, texts
-    from cifar_lab.analysis.effects import main_effects
+    from cifar_lab.analysis import grouping, html_report, summary_tables
+    from cifar_lab.analysis.summary import summary_of
     from cifar_lab.runs.files import write_text
 
     folder: Path = arguments.folder
     collection = grouping.read_collection(folder)
-    ranking.rank(collection, arguments.metric, arguments.baseline)
-    judged = claims.of_collection(collection, arguments.config_dir)
-    effects = main_effects(collection)
-    test = arguments.test
-    write_text(folder / "summary.csv", summary_tables.summary_csv(collection, test=test))
-    written = ["summary.csv", "summary.md", "report.html"]
-    problems = []
-    for name, draw in pictures(collection).items():
-        try:
-            draw(folder / f"{name}.png")
-            written.append(f"{name}.png")
-        except Exception as error:  # a figure never ends a table
-            problems.append(f"{name}.png is not drawn: {type(error).__name__}: {error}")
-    collection.notes += problems
-    parts = summary_tables.sections(collection, judged, effects, test=test)
+    summary = summary_of(
+        collection,
+        metric=arguments.metric,
+        baseline=arguments.baseline,
+        test=arguments.test,
+        config_dir=arguments.config_dir,
+    )
+    drawn = _draw(summary)
+    write_text(folder / "summary.csv", summary_tables.summary_csv(collection, test=summary.test))
+    parts = summary.sections
     write_text(folder / "summary.md", summary_tables.as_markdown(parts))
-    page = html_report.report(collection, judged, effects, test=test)
-    write_text(folder / "report.html", page)
+    write_text(folder / "report.html", html_report.report(summary))
     if arguments.detect is not None:
-        lines = texts.detect_text(collection, arguments.detect)
+        lines = summary.seeds_needed(arguments.detect)
         parts.append(summary_tables.Section("Seeds needed", [lines]))
     if arguments.timing:
         table = summary_tables.timing_table(collection.runs)
         parts.append(summary_tables.Section("Time", [table]))
-    width = shutil.get_terminal_size((WIDE, 24)).columns
-    print(summary_tables.as_text(parts, width))
+    print(summary_tables.as_text(parts, shutil.get_terminal_size((WIDE, 24)).columns))
     for name in PAPER_TABLES:
         path = getattr(arguments, name)
         if path is not None:
-            write_text(path, summary_tables.paper(collection, name, test=test))
+            write_text(path, summary_tables.paper(collection, name, test=summary.test))
             print(f"table: {path}")
-    print(f"written to {folder}: {', '.join(written)}")
+    print(f"written to {folder}: {', '.join(['summary.csv', 'summary.md', 'report.html', *drawn])}")
     return 0 if collection.groups else 1
+
+
+def _draw(summary: "Summary") -> list[str]:
+    """Write the pictures; return the names of those that could be drawn."""
+    from cifar_lab.analysis.drawing import PICTURES
+    from cifar_lab.figures import style
+
+    drawn = []
+    for name in PICTURES:
+        path = summary.collection.folder / f"{name}.png"
+        try:
+            style.save(summary.figure(name), path, dpi=150)
+            drawn.append(path.name)
+        except Exception as error:  # a figure never ends a table
+            reason = f"{path.name} is not drawn: {type(error).__name__}: {first_line(error)}"
+            summary.collection.notes.append(reason)
+    return drawn
 
 
 def _check(arguments: "argparse.Namespace") -> None:
@@ -121,21 +129,6 @@ def _check(arguments: "argparse.Namespace") -> None:
         path = getattr(arguments, name)
         if path is not None:
             cli.check_output_file(f"--{name}", path, (ending,))
-
-
-def pictures(collection: "RunCollection") -> "dict[str, Callable[[Path], None]]":
-    """Return what draws each picture of a ranked collection into a file, by the picture's name."""
-    from cifar_lab.analysis import drawing
-    from cifar_lab.figures import style
-
-    def into(draw: "Callable[[RunCollection], Figure]", dpi: int) -> "Callable[[Path], None]":
-        return lambda path: style.save(draw(collection), path, dpi=dpi)
-
-    return {
-        "grid": into(drawing.grid_of, 120),
-        "curves": into(drawing.curves_of, 120),
-        "effects": into(drawing.effects_of, 150),
-    }
 
 
 if __name__ == "__main__":

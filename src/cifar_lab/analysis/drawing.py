@@ -1,5 +1,6 @@
 """The pictures of a ranked collection of runs: grid, curves and effects, with its numbers."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cifar_lab.analysis import run_metrics, texts
@@ -93,3 +94,11 @@ def _bar(collection: RunCollection, group: SeedGroup) -> "Bar":
         unit * found.smallest,
         is_better if found.told_apart else None,
     )
+
+
+PICTURES: "dict[str, Callable[[RunCollection], Figure]]" = {
+    "grid": grid_of,
+    "curves": curves_of,
+    "effects": effects_of,
+}
+"""What draws each picture of a collection, by the picture's name."""

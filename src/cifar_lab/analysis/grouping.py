@@ -1,6 +1,7 @@
 """Runs read from a folder and grouped: what differs between them, and which are seeds of one."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from cifar_lab.analysis.load_runs import MISSING, FoundRun, read_runs, show_valu
 from cifar_lab.analysis.seed_groups import Key, RunCollection, SeedGroup, in_order
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import listing, shorten
+from cifar_lab.runs.run_dir import RunDir
 
 
 def read_collection(folder: Path) -> RunCollection:
@@ -20,6 +22,16 @@ def read_collection(folder: Path) -> RunCollection:
     return dataclasses.replace(
         collection, unreadable=unreadable, notes=collection.notes + _links(folder)
     )
+
+
+def collect_folders(folders: Sequence[Path]) -> RunCollection:
+    """Read the runs of these folders and group them."""
+    runs = [FoundRun(RunDir(folder)) for folder in folders]
+    for run in runs:
+        if run.finished:
+            run.check_scores()
+    above = os.path.commonpath([folder.absolute().parent for folder in folders])
+    return collect(Path(above), runs)
 
 
 def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:

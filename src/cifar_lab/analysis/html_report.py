@@ -10,13 +10,13 @@ from urllib.parse import quote
 import numpy as np
 
 from cifar_lab.analysis import run_metrics, texts
-from cifar_lab.analysis.effects import MainEffects
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.pictures import data_address, side_by_side, thumbnail
 from cifar_lab.analysis.run_differences import config_differences
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.analysis.statistics import interval
-from cifar_lab.analysis.summary_tables import Claims, claims_table, shows
+from cifar_lab.analysis.summary import Summary
+from cifar_lab.analysis.summary_tables import claims_table, shows
 from cifar_lab.errors import RunFailed, UsageError, shorten
 from cifar_lab.runs.calibration import calibration, pooled
 from cifar_lab.runs.metrics import BY_CLASS, Predictions
@@ -52,10 +52,9 @@ LINKED = (
 """Files of a run that the page links to where they are there."""
 
 
-def report(
-    collection: RunCollection, claims: Claims, effects: Sequence[MainEffects], *, test: bool
-) -> str:
+def report(summary: Summary) -> str:
     """Return the page, with the data in it that its script sorts, filters and draws."""
+    collection, claims, test = summary.collection, summary.claims, summary.test
     ranking = collection.ranking
     places = {id(group): place for place, group in enumerate(ranking)}
     data = _data(collection, test=test)  # first: what it cannot read becomes a problem
@@ -69,7 +68,8 @@ def report(
         testing=f"{texts.testing_text(collection)} {texts.selection_text(collection)}".strip(),
         forest=_forest(collection),
         effects=[
-            (e.dataset, texts.effects_lines(collection, e), texts.effects_basis(e)) for e in effects
+            (e.dataset, texts.effects_lines(collection, e), texts.effects_basis(e))
+            for e in summary.effects
         ],
         claims=claims_table(collection, claims),
         judged=[(places.get(id(group)), judged.verdict) for _, group, judged in claims],

@@ -97,7 +97,21 @@ def read_csv(path: Path, kind: type[Row]) -> list[Row]:
 def _number(name: str, cell: str) -> Any:
     if cell == "":
         return None
-    return int(cell) if name in ("epoch", "step") else float(cell)
+    number = int(cell) if name in ("epoch", "step") else float(cell)
+    if not is_possible(name, number):
+        raise ValueError(f"{name} {cell}")
+    return number
+
+
+def is_possible(name: str, value: float) -> bool:
+    """Whether a run can have a score of this name; what diverged has losses that are no number.
+
+    Times are not judged: clocks are set.
+    """
+    if math.isnan(value) or "second" in name or "rate" in name:
+        return True
+    fraction = "accuracy" in name or "f1" in name or name.endswith("calibration_error")
+    return 0 <= value <= (1 if fraction else math.inf)
 
 
 def columns(kind: type) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from cifar_lab.config.identity import identity_hash
 from cifar_lab.config.run_config import RunConfig, check_figure_name
 from cifar_lab.config.schema import parse_as
-from cifar_lab.runs.metrics import columns
+from cifar_lab.errors import UsageError
+from cifar_lab.runs.metrics import columns, is_possible
 
 Status = Literal["queued", "running", "interrupted", "failed", "finished"]
 
@@ -68,7 +69,11 @@ class RunSummary:
     identity: str | None = None
 
     def check(self, path: str) -> None:
-        """Refuse figures that lead out of the run's folder."""
+        """Refuse numbers that no run has, and figures that lead out of the run's folder."""
+        for name in columns(RunSummary):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not is_possible(name, value):
+                raise UsageError(f"{name} is {value:.6g}, which no run has")
         for figure in self.figures:
             check_figure_name(figure)
 

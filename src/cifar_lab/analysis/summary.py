@@ -1,0 +1,63 @@
+"""What `summarize` says of runs, as one value: for the command, for Python, and for notebooks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifar_lab.analysis import claims, drawing, summary_tables, texts
+from cifar_lab.analysis.effects import MainEffects, main_effects
+from cifar_lab.analysis.ranking import rank
+from cifar_lab.analysis.seed_groups import RunCollection
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Ranked runs, what separates them, their main effects, and what reports claim of them.
+
+    `test`: test scores are shown for all configurations, not for the best alone.
+    """
+
+    collection: RunCollection
+    effects: Sequence[MainEffects]
+    claims: summary_tables.Claims
+    test: bool = False
+
+    @property
+    def table(self) -> list[dict[str, str]]:
+        """The ranking, a dict for each configuration: `pandas.DataFrame(summary.table)` works."""
+        table = summary_tables.ranking_table(self.collection, test=self.test)
+        return [dict(zip(table.header, row, strict=True)) for row in table.rows]
+
+    @property
+    def sections(self) -> list[summary_tables.Section]:
+        """The document, which summary.md and the console show."""
+        return summary_tables.sections(self.collection, self.claims, self.effects, test=self.test)
+
+    def __str__(self) -> str:
+        return summary_tables.as_text(self.sections, 100)
+
+    def seeds_needed(self, points: float) -> list[str]:
+        """Return how many seeds would show a difference of so many points, for each dataset."""
+        return texts.detect_text(self.collection, points)
+
+    def figure(self, name: str) -> "Figure":
+        """Return the picture `grid`, `curves` or `effects`."""
+        return drawing.PICTURES[name](self.collection)
+
+
+def summary_of(
+    collection: RunCollection,
+    *,
+    metric: str | None = None,
+    baseline: str | None = None,
+    test: bool = False,
+    config_dir: Path | None = None,
+) -> Summary:
+    """Rank a collection that was read, and return what there is to say of it."""
+    rank(collection, metric, baseline)
+    judged = claims.of_collection(collection, config_dir)
+    return Summary(collection, main_effects(collection), judged, test)

@@ -105,7 +105,8 @@ def test_a_run_goes_on_from_one_that_monitored_another_score(
     assert [row.val_macro_f1 is None for row in rows] == [True, True, False, False]
     best = max(rows[2:], key=lambda row: row.val_macro_f1 or 0.0)
     assert on.read_summary().best_epoch == best.epoch
-    back = train(tmp_path, "training.epochs=5", f"continue_from={on.path}").read_metrics()
+    line = ("training.epochs=5", "training.monitor=val_accuracy", f"continue_from={on.path}")
+    back = train(tmp_path, *line).read_metrics()
     assert [row.val_macro_f1 is None for row in back] == [True, True, False, False, True]
 
 

@@ -1,6 +1,8 @@
 """A run that was stopped, anywhere and in any way, ends as one that never stopped."""
 
+import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from tiny_runs import RICH, TINY, StopAt, StopIn, at_yield, config_of, every_ste
 from cifar_lab import prove_resume
 from cifar_lab.analysis import resume_proof
 from cifar_lab.analysis.run_differences import differences
+from cifar_lab.config.compose import compose
 from cifar_lab.config.run_config import load
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.files import load_checkpoint
@@ -173,6 +176,37 @@ def test_a_run_that_is_trained_on_is_the_run_trained_through(
     assert [row.epoch for row in on.read_metrics()] == [1, 2]
     assert differences(tiny_finished, on) == []
     assert len(first.read_metrics()) == 1  # untouched
+
+
+def test_a_run_that_continues_inherits_the_config(tmp_path: Path, first: RunDir) -> None:
+    words = [f"continue_from={first.path}", "training.epochs=2", f"output_dir={tmp_path}"]
+    config, source = compose(words).runs[0].config, first.read_config()
+    training = dataclasses.replace(source.training, epochs=2)
+    expected: dict[str, Any] = {
+        "training": training,
+        "continue_from": str(first.path),
+        "output_dir": str(tmp_path),
+    }
+    assert config == dataclasses.replace(source, **expected)
+    other = compose([*words, "optimizer=sgd", "seed=5"]).runs[0].config
+    assert (other.choices["optimizer"], other.optimizer["lr"], other.seed) == ("sgd", 0.01, 5)
+    assert other.model == source.model
+
+
+def test_best_pt_is_where_it_starts_if_last_pt_was_not_kept(
+    tmp_path: Path, first: RunDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = RunDir(shutil.copytree(first.path, tmp_path / "outputs" / first.path.name))
+    for path in source.path.glob("last*.pt"):
+        path.unlink()
+    with caplog.at_level("INFO", "cifar_lab"):
+        on = train(tmp_path, f"continue_from={source.path}", "training.ema=0.9")
+    assert "from best.pt, as last.pt was not kept" in caplog.text
+    assert [row.epoch for row in on.read_metrics()] == [1, 2]
+    assert on.read_metrics()[0] == source.read_metrics()[0]
+    source.best.unlink()
+    with pytest.raises(UsageError, match=r"neither last\.pt nor best\.pt"):
+        train(tmp_path / "again", f"continue_from={source.path}")
 
 
 def test_a_schedule_of_the_whole_run_starts_anew_over_the_added_epochs(

@@ -73,16 +73,24 @@ def compose(argv: Sequence[str]) -> Request:
     file = None if folder is None else folder / "config.yaml"
     if file is None and words and is_config_file(words[0]):
         file = Path(words.pop(0))
-    elif file is None and line.config_name is not None:
-        root = find_root(line.config_name, line.config_dir)
-        file = root if root.is_file() and "defaults" not in (read_option(root) or {}) else None
     check_words(words, setting_keys(), after_folder=file is not None)
     parsed = parse_overrides(words)
-    if file is not None:
-        request = _request(_PastRun(file, parsed), parsed, line)
-        return dataclasses.replace(request, folder=folder, is_sweep=len(request.runs) > 1)
     with _hydra(line.config_dir):
-        return _request(_Compositions(line), parsed, line)
+        bases = _Compositions(line)
+        file = file or bases.finished_config() or _start_of(parsed)
+        if file is None:
+            return _request(bases, parsed, line)
+        request = _request(_PastRun(file, parsed, bases), parsed, line)
+        return dataclasses.replace(request, folder=folder, is_sweep=len(request.runs) > 1)
+
+
+def _start_of(parsed: list[Override]) -> Path | None:
+    """Return the config of the run that `continue_from` names, unless an experiment says all."""
+    values = {o.key_or_group: o.value() for o in parsed}
+    start = values.get("continue_from")
+    if isinstance(start, str) and "experiment" not in values and is_run_folder(start):
+        return Path(start) / "config.yaml"
+    return None
 
 
 def complete_shell(argv: Sequence[str]) -> None:
@@ -160,25 +168,6 @@ def _request(
     )
 
 
-class _PastRun:
-    """The config of a run, which has no options to choose any more: that of a folder, or a file."""
-
-    def __init__(self, file: Path, parsed: list[Override]) -> None:
-        self.options: Options = {}
-        plain = to_plain(load(file))
-        if any(override.key_or_group.startswith("split") for override in parsed):
-            for name in plain["dataset"]["computed"]:  # on the images that train now
-                plain["dataset"][name] = "auto"
-        dataset = plain["dataset"]
-        if dataset["source"].get("path") and dataset["relative_to"] is None:  # of somebody else
-            dataset["relative_to"] = str(Path.cwd())
-        self._base = _Base({**to_plain(LaunchOptions()), **plain})
-
-    def base(self, _: Sequence[Override]) -> _Base:
-        """Return the config of the run."""
-        return self._base
-
-
 class _Compositions:
     """What Hydra composes, each combination of options once."""
 
@@ -188,6 +177,11 @@ class _Compositions:
         self._root = find_root(line.config_name or "config", line.config_dir)
         self._is_ours = not line.config_flags
         self._kept: dict[tuple[str, ...], _Base] = {}
+
+    def finished_config(self) -> Path | None:
+        """Return the file of -cn NAME where it is the config of a run, with nothing to compose."""
+        is_file = not self._is_ours and self._root.is_file()
+        return self._root if is_file and "defaults" not in (read_option(self._root) or {}) else None
 
     def base(self, overrides: Sequence[Override]) -> _Base:
         """Return the composition of the options that are chosen."""
@@ -219,6 +213,35 @@ class _Compositions:
             )
         except (HydraException, OmegaConfBaseException) as error:
             raise UsageError(shorten(" ".join(str(error).splitlines()[:2]), 200)) from None
+
+
+class _PastRun:
+    """The config of a run, from which another starts: that of a folder, or a file."""
+
+    def __init__(self, file: Path, parsed: list[Override], composed: "_Compositions") -> None:
+        plain = to_plain(load(file))
+        if any(override.key_or_group.startswith("split") for override in parsed):
+            for name in plain["dataset"]["computed"]:  # on the images that train now
+                plain["dataset"][name] = "auto"
+        dataset = plain["dataset"]
+        if dataset["source"].get("path") and dataset["relative_to"] is None:  # of somebody else
+            dataset["relative_to"] = str(Path.cwd())
+        self._plain = {**to_plain(LaunchOptions()), **plain}
+        self._composed = composed
+        self.options: Options = {k: v for k, v in composed.options.items() if k != "experiment"}
+
+    def base(self, overrides: Sequence[Override]) -> _Base:
+        """Return the config of the run, with the options that are chosen in place of its parts."""
+        groups = [o.key_or_group for o in overrides if _is_choice(o, self.options)]
+        if not groups:
+            return _Base(self._plain)
+        if "dataset" in groups:  # whose file chooses the augmentation
+            groups.append("augmentation")
+        composed = self._composed.base(overrides)
+        parts = {group: composed.plain[group] for group in groups if group in composed.plain}
+        chosen = {group: composed.plain["choices"].get(group) for group in groups}
+        choices = self._plain["choices"] | {k: v for k, v in chosen.items() if v is not None}
+        return _Base({**self._plain, **parts, "choices": choices}, launcher=composed.launcher)
 
 
 def _is_choice(override: Override, options: Options) -> bool:

@@ -91,7 +91,9 @@ class TrainingConfig:
     checkpoint_minutes: float = setting(
         5.0, "save last.pt this often within an epoch, and after each epoch", gt=0, identity=False
     )
-    keep_last: bool = setting(True, "false: remove last.pt of a finished run", identity=False)
+    keep_last: bool = setting(
+        True, "false: a finished run has no last.pt, from which more epochs go on", identity=False
+    )
     best_file_name: str | None = setting(
         None, 'a second name of best.pt: "{model}_acc{acc:.4f}_lr{lr}.pth"', identity=False
     )
@@ -158,7 +160,7 @@ class RunConfig:
         "sound", "sound: nothing is chosen on the test set; report: the report's own"
     )
     continue_from: str | None = setting(
-        None, "a finished run's folder: continue from its last weights"
+        None, "a finished run's folder: go on with its config and last weights"
     )
     output_dir: str = setting(
         "outputs", "runs go to <output_dir>/<name>/<choices>-<hash>/", identity=False

@@ -5,7 +5,7 @@ from typing import Any
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.runs.files import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import optimizer_settings
@@ -41,9 +41,16 @@ def restore(
     if config.continue_from is None:
         return None
     source = RunDir(config.continue_from)
-    found = _final_checkpoint(source)
-    check_same_data(config.dataset, recorded_data(found, source.read_summary()), source.path)
-    if _keeps_rates(config, source.read_config()):
+    if source.status != "finished":
+        raise Unavailable(
+            f"continue_from={source.path} is {source.status}; finish it first: "
+            f"python -m cifar_lab.train {source.path}"
+        )
+    found = source.read_last(log.warning)
+    check_same_data(config.dataset, recorded_data(found or {}, source.read_summary()), source.path)
+    if found is None:
+        rates = _start_from_best(state, source, config, steps)
+    elif _keeps_rates(config, source.read_config()):
         state.load_state_dict(found)
         rates = "the learning rate continues too"
     else:
@@ -59,19 +66,27 @@ def restore(
     return str(source.path)
 
 
-def _final_checkpoint(source: RunDir) -> dict[str, Any]:
-    if source.status != "finished":
-        raise Unavailable(
-            f"continue_from={source.path} is {source.status}; finish it first: "
-            f"python -m cifar_lab.train {source.path}"
-        )
-    found = source.read_last(log.warning)
-    if found is None:
-        raise UsageError(
-            f"continue_from={source.path}: it has no last.pt to continue from "
-            "(training.keep_last=true keeps it)"
-        )
-    return found
+def _start_from_best(state: TrainState, source: RunDir, config: RunConfig, steps: int) -> str:
+    """Load best.pt of a run that kept no last.pt; return what starts anew, in words."""
+    if not source.best.exists():
+        raise UsageError(f"continue_from={source.path}: it has neither last.pt nor best.pt")
+    best = load_checkpoint(source.best)
+    state.model.load_state_dict(best["model"])
+    for following in (state.average, state.lookahead):
+        if following is not None:
+            following.load_state_dict(None)  # from these weights on
+    state.epoch = best["epoch"]
+    state.history = [row for row in source.read_metrics() if row.epoch <= state.epoch]
+    state.best, state.best_checksum = state.history[-1], weights_checksum(best["model"])
+    state.best_monitored = gain(state.best, config.training.monitor)
+    left = config.training.epochs - state.epoch
+    state.optimizer = build_optimizer(
+        optimizer_settings(config.optimizer, state.device), state.model
+    )
+    state.schedule = make_schedule(config.scheduler, state.optimizer, left, steps)
+    return (
+        f"from best.pt, as last.pt was not kept: optimizer and rate start anew over {left} epochs"
+    )
 
 
 def _keeps_rates(config: RunConfig, before: RunConfig) -> bool:

@@ -119,6 +119,8 @@ def spread(groups: Sequence[dict[Any, float]]) -> tuple[float, float] | None:
     within, totals, count = 0.0, dict[Any, float](), 0
     table: dict[tuple[Any, Any], float] = {}
     for group in groups:
+        if len(set(group.values())) < 2:
+            continue
         mean = sum(group.values()) / max(len(group), 1)
         count += max(len(group) - 1, 0)
         for unit, value in group.items():
@@ -127,7 +129,7 @@ def spread(groups: Sequence[dict[Any, float]]) -> tuple[float, float] | None:
             for other in group:
                 table[unit, other] = table.get((unit, other), 0.0) + (unit == other)
                 table[unit, other] -= 1 / len(group)
-    if not count or within < 1e-20:
+    if not count:
         return None
     together = sum(value**2 for value in table.values())
     variance = within / count

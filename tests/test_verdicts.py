@@ -10,23 +10,23 @@ import pytest
 from scipy import stats
 
 from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.contrasts import Deviation
 from cifar_lab.analysis.epoch_study import EpochStudy
-from cifar_lab.analysis.statistics import difference_of_means
-from cifar_lab.analysis.verdicts import Spread, Verdict, joint, judge, pooled_spread
+from cifar_lab.analysis.verdicts import Verdict, joint, judge, pooled_deviation
 from cifar_lab.config.reports import Claim, Margin, read_report
 from cifar_lab.errors import UsageError
 
 CLAIM = Claim("test_accuracy", "made up", 0.75, margin=Margin("made up", 0.02))
 
 
-def spread(values: list[float]) -> Spread | None:
-    return pooled_spread([dict(enumerate(values))])
+def deviation(values: list[float]) -> Deviation | None:
+    return pooled_deviation([dict(enumerate(values))])
 
 
 def verdict(claim: Claim, values: list[float], others: list[float] | None = None) -> Verdict:
-    other_spread = spread(others) if others else None
-    own = spread(values) if not others or other_spread else None
-    return judge(claim, values, others or [], spread=own, other_spread=other_spread)
+    other_deviation = deviation(others) if others else None
+    own = deviation(values) if not others or other_deviation else None
+    return judge(claim, values, others or [], deviation=own, other_deviation=other_deviation)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_comparison_is_judged_by_the_interval_of_the_difference(
 def test_what_follows_from_others_or_did_not_happen_is_not_averaged() -> None:
     shown = dataclasses.replace(CLAIM, margin=None, not_judged="follows from precision and recall")
     assert verdict(shown, [0.1, 0.2]) == Verdict("not judged", "follows from precision and recall")
-    missing = judge(CLAIM, [0.75, 0.76], spread=Spread(0.01, 1), missing=1)
+    missing = judge(CLAIM, [0.75, 0.76], deviation=Deviation(0.01, 1), missing=1)
     assert str(missing) == "inconclusive (in 1 of 3 runs it did not happen)"
 
 
@@ -150,7 +150,7 @@ def test_what_follows_from_others_or_did_not_happen_is_not_averaged() -> None:
 def test_configurations_are_pooled_as_in_an_analysis_of_variance() -> None:
     rng = np.random.default_rng(0)
     groups = [rng.normal(mean, 0.01, n) for mean, n in ((0.7, 3), (0.8, 4), (0.9, 2))]
-    found = pooled_spread([{(i, j): v for j, v in enumerate(g)} for i, g in enumerate(groups)])
+    found = pooled_deviation([{(i, j): v for j, v in enumerate(g)} for i, g in enumerate(groups)])
     squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
     assert found is not None
     assert (found.std**2, found.degrees) == pytest.approx((squares / 6, 6))
@@ -161,7 +161,7 @@ def test_runs_that_continue_each_other_count_as_one() -> None:
     rng = np.random.default_rng(1)
     seeds, lengths = 4, 6
     y = rng.normal(0, 0.006, (seeds, 1)) + rng.normal(0, 0.003, (seeds, lengths))
-    found = pooled_spread([dict(enumerate(column)) for column in y.T])
+    found = pooled_deviation([dict(enumerate(column)) for column in y.T])
     # two-way analysis of variance: mean squares of the seeds, and of what is left
     by_seed = lengths * y.mean(axis=1).var(ddof=1)
     rest = y - y.mean(axis=0) - y.mean(axis=1, keepdims=True) + y.mean()
@@ -183,7 +183,7 @@ def test_the_degrees_of_freedom_are_between_those_of_seeds_and_of_all_runs(
     hits, known = [], []
     for _ in range(400):
         y = rng.normal(0, between, (4, 1)) + rng.normal(0, within, (4, 7)) + np.arange(7)
-        found = pooled_spread([dict(enumerate(column)) for column in y[:3].T])
+        found = pooled_deviation([dict(enumerate(column)) for column in y[:3].T])
         assert found is not None
         half = stats.t.ppf(0.975, found.degrees) * found.std * np.sqrt(1 + 1 / 3)
         hits.append(abs(y[3, 3] - y[:3, 3].mean()) <= half)
@@ -235,10 +235,10 @@ def test_the_rule_keeps_its_level_and_more_seeds_sharpen_it(
     claim = dataclasses.replace(CLAIM, value=0.0, margin=Margin("made up", 2.0))
     words = []
     for _ in range(trials):
-        deviation = float(np.sqrt(rng.chisquare(degrees) / degrees))
+        std = float(np.sqrt(rng.chisquare(degrees) / degrees))
         mean, reported = gap + rng.normal() / np.sqrt(n), rng.normal()
-        at = Spread(deviation, degrees)
-        words.append(judge(claim, [mean - reported] * n, spread=at).word)
+        at = Deviation(std, degrees)
+        words.append(judge(claim, [mean - reported] * n, deviation=at).word)
     shares = [words.count(word) / trials for word in ("reproduced", "differs")]
     assert shares == pytest.approx(expected, abs=0.03)  # three standard errors of 2,000 trials
 
@@ -259,14 +259,6 @@ def test_a_report_is_judged_as_a_whole() -> None:
         "refuted remain."
     )
     assert joint(verdicts[4:]) == ""
-
-
-def test_the_difference_of_two_means_is_welchs() -> None:
-    a, b = [0.80, 0.83, 0.81, 0.86], [0.70, 0.78, 0.71]
-    difference, half = difference_of_means(a, b)
-    found = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-    assert half is not None
-    assert (difference - half, difference + half) == pytest.approx((found.low, found.high))
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.contrasts import Deviation
 from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.load_runs import FoundRun, show_value
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.analysis.statistics import Interval, interval
-from cifar_lab.analysis.verdicts import NOT_MEASURED, Spread, Verdict, judge, pooled_spread
+from cifar_lab.analysis.verdicts import NOT_MEASURED, Verdict, judge, pooled_deviation
 from cifar_lab.config.reports import Claim, reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 
@@ -60,14 +61,14 @@ class Candidate:
         """Return the claim's metric of each finished run that has it."""
         return values_of(self.runs, self.metric(claim))
 
-    def spread(self, claim: Claim) -> Spread | None:
+    def deviation(self, claim: Claim) -> Deviation | None:
         """Return the deviation of single runs; those that continue each other count as one."""
         groups = [values_of(runs, self.metric(claim)) for runs in self.pool or (self.runs,)]
         units = [
             {run.config.seed if self.study else run.run.path: v for run, v in runs.items()}
             for runs in groups
         ]
-        return pooled_spread([values for values in units if values])
+        return pooled_deviation([values for values in units if values])
 
 
 @dataclass(frozen=True)
@@ -142,18 +143,18 @@ class JudgedClaim:
         missing = 0
         if claim.metric.startswith("reduction_to"):  # an event, which a finished run may be without
             missing = sum(run.finished for run in candidate.runs) - len(self._measured)
-        spread, other_spread = candidate.spread(claim), None
+        deviation, other_deviation = candidate.deviation(claim), None
         if self.is_difference:
-            spread = pooled_spread([dict(enumerate(self.values))])
+            deviation = pooled_deviation([dict(enumerate(self.values))])
         elif self.compared and not (candidate.pool and candidate.pool == self.compared[0].pool):
-            other_spread = self.compared[0].spread(claim)
-            spread = spread if other_spread else None
+            other_deviation = self.compared[0].deviation(claim)
+            deviation = deviation if other_deviation else None
         return judge(
             claim,
             self.values,
             list(self._of_others.values()),
-            spread=spread,
-            other_spread=other_spread,
+            deviation=deviation,
+            other_deviation=other_deviation,
             missing=missing,
         )
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
+from cifar_lab.analysis.contrasts import Deviation
 from cifar_lab.analysis.run_metrics import show
 from cifar_lab.analysis.statistics import LEVEL
-from cifar_lab.analysis.verdicts import Estimate, Spread, Verdict, pooled_spread
+from cifar_lab.analysis.verdicts import Estimate, Verdict, pooled_deviation
 from cifar_lab.config.reports import Claim
 
 
@@ -26,12 +27,12 @@ class EpochStudy:
     def estimates(self) -> dict[int, Estimate]:
         """How far the mean is off the report's, and the variance of a run, at each length."""
         assert self.claim.value is not None
-        spread = pooled_spread(list(self.values.values())) or Spread(0.0, 1.0)
+        deviation = pooled_deviation(list(self.values.values())) or Deviation(0.0, 1.0)
         estimates = {}
         for epochs, values in self.values.items():
             off, n = fmean(values.values()) - self.claim.value, len(values)
-            variance = spread.std**2
-            estimates[epochs] = Estimate(off, variance / n, variance, spread.degrees, n)
+            variance = deviation.std**2
+            estimates[epochs] = Estimate(off, variance / n, variance, deviation.degrees, n)
         return estimates
 
     @property

@@ -100,29 +100,6 @@ def interval_over_folds(
     return dataclasses.replace(runs, mean=mean, low=low, high=high)
 
 
-def difference_of_means(a: Sequence[float], b: Sequence[float]) -> tuple[float, float | None]:
-    """Return A's mean minus B's, and half of its 95 % interval's width (Welch 1947).
-
-    The width is None where one of them has a single value.
-    """
-    one, two = interval(a), interval(b)
-    if one is None or two is None:
-        raise ValueError("a difference needs values on both sides")
-    difference = one.mean - two.mean
-    if one.std is None or two.std is None:
-        return difference, None
-    variance, degrees = _welch([(one.std**2 / one.n, one.n - 1), (two.std**2 / two.n, two.n - 1)])
-    return difference, t_quantile(degrees) * math.sqrt(variance) if variance else 0.0
-
-
-def _welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the sum of variances, each with its degrees of freedom, and Satterthwaite's of it."""
-    variance = math.fsum(part for part, _ in parts)
-    if variance == 0:
-        return 0.0, math.inf
-    return variance, variance**2 / math.fsum(part**2 / count for part, count in parts)
-
-
 def t_quantile(degrees: float) -> float:
     """Return the quantile of Student's t that bounds the middle 95 %."""
     from scipy import special

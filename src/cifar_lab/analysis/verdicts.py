@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cifar_lab.analysis.contrasts import Deviation, welch
 from cifar_lab.analysis.run_metrics import show_difference, show_width
 from cifar_lab.analysis.statistics import LEVEL, holm
 from cifar_lab.config.reports import Claim
@@ -55,14 +56,6 @@ NOT_MEASURED = Verdict("not measured yet")
 
 
 @dataclass(frozen=True)
-class Spread:
-    """The standard deviation of single runs, and the degrees of freedom that it is known with."""
-
-    std: float
-    degrees: float
-
-
-@dataclass(frozen=True)
 class Estimate:
     """How far a measured mean is off a reference, with the variance of that, and of a single run.
 
@@ -97,33 +90,34 @@ class Estimate:
         return replace(self, variance=self.variance / times, degrees=self.degrees * times, n=n)
 
 
-def pooled_spread(groups: Sequence[Mapping[Any, float]]) -> Spread | None:
+def pooled_deviation(groups: Sequence[Mapping[Any, float]]) -> Deviation | None:
     """Return the deviation of runs from the mean of their group, over all groups.
 
     A group maps each run's unit to its value. Runs that continue each other have one unit in
     several groups (a group for each number of epochs): they deviate alike, and count as one. Their
     correlation r within a unit is estimated by the method of moments, and the degrees of freedom
     are Satterthwaite's for the variance of such data: with S seeds of L lengths, L(S - 1) if r is
-    0, and S - 1 if r is 1. None where no group has two values, or where all values are equal.
+    0, and S - 1 if r is 1. A group whose values are all equal is left out: values that are cut off
+    (the last epoch) do not say how much runs vary. None where no group is left.
     """
+    groups = [group for group in groups if len(set(group.values())) > 1]
     names = [(group, unit) for group, values in enumerate(groups) for unit in values]
     values = np.array([value for group in groups for value in group.values()], dtype=np.float64)
+    if not groups:
+        return None
+    degrees = len(values) - len(groups)
     # a[i, j]: subtracts the mean of the group; k[i, j]: whether i and j are one unit
     same = np.array([[a == b for b, _ in names] for a, _ in names], dtype=np.float64)
     k = np.array([[a == b for _, b in names] for _, a in names], dtype=np.float64)
-    if not len(values) or (degrees := len(values) - len(groups)) < 1:
-        return None
     a = np.eye(len(values)) - same / same.sum(axis=1, keepdims=True)
     residuals = a @ values
     variance = float(residuals @ residuals) / degrees
-    if variance <= 1e-24:
-        return None
     together = float(np.trace(a @ k @ a @ k))
     r = 0.0
     if together > degrees + 1e-9:
         product = float(residuals @ k @ residuals) / variance
         r = min(max((product - degrees) / (together - degrees), 0.0), 1.0)
-    return Spread(math.sqrt(variance), degrees**2 / (degrees * (1 - r**2) + together * r**2))
+    return Deviation(math.sqrt(variance), degrees**2 / (degrees * (1 - r**2) + together * r**2))
 
 
 def judge(
@@ -131,14 +125,14 @@ def judge(
     values: Sequence[float],
     others: Sequence[float] = (),
     *,
-    spread: Spread | None,
-    other_spread: Spread | None = None,
+    deviation: Deviation | None,
+    other_deviation: Deviation | None = None,
     missing: int = 0,
 ) -> Verdict:
     """Return the verdict on a claim, given one measured value per seed.
 
-    `spread` is that of single runs, `other_spread` that of `others`, which `above` compares with;
-    None for the latter: the same, pooled. A reported difference comes as differences by seed.
+    `deviation` is that of single runs, `other_deviation` that of `others`, which `above` compares
+    with; None for the latter: the same, pooled. A reported difference comes as differences by seed.
     `missing` counts finished runs in which the measured event did not happen.
 
     A figure is reproduced if the 90 % interval of (mean - reported) lies within its margin and
@@ -153,7 +147,7 @@ def judge(
     if missing:
         total = missing + len(values)
         return Verdict("inconclusive", f"in {missing} of {total} runs it did not happen")
-    estimate = _estimate(claim, values, others, spread, other_spread)
+    estimate = _estimate(claim, values, others, deviation, other_deviation)
     if estimate is None:
         needed = "one run has no deviation" if len(values) == 1 else "its runs are all equal"
         return Verdict("inconclusive", f"{needed}, so that chance cannot be told")
@@ -164,26 +158,25 @@ def _estimate(
     claim: Claim,
     values: Sequence[float],
     others: Sequence[float],
-    spread: Spread | None,
-    other_spread: Spread | None,
+    deviation: Deviation | None,
+    other_deviation: Deviation | None,
 ) -> Estimate | None:
     """Return how far the mean is off, positive on the side that the report's words ask for."""
     mean, n = math.fsum(values) / len(values), len(values)
-    if spread is None:
+    if deviation is None:
         return None
-    variance = spread.std**2
+    variance = deviation.std**2
     if claim.value is not None or not claim.above:
         reference = next(v for v in (claim.value, claim.at_least, claim.at_most) if v is not None)
         off = mean - reference if claim.at_most is None else reference - mean
-        return Estimate(off, variance / n, variance, spread.degrees, n)
+        return Estimate(off, variance / n, variance, deviation.degrees, n)
     off = mean - math.fsum(others) / len(others)
-    if other_spread is None:
+    if other_deviation is None:
         of_mean = variance * (1 / n + 1 / len(others))
-        return Estimate(off, of_mean, variance, spread.degrees, min(n, len(others)))
-    parts = ((variance / n, spread), (other_spread.std**2 / len(others), other_spread))
-    of_mean = math.fsum(part for part, _ in parts)  # Welch 1947, Satterthwaite's degrees of freedom
-    degrees = of_mean**2 / math.fsum(part**2 / spread.degrees for part, spread in parts)
-    return Estimate(off, of_mean, variance, degrees, min(n, len(others)))
+        return Estimate(off, of_mean, variance, deviation.degrees, min(n, len(others)))
+    theirs = other_deviation.std**2 / len(others), other_deviation.degrees
+    error, degrees = welch([(variance / n, deviation.degrees), theirs])
+    return Estimate(off, error**2, variance, degrees, min(n, len(others)))
 
 
 def _test(claim: Claim, estimate: Estimate) -> Verdict:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import cifar_lab
 from cifar_lab.config.data_config import AugmentationConfig, SplitConfig
-from cifar_lab.datasets.pictures import read_picture
+from cifar_lab.datasets.pictures import Preparation, read_picture
 from cifar_lab.runs.calibration import calibration
 from cifar_lab.runs.metrics import Predictions, scores_by_class
 from cifar_lab.training import augment, batches
@@ -102,7 +102,7 @@ def drawn() -> dict[str, str]:
 
         path = Path(folder) / "picture.png"
         Image.fromarray(images[0].permute(1, 2, 0).numpy()).save(path)
-        result["decoded"] = digest(read_picture(path, (3, 8, 8), "crop"))
+        result["decoded"] = digest(read_picture(path, Preparation((3, 8, 8), "crop")))
     return result
 
 

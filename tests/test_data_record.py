@@ -19,7 +19,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (60, 3, 16, 16), dtype=np.uin
 SMALL = (
     *("model=convnet_plain", "model.widths=[2,4]", "model.hidden=8", "figures=none", "device=cpu"),
     *("dataset.image_shape=[3,16,16]", "split.validation=12", "training.batch_size=12"),
-    *("training.epochs=2", "threads=1"),
+    *("training.epochs=2", "threads=1", "dataset.mean=null", "dataset.std=null"),
 )
 
 

@@ -77,7 +77,7 @@ def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_written(
 ) -> None:
     first, config, summary = str(runs[0].path), runs[0].read_config(), runs[0].read_summary()
     other = RunDir.create(dataclasses.replace(config, output_dir=str(tmp_path), name="others"))
-    classes = {str(i): 0.5 for i in range(9)}
+    classes = [{"class": str(i), "accuracy": 0.5} for i in range(9)]
     other.write_summary(dataclasses.replace(summary, per_class_accuracy=classes))
     assert "is given twice" in refused(evaluate.main, [first, first, "--ensemble"], capsys)
     assert "two runs or more" in refused(evaluate.main, [first, "--ensemble"], capsys)
@@ -89,7 +89,7 @@ def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_written(
     other.write_summary(data)
     message = refused(evaluate.main, [first, str(other.path), "--ensemble"], capsys)
     assert "is tested on other images than" in message
-    dataset = dataclasses.replace(config.dataset, classes=["no"] * 10)
+    dataset = dataclasses.replace(config.dataset, classes=[f"no {i}" for i in range(10)])
     third = RunDir.create(dataclasses.replace(config, dataset=dataset, output_dir=str(tmp_path)))
     for main, more in ((evaluate.main, "--ensemble"), (predict.main, "x.png")):
         assert "has other classes than" in refused(main, [first, str(third.path), more], capsys)

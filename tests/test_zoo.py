@@ -227,7 +227,7 @@ TORCHVISION: list[tuple[str, str]] = [
     ("model.architecture=alexnet model.small_images=true", "as the ResNets have"),
     ("model.weights=nowhere.pt", "null, IMAGENET1K_V1, DEFAULT or a file"),
     ("model.weights=garbage.pt", "model.weights=garbage.pt cannot be read: it is damaged, or no"),
-    ("model.weights=shufflenet.pt", "not the weights of resnet18: it has no bn1.bias (and"),
+    ("model.weights=shufflenet.pt", "not the weights of resnet18: Error(s) in loading"),
     ("model.weights=DEFAULT dataset.mean=[0.5]", "add model.normalisation=dataset"),
     ("activation=gelu", "activation was asked for, but model torchvision does not use it"),
     ("optimizer.backbone_lr=-1", "optimizer.backbone_lr=-1.0 is wrong: it must be at least 0"),

@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ _USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>)]*", re.IGNORECASE)
 _SECRET = re.compile(r"(^|_)(KEY|APIKEY|TOKEN|PASSWORD|PASSWD|SECRET)(_|$)", re.IGNORECASE)
 _SHORTEST_SECRET = 6  # characters; a shorter text would be found everywhere
+_JOIN = "\u200d"
 
 
 class UsageError(Exception):
@@ -85,18 +87,35 @@ def first_line(error: BaseException, length: int = 200) -> str:
     return shorten(text, length)
 
 
+def printable(text: str) -> str:
+    """Return text as a terminal can show it: control characters and broken bytes as escapes.
+
+    A lone surrogate stands for a byte of a name that is not UTF-8 (PEP 383).
+    """
+
+    def shown(character: str) -> str:
+        # Spaces of other widths and the joiners of emoji are no print, but harmless.
+        if character.isprintable() or unicodedata.category(character) == "Zs" or character == _JOIN:
+            return character
+        if "\udc80" <= character <= "\udcff":
+            return f"\\x{ord(character) - 0xDC00:02x}"
+        return character.encode("unicode_escape").decode()
+
+    return "".join(map(shown, text))
+
+
 def shorten_path(path: Path, length: int = 110) -> str:
     """Return a path on one line; a long one is cut in the middle, and keeps its last names."""
-    text = "".join(c if c.isprintable() else "?" for c in str(path))
+    text = printable(str(path))
     return text if len(text) <= length else f"{text[:30]}...{text[33 - length :]}"
 
 
 def shorten(text: str, length: int = 80) -> str:
     """Return `text` on one line, cut in the middle where it is longer than `length`."""
-    printable = "".join(c if c.isprintable() else "?" for c in text)
-    if len(printable) <= length:
-        return printable
-    return f"{printable[: length - 20]}...({len(printable)} characters)"
+    shown = printable(text)
+    if len(shown) <= length:
+        return shown
+    return f"{shown[: length - 20]}...({len(shown)} characters)"
 
 
 def redact(text: str) -> str:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
-from cifar_lab.errors import UsageError
+from cifar_lab.errors import RunFailed, UsageError, shorten_path
 from cifar_lab.runs.text import align
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from cifar_lab.datasets.pictures import Fit
+    from cifar_lab.runs.run_dir import RunDir
 
     Probabilities = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
@@ -30,7 +33,12 @@ def _predict(argv: list[str]) -> int:
         type=cli.path,
         help="a run folder; more may follow, and their probabilities are averaged",
     )
-    parser.add_argument("image", nargs="+", type=cli.path, help="a picture, or a folder of them")
+    parser.add_argument(
+        "image",
+        nargs="+",
+        type=cli.path,
+        help="a picture, or a folder of them or of class folders; broken ones are left out",
+    )
     parser.add_number("--top", 1, 1000, default=3, help="classes shown (3)")
     parser.add_argument(
         "--weights", choices=("best", "last", "averaged"), help="default: as the run scored"
@@ -55,7 +63,6 @@ def _predict(argv: list[str]) -> int:
 
     from cifar_lab.analysis.ensembles import mean_probabilities
     from cifar_lab.config.command_line import is_run_folder
-    from cifar_lab.datasets.pictures import find_pictures
     from cifar_lab.figures.labelled import write_labelled
     from cifar_lab.runs.files import write_text
     from cifar_lab.runs.run_dir import RunDir
@@ -68,7 +75,7 @@ def _predict(argv: list[str]) -> int:
         runs.append(RunDir(paths.pop(0)))
     if not paths:
         raise UsageError("there is no picture after the run folders; see --help")
-    paths = [path for image in paths for path in find_pictures(image)]
+    paths, broken = _readable(paths, runs[0], arguments.fit)
     if arguments.save and arguments.save.resolve() in {path.parent.resolve() for path in paths}:
         raise UsageError(f"--save {arguments.save} holds the pictures themselves: name another")
     options = {"weights": arguments.weights, "device": arguments.device, "fit": arguments.fit}
@@ -92,7 +99,47 @@ def _predict(argv: list[str]) -> int:
         texts = [f"{name} {probability:.1%}" for name, probability in best]
         write_labelled(paths, texts, arguments.save)
         print(f"pictures: {arguments.save}")
+    if broken:
+        left_out = f"{len(broken):,} of {len(broken) + len(paths):,} pictures were left out"
+        raise RunFailed(f"{left_out}: {broken[0]}")
     return 0
+
+
+def _readable(
+    given: Sequence[Path], run: "RunDir", fit: "Fit | None"
+) -> tuple[list[Path], list[str]]:
+    """Return the pictures that were given or are in a folder, and why others of it are not.
+
+    A folder is read as in training: hidden files and what is no picture are left out, with a
+    warning. Raises UsageError if no picture can be read.
+    """
+    from cifar_lab.datasets.pictures import (
+        Preparation,
+        Unreadable,
+        cannot_be_read,
+        decode_files,
+        find_pictures,
+    )
+
+    dataset = run.read_config().dataset
+    prepared = Preparation(dataset.image_shape, fit or dataset.fit, dataset.max_megapixels)
+    readable: list[Path] = []
+    broken: list[str] = []
+    for path in given:
+        if not path.is_dir():  # named by the user: the classifier refuses it if it is broken
+            readable.append(path)
+            continue
+        pictures, warnings = find_pictures(path)
+        for warning in warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        for picture, decoded in zip(pictures, decode_files(pictures, prepared), strict=True):
+            if isinstance(decoded, Unreadable):
+                broken.append(cannot_be_read(picture, str(decoded)))
+            else:
+                readable.append(picture)
+    if not readable:
+        raise UsageError(broken[0])
+    return readable, broken
 
 
 def table(
@@ -112,7 +159,9 @@ def table(
         for rank, label in enumerate((-row).argsort(kind="stable")[:top]):
             votes = [f"{choices.count(int(label))} of {len(of_runs)}"] if of_runs else []
             shown = f"{100 * row[label]:.2f} %"
-            lines.append(("" if rank else str(path), names[int(label)], shown, *votes))
+            lines.append(
+                ("" if rank else shorten_path(path, 1000), names[int(label)], shown, *votes)
+            )
     return "\n".join(align(lines, right={2}))
 
 

@@ -169,8 +169,7 @@ def _of_classes(
 
 def class_scores(run: RunDir, summary: RunSummary) -> dict[str, list[float]]:
     """Return precision, recall and f1 of each class on the test images; 0 where undefined."""
-    report = run.read_report()
-    rows = [report[name] for name in summary.per_class_accuracy if name in report]
+    rows = run.read_report()
     columns = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
     return {kind: [row[column] for row in rows] for kind, column in columns.items()}
 

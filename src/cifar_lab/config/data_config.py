@@ -36,6 +36,12 @@ class DatasetConfig:
         "where decoded; auto maps a file above 1 GB or RAM / 4",
         identity=False,
     )
+    max_megapixels: float = setting(
+        120.0,
+        "pictures with more pixels are refused, since they fill the memory",
+        identity=False,
+        gt=0,
+    )
     classes: list[str] | None = setting(None, "names of label 0, 1, ...")
     relative_to: str | None = setting(None, "filled in: where source.path is", identity=False)
     limit: int | None = setting(None, "only so many training images, stratified", ge=2)

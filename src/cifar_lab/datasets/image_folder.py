@@ -1,38 +1,36 @@
-"""Your own pictures: `train/<class>/*` and `test/<class>/*`, or `<class>/*` alone."""
+"""Your own pictures: `train/<class>/*`, `val/<class>/*` and `test/<class>/*`, or `<class>/*`."""
 
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cifar_lab.datasets import ImageArrays
+from cifar_lab.datasets import ImageArrays, class_names
+from cifar_lab.datasets.equal_images import candidates, pixel_hashes
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.pictures import (
-    SUFFIXES,
+    KINDS,
     Fit,
+    Listing,
+    Preparation,
     Unreadable,
     cannot_be_read,
     decode_files,
     list_pictures,
+    skipped_warning,
 )
-from cifar_lab.datasets.store import (
-    Add,
-    Facts,
-    cached,
-    sha256_of_json,
-    user_path,
-)
-from cifar_lab.errors import Unavailable, UsageError, listing, shorten, shows_bars
+from cifar_lab.datasets.store import Add, Facts, cached, sha256_of_json, user_path
+from cifar_lab.datasets.traits import constant_warning, is_constant, trait_warnings
+from cifar_lab.errors import Unavailable, UsageError, listing, shorten, shorten_path, shows_bars
 
 log = logging.getLogger("cifar_lab")
 
@@ -41,7 +39,8 @@ Storage = Literal["auto", "memory", "mapped"]
 LARGEST_IN_MEMORY = 1_000_000_000
 """Bytes of decoded pictures up to which `auto` keeps them in memory, if there is four times more"""
 
-_SETS = ("train", "test")
+_VALIDATION = ("val", "valid", "validation")
+_DECODER = 2  # raised where the same files become other images, or more is noted of them
 
 
 def load(
@@ -52,6 +51,7 @@ def load(
     image_shape: Sequence[int],
     fit: Fit = "crop",
     storage: Storage = "auto",
+    max_megapixels: float = 120.0,
     test_fraction: float = 0.2,
     skip_broken: bool = False,
     max_broken: int = 100,
@@ -61,9 +61,10 @@ def load(
     `fit` is that of `fit_picture`. The pictures are decoded once, into files below the data folder
     `root`. `storage`: all of them are held in memory while they are used, or are read from the file
     as they are needed; `auto` does so where they have more than 1 GB or a quarter of the machine's
-    memory. The images are the same. Without the folders train and test, a fixed stratified
-    `test_fraction` is held out for testing. `skip_broken` leaves out pictures that cannot be
-    decoded, up to `max_broken`. Raises UsageError that names the wrong folder or file.
+    memory. The images are the same. Those of a folder `val` (or `valid`, `validation`) validate.
+    Without the folders train and test, a fixed stratified `test_fraction` is held out for testing.
+    `skip_broken` leaves out pictures that cannot be decoded, up to `max_broken`. Raises UsageError
+    that names the wrong folder or file.
     """
     if not path:
         raise UsageError(
@@ -74,27 +75,33 @@ def load(
         raise UsageError(f"dataset.source.max_broken={max_broken} is wrong: it must be at least 0")
     folder = user_path("dataset.source.path", path)
     if not folder.is_dir():
-        raise UsageError(f"dataset.source.path={path}: there is no such folder")
-    pictures = _Pictures(
-        folder,
-        *_list(folder, test_fraction),
-        tuple(image_shape),
-        fit,
-        most_broken=max_broken,
-        skip_broken=skip_broken,
-    )
-    mapped = storage == "mapped" or (storage == "auto" and pictures.nbytes > _most_in_memory())
-    key = pictures.key()
-    decoding = [folder.resolve().as_posix(), pictures.image_shape, fit, test_fraction]
+        raise UsageError(f"dataset.source.path={shorten(path)}: there is no such folder")
+    pictures = _list(folder, test_fraction)
+    preparation = Preparation(tuple(image_shape), fit, max_megapixels)
+    size = len(pictures.files) * prod(image_shape)
+    mapped = storage == "mapped" or (storage == "auto" and size > _most_in_memory())
+    key = pictures.key(max_megapixels)
+    decoding = [folder.resolve().as_posix(), preparation.shape, fit, test_fraction]
+
+    def decode(add: Add) -> Facts:
+        facts = pictures.decode(preparation, add)
+        if pictures.key(max_megapixels) != key:
+            raise Unavailable(
+                f"the pictures in {pictures.where} have changed while they were read; run the "
+                "command again when they are complete"
+            )
+        pictures.check_broken(facts.broken, skip_broken, max_broken)  # before they are kept
+        return facts
+
     arrays = cached(
         root / "decoded" / "pictures" / sha256_of_json(decoding)[:24],
         key,
-        functools.partial(pictures.decode, key),
-        f"the pictures in {folder}",
+        decode,
+        f"the pictures in {pictures.where}",
         mapped=mapped,
     )
-    warnings = pictures.check_broken(arrays.broken, arrays.train_labels, arrays.test_labels)
-    arrays = dataclasses.replace(arrays, warnings=warnings)
+    broken = pictures.check_broken(arrays.broken, skip_broken, max_broken)
+    arrays = dataclasses.replace(arrays, warnings=(*pictures.warnings, *broken, *arrays.warnings))
     check_checksums(arrays, checksums, folder)
     return arrays
 
@@ -107,174 +114,174 @@ def _most_in_memory() -> int:
     return min(LARGEST_IN_MEMORY, physical // 4)
 
 
+class _File(NamedTuple):
+    """A picture: which set it belongs to (train, validation or test), and its class."""
+
+    part: str
+    path: Path
+    label: int
+
+
 @dataclass(frozen=True)
 class _Pictures:
-    """The files and labels of both sets, how each becomes an image, and how many may be broken."""
+    """The pictures of a folder, validation after training, and what was left out of it."""
 
     folder: Path
     class_names: tuple[str, ...]
-    paths: Mapping[str, Sequence[Path]]
-    labels: Mapping[str, NDArray[np.int64]]
-    image_shape: tuple[int, ...]
-    fit: Fit
-    most_broken: int
-    skip_broken: bool
+    files: Sequence[_File]
+    warnings: tuple[str, ...]
 
     @property
-    def count(self) -> int:
-        """The number of files."""
-        return sum(map(len, self.paths.values()))
+    def where(self) -> str:
+        """The folder, as messages name it."""
+        return shorten_path(self.folder)
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all decoded images."""
-        return self.count * prod(self.image_shape)
-
-    def key(self) -> str:
+    def key(self, max_megapixels: float) -> str:
         """Return a hash of names, sizes, times and labels: where it is equal, nothing has changed.
 
         The time of change (ctime) is there because a copy can keep the time of modification.
         """
-        states: list[Any] = []
-        for name in _SETS:
-            for path, label in zip(self.paths[name], self.labels[name].tolist(), strict=True):
-                try:
-                    state = path.stat()
-                    numbers = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-                except OSError:  # a link to nowhere, which is a broken picture
-                    numbers = []
-                states.append([name, self._relative(path), label, *numbers])
-        return sha256_of_json([PIL.__version__, self.class_names, states])
+        states: list[Any] = [PIL.__version__, _DECODER, max_megapixels, self.class_names]
+        for part, path, label in self.files:
+            try:
+                state = path.stat()
+                numbers = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+            except OSError:  # a link to nowhere, which is a broken picture
+                numbers = []
+            states.append([part, self._name(path), label, *numbers])
+        return sha256_of_json(states)
 
-    def decode(self, key: str, add: Add) -> Facts:
+    def decode(self, preparation: Preparation, add: Add) -> Facts:
         """Add the images and labels of both sets, without the pictures that are broken."""
-        log.info("decoding %s pictures of %s once", f"{self.count:,}", self.folder)
+        log.info("decoding %s pictures of %s once", f"{len(self.files):,}", self.where)
+        read: dict[str, list[_File]] = {"train": [], "test": []}
         broken: dict[str, str] = {}
-        labels = {}
-        for name in _SETS:
-            kept: list[int] = []
-            add(f"{name}_images", self._decode_set(name, broken, kept))
-            labels[name] = self.labels[name][np.array(kept, dtype=int)]
-        if self.key() != key:
-            raise Unavailable(
-                f"the pictures in {self.folder} have changed while they were read; run the command "
-                "again when they are complete"
+        traits, hashes, constant = [], [], []
+
+        def images(name: str) -> Iterator[NDArray[np.uint8]]:
+            files = [file for file in self.files if (file.part == "test") == (name == "test")]
+            decoded = decode_files([file.path for file in files], preparation)
+            bar = tqdm(
+                decoded,
+                f"decoding {name}",
+                len(files),
+                unit="picture",
+                disable=not shows_bars(),
             )
-        self.check_broken(broken, labels["train"], labels["test"])
-        for name in _SETS:
-            add(f"{name}_labels", [labels[name]])
-        return Facts(self.class_names, broken)
+            for file, picture in zip(files, bar, strict=True):
+                if isinstance(picture, Unreadable):
+                    broken[self._name(file.path)] = shorten(str(picture), 100)
+                    continue
+                image, noted = picture
+                read[name].append(file)
+                traits.append(noted)
+                hashes.append(pixel_hashes(image[None]))
+                if is_constant(image):
+                    constant.append(self._name(file.path))
+                yield image[None]
 
-    def _decode_set(
-        self, name: str, broken: dict[str, str], kept: list[int]
-    ) -> Iterator[NDArray[np.uint8]]:
-        """Yield the images of a set; note those that are broken, and the positions of the rest."""
-        paths = self.paths[name]
-        decoded = decode_files(paths, self.image_shape, self.fit)
-        bar = tqdm(
-            decoded, f"decoding {name}", len(paths), unit="picture", disable=not shows_bars()
+        for name in read:
+            add(f"{name}_images", images(name))
+        for name, files in read.items():
+            add(f"{name}_labels", [np.array([file.label for file in files], dtype=np.int64)])
+        every = [*read["train"], *read["test"]]
+        return Facts(
+            self.class_names,
+            validation=sum(file.part == "validation" for file in every),
+            broken=broken,
+            files={n: [self._name(file.path) for file in files] for n, files in read.items()},
+            alike=candidates(np.concatenate(hashes)) if hashes else [],
+            warnings=(
+                *constant_warning(constant, len(every)),
+                *trait_warnings(traits, [file.label for file in every], self.class_names),
+            ),
         )
-        for position, picture in enumerate(bar):
-            if isinstance(picture, Unreadable):
-                broken[self._relative(paths[position])] = shorten(str(picture), 100)
-            else:
-                kept.append(position)
-                yield picture[None]
 
-    def _relative(self, path: Path) -> str:
+    def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()
 
     def check_broken(
-        self,
-        broken: Mapping[str, str],
-        train_labels: NDArray[np.integer],
-        test_labels: NDArray[np.integer],
+        self, broken: Mapping[str, str], skip_broken: bool, most: int
     ) -> tuple[str, ...]:
-        """Return a warning if pictures are left out; the labels are those of the others.
+        """Return a warning if pictures are left out.
 
-        Raises UsageError if none may be, or if a class or the test set is empty without them.
+        Raises UsageError if none may be, if they are too many, or if a class has no training
+        picture without them, or the test set no picture at all.
         """
         if not broken:
             return ()
-        names = [shorten(path, 60) for path in sorted(broken)]
-        number, folder = f"{self.count:,} pictures in {self.folder}", self.folder
-        if len(broken) > self.most_broken:  # those of a cache were found with another limit
+        number = f"{len(broken):,} of the {len(self.files):,} pictures in {self.where}"
+        shown = listing([shorten(name, 60) for name in sorted(broken)], 100)
+        if not skip_broken:
+            name, reason = min(broken.items())
+            first = cannot_be_read(self.folder / name, reason)
+            more = f" (one of {number}: {shown})" if len(broken) > 1 else ""
+            raise UsageError(f"{first}{more}; remove it, or set dataset.source.skip_broken=true")
+        if len(broken) > most:
             raise UsageError(
-                f"more than {self.most_broken} of the {number} cannot be read, such as "
-                f"{listing(names, 60)}; remove them, or raise dataset.source.max_broken"
+                f"{number} cannot be read, more than dataset.source.max_broken={most}: {shown}"
             )
-        remedy = "or set dataset.source.skip_broken=true"
-        if not self.skip_broken and len(broken) == 1:
-            [(path, reason)] = broken.items()
-            raise UsageError(f"{cannot_be_read(folder / path, reason)}; remove it, {remedy}")
-        if not self.skip_broken:
-            raise UsageError(
-                f"{len(broken)} of the {number} cannot be read: {listing(names, 100)}; "
-                f"remove them, {remedy}"
-            )
-        absent = sorted(set(range(len(self.class_names))) - set(train_labels.tolist()))
-        missing = f"training picture of {self.class_names[absent[0]]}" if absent else ""
-        if missing or not len(test_labels):
-            raise UsageError(
-                f"without the {len(broken)} broken pictures, {folder} has no "
-                f"{missing or 'test picture'}"
-            )
-        return (
-            f"skipped {len(broken)} of {self.count:,} pictures that cannot be read: "
-            f"{listing(names, 120)}",
-        )
+        left = [file for file in self.files if self._name(file.path) not in broken]
+        trained = {file.label for file in left if file.part == "train"}
+        absent = [name for label, name in enumerate(self.class_names) if label not in trained]
+        if absent or not any(file.part == "test" for file in left):
+            what = f"training picture of {absent[0]}" if absent else "test picture"
+            raise UsageError(f"without the {len(broken)} broken ones, {self.where} has no {what}")
+        return (f"skipped {number} that cannot be read: {shown}",)
 
 
-def _list(
-    folder: Path, test_fraction: float
-) -> tuple[tuple[str, ...], dict[str, Sequence[Path]], dict[str, NDArray[np.int64]]]:
-    """Return the names of the classes, and the files and labels of each set."""
-    divided = [name for name in _SETS if (folder / name).is_dir()]
-    if len(divided) == 1:
-        other = "test" if divided == ["train"] else "train"
-        raise UsageError(
-            f"{folder} has {divided[0]} but not {other}; it must have both, or neither"
-        )
-    if divided:
-        classes = _classes(folder / "train")
-        unknown = sorted(set(_classes(folder / "test")) - set(classes))
-        if unknown:
-            raise UsageError(f"{folder / 'test' / unknown[0]} is not a class of train")
-        sets = [_pictures(folder / name, classes) for name in _SETS]
+def _list(folder: Path, test_fraction: float) -> _Pictures:
+    """Return the classes and the pictures of a folder."""
+    parts = [name for name in ("train", *_VALIDATION, "test") if (folder / name).is_dir()]
+    skipped: list[Listing] = []
+    if "train" in parts or "test" in parts:
+        if not {"train", "test"} <= set(parts):
+            other = "train" if "test" in parts else "test"
+            raise UsageError(
+                f"{shorten_path(folder)} has {' and '.join(parts)} but not {other}; it must have "
+                "train and test (and val, if there is one), or the folders of the classes alone"
+            )
+        names = tuple(_class_folders(folder / "train"))
+        files = [
+            _File("validation" if part in _VALIDATION else part, path, label)
+            for part in parts
+            for path, label in _labelled(folder / part, names, skipped)
+        ]
     else:
-        classes = _classes(folder)
-        files, labels = _pictures(folder, classes)
-        parts = held_out_fraction(labels, test_fraction, folder)
-        sets = [([files[index] for index in part], labels[part]) for part in parts]
-    (train, train_labels), (test, test_labels) = sets
-    return classes, {"train": train, "test": test}, {"train": train_labels, "test": test_labels}
+        names = tuple(_class_folders(folder))
+        labelled = _labelled(folder, names, skipped)
+        sets = held_out_fraction(np.array([label for _, label in labelled]), test_fraction, folder)
+        files = [
+            _File(part, *labelled[index])
+            for part, indices in zip(("train", "test"), sets, strict=True)
+            for index in indices
+        ]
+    return _Pictures(folder, names, files, skipped_warning(skipped, folder))
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    classes = tuple(name for name in names if not name.startswith("."))
-    if len(classes) < 2:
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Return the folders of the classes by name, hidden ones left out."""
+    folders = [e for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")]
+    where = shorten_path(folder)
+    if len(folders) < 2:
         raise UsageError(
-            f"{folder} has {len(classes)} folders; it must have at least two, one per class"
+            f"{where} has {len(folders)} folders; it must have at least two, one per class"
         )
-    return classes
+    names = class_names([entry.name for entry in folders], f"the folders of {where}")
+    return dict(sorted(zip(names, folders, strict=True)))
 
 
-def _pictures(folder: Path, classes: Sequence[str]) -> tuple[list[Path], NDArray[np.int64]]:
-    paths: list[Path] = []
-    labels: list[int] = []
-    others: list[Path] = []
-    for label, name in enumerate(classes):
-        if not (folder / name).is_dir():
-            continue
-        pictures, rest = list_pictures(folder / name)
-        pictures = [path for path in pictures if not path.name.startswith(".")]
-        others += [path for path in rest if not path.name.startswith(".")]
-        if not pictures:
-            kinds = " ".join(sorted(SUFFIXES))
-            raise UsageError(f"{folder / name} holds no pictures ({kinds})")
-        paths += pictures
-        labels += [label] * len(pictures)
-    if others:
-        log.warning("skipped %d files that are not pictures, such as %s", len(others), others[0])
-    return paths, np.array(labels, dtype=np.int64)
+def _labelled(folder: Path, names: Sequence[str], skipped: list[Listing]) -> list[tuple[Path, int]]:
+    """Return the pictures in the class folders of a set with their labels."""
+    folders = _class_folders(folder)
+    unknown = [path for name, path in folders.items() if name not in names]
+    if unknown:
+        raise UsageError(f"{shorten_path(unknown[0])} is not a class of train")
+    labelled = []
+    for name, path in folders.items():
+        listed = list_pictures(path)
+        if not listed.pictures:
+            raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")
+        skipped.append(listed)
+        labelled += [(picture, names.index(name)) for picture in listed.pictures]
+    return labelled

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
+from cifar_lab.datasets import ARRAYS, ImageArrays, class_names
+from cifar_lab.datasets.held_out import absent_label, check_checksums, held_out_fraction
 from cifar_lab.datasets.store import user_path
-from cifar_lab.errors import UsageError, first_line
+from cifar_lab.datasets.traits import constant_warning, is_constant
+from cifar_lab.errors import UsageError, first_line, shorten, shorten_path
 from cifar_lab.runs.files import open_for_reading
+
+_Set = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def load(
@@ -24,34 +27,49 @@ def load(
 ) -> ImageArrays:
     """Return the arrays of a file with train_images, train_labels, test_images, test_labels.
 
-    If it has images and labels instead, a fixed stratified `test_fraction` is held out for testing.
-    Images are uint8 of shape (N, C, H, W), (N, H, W, C) or, in grayscale, (N, H, W). Labels are
-    whole numbers from 0. class_names is optional. Raises UsageError that names the wrong array.
+    If there are val_images and val_labels, these validate. If it has images and labels instead, a
+    fixed stratified `test_fraction` is held out for testing. Images are uint8 of shape
+    (N, C, H, W), (N, H, W, C) or, in grayscale, (N, H, W). Labels are whole numbers from 0.
+    class_names is optional. Raises UsageError that names the wrong array.
     """
     if not path:
         raise UsageError("dataset.source.path is missing; give a .npz file with your images")
     file = user_path("dataset.source.path", path)
+    where = shorten_path(file)
     arrays = _read(file)
+
+    def read_set(prefix: str) -> _Set:
+        images = _images(arrays[f"{prefix}images"], image_shape, f"{prefix}images in {where}")
+        labels = _labels(arrays[f"{prefix}labels"], len(images), f"{prefix}labels in {where}")
+        return images, labels
+
+    validation = 0
     if all(name in arrays for name in ARRAYS):
-        pairs = [ARRAYS[:2], ARRAYS[2:]]
+        train, test = read_set("train_"), read_set("test_")
+        if "val_images" in arrays and "val_labels" in arrays:
+            images, labels = read_set("val_")
+            train = np.concatenate([train[0], images]), np.concatenate([train[1], labels])
+            validation = len(labels)
     elif "images" in arrays and "labels" in arrays:
-        pairs = [("images", "labels")]
+        images, labels = read_set("")
+        # Before classes are counted and images divided: one wild label would make that enormous.
+        _class_names(arrays.get("class_names"), [labels], where)
+        kept, out = held_out_fraction(labels, test_fraction, file)
+        train, test = (images[kept], labels[kept]), (images[out], labels[out])
     else:
         raise UsageError(
-            f"{file} holds {', '.join(sorted(arrays)) or 'nothing'}; it must hold "
+            f"{where} holds {shorten(', '.join(sorted(arrays)) or 'nothing', 200)}; it must hold "
             f"{', '.join(ARRAYS)}, or images and labels"
         )
-    sets = []
-    for images_name, labels_name in pairs:
-        images = _images(arrays[images_name], image_shape, f"{images_name} in {file}")
-        labels = _labels(arrays[labels_name], len(images), f"{labels_name} in {file}")
-        sets.append((images, labels))
-    class_names = _class_names(arrays.get("class_names"), [labels for _, labels in sets], file)
-    if len(sets) == 1:
-        [(images, labels)] = sets
-        kept, out = held_out_fraction(labels, test_fraction, file)
-        sets = [(images[kept], labels[kept]), (images[out], labels[out])]
-    dataset = ImageArrays(*sets[0], *sets[1], class_names=class_names)
+    names = _class_names(arrays.get("class_names"), [train[1], test[1]], where)
+    constant = [
+        f"{name} image {index}"
+        for name, (images, _) in (("training", train), ("test", test))
+        for index, image in enumerate(images)
+        if is_constant(image)
+    ]
+    warnings = constant_warning(constant, len(train[0]) + len(test[0]))
+    dataset = ImageArrays(*train, *test, names, validation, warnings=tuple(warnings))
     check_checksums(dataset, checksums, file)
     return dataset
 
@@ -64,11 +82,14 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
             archive = np.lib.npyio.NpzFile(stream, allow_pickle=False)
             return {name: archive[name] for name in archive.files}
     except FileNotFoundError:
-        raise UsageError(f"dataset.source.path={file}: there is no such file") from None
+        raise UsageError(
+            f"dataset.source.path={shorten_path(file)}: there is no such file"
+        ) from None
     except Exception as error:
         # A damaged archive, or the header of an array in it, raises errors of a dozen kinds.
-        why = first_line(error)
-        raise UsageError(f"{file} cannot be read as .npz without pickles: {why}") from error
+        raise UsageError(
+            f"{shorten_path(file)} cannot be read as .npz without pickles: {first_line(error)}"
+        ) from error
 
 
 def _images(array: NDArray[Any], image_shape: Sequence[int], what: str) -> NDArray[np.uint8]:
@@ -101,18 +122,19 @@ def _labels(array: NDArray[Any], size: int, what: str) -> NDArray[np.int64]:
 
 
 def _class_names(
-    names: NDArray[Any] | None, labels: Sequence[NDArray[np.int64]], file: Path
+    names: NDArray[Any] | None, labels: Sequence[NDArray[np.int64]], where: str
 ) -> tuple[str, ...]:
     count = 1 + max(int(of_set.max()) for of_set in labels)
-    present = set(np.unique(labels[0]).tolist())
-    # Not a set of all numbers up to count: one wild label would make that enormous.
-    absent = next((label for label in range(count) if label not in present), None)
+    absent = absent_label(labels[0], count)
     if absent is not None:
         raise UsageError(
-            f"{file}: labels go up to {count - 1}, but no training image has label {absent}"
+            f"{where}: labels go up to {count - 1}, but no training image has label {absent}"
         )
+    if count < 2:
+        raise UsageError(f"{where}: all labels are 0; there must be at least two classes")
     if names is None:
         return tuple(str(label) for label in range(count))
     if names.ndim != 1 or len(names) != count:
-        raise UsageError(f"class_names in {file}: shape {names.shape}; it must be ({count},)")
-    return tuple(str(name) for name in names)
+        raise UsageError(f"class_names in {where}: shape {names.shape}; it must be ({count},)")
+    texts = [name if isinstance(name, bytes) else str(name) for name in names.tolist()]
+    return class_names(texts, f"class_names in {where}")

@@ -1,19 +1,19 @@
-"""Picture files: which there are, and each as an array of a given shape."""
+"""The one intake of picture files: which there are, and each as an array of a given shape."""
 
 import contextlib
 import io
 import os
-import warnings
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.errors import UsageError, first_line, shorten_path
+from cifar_lab.errors import UsageError, first_line, listing, printable, shorten_path
 from cifar_lab.runs.files import open_for_reading
 
 if TYPE_CHECKING:
@@ -30,39 +30,95 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(
     ".bmp .gif .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()  # noqa: SIM905
 )
+KINDS = " ".join(sorted(SUFFIXES))
+
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
 
 class Unreadable(Exception):
     """A file is not a picture that can be decoded; the message is the reason, in one line."""
 
 
-def list_pictures(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the pictures in a folder, and what else is in it, each by name."""
-    entries = sorted(folder.iterdir())
-    return (
-        [entry for entry in entries if entry.suffix.lower() in SUFFIXES],
-        [entry for entry in entries if entry.suffix.lower() not in SUFFIXES],
-    )
+class Preparation(NamedTuple):
+    """How a picture becomes an image: `shape` (C, H, W), and the size from which it is refused.
+
+    Its fields are the settings of `dataset`; `fit` is explained in `fit_picture`.
+    """
+
+    shape: Sequence[int]
+    fit: Fit = "crop"
+    max_megapixels: float = 120.0
 
 
-def find_pictures(path: Path) -> list[Path]:
-    """Return the pictures in a folder by name, or the path itself if it is no folder."""
-    try:
-        if not path.is_dir():
-            return [path]
-        pictures, _ = list_pictures(path)
-    except (OSError, ValueError):  # a path that no file system takes is refused when it is read
-        return [path]
+class Traits(NamedTuple):
+    """What a picture was before it became an image.
+
+    `highest`: its largest value as a share of its range, of a deep picture (1 for one of 8 bits).
+    """
+
+    format: str
+    bits: int
+    size: tuple[int, int]
+    highest: float
+
+
+# --- which files are pictures ---------------------------------------------------------------------
+
+
+class Listing(NamedTuple):
+    """The pictures in a folder by name, and the kinds of the other entries, one each."""
+
+    pictures: list[Path]
+    skipped: list[str]
+
+
+def list_pictures(folder: Path) -> Listing:
+    """Return what lies in a folder; hidden files are nothing: a Mac leaves ._x.jpg beside x.jpg."""
+    listed = Listing([], [])
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.suffix.lower() in SUFFIXES:
+            listed.pictures.append(entry)
+        else:
+            kind = "folders" if entry.is_dir() else f"{entry.suffix or 'other'} files"
+            listed.skipped.append(kind)
+    return listed
+
+
+def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the pictures in a folder and its class folders, or the path itself if it is none.
+
+    Beside them a warning, if something was left out. Raises UsageError if a folder holds none.
+    """
+    if not path.is_dir():
+        return [path], ()
+    inner = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    listings = [list_pictures(folder) for folder in (path, *inner)]
+    pictures = [picture for listed in listings for picture in listed.pictures]
     if not pictures:
-        raise UsageError(f"{shorten_path(path)} holds no pictures ({' '.join(sorted(SUFFIXES))})")
-    return pictures
+        raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")
+    listings[0] = Listing([], [kind for kind in listings[0].skipped if kind != "folders"])
+    return pictures, skipped_warning(listings, path)
 
 
-def read_picture(path: Path, image_shape: Sequence[int], fit: Fit = "crop") -> NDArray[np.uint8]:
+def skipped_warning(listings: Iterable[Listing], where: Path) -> tuple[str, ...]:
+    """Return what to say of the entries that are no pictures, if there are any."""
+    kinds = Counter(kind for listed in listings for kind in listed.skipped)
+    if not kinds:
+        return ()
+    counts = listing([f"{number:,} {printable(kind)}" for kind, number in kinds.most_common()])
+    return (f"skipped what is no picture in {shorten_path(where)}: {counts}",)
+
+
+# --- from a file to an image ----------------------------------------------------------------------
+
+
+def read_picture(path: Path, preparation: Preparation) -> NDArray[np.uint8]:
     """Return a picture file as `fit_picture` does; UsageError if it cannot be read."""
     try:
-        with _refusing_bombs():
-            return decode(read_content(path), image_shape, fit)
+        with _any_size():
+            return decode(read_content(path), preparation)[0]
     except Unreadable as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UsageError(f"{shorten_path(path)}: there is no such picture") from None
@@ -84,25 +140,25 @@ def read_content(path: Path) -> bytes:
 
 
 def decode_files(
-    paths: Sequence[Path], image_shape: Sequence[int], fit: Fit
-) -> Iterator[NDArray[np.uint8] | Unreadable]:
-    """Yield the picture (C, H, W) of each file, or why there is none.
+    paths: Sequence[Path], preparation: Preparation
+) -> Iterator[tuple[NDArray[np.uint8], Traits] | Unreadable]:
+    """Yield the picture (C, H, W) of each file and what it was, or why there is none.
 
     They are decoded by as many threads as there are cores, since Pillow works without Python's
     global lock: of 1,000 photographs and of 4,000 small pictures, threads decoded as many a second
     as processes did. Only a few are in memory at a time, however slowly they are taken.
     """
 
-    def read(path: Path) -> NDArray[np.uint8] | Unreadable:
+    def read(path: Path) -> tuple[NDArray[np.uint8], Traits] | Unreadable:
         try:
-            return decode(read_content(path), image_shape, fit)
+            return decode(read_content(path), preparation)
         except Unreadable as error:
             return error
 
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with _refusing_bombs(), ThreadPoolExecutor(cores, thread_name_prefix="pictures") as threads:
-        coming: deque[Future[NDArray[np.uint8] | Unreadable]] = deque()
+    with _any_size(), ThreadPoolExecutor(cores, thread_name_prefix="pictures") as threads:
+        coming: deque[Future[tuple[NDArray[np.uint8], Traits] | Unreadable]] = deque()
         for path in paths:
             coming.append(threads.submit(read, path))
             if len(coming) > 4 * cores:
@@ -112,39 +168,89 @@ def decode_files(
 
 
 @contextlib.contextmanager
-def _refusing_bombs() -> Iterator[None]:
-    """Refuse pictures that are small on disk and enormous in memory: Pillow only warns of them.
+def _any_size() -> Iterator[None]:
+    """Let Pillow open pictures of any size: `decode` refuses them by a limit of its own.
 
-    To be entered before threads are started, which share what becomes of a warning.
+    Pillow's limit is one of the process, so it is changed before threads are started.
     """
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
         yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
-def decode(content: bytes, image_shape: Sequence[int], fit: Fit = "crop") -> NDArray[np.uint8]:
-    """Return the picture in the bytes of a file as `fit_picture` does; Unreadable if there is none.
+def decode(content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8], Traits]:
+    """Return the picture in the bytes of a file as `fit_picture` does, and what it was.
 
-    Its size is limited as by Pillow.
+    Raises Unreadable if there is none.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as file:
-            return fit_picture(file, image_shape, fit)
+            _check_size(file.size, preparation.max_megapixels)
+            picture, bits, highest = _eight_bits(file)
+            traits = Traits(str(file.format), bits, file.size, highest)
+            return fit_picture(picture, preparation.shape, preparation.fit), traits
     except UnidentifiedImageError:  # its message names an object in memory
         raise Unreadable("its content is of none of these formats") from None
+    except Unreadable:
+        raise
     except Exception as error:
         # Pillow's decoders raise errors of a dozen kinds for a damaged picture.
         raise Unreadable(first_line(error)) from error
 
 
-def to_pixels(
-    pictures: Pictures, image_shape: Sequence[int], fit: Fit = "crop"
-) -> NDArray[np.uint8]:
-    """Return pictures as (N, *image_shape), prepared as those of `dataset=image_folder`.
+def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
+    """Refuse a picture that is enormous in memory, however small its file is."""
+    if prod(size) > 1e6 * max_megapixels:
+        raise Unreadable(
+            f"it has {size[0]:,} x {size[1]:,} pixels, more than dataset.max_megapixels="
+            f"{max_megapixels:g} allows"
+        )
+
+
+def _eight_bits(picture: "Image.Image") -> tuple["Image.Image", int, float]:
+    """Return a picture upright and with 8 bits a sample, its bits, and its `Traits.highest`.
+
+    It is rotated as its EXIF orientation says. Deep grey pictures are scaled by the range that
+    their file states: 16 bits, or TIFF's own number of them. Pillow alone would cut their values
+    off at 255, and all would be white. Raises Unreadable where no range is stated (32-bit integers,
+    floats): one guessed from the picture's own values would make dark and bright pictures equal.
+    """
+    from PIL import Image, ImageOps
+
+    mode, tags = picture.mode, getattr(picture, "tag_v2", {})
+    # Pillow scales a PGM of any maximum to 16 bits; older versions open PNGs of 16 bits as I.
+    deep = mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM"))
+    if mode in ("I", "F") and not deep:
+        kind = "32-bit integers" if mode == "I" else "floating-point numbers"
+        raise Unreadable(f"its values are {kind} of no stated range; save it with 8 or 16 bits")
+    if mode == "LAB":
+        raise Unreadable("its colours are in LAB; save it as RGB")
+    clear = picture.info.get("transparency")
+    picture = ImageOps.exif_transpose(picture)
+    if mode == "La":
+        picture = picture.convert("LA")
+    if not deep:
+        return picture, 8, 1.0
+    bits = int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    white = (1 << bits) - 1
+    values = np.asarray(picture).astype(np.int64)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = white - values
+    if isinstance(clear, int):
+        values[values == clear] = white  # as white as what it lies on
+    eight = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    return eight, bits, float(values.max()) / white
+
+
+def to_pixels(pictures: Pictures, preparation: Preparation) -> NDArray[np.uint8]:
+    """Return pictures as (N, *shape), prepared as those of `dataset=image_folder`.
 
     An array that has the model's size and channels is taken as it is. Raises UsageError for the
     first picture that is wrong.
@@ -161,18 +267,17 @@ def to_pixels(
                 f"an array of pictures has the shape (N, height, width) or (N, height, width, "
                 f"channels), not {list(pictures.shape)}{hint}"
             )
-    shape = tuple(image_shape)
-    pixels = np.empty((len(pictures), *shape), dtype=np.uint8)
+    pixels = np.empty((len(pictures), *preparation.shape), dtype=np.uint8)
     for number, picture in enumerate(pictures):
-        pixels[number] = _pixels(picture, shape, number, fit)
+        pixels[number] = _pixels(picture, number, preparation)
     return pixels
 
 
-def _pixels(picture: Any, shape: tuple[int, ...], number: int, fit: Fit) -> NDArray[np.uint8]:
+def _pixels(picture: Any, number: int, preparation: Preparation) -> NDArray[np.uint8]:
     from PIL import Image
 
     if isinstance(picture, str | Path):
-        return read_picture(Path(picture), shape, fit)
+        return read_picture(Path(picture), preparation)
     if isinstance(picture, np.ndarray):
         channels_last = picture[..., None] if picture.ndim == 2 else picture
         if channels_last.ndim != 3 or channels_last.shape[2] not in (1, 3, 4):
@@ -184,7 +289,7 @@ def _pixels(picture: Any, shape: tuple[int, ...], number: int, fit: Fit) -> NDAr
             raise UsageError(
                 f"picture {number} is an array of {picture.dtype}; it must be uint8, from 0 to 255"
             )
-        if (channels_last.shape[2], *channels_last.shape[:2]) == shape:
+        if (channels_last.shape[2], *channels_last.shape[:2]) == tuple(preparation.shape):
             return channels_last.transpose(2, 0, 1)
         picture = Image.fromarray(channels_last[..., 0] if channels_last.shape[2] == 1 else picture)
     if not isinstance(picture, Image.Image):
@@ -193,7 +298,7 @@ def _pixels(picture: Any, shape: tuple[int, ...], number: int, fit: Fit) -> NDAr
             "or a numpy array"
         )
     try:
-        return fit_picture(picture, shape, fit)
+        return fit_picture(_eight_bits(picture)[0], preparation.shape, preparation.fit)
     except Exception as error:  # a file that PIL opened is decoded only here
         raise UsageError(f"picture {number} cannot be read: {first_line(error)}") from error
 
@@ -201,19 +306,16 @@ def _pixels(picture: Any, shape: tuple[int, ...], number: int, fit: Fit) -> NDAr
 def fit_picture(
     picture: "Image.Image", image_shape: Sequence[int], fit: Fit = "crop"
 ) -> NDArray[np.uint8]:
-    """Return a picture of any size as uint8 (C, H, W).
+    """Return a picture of 8 bits and any size as uint8 (C, H, W).
 
-    It is rotated as its EXIF orientation says, put on a white background where it is transparent,
-    and converted to RGB or grayscale. Then it is brought to height and width: `crop` scales it
-    until it covers them and cuts off what is outside the center, `resize` ignores its aspect ratio,
-    `pad` scales it until it fits inside and makes the rest black.
+    It is put on a white background where it is transparent, and converted to RGB or grayscale. Then
+    it is brought to height and width: `crop` scales it until it covers them and cuts off what is
+    outside the center, `resize` ignores its aspect ratio, `pad` scales it until it fits inside and
+    makes the rest black.
     """
     from PIL import Image, ImageOps
 
     channels, height, width = image_shape
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,17 +22,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
+from cifar_lab.datasets.equal_images import Groups
 from cifar_lab.errors import Unavailable, UsageError, first_line, shorten, shorten_path
 from cifar_lab.runs.files import open_for_appending, replacing, try_lock, write_text
 
 log = logging.getLogger("cifar_lab")
 
+_DAY = 24 * 3600
+_PART = 1 << 16  # bytes of each sample of a file
+
 
 class Facts(NamedTuple):
-    """What a decoded dataset holds beside its arrays, as in ImageArrays."""
+    """What a decoded dataset holds beside its arrays: fields of ImageArrays."""
 
     class_names: tuple[str, ...]
+    validation: int = 0
     broken: Mapping[str, str] = {}
+    files: Mapping[str, Sequence[str]] = {}
+    alike: Groups | None = None
+    warnings: tuple[str, ...] = ()
 
 
 Add = Callable[[str, Iterable[NDArray[Any]]], None]
@@ -84,7 +92,9 @@ def files_digest(path: Path) -> str | None:
         for file in files:
             state = file.stat()
             name = file.relative_to(path).as_posix()
-            digest.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+            # A name that is not UTF-8 has surrogates for its bytes.
+            text = f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n"
+            digest.update(text.encode(errors="surrogateescape"))
     except OSError:
         return None
     return digest.hexdigest()
@@ -105,9 +115,10 @@ def cached(
     were decoded. Processes that ask at the same time decode once. Where the folder cannot be
     written, the dataset is decoded into a temporary one, for this process alone.
 
-    `mapped`: it may be larger than the memory. Then the files must be there, and those that are not
-    newer than the note of their sha256 are taken as they are. Raises Unavailable if the folder of a
-    mapped dataset cannot be written.
+    `mapped`: it may be larger than the memory, and must be on disk. Then samples of each file are
+    compared at each start, and all of it once a day, if a file is newer than the note of its
+    sha256, or if the environment variable CIFAR_LAB_VERIFY is set. Raises Unavailable if the folder
+    of a mapped dataset cannot be written.
     """
     known = checksums or {}
     with contextlib.suppress(_Damaged):  # Or is it being written? It is read again with the lock.
@@ -142,24 +153,34 @@ class _Damaged(Unavailable):
 
 
 def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) -> ImageArrays | None:
-    """Map the arrays of a folder into memory and verify them; None if there are none."""
+    """Map the arrays of a folder into memory and verify them; None if there are none.
+
+    `mapped` arrays are verified as `cached` says.
+    """
     index = folder / "contents.json"
     try:
         contents = json.loads(index.read_bytes())
         if contents.get("key") != key:
             return None
-        facts = Facts(tuple(contents["class_names"]), dict(contents["broken"]))
+        facts = Facts(
+            **{name: contents[name] for name in Facts.__annotations__ if name in contents}
+        )
         entries = {name: contents["arrays"][name] for name in ARRAYS}
         arrays = [_map(folder, name, entry, mapped) for name, entry in entries.items()]
         noted = index.stat().st_mtime_ns
+        newer = any(_file(folder, name).stat().st_mtime_ns > noted for name in entries)
+        everything = not mapped or newer or _is_due(folder)
         for name, entry in entries.items():
             path = _file(folder, name)
-            if mapped and path.stat().st_mtime_ns <= noted:
-                continue
-            entry["sha256"] = checksums.get(name, entry["sha256"])
+            expected = checksums.get(name, entry["sha256"])
             # Of the file and not of the map, whose pages would stay in memory.
-            if _sha256(path) != entry["sha256"]:
+            if everything and _sha256(path) != expected:
                 raise _Damaged(path, "its sha256 does not match")
+            if not everything and _sample(path) != entry["sample"]:
+                raise _Damaged(path, "the sha256 of samples of it does not match")
+            entry["sha256"] = expected
+        if mapped and everything:
+            _note_verified(folder)
     except FileNotFoundError as error:
         if not index.exists():
             return None
@@ -172,11 +193,39 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         train_labels,
         test_images,
         test_labels,
-        class_names=facts.class_names,
+        tuple(facts.class_names),
+        facts.validation,
         mapped=mapped,
+        verified="all" if everything else "samples",
         known_checksums={name: entry["sha256"] for name, entry in entries.items()},
+        files=facts.files,
         broken=facts.broken,
+        alike=facts.alike,
+        warnings=tuple(facts.warnings),
     )
+
+
+def _is_due(folder: Path) -> bool:
+    """Whether a mapped dataset is to be read as a whole, because that was a day ago or is asked."""
+    note = folder / "verified"
+    asked = bool(os.environ.get("CIFAR_LAB_VERIFY", "").strip())
+    return asked or not note.exists() or time.time() - note.stat().st_mtime > _DAY
+
+
+def _note_verified(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # in a folder of somebody else
+        (folder / "verified").touch()
+
+
+def _sample(path: Path) -> str:
+    """Return the sha256 of 64 parts of a file, at equal distances from its start to its end."""
+    last = max(path.stat().st_size - _PART, 0)
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for number in range(64):
+            file.seek(number * last // 63)
+            digest.update(file.read(_PART))
+    return digest.hexdigest()
 
 
 def _map(folder: Path, name: str, entry: Mapping[str, Any], mapped: bool) -> NDArray[Any]:
@@ -203,11 +252,13 @@ def _decode_into(
             folder.mkdir(parents=True, exist_ok=True)
         with replacing(_file(folder, name)) as file:
             entries[name] = _pour(parts, file.write)
+        entries[name]["sample"] = _sample(_file(folder, name))
 
     try:
         facts = decode(add)
         contents = {"key": key, **facts._asdict(), "arrays": entries}
         write_text(folder / "contents.json", json.dumps(contents, indent=1))
+        _note_verified(folder)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise

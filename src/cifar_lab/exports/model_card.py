@@ -7,7 +7,7 @@ from typing import Any
 from cifar_lab.config import run_config
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.exports.network import portable
-from cifar_lab.runs.metrics import Predictions, binomial_half_width
+from cifar_lab.runs.metrics import Predictions, show_interval
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.templates import render
 from cifar_lab.runs.text import Table, markdown, markdown_table
@@ -60,8 +60,7 @@ def _settings(config: RunConfig) -> Table:
 def _scores(predictions: dict[str, Predictions]) -> Table:
     rows = []
     for split, stored in predictions.items():
-        half = binomial_half_width(stored.accuracy, len(stored))
-        interval = f"±{100 * half:.2f} points"
+        interval = show_interval(stored.accuracy, len(stored)).removeprefix("95 % interval ")
         score = f"{stored.accuracy:.2%}"
         rows.append([split, f"{len(stored):,}", score, interval, f"{stored.loss:.4f}"])
     return Table(["images", "number", "accuracy", "95 % interval", "loss"], rows)

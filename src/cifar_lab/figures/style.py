@@ -256,8 +256,12 @@ def plain_names(run: RunDir, num_classes: int) -> list[str]:
 
 
 def plain(text: str, longest: int = LONGEST_NAME) -> str:
-    """Return text on one line, at most `longest` characters, that is not read as mathematics."""
+    """Return text on one line, at most `longest` characters, that matplotlib shows as it is.
+
+    A dollar would begin mathematics, and what begins with `_` is left out of legends: not ` _`.
+    """
     line = " ".join(text.split())
+    line = f" {line}" if line.startswith("_") else line
     if len(line) > longest:
         line = line[: longest - 1].rstrip() + "…"
     return line.replace("$", r"\$")

@@ -20,8 +20,9 @@ class PretrainedModel(nn.Module):
     """A network of another package, whose last linear layer is this model's ``classifier``.
 
     ``network`` is a network for images of three channels and ``num_classes`` classes, and ``head``
-    the dotted name of its last layer. ``features`` are (B, inputs of that layer), the result
-    (B, num_classes) logits. Raises UsageError where a part cannot be changed as asked.
+    the dotted name of its last layer. ``published``: it starts from the package's own weights, else
+    from those of the file ``weights``, if there is one. ``features`` are (B, inputs of that layer),
+    the result (B, num_classes) logits. Raises UsageError where a part cannot be changed as asked.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class PretrainedModel(nn.Module):
         architecture: str,
         channels: int,
         small_images: bool,
+        published: bool,
         weights: str | None,
         weights_sha256: str | None,
     ) -> None:
@@ -43,6 +45,7 @@ class PretrainedModel(nn.Module):
                 "layer, so its head cannot be separated from its features"
             )
         self.architecture = architecture
+        self.published = published
         self.weights = weights
         self.weights_sha256 = weights_sha256
         self._head = head
@@ -74,7 +77,7 @@ class PretrainedModel(nn.Module):
         the one that the run was made with, or belongs to another architecture, and Unavailable
         where published weights cannot be fetched.
         """
-        if self.has_published_weights():
+        if self.published:
             if download:
                 self._load(self.fetch_published_weights())
         elif self.weights is not None:
@@ -84,63 +87,49 @@ class PretrainedModel(nn.Module):
             _check_digest(self.weights, self.weights_sha256)
             self._load(_read_state_dict(Path(self.weights)))
 
-    def has_published_weights(self) -> bool:
-        """Whether the weights are the package's own, which may have to be downloaded."""
-        raise NotImplementedError
-
     def fetch_published_weights(self) -> Mapping[str, Tensor]:
         """Return the package's own weights; Unavailable if they cannot be fetched now."""
         raise NotImplementedError
 
     def _load(self, published: Mapping[str, Tensor]) -> None:
-        own = self.network.state_dict()
         skipped = (f"{self._head}.", *self._not_loaded)
-        found = {k: v for k, v in published.items() if not k.startswith(skipped)}
         first = f"{self._first}.weight"
-        kernels = found.get(first)
-        if kernels is not None and first in own and kernels.ndim == 4 and len(own[first][0]) == 1:
-            found[first] = kernels.sum(1, keepdim=True)
         # Files of torch 0.4 and before have no count of batches, which nothing here uses.
-        needed = {
-            k for k in own if not k.endswith("num_batches_tracked") and not k.startswith(skipped)
+        state = {
+            name: tensor
+            for name, tensor in self.network.state_dict().items()
+            if name.startswith(skipped) or name.endswith("num_batches_tracked")
         }
-        problems = [f"it has no {k}" for k in sorted(needed - found.keys())]
-        problems += [f"it has {k} too" for k in sorted(found.keys() - own.keys())]
-        problems += [
-            f"{k} is {list(found[k].shape)} and not {list(own[k].shape)}"
-            for k in sorted(found.keys() & own.keys())
-            if found[k].shape != own[k].shape
-        ]
-        if problems:
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        state |= {k: v for k, v in published.items() if not k.startswith(skipped)}
+        if first in state and self.network.get_parameter(first).shape[1] == 1:
+            state[first] = state[first].sum(1, keepdim=True)
+        try:
+            self.network.load_state_dict(state)
+        except RuntimeError as error:
             raise UsageError(
                 f"model.weights={shorten_path(Path(str(self.weights)))} is wrong: these are not "
-                f"the weights of {self.architecture}: {problems[0]}{more}"
-            )
-        self.network.load_state_dict(found, strict=False)
+                f"the weights of {self.architecture}: {first_line(error, 300)}"
+            ) from None
 
     def _use_small_stem(self, network: nn.Module) -> None:
         """Let the first convolution be 3x3 with stride 1, and leave out the first pooling."""
         modules = dict(network.named_modules())
         for stem, pool in _STEMS:
-            if not isinstance(modules.get(pool), nn.MaxPool2d) or stem not in modules:
+            # In timm's ResNet-D, the stem is three convolutions.
+            names = [name for name in (stem, f"{stem}.0") if name in modules]
+            old = modules[names[-1]] if names else None
+            if not isinstance(modules.get(pool), nn.MaxPool2d) or not isinstance(old, nn.Conv2d):
                 continue
-            convolutions = [
-                name
-                for name, module in modules.items()
-                if (name == stem or name.startswith(f"{stem}.")) and isinstance(module, nn.Conv2d)
-            ]
-            old = modules[convolutions[0]] if convolutions else None
-            if not isinstance(old, nn.Conv2d) or old.stride != (2, 2) or old.groups != 1:
+            if old.stride != (2, 2) or old.groups != 1:
                 continue
             new = nn.Conv2d(
                 old.in_channels, old.out_channels, 3, padding=1, bias=old.bias is not None
             )
             nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-            network.set_submodule(convolutions[0], new)
+            network.set_submodule(names[-1], new)
             network.set_submodule(pool, nn.Identity())
             if old.kernel_size != (3, 3):
-                self._not_loaded += (f"{convolutions[0]}.",)
+                self._not_loaded += (f"{names[-1]}.",)
             return
         raise UsageError(
             f"model.small_images=true is wrong: {self.architecture} has no first convolution of "
@@ -175,28 +164,22 @@ def complete_file_settings(settings: dict[str, Any], right: str) -> dict[str, An
 
 def _check_digest(weights: str, expected: str | None) -> str:
     path = Path(weights)
-    try:
-        state = path.stat()
-        found = _sha256(path, state.st_mtime_ns, state.st_size)
-    except (OSError, ValueError) as error:
+    state = path.stat()
+    digest = _sha256(path, state.st_mtime_ns, state.st_size)
+    if expected is not None and expected != digest:
         raise UsageError(
-            f"model.weights={shorten(weights)} cannot be read: {first_line(error)}"
-        ) from None
-    if expected is not None and expected != found:
-        raise UsageError(
-            f"model.weights={shorten(weights)} has the SHA-256 {found[:12]}, and not the "
+            f"model.weights={shorten(weights)} has the SHA-256 {digest[:12]}, and not the "
             f"{shorten(expected[:12])} of model.weights_sha256; restore the file, or set "
             "model.weights_sha256=null for another run"
         )
-    return found
+    return digest
 
 
 @functools.lru_cache(maxsize=16)
 def _sha256(path: Path, changed: int, size: int) -> str:
     """Return a file's SHA-256; `changed` and `size` tell it from what it was before."""
     with path.open("rb") as handle:
-        digest: str = hashlib.file_digest(handle, "sha256").hexdigest()
-        return digest
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -215,8 +198,6 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         raise missing_extra(where, "safetensors", "timm") from None
-    except OSError as error:
-        raise UsageError(f"{where} cannot be read: {first_line(error, 120)}") from None
     except Exception:  # torch's unpickler fails on other files in any way, as with KeyError(101)
         raise UsageError(
             f"{where} cannot be read: it is damaged, or no state dict of torch.save or safetensors "
@@ -225,15 +206,12 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    if not isinstance(content, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
     ):
         raise UsageError(f"{where} is wrong: it must be a state dict, names with their tensors")
     if all(key.startswith(("network.", "classifier.")) for key in content):
-        own = {k.removeprefix("network."): v for k, v in content.items() if k.startswith("network")}
-        return own or dict(content)
+        return {k.removeprefix("network."): v for k, v in content.items() if k[0] == "n"}
     return dict(content)
 
 

@@ -52,10 +52,10 @@ class TimmModel(PretrainedModel):
             architecture=architecture,
             channels=image_shape[0],
             small_images=small_images,
+            published=pretrained,
             weights=weights,
             weights_sha256=weights_sha256,
         )
-        self.pretrained = pretrained
 
     @staticmethod
     def complete_settings(
@@ -86,10 +86,6 @@ class TimmModel(PretrainedModel):
         if not has_weights or settings.get("normalisation") == "dataset":
             return settings, None
         return settings, (list(published.mean), list(published.std))
-
-    def has_published_weights(self) -> bool:
-        """Whether the weights are timm's own."""
-        return self.pretrained
 
     def fetch_published_weights(self) -> Mapping[str, Tensor]:
         """Return timm's own weights, downloaded unless they are in the cache of its hub."""

@@ -43,7 +43,7 @@ class TorchvisionModel(PretrainedModel):
         small_images: bool = False,
         normalisation: Literal["weights", "dataset"] = "weights",
     ) -> None:
-        from torchvision.models import get_model
+        from torchvision.models import get_model, get_model_weights
 
         _check_architecture(architecture)
         settings = _BUILDER_SETTINGS.get(architecture, {})
@@ -66,6 +66,7 @@ class TorchvisionModel(PretrainedModel):
             architecture=architecture,
             channels=image_shape[0],
             small_images=small_images,
+            published=weights in get_model_weights(architecture).__members__,
             weights=weights,
             weights_sha256=weights_sha256,
         )
@@ -95,12 +96,6 @@ class TorchvisionModel(PretrainedModel):
         entry = published[weights] if weights in published.__members__ else published.DEFAULT
         preparation = entry.transforms()
         return settings, (list(preparation.mean), list(preparation.std))
-
-    def has_published_weights(self) -> bool:
-        """Whether the weights are torchvision's own."""
-        from torchvision.models import get_model_weights
-
-        return self.weights in get_model_weights(self.architecture).__members__
 
     def fetch_published_weights(self) -> Mapping[str, Tensor]:
         """Return torchvision's own weights, downloaded unless they are in torch.hub's folder."""

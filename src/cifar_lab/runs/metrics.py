@@ -246,9 +246,24 @@ class Predictions:
         ]
 
 
+_FEW = 5  # images that are right, or wrong, below which the normal interval is not used
+
+
 def binomial_half_width(accuracy: float, images: int) -> float:
     """Return the half width of the 95 % normal interval of an accuracy measured on `images`."""
     return 1.96 * math.sqrt(max(accuracy * (1 - accuracy), 0.0) / images) if images else math.nan
+
+
+def show_interval(accuracy: float, images: int) -> str:
+    """Return the words for the 95 % interval of an accuracy measured on `images`.
+
+    The normal interval is symmetric, which is easier to read, but too narrow where only a few
+    images are right, or wrong: of none, its width is 0. Wilson's takes its place there.
+    """
+    if images * min(accuracy, 1 - accuracy) >= _FEW:
+        return f"95 % interval ±{binomial_half_width(accuracy, images):.2%}"
+    low, high = wilson_interval(accuracy, images)
+    return f"95 % interval {low:.2%} to {high:.2%}"
 
 
 def wilson_interval(share: float, images: int) -> tuple[float, float]:

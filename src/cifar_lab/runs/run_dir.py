@@ -175,7 +175,7 @@ class RunDir(RunFiles):
         dataset = self.read_config().dataset
         names = dataset.display_names or dataset.classes or []
         if not names and self.summary_file.exists():
-            names = list(self.read_summary().per_class_accuracy)
+            names = self.read_summary().class_names
         if count is None:
             return names
         return [names[i] if i < len(names) else str(i) for i in range(count)]

@@ -36,6 +36,8 @@ from cifar_lab.runs.metrics import (
 )
 from cifar_lab.runs.text import class_name
 
+_AVERAGES = ("micro avg", "macro avg", "weighted avg")  # rows of scikit-learn's that are no class
+
 
 class RunFiles:
     """The names of a run's files, and the readers and writers of its results."""
@@ -178,15 +180,17 @@ class RunFiles:
         arrays = self.read_arrays(self.features_file, {"features": "f2", "labels": "i1"})
         return arrays["features"], arrays["labels"]
 
-    def read_report(self) -> dict[str, dict[str, float]]:
-        """Return the rows of classification_report.json; {} if there is no file."""
+    def read_report(self) -> list[dict[str, float]]:
+        """Return the rows of the classes in classification_report.json; [] if there is no file."""
         try:
             data = json.loads(read_bytes(self.report_json))
-            rows = {name: row for name, row in data.items() if isinstance(row, dict)}
+            rows = data.get("classes")
+            if rows is None:  # of a run of before names were no keys
+                rows = [r for n, r in data.items() if isinstance(r, dict) and n not in _AVERAGES]
             columns = ("precision", "recall", "f1-score", "support")
-            return {name: {c: float(row[c]) for c in columns} for name, row in rows.items()}
+            return [{column: float(row[column]) for column in columns} for row in rows]
         except FileNotFoundError:
-            return {}
+            return []
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise Damaged(f"{self.report_json} is damaged: {first_line(error)}") from None
 

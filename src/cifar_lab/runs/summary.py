@@ -19,6 +19,8 @@ class RunSummary:
     """The result of a run: accuracies are fractions, losses means per image, seconds wall clock.
 
     `best_epoch` is the one that `training.monitor` chose, and the `best_val_*` are its scores.
+    `test_images_trained_on` counts test images with the pixels of a training image, if there are
+    any. `per_class_accuracy` has a row for each class: a name is no key, since it may be any text.
     `results_version` and `targets_hash` are those of the code that trained it; runs of before these
     have a `code_hash` instead.
     """
@@ -44,7 +46,9 @@ class RunSummary:
     test_accuracy_averaged: float | None = None
     test_size: int | None = None
     expected_calibration_error: float | None = None
-    per_class_accuracy: dict[str, float] = field(default_factory=dict)
+    test_images_trained_on: int | None = None
+    test_accuracy_without_them: float | None = None
+    per_class_accuracy: list[dict[str, Any]] = field(default_factory=list)
     most_confused: list[dict[str, Any]] = field(default_factory=list)
     diagnosis: dict[str, float | int] = field(default_factory=dict)
     separation: dict[str, float | None] = field(default_factory=dict)
@@ -67,6 +71,11 @@ class RunSummary:
     warnings: list[str] = field(default_factory=list)
     error: str | None = None
     identity: str | None = None
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, as they were when the run was evaluated."""
+        return [str(row.get("class", "")) for row in self.per_class_accuracy]
 
     def check(self, path: str) -> None:
         """Refuse numbers that no run has, and figures that lead out of the run's folder."""
@@ -108,4 +117,8 @@ def from_json(text: bytes) -> RunSummary:
     known = columns(RunSummary)
     if isinstance(data, dict):
         data = {name: value for name, value in data.items() if name in known}
+        scores = data.get("per_class_accuracy")
+        if isinstance(scores, dict):  # of a run of before names were no keys
+            rows = [{"class": name, "accuracy": score} for name, score in scores.items()]
+            data["per_class_accuracy"] = rows
     return parse_as(RunSummary, data, "", finite=False)

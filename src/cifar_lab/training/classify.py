@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from cifar_lab.datasets.pictures import Fit, Pictures, to_pixels
+from cifar_lab.datasets.pictures import Fit, Pictures, Preparation, to_pixels
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.run_dir import RunDir
@@ -52,8 +52,9 @@ def probabilities(
     picture that cannot be read, before a model is built.
     """
     config = run.read_config()
-    shape = config.dataset.image_shape
-    pixels = torch.from_numpy(to_pixels(pictures, shape, fit or config.dataset.fit))
+    dataset = config.dataset
+    prepared = Preparation(dataset.image_shape, fit or dataset.fit, dataset.max_megapixels)
+    pixels = torch.from_numpy(to_pixels(pictures, prepared))
     device, _ = select_device(device or config.device)
     model = load_model(run, weights=weights, device=device)
     if not len(pixels):

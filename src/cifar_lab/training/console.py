@@ -13,7 +13,7 @@ import torch
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, first_line, shows_bars
-from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, binomial_half_width, diagnosis
+from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, diagnosis, show_interval
 from cifar_lab.runs.run_dir import RunDir, TakenOver
 from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.runs.text import align, class_name
@@ -153,11 +153,16 @@ def log_result(config: RunConfig, state: TrainState, summary: RunSummary) -> Non
     }
     lines = align([list(cells.keys()), list(cells.values())], separator=" | ")
     if summary.test_accuracy is not None and summary.test_size:
-        half = binomial_half_width(summary.test_accuracy, summary.test_size)
+        interval = show_interval(summary.test_accuracy, summary.test_size)
         lines.append(
             f"test accuracy of the {summary.scored_weights} weights: {summary.test_accuracy:.2%} "
-            f"(95 % interval ±{half:.2%}, {summary.test_size:,} images)"
+            f"({interval}, {summary.test_size:,} images)"
         )
+        if summary.test_images_trained_on and summary.test_accuracy_without_them is not None:
+            lines.append(
+                f"without the {summary.test_images_trained_on:,} test images that are training "
+                f"images, too: {summary.test_accuracy_without_them:.2%}"
+            )
     log.info("\n".join(lines))
 
 

@@ -12,7 +12,7 @@ from cifar_lab.datasets import ARRAYS, ImageArrays
 from cifar_lab.datasets.store import data_root, files_digest
 from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs.summary import RunSummary
-from cifar_lab.training.splits import Splits, load_arrays, make_splits, split_indices
+from cifar_lab.training.splits import Splits, divide, load_arrays, make_splits
 from cifar_lab.training.step import check_class_weights
 
 _LOADED: dict[str, ImageArrays] = {}
@@ -43,7 +43,7 @@ def check_data(config: RunConfig) -> None:
     Raises UsageError if the data are wrong, Unavailable if they cannot be fetched now.
     """
     arrays = load_dataset(config.dataset)
-    split_indices(config.split, arrays.train_labels, arrays.test_labels)
+    divide(arrays, config.split)
     check_class_weights(config.training.class_weights, len(arrays.class_names))
 
 
@@ -68,7 +68,7 @@ def with_numbers(config: RunConfig) -> RunConfig:
     from cifar_lab.datasets.pixel_statistics import pixel_statistics
 
     arrays = load_dataset(dataset)
-    indices, *_ = split_indices(config.split, arrays.train_labels, arrays.test_labels)
+    indices = divide(arrays, config.split).train
     key = (arrays.checksums["train_images"], indices.tobytes())
     if key not in _COMPUTED:  # a sweep asks for every cell
         means, stds = pixel_statistics(arrays.train_images, indices)
@@ -96,8 +96,8 @@ def data_record(dataset: DatasetConfig) -> dict[str, str]:
 
     For data from a file or folder of the user, `files` is a digest of names, sizes and times.
     """
-    files = source_digest(dataset)
-    record = {"name": dataset.name, **load_dataset(dataset).checksums}
+    files, arrays = source_digest(dataset), load_dataset(dataset)
+    record = {"name": dataset.name, **arrays.checksums}
     return record if files is None else {**record, "files": files}
 
 

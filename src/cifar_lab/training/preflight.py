@@ -10,10 +10,12 @@ from typing import Any
 from cifar_lab.config import targets
 from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
 from cifar_lab.config.compose import compose
+from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.identity import address, identity
 from cifar_lab.config.launch import LAUNCH_KEYS
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import DropoutConfig, RunConfig, load, to_plain
+from cifar_lab.config.schema import default_of
 from cifar_lab.errors import UsageError, did_you_mean, first_line, shorten_path
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.runs.run_dir import RunDir
@@ -82,7 +84,11 @@ def run_folder(request: Request) -> Path:
     return new
 
 
-_FOR_PICTURES = {"fit": "have one size", "storage": "come from a cache of their own"}
+_FOR_PICTURES = {
+    "fit": "have one size",
+    "storage": "come from a cache of their own",
+    "max_megapixels": "are no picture files",
+}
 
 
 def on_this_machine(config: RunConfig) -> RunConfig:
@@ -125,7 +131,12 @@ def check(
             "is no validation score; hold out a validation split"
         )
     source = config.dataset.source
-    injected = {"root": None, "checksums": None, "fit": "crop", "storage": "auto"}
+    injected: dict[str, Any] = {"root": None, "checksums": None}
+    injected |= {
+        field.name: default_of(field)
+        for field in dataclasses.fields(DatasetConfig)
+        if field.name in _FOR_PICTURES
+    }
     targets.bind(source, "dataset.source", injected)
     for name, why in _FOR_PICTURES.items():
         value = getattr(config.dataset, name)

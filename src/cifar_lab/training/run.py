@@ -129,7 +129,8 @@ def open_run(request: Request) -> RunDir:
 
 def _finished_before(run: RunDir, config: RunConfig, summary: RunSummary) -> RunSummary:
     check_finished(config.dataset, summary.dataset, run.path)
-    score = f"test accuracy {summary.test_accuracy:.2%}" if summary.test_accuracy else "no score"
+    accuracy = summary.test_accuracy
+    score = "no score" if accuracy is None else f"test accuracy {accuracy:.2%}"
     log.info("finished before: %s (%s); rerun=true runs it again", run.path, score)
     if (note := provenance.reuse_note(summary)) is not None:
         log.info("%s: %s", run.path.name, note)
@@ -204,7 +205,7 @@ def _prepare(
         commit=provenance.commit(),
         results_version=RESULTS_VERSION,
         targets_hash=code.partition("-")[2],
-        dataset=state.dataset,
+        dataset=state.dataset | ({} if splits.verified == "all" else {"verified": splits.verified}),
     )
     run.write_summary(summary)
     warnings = sanity_checks.before(config, splits, state, batches, run)

@@ -85,11 +85,18 @@ def evaluate(
         score(scored, splits.validation, "scored")
     names = tuple(config.dataset.display_names or splits.class_names)
     _write_reports(run, test, names)
-    _write_samples(run, splits.official_test, test, config.seed)
+    _write_samples(run, splits, test, config.seed)
     if features or _needs_features(config):
         load_weights(run, scored, model)
         fields["separation"] = _write_features(run, model, splits.test, config)
-    return fields | _test_fields(test, names)
+    fields |= _test_fields(test, names)
+    if splits.trained_on:
+        others = ~np.isin(test.indices, splits.trained_on)
+        fields["test_images_trained_on"] = int((~others).sum())
+        if others.any():
+            right = test.predicted == test.labels
+            fields["test_accuracy_without_them"] = float(right[others].mean())
+    return fields
 
 
 def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
@@ -99,7 +106,10 @@ def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
         "test_loss": test.loss,
         "test_size": len(test),
         "expected_calibration_error": calibrated.error if calibrated is not None else None,
-        "per_class_accuracy": dict(zip(names, test.per_class_accuracy.tolist(), strict=True)),
+        "per_class_accuracy": [
+            {"class": name, "accuracy": accuracy}
+            for name, accuracy in zip(names, test.per_class_accuracy.tolist(), strict=True)
+        ],
         "most_confused": [
             {"label": names[label], "predicted": names[guess], "images": count}
             for label, guess, count in test.most_confused()
@@ -139,7 +149,7 @@ def draw_again(run: RunDir, look: Look | None = None) -> tuple[list[str], list[s
         no_features = _needs_features(config) and not run.features_file.exists()
         names = config.dataset.display_names
         fields: dict[str, Any] = {}
-        if no_features or (names and list(summary.per_class_accuracy) != names):
+        if no_features or (names and summary.class_names != names):
             fields = evaluate(run)
         drawn, warnings = draw_figures(run, look)
         figures = sorted({*summary.figures, *(drawn if look is None else ())})
@@ -222,12 +232,16 @@ def _write_reports(run: RunDir, predictions: Predictions, names: tuple[str, ...]
         "zero_division": 0.0,
     }
     write_text(run.report_text, classification_report(**arguments))
-    as_dict = classification_report(**arguments, output_dict=True)
-    write_text(run.report_json, json.dumps(as_dict, indent=2) + "\n")
+    # By number, and then with their names as values: one class may be called `accuracy`.
+    numbers = {**arguments, "target_names": [str(number) for number in range(len(names))]}
+    by_number = classification_report(**numbers, output_dict=True)
+    rows = [{"class": name, **by_number.pop(str(i))} for i, name in enumerate(names)]
+    write_text(run.report_json, json.dumps({"classes": rows, **by_number}, indent=2) + "\n")
 
 
-def _write_samples(run: RunDir, split: Split, test: Predictions, seed: int) -> None:
+def _write_samples(run: RunDir, splits: Splits, test: Predictions, seed: int) -> None:
     """Keep some test images with their logits: random ones, and the most confident mistakes."""
+    split, files = splits.official_test, splits.test_files
     random = np.random.default_rng(seed).permutation(len(test))[:_SAMPLES]
     wrong = np.flatnonzero(test.predicted != test.labels)
     confidence = test.probabilities[wrong].max(axis=1)
@@ -241,6 +255,7 @@ def _write_samples(run: RunDir, split: Split, test: Predictions, seed: int) -> N
         logits=test.logits[chosen],
         indices=test.indices[chosen],
         kind=np.array(["random"] * len(random) + ["worst"] * len(worst)),
+        files=np.array([files[i] if files else "" for i in test.indices[chosen]], dtype=np.str_),
     )
 
 

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from cifar_lab.config.data_config import DatasetConfig, SplitConfig
 from cifar_lab.config.targets import build
-from cifar_lab.datasets import ImageArrays
-from cifar_lab.errors import UsageError
+from cifar_lab.datasets import ImageArrays, class_names
+from cifar_lab.datasets.equal_images import check_leaks
+from cifar_lab.errors import UsageError, listing, shorten
 from cifar_lab.training.device import free_memory
 
 
@@ -47,8 +48,10 @@ class Split:
 class Splits:
     """The images that a run trains, validates and tests on; `validation` is None without any.
 
-    `storage` says where images are that are not simply in the device's memory. `warnings` are about
-    the images.
+    `storage` says where images are that are not simply in the device's memory, and `verified` how
+    much of them was compared with the checksums. `warnings` are about the images. `trained_on` are
+    the indices of official test images with the pixels of a training image, and `test_files` the
+    names of the files of all, if they came from files.
     """
 
     train: Split
@@ -58,7 +61,10 @@ class Splits:
     class_names: tuple[str, ...]
     checked: str
     storage: str | None = None
+    verified: str = "all"
     warnings: tuple[str, ...] = ()
+    trained_on: tuple[int, ...] = ()
+    test_files: Sequence[str] = ()
 
 
 def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
@@ -73,6 +79,7 @@ def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
         checksums=dataset.checksums,
         fit=dataset.fit,
         storage=dataset.storage,
+        max_megapixels=dataset.max_megapixels,
     )
     channels, height, width = dataset.image_shape
     for name in ("train", "test"):
@@ -90,6 +97,8 @@ def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
             )
     for name in ("classes", "display_names"):
         names = getattr(dataset, name)
+        if names is not None:
+            class_names(names, f"dataset.{name}")
         if names is not None and len(names) != len(arrays.class_names):
             raise UsageError(
                 f"dataset.{name} has {len(names)} names, but {dataset.name} has "
@@ -117,7 +126,8 @@ def make_splits(
 
     Images that are too many for the device stay where they are, and are copied in parts.
     """
-    train, validation, test = split_indices(split, arrays.train_labels, arrays.test_labels)
+    division = divide(arrays, split)
+    train, validation, test = division.train, division.validation, division.test
     ahead = _reads_ahead(arrays, dataset, device)
     place = "cpu" if ahead else device
     official = {
@@ -149,20 +159,69 @@ def make_splits(
             f"test {len(test):,}"
         ),
         storage=_describe_storage(arrays, ahead, device),
-        warnings=arrays.warnings,
+        verified=arrays.verified,
+        warnings=(*arrays.warnings, *division.warnings),
+        trained_on=division.trained_on,
+        test_files=arrays.files.get("test", ()),
     )
+
+
+@dataclass(frozen=True)
+class Division:
+    """The indices of `split_indices`, warnings about them, and `trained_on` as in Splits."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    warnings: tuple[str, ...]
+    trained_on: tuple[int, ...]
+
+
+def divide(arrays: ImageArrays, split: SplitConfig) -> Division:
+    """Divide a dataset; UsageError if that is impossible, or if the test images are trained on."""
+    train, validation, test = split_indices(
+        split, arrays.train_labels, arrays.test_labels, arrays.validation
+    )
+    first_test = len(arrays.train_labels)  # test images count on after the training images
+    parts = {
+        "training": train,
+        "validation": validation + first_test * (split.source == "test"),
+        "test": test + first_test,
+    }
+    labels = np.concatenate([arrays.train_labels, arrays.test_labels])
+    warnings, trained_on = check_leaks(arrays.equal, parts, labels)
+    for name, positions in parts.items():
+        present = set(np.unique(labels[positions]).tolist())
+        absent = [c for label, c in enumerate(arrays.class_names) if label not in present]
+        if absent and len(positions):
+            names = listing([shorten(name, 40) for name in absent], 80)
+            warnings.append(f"there is no {name} image of {names}")
+    indices = tuple(position - first_test for position in trained_on)
+    return Division(train, validation, test, tuple(warnings), indices)
 
 
 def split_indices(
     split: SplitConfig,
     train_labels: "np.ndarray[tuple[int], np.dtype[np.integer]]",
     test_labels: "np.ndarray[tuple[int], np.dtype[np.integer]]",
+    official_validation: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the sorted indices of the training, validation and test images.
 
     Training and validation indices count within the official training set, unless `source` is
-    "test": then validation and test divide the official test set (S0) and all the rest trains.
+    "test": then validation and test divide the official test set (S0) and all the rest trains. If
+    the last `official_validation` training images are a validation set of their own, they validate.
     """
+    if official_validation:
+        if split.folds is not None or split.source == "test":
+            key = "split.folds" if split.folds is not None else "split.source=test"
+            raise UsageError(
+                f"{key} is wrong: the dataset has {official_validation:,} validation images of its "
+                "own (val); move them to the training images first"
+            )
+        first = len(train_labels) - official_validation
+        train, validation = np.arange(first), np.arange(first, len(train_labels))
+        return train, validation, np.arange(len(test_labels))
     labels = train_labels if split.source == "train" else test_labels
     size = len(labels)
     count = split.count(size, f"the {split.source} set")

@@ -391,3 +391,45 @@ def test_a_sweep_killed_at_any_moment_is_finished_by_the_same_line(tmp_path: Pat
     for name in folders:
         assert_same_result(RunDir(calm / name), RunDir(killed / name))
     assert summary_table(calm) == summary_table(killed)
+
+
+DAEMONIC = """
+import multiprocessing, os, sys
+import cifar_lab
+
+class Tee:
+    def write(self, text): return len(text)
+    def flush(self): pass
+
+def files():
+    paths = {int(n): f"/proc/self/fd/{n}" for n in os.listdir("/proc/self/fd")}
+    names = {os.readlink(path) for path in paths.values() if os.path.exists(path)}
+    return {name for name in names if not name.endswith(".bin")}  # mapped images
+
+def sweep(stream):
+    sys.stdout = sys.stderr = {"tee": Tee(), "none": None}[stream]
+    before = files(), multiprocessing.get_start_method(), dict(os.environ)
+    statuses = [run.status for run in cifar_lab.sweep(*sys.argv[1:], f"name={stream}")]
+    after = files(), multiprocessing.get_start_method(), dict(os.environ)
+    assert before[1:] == after[1:], set(before[2].items()) ^ set(after[2].items())
+    return statuses, len(after[0] - before[0])
+
+if __name__ == "__main__":
+    with multiprocessing.Pool(1) as pool:
+        print([pool.apply(sweep, (stream,)) for stream in ("tee", "none")])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_sweep_in_a_daemonic_process_without_streams_leaves_only_its_server(
+    tmp_path: Path,
+) -> None:
+    """As under Celery, Airflow or a service: the pipes to the warm server stay, for the next."""
+    script = tmp_path / "daemonic.py"
+    script.write_text(DAEMONIC)
+    line = [sys.executable, script, *TINY, f"output_dir={tmp_path}", "seed=0,1", "jobs=1"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    finished = ["finished"] * 2
+    assert done.stdout.strip() == str([(finished, 2), (finished, 0)])

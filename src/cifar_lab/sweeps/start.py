@@ -9,6 +9,7 @@ from cifar_lab.sweeps import search
 from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
 from cifar_lab.sweeps.outcome import Outcome, closing_table, detached_text
 from cifar_lab.sweeps.pool import make_launcher, run_all
+from cifar_lab.training.ambient import as_in_a_fresh_process
 from cifar_lab.training.data import check_data
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.signals import Stop
@@ -27,9 +28,10 @@ def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcom
 
     runs = request.runs[:1] if request.space else request.runs
     cells = sweep_cells([run.config for run in runs], [run.overrides for run in runs])
-    for cell in cells:
-        if request.options.rerun or cell.state() not in DONE:
-            check_data(cell.config)
+    with as_in_a_fresh_process():  # what is imported to read data sets variables (scikit-learn)
+        for cell in cells:
+            if request.options.rerun or cell.state() not in DONE:
+                check_data(cell.config)
     if request.space:
         where = make_launcher(request.launcher, request.options)
         return search.run_search(request, cell_of, _search_folder(request), where, stop=stop)

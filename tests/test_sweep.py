@@ -428,7 +428,7 @@ def test_a_sweep_in_a_daemonic_process_without_streams_leaves_only_its_server(
     """As under Celery, Airflow or a service: the pipes to the warm server stay, for the next."""
     script = tmp_path / "daemonic.py"
     script.write_text(DAEMONIC)
-    line = [sys.executable, script, *TINY, f"output_dir={tmp_path}", "seed=0,1", "jobs=1"]
+    line = [sys.executable, str(script), *TINY, f"output_dir={tmp_path}", "seed=0,1", "jobs=1"]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     finished = ["finished"] * 2

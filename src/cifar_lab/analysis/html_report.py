@@ -91,6 +91,7 @@ def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
     reference = {group.dataset: group for group in reversed(ranking)}
     return {
         "metric": collection.metric,
+        "reference": texts.reference_name(collection),
         "words": {name: run_metrics.in_words(name) for name in (*SCORES, collection.metric)},
         "fraction": run_metrics.is_fraction(collection.metric),
         "higher": run_metrics.higher_is_better(collection.metric),
@@ -118,7 +119,7 @@ def _group_data(
         "rank": group.rank,
         "chosen": group.chosen,
         "verdict": verdict,
-        "detail": texts.difference_text(collection.metric, found) if found else "",
+        "detail": texts.detail(collection.metric, found) if found else "",
         "n": len(group.finished),
         "all": len(group.runs),
         "status": ", ".join(f"{n} {s}" for s, n in texts.status_counts(group.runs).items()),

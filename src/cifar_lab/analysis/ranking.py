@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from cifar_lab.analysis import run_metrics, texts
-from cifar_lab.analysis.contrasts import CannotJudge, Deviation, contrast, pooled
+from cifar_lab.analysis.contrasts import CannotJudge, contrast
 from cifar_lab.analysis.power import Family
-from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
+from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, pooled_in
 from cifar_lab.config.reports import reported_of
 from cifar_lab.errors import UsageError, listing, shorten
 
@@ -84,9 +84,7 @@ def set_against(
     """Set each group's difference to the reference, or the reason why there is none."""
     reference.is_reference = True
     samples = {id(group): group.sample(collection.metric) for group in scored}
-    deviation = deviation_within(scored, collection.metric)
-    if deviation is not None:
-        collection.deviations[reference.dataset] = deviation
+    deviation = pooled_in(scored, collection.metric)
     family = Family(max(len(scored) - 1, 1), chosen=collection.baseline is None)
     best = samples[id(reference)]
     for group in scored:
@@ -97,12 +95,6 @@ def set_against(
             group.difference = contrast([sample], [best], deviation, family)
         except CannotJudge as error:
             group.not_judged = str(error)
-
-
-def deviation_within(groups: Sequence[SeedGroup], metric: str) -> Deviation | None:
-    """Return the deviation between runs of one group, pooled over groups; None if unknown."""
-    samples = [sample for group in groups if (sample := group.sample(metric)) is not None]
-    return pooled(samples)
 
 
 def _why_unranked(collection: RunCollection, dataset: str, groups: list[SeedGroup]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.contrasts import Deviation, Difference, Sample
+from cifar_lab.analysis.contrasts import Deviation, Difference, Sample, pooled
 from cifar_lab.analysis.load_runs import MISSING, FoundRun
 from cifar_lab.analysis.statistics import Interval, interval, interval_over_folds
 from cifar_lab.errors import UsageError, did_you_mean, listing, shorten, shorten_path
@@ -96,12 +96,17 @@ class SeedGroup:
         return self.difference is not None and not self.difference.told_apart
 
 
+def pooled_in(groups: Iterable[SeedGroup], metric: str) -> Deviation | None:
+    """Return the deviation between the runs of a group, pooled over groups; None if unknown."""
+    samples = (group.sample(metric) for group in groups)
+    return pooled([sample for sample in samples if sample is not None])
+
+
 @dataclass
 class RunCollection:
     """The runs at and below a folder: what differs between them, and their groups.
 
-    `deviations`: that between the runs of a group, for each dataset; `baseline`: what the groups
-    are set against, in words of `select`, if it is not the best.
+    `baseline`: what the groups are set against, in words of `select`, if it is not the best.
     """
 
     folder: Path
@@ -112,7 +117,6 @@ class RunCollection:
     metric: str = ""
     ranked: bool = False
     baseline: str | None = None
-    deviations: dict[str, Deviation] = field(default_factory=dict)
 
     @property
     def datasets(self) -> list[str]:

@@ -10,7 +10,7 @@ from cifar_lab.analysis.contrasts import Deviation, Difference, seeds_needed
 from cifar_lab.analysis.effects import MainEffects
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.power import Family, detectable
-from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
+from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, pooled_in
 from cifar_lab.analysis.statistics import Interval, show_p
 from cifar_lab.errors import listing, shorten
 
@@ -136,6 +136,13 @@ def smallest_text(metric: str, difference: Difference) -> str:
     return "" if difference.told_apart else run_metrics.show_width(metric, difference.smallest)
 
 
+def detail(metric: str, difference: Difference) -> str:
+    """Return the numbers of a verdict: `-0.80 ± 0.60 points, p = 0.31; 1.20 points would show`."""
+    smallest = smallest_text(metric, difference)
+    shows = f"; {smallest} would show" if smallest else ""
+    return f"{difference_text(metric, difference)}, {show_p(difference.p)}{shows}"
+
+
 def verdict_of(metric: str, difference: Difference) -> str:
     """Return `worse (p = 0.012)`, or `not told apart (p = 0.31); 1.20 points would show`."""
     smallest = smallest_text(metric, difference)
@@ -215,29 +222,36 @@ def closest_text(collection: RunCollection, dataset: str) -> str:
     if gap == 0:
         return "The best two are equal."
     size = run_metrics.show_width(collection.metric, gap)
-    return f"{dataset}: the best two are {size} apart. {seeds_text(collection, dataset, gap)}"
+    best = next(g for g in collection.groups if g.dataset == dataset and g.rank == 1)
+    needed = seeds_text(collection, [best, second], gap)
+    return f"{dataset}: the best two are {size} apart. {needed}"
 
 
 def detect_text(collection: RunCollection, points: float) -> list[str]:
     """Return, for each dataset, how many seeds show a difference of so many points."""
     unit = 0.01 if run_metrics.is_fraction(collection.metric) else 1.0
-    return [
-        f"{dataset}: {seeds_text(collection, dataset, unit * points)}"
-        for dataset in collection.datasets
-    ]
+    lines = []
+    for dataset in collection.datasets:
+        ranked = [g for g in collection.groups if g.dataset == dataset and g.rank is not None]
+        lines.append(f"{dataset}: {seeds_text(collection, ranked, unit * points)}")
+    return lines
 
 
-def seeds_text(collection: RunCollection, dataset: str, gap: float) -> str:
-    """Return how many seeds per configuration show a difference, and what that rests on."""
-    ranked = [g for g in collection.groups if g.dataset == dataset and g.rank is not None]
-    deviation = collection.deviations.get(dataset)
+def seeds_text(collection: RunCollection, groups: Sequence[SeedGroup], gap: float) -> str:
+    """Return how many seeds per configuration show a difference, and what that rests on.
+
+    The deviation is that of these groups, or of all of their dataset where they have none.
+    """
+    beside = [g for g in collection.groups if g.dataset == groups[0].dataset] if groups else []
+    deviation = pooled_in(groups, collection.metric) or pooled_in(beside, collection.metric)
     if deviation is None:
         return "How many seeds are needed is not known before two runs differ in their seed alone."
-    parts = [g.difference.over_images for g in ranked if g.difference and g.difference.over_images]
+    parts = [g.difference.over_images for g in groups if g.difference and g.difference.over_images]
     images = None
     if parts:
         images = median(part for part, _ in parts), parts[0][1]
-    family = Family(max(len(ranked) - 1, 1), chosen=collection.baseline is None)
+    ranked = sum(g.rank is not None for g in beside)
+    family = Family(max(ranked - 1, 1), chosen=collection.baseline is None)
     return needed_text(collection.metric, gap, deviation, images, family)
 
 

@@ -62,7 +62,7 @@ columns.push({ id: "name", name: "configuration", get: s => s.name, text: s => s
 if (severalDatasets) columns.push({ id: "dataset", name: "dataset", get: s => s.dataset, text: s => s.dataset });
 columns.push({ id: data.metric, name: nameOf(data.metric), num: true, kind: "score", get: s => scoreOf(s) ? scoreOf(s).value : null, text: s => scoreOf(s) ? scoreOf(s).text : "–" });
 const compared = settings.some(s => s.verdict && !s.chosen);
-if (compared) columns.push({ id: "verdict", name: "compared with the best", kind: "verdict", get: s => s.rank, text: s => [s.verdict, s.detail].join(" ") });
+if (compared) columns.push({ id: "verdict", name: "compared with " + data.reference, kind: "verdict", get: s => s.rank, text: s => [s.verdict, s.detail].join(" ") });
 if (data.metric !== "test_accuracy" && settings.filter(s => s.scores.test_accuracy).length > 1) {
   columns.push({ id: "test_accuracy", name: nameOf("test_accuracy"), num: true, get: s => s.scores.test_accuracy ? s.scores.test_accuracy.value : null, text: s => s.scores.test_accuracy ? s.scores.test_accuracy.text : "–" });
 }
@@ -419,7 +419,7 @@ function showSetting(setting) {
   const parts = [el("h3", { class: "name" }, (setting.rank ? `${setting.rank}. ` : "") + setting.label)];
   const pairs = Object.entries(setting.scores).map(([name, found]) => [nameOf(name), found.text]);
   pairs.push(["runs", `n = ${setting.n} (${setting.status})`]);
-  if (setting.verdict) pairs.push(["compared with the best", setting.detail ? `${setting.verdict} (${setting.detail})` : setting.verdict]);
+  if (setting.verdict) pairs.push(["compared with " + data.reference, setting.detail ? `${setting.verdict} (${setting.detail})` : setting.verdict]);
   parts.push(facts(pairs));
   if (!setting.chosen) {
     parts.push(el("h3", {}, "What differs from the best configuration"));

@@ -22,6 +22,8 @@ def as_in_a_fresh_process() -> Iterator[None]:
     with _ALONE, contextlib.ExitStack() as stack:
         stack.callback(_restore_environment, dict(os.environ))
         gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+        if gpus:
+            stack.callback(torch.cuda.set_device, torch.cuda.current_device())
         stack.enter_context(torch.random.fork_rng(gpus))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

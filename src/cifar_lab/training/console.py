@@ -221,7 +221,8 @@ def record_end(run: RunDir, before: RunSummary, error: BaseException) -> BaseExc
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(run.path)
     first = "" if isinstance(error, SystemExit) else first_line(error)
-    if isinstance(error, torch.OutOfMemoryError):
+    # MPS has no class of its own for it.
+    if isinstance(error, torch.OutOfMemoryError) or "MPS backend out of memory" in first:
         first = f"the GPU's memory is full, try a smaller training.batch_size ({first})"
     name = type(error).__name__
     message = name if first in ("", name) else f"{name}: {first}"

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -37,8 +38,8 @@ _POINTS = 1.0  # how far the interval of the difference from fp32 may reach, in 
 def select_device(name: str) -> tuple[str, str]:
     """Return the device that `name` means on this machine and the reason, for the log.
 
-    auto is cuda if there is one, else mps, else cpu. Raises UsageError for a device that is not
-    available.
+    auto is cuda if there is one that works, else mps, else cpu. Raises UsageError for a device that
+    is not available.
     """
     import torch
 
@@ -46,13 +47,12 @@ def select_device(name: str) -> tuple[str, str]:
         raise UsageError(
             f"device={shorten(name)} is wrong: it must be auto, cuda, cuda:N, mps or cpu"
         )
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    mps, problem, asked = torch.backends.mps.is_available(), cuda_problem(), name
     if name == "auto":
-        name = "cuda" if cuda else "mps" if mps else "cpu"
+        name = "mps" if mps else "cpu" if problem else "cuda"
     if name.startswith("cuda"):
-        if not cuda:
-            why = "none was found" if torch.version.cuda else "this torch is built without CUDA"
-            raise UsageError(f"device={name}: no CUDA device ({why}); use device=auto or cpu")
+        if problem is not None:
+            raise UsageError(f"device={name}: no CUDA device ({problem}); use device=auto or cpu")
         index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
         if index >= count:
             raise UsageError(f"device={name}: there are {count} CUDA devices, numbered from 0")
@@ -61,7 +61,25 @@ def select_device(name: str) -> tuple[str, str]:
         if not mps:
             raise UsageError("device=mps: no Apple GPU here; use device=auto or cpu")
         return name, "Apple GPU"
-    return name, "as asked" if cuda or mps else "there is no CUDA and no MPS device"
+    if asked == "auto":
+        return name, f"there is no MPS device and no CUDA device: {problem}"
+    return name, "as asked"
+
+
+@functools.cache
+def cuda_problem() -> str | None:
+    """Return why CUDA cannot be used on this machine; None if a tiny operation succeeds.
+
+    A driver that is too old, or a GPU for which this torch has no kernels, is there and unusable.
+    """
+    import torch
+
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.ones(1, device="cuda").add_(1).item()
+    except (RuntimeError, AssertionError) as error:
+        return "none was found" if "no NVIDIA driver" in str(error) else first_line(error)
+    return None
 
 
 class Finding(NamedTuple):
@@ -175,6 +193,10 @@ def wait_for(device: str) -> None:
 
 def check_compiler(device: str) -> None:
     """Raise UsageError if torch.compile finds no compiler for this device."""
+    if device.startswith("cuda") and importlib.util.find_spec("triton") is None:
+        raise UsageError(
+            "training.compile=true needs the package triton on CUDA: pip install triton"
+        )
     named = (os.environ.get("CXX"), "c++", "g++", "clang++", "cl")
     if device == "cpu" and not any(shutil.which(name) for name in named if name):
         raise UsageError(
@@ -204,9 +226,9 @@ def configure(device: str, threads: int | None, deterministic: bool) -> int:
 
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+    if ":" in device:  # streams and captured graphs belong to the current device
+        torch.cuda.set_device(device)
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = not deterministic
     if device == "cpu":

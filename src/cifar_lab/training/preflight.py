@@ -195,6 +195,9 @@ def _check_source(config: RunConfig, folder: Path) -> None:
         )
 
 
+_NOT_DETERMINISTIC = {"cuda": "AdaptiveMaxPool2d", "mps": "MaxPool2d"}
+"""Layers of our models whose backward pass torch refuses with deterministic algorithms."""
+
 _TRIED: dict[str, Any] = {}
 """Models of which a training step was tried, by what the step depends on: a sweep asks again."""
 
@@ -225,6 +228,12 @@ def _try_to_train(config: RunConfig) -> Any:
         if config.training.frozen_epochs:
             classifier_of(model, "training.frozen_epochs")
         logits = _try_model(model, config, count, num_classes) if fresh else None
+    unfit = _NOT_DETERMINISTIC.get(config.device.split(":")[0])
+    if config.deterministic and any(type(m).__name__ == unfit for m in model.modules()):
+        raise UsageError(
+            f"deterministic=true is wrong: the model has an nn.{unfit}, whose gradients torch "
+            f"cannot compute deterministically on device={config.device}"
+        )
     optimizer = build_optimizer(described, model)
     if logits is not None:
         logits.logsumexp(1).sum().backward()

@@ -103,7 +103,7 @@ def _load_with_new_rates(
 ) -> None:
     """Load a checkpoint, but not its learning rates: the schedule starts anew over `epochs`."""
     # The schedule of the whole run has changed the settings of the optimizer that was built.
-    optimizer = optimizer_settings(config.optimizer, state.device)
+    optimizer = optimizer_settings(config.optimizer, state.device, config.precision)
     state.optimizer = build_optimizer(optimizer, state.model)
     state.schedule = make_schedule(config.scheduler, state.optimizer, epochs, steps)
     fresh = [

@@ -97,6 +97,9 @@ def _of_the_config(config: RunConfig, test_size: int, official_size: int) -> Ite
             "a mirrored digit is not that digit, and the accuracy is lower; augmentation=none "
             "leaves them as they are"
         )
+    on_cuda = config.device.startswith("cuda") and config.precision == "bf16"
+    if on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield "this GPU emulates bf16, slower than fp32; precision=fp16 is what it computes fast"
     if config.study.report is not None:
         yield from _no_claim(config)
     kept = min(_FEATURES_KEPT, test_size)

@@ -224,7 +224,8 @@ class _Graph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._state.generator)  # of dropout masks
         self._state.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
+        # Of this thread alone: another one may pin the images of the next steps.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._loss, self._logits = self._passes(self._images, self._labels)
         self._gradients = [parameter.grad for parameter in self._parameters]
         self._captured = graph

@@ -14,9 +14,9 @@ from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.identity import address, identity
 from cifar_lab.config.launch import LAUNCH_KEYS
 from cifar_lab.config.request import Request
-from cifar_lab.config.run_config import DropoutConfig, RunConfig, load, to_plain
+from cifar_lab.config.run_config import DropoutConfig, RunConfig, to_plain
 from cifar_lab.config.schema import default_of
-from cifar_lab.errors import UsageError, did_you_mean, first_line, shorten_path
+from cifar_lab.errors import UsageError, did_you_mean, first_line
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import batch_bounds
@@ -155,44 +155,14 @@ def check(
     if config.continue_from is not None:
         start = Path(config.continue_from)
         if not planned or "continue_from" in asked or start.exists():
-            _check_source(config, start)
+            from cifar_lab.training.resume import check_source
+
+            check_source(config, start)
     with one_thread():
         optimizer = _try_to_train(config)
     if config.scheduler is not None:
         _check_scheduler(config, config.scheduler, optimizer)
     return config
-
-
-def _check_source(config: RunConfig, folder: Path) -> None:
-    """Refuse to continue from a run that is not the beginning of this one."""
-    source = load(folder / "config.yaml")
-    computed = {
-        name: getattr(source.dataset, name)
-        for name in ("mean", "std")
-        if getattr(config.dataset, name) == "auto"  # the same images give the same numbers
-    }
-    dataset = dataclasses.replace(
-        config.dataset,
-        **computed,
-        computed=source.dataset.computed,
-        storage=source.dataset.storage,  # wherever the images are, they are the same
-        relative_to=source.dataset.relative_to,
-    )
-    name = f"continue_from={shorten_path(folder)}"
-    # with another split, images that were trained on would validate
-    for role, mine, theirs in (
-        ("dataset", dataset, source.dataset),
-        ("split", config.split, source.split),
-        ("model", config.model, source.model),
-        ("optimizer._target_", config.optimizer["_target_"], source.optimizer["_target_"]),
-    ):
-        if to_plain(mine) != to_plain(theirs):
-            raise UsageError(f"{name} has another {role}; it must be the same")
-    if config.training.epochs <= source.training.epochs:
-        raise UsageError(
-            f"training.epochs={config.training.epochs} is wrong: {name} was to train "
-            f"{source.training.epochs} epochs, which count as well; set a larger number"
-        )
 
 
 _NOT_DETERMINISTIC = {"cuda": "AdaptiveMaxPool2d", "mps": "MaxPool2d"}

@@ -1,10 +1,12 @@
 """Where a run starts: at its own checkpoint, at that of a finished run, or at step 0."""
 
+import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
-from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import Unavailable, UsageError
+from cifar_lab.config.run_config import RunConfig, load, to_plain
+from cifar_lab.errors import Unavailable, UsageError, shorten_path
 from cifar_lab.runs.files import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
@@ -81,7 +83,7 @@ def _start_from_best(state: TrainState, source: RunDir, config: RunConfig, steps
     state.best_monitored = gain(state.best, config.training.monitor)
     left = config.training.epochs - state.epoch
     state.optimizer = build_optimizer(
-        optimizer_settings(config.optimizer, state.device), state.model
+        optimizer_settings(config.optimizer, state.device, config.precision), state.model
     )
     state.schedule = make_schedule(config.scheduler, state.optimizer, left, steps)
     return (
@@ -113,3 +115,35 @@ def _load_with_new_rates(
     state.load_state_dict({**found, "scheduler": None})
     for group, values in zip(state.optimizer.param_groups, fresh, strict=True):
         group.update(values)
+
+
+def check_source(config: RunConfig, folder: Path) -> None:
+    """Refuse to continue from a run that is not the beginning of this one."""
+    source = load(folder / "config.yaml")
+    computed = {
+        name: getattr(source.dataset, name)
+        for name in ("mean", "std")
+        if getattr(config.dataset, name) == "auto"  # the same images give the same numbers
+    }
+    dataset = dataclasses.replace(
+        config.dataset,
+        **computed,
+        computed=source.dataset.computed,
+        storage=source.dataset.storage,  # wherever the images are, they are the same
+        relative_to=source.dataset.relative_to,
+    )
+    name = f"continue_from={shorten_path(folder)}"
+    # with another split, images that were trained on would validate
+    for role, mine, theirs in (
+        ("dataset", dataset, source.dataset),
+        ("split", config.split, source.split),
+        ("model", config.model, source.model),
+        ("optimizer._target_", config.optimizer["_target_"], source.optimizer["_target_"]),
+    ):
+        if to_plain(mine) != to_plain(theirs):
+            raise UsageError(f"{name} has another {role}; it must be the same")
+    if config.training.epochs <= source.training.epochs:
+        raise UsageError(
+            f"training.epochs={config.training.epochs} is wrong: {name} was to train "
+            f"{source.training.epochs} epochs, which count as well; set a larger number"
+        )

@@ -265,6 +265,12 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("RUN/nothing tracker=tensorboard", "is not a folder"),
         (". tracker=tensorboard", "has no finished run"),
     ],
+    "watch": [
+        ("nowhere", "nowhere is not a folder"),
+        (".", "holds no run yet"),
+        ("RUN --serve x", "--serve x is wrong: it must be from 0 to 65,535"),
+        ("RUN --host no.such.host.invalid --serve 0", "on no.such.host.invalid: "),
+    ],
     "summarize": [
         (".", "holds no run"),
         ("nowhere", "nowhere"),

@@ -52,14 +52,17 @@ LINKED = (
 """Files of a run that the page links to where they are there."""
 
 
-def report(summary: Summary) -> str:
-    """Return the page, with the data in it that its script sorts, filters and draws."""
+def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
+    """Return the page, with the data in it that its script sorts, filters and draws.
+
+    `template` may be one that extends that of the page, and `more` what it needs besides.
+    """
     collection, claims, test = summary.collection, summary.claims, summary.test
     ranking = collection.ranking
     places = {id(group): place for place, group in enumerate(ranking)}
     data = _data(collection, test=test)  # first: what it cannot read becomes a problem
     return render(
-        PAGES / "report.html",
+        PAGES / template,
         title=shorten(collection.folder.resolve().name, 120),
         counts=texts.counts_text(collection),
         best=[texts.best_text(collection, group) for group in ranking if group.chosen],
@@ -75,6 +78,7 @@ def report(summary: Summary) -> str:
         judged=[(places.get(id(group)), judged.verdict) for _, group, judged in claims],
         problems=texts.problems(collection),
         data=data,
+        **more,
     )
 
 

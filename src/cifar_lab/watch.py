@@ -1,0 +1,67 @@
+"""Follow the runs below a folder while they train: how far, the best so far, the time left.
+
+Only files are read, so that it works for runs of any terminal and of a cluster alike.
+"""
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifar_lab import cli
+from cifar_lab.errors import UsageError, shorten_path
+
+_SECONDS = 2.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m cifar_lab.watch FOLDER [--serve PORT] [--once]`."""
+    return cli.run(_watch, argv)
+
+
+def _watch(argv: list[str]) -> int:
+    parser = cli.Parser("watch", __doc__)
+    parser.add_argument("folder", type=cli.path, help="a run folder, or a folder of them")
+    parser.add_argument("--once", action="store_true", help="print the table, and end")
+    parser.add_number(
+        "--serve", 0, 65535, default=None, help="show the summary page at this port (0: any)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="with --serve: 0.0.0.0 lets other machines read, too"
+    )
+    arguments = parser.parse_args(argv)
+    folder: Path = arguments.folder
+
+    from cifar_lab.analysis.watching import Watcher, table
+
+    watcher = Watcher(folder)
+    if not watcher.look():
+        raise UsageError(f"{shorten_path(folder)} holds no run yet")
+    if arguments.serve is not None:
+        from cifar_lab.analysis.live_page import open_server
+
+        with open_server(watcher, arguments.host, arguments.serve) as server:
+            print(f"{server.address} shows {folder} until Ctrl-C", flush=True)
+            server.serve_forever()
+        return 0
+    before, live = "", sys.stdout.isatty() and not arguments.once
+    while True:
+        runs = watcher.look()
+        size = shutil.get_terminal_size((100, 40))
+        text = table(runs, size.columns, size.lines - 5 if live else None)
+        going = any(run.status in ("running", "queued") for run in runs)
+        if live:
+            print(f"\x1b[H\x1b[2J{text}", flush=True)
+        elif text != before and (arguments.once or not going or before == ""):
+            print(text, flush=True)
+        elif text.splitlines()[0] != before.splitlines()[0]:
+            print(text.splitlines()[0], flush=True)
+        if arguments.once or not going:
+            return 0
+        before = text
+        time.sleep(_SECONDS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -127,7 +127,6 @@ class Ensemble:
         return mean_probabilities(members, images, device=device)[0]
 
 
-@as_in_a_fresh_process()
 class Runs(list[Run]):
     """Runs in a list, with what `summarize` and `compare` say of them; nothing is written."""
 
@@ -162,6 +161,7 @@ class Runs(list[Run]):
         return collect_folders([run.path for run in self])
 
 
+@as_in_a_fresh_process()
 def run(*overrides: str) -> Run:
     """Train and evaluate one run, resume it, or find it finished; return it.
 

@@ -68,7 +68,7 @@ class LaunchOptions:
         meaning='runs of a sweep that is no full grid: [{optimizer: sgd, seed: "0,1"}]',
     )
     plan: bool | Literal["list"] = setting(
-        False, "show what would run, and run nothing; list: without the time it would take"
+        False, "show what would run, and run nothing; list: without the times"
     )
     rerun: bool = setting(False, "run again what is finished")
     accept_code: bool = setting(False, "accept results of another version of the code")

@@ -15,10 +15,7 @@ from cifar_lab.training.preflight import compose_checked
 
 GOLDEN = {
     (): "cifar10-convnet-adam-relu-lr0.001-seed0-7cf6801b",
-    (
-        "dataset=mnist",
-        "augmentation=crop_flip",
-    ): "mnist-convnet-adam-relu-lr0.001-seed0-efcdb83e",
+    ("dataset=mnist", "augmentation=crop_flip"): "mnist-convnet-adam-relu-lr0.001-seed0-efcdb83e",
     (
         "dataset=digits",
         "augmentation=crop_flip",
@@ -113,9 +110,7 @@ def test_every_experiment_survives_save_and_load(experiment: str, tmp_path: Path
         assert cell.config.protocol == protocol
 
 
-def test_the_users_own_values_win_over_the_protocols(
-    tmp_path: Path,
-) -> None:
+def test_the_users_own_values_win_over_the_protocols(tmp_path: Path) -> None:
     experiment = tmp_path / "experiment"
     experiment.mkdir()
     (experiment / "mine.yaml").write_text(

@@ -1,10 +1,6 @@
 """What a run sets for its process, and what that may not change."""
 
 import dataclasses
-import os
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,41 +14,6 @@ from cifar_lab.training import device
 from cifar_lab.training.build import build_state, optimizer_settings
 from cifar_lab.training.console import record_end
 from cifar_lab.training.data import load_splits
-
-FAULTS = """
-import resource, torch
-from cifar_lab.training import device
-device.configure("cpu", 1, False)
-
-def step():
-    kept = [torch.ones(4_000_000) for _ in range(4)]  # 64 MB, as the activations of a step
-
-for _ in range(3):  # until the heap has found its shape
-    step()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    step()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 5)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
-def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
-    def faults(**environment: str) -> int:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
-        answer = subprocess.run(
-            [sys.executable, "-c", FAULTS],
-            env=clean | environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return int(answer.stdout)
-
-    pages = 64_000_000 // 4096
-    assert faults() < pages / 100
-    assert faults(MALLOC_MMAP_THRESHOLD_="1000000") > pages / 2, "the environment wins"
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

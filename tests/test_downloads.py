@@ -62,15 +62,6 @@ def test_only_what_an_earlier_download_did_not_leave_is_asked_for(
     assert names(tmp_path) == ["file"]
 
 
-def test_another_range_than_the_one_asked_for_is_not_appended(
-    server: FileServer, tmp_path: Path
-) -> None:
-    (tmp_path / "file.part").write_bytes(CONTENT[:1000])
-    with pytest.raises(SourceFailed, match="another range"):
-        get(server.serve("/file", Behaviour(CONTENT, wrong_range=True)), tmp_path / "file")
-    assert names(tmp_path) == []
-
-
 def test_a_connection_that_breaks_is_resumed(server: FileServer, tmp_path: Path) -> None:
     get(server.serve("/file", Behaviour(CONTENT, close_after=200_000)), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -125,12 +116,6 @@ def test_nobody_there(tmp_path: Path) -> None:
         address = gone.address
     with pytest.raises(SourceFailed, match=os.strerror(errno.ECONNREFUSED)):
         get(f"{address}/file", tmp_path / "file")
-
-
-def test_a_folder_that_takes_no_file_is_named(server: FileServer, tmp_path: Path) -> None:
-    (tmp_path / "folder").write_text("a file")
-    with pytest.raises(FileExistsError, match="folder"):
-        get(server.serve("/file", Behaviour(CONTENT)), tmp_path / "folder" / "file")
 
 
 def test_a_part_that_is_a_link_is_not_followed(server: FileServer, tmp_path: Path) -> None:
@@ -231,21 +216,6 @@ def test_no_source_left_says_in_one_line_what_was_tried_and_what_one_can_do(tiny
         f"(tried {first}: HTTP 404 Not Found; {second}: silent for 0.4 s after 0.0 MB); "
         f"put tiny-python.tar.gz into {tiny.root}, or set CIFAR_LAB_DATA to a folder that has it"
     )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("status", "paths"), [(503, ["/tar", "/b", "/tar"]), (200, ["/tar", "/b"])]
-)
-def test_a_slow_address_waits_until_the_others_were_tried(
-    tiny: Tiny, status: int, paths: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download, "TRIAL_SECONDS", 0.2)
-    tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=150_000))
-    other = tiny.server.serve("/b", Behaviour(tiny.archive, status=status))
-    assert tiny_sets.same(tiny.load((other,), patience_minutes=0.2 / 60), tiny.data)
-    assert [path for path, _ in tiny.server.requests] == paths
-    assert len(paths) == 2 or tiny.server.requests[2][1] is not None, "it goes on where it was"
 
 
 def test_content_that_decodes_to_something_else_is_never_used(tiny: Tiny) -> None:

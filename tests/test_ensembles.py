@@ -101,10 +101,7 @@ def test_images_are_matched_by_their_index(runs: list[RunDir], tmp_path: Path) -
     found = runs[1].read_predictions()
     order = np.random.default_rng(0).permutation(len(found))
     shuffled = dataclasses.replace(
-        found,
-        logits=found.logits[order],
-        labels=found.labels[order],
-        indices=found.indices[order],
+        found, logits=found.logits[order], labels=found.labels[order], indices=found.indices[order]
     )
     mixed.write_predictions(shuffled, "test", "scored")
     a, b = ensembles.mean_predictions(runs[:2]), ensembles.mean_predictions([runs[0], mixed])

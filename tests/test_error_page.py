@@ -77,10 +77,7 @@ def test_mistakes_are_ordered_by_confidence() -> None:
     assert [one.p_guess for one in found] == pytest.approx(sorted(sure[wrong])[::-1][:5])
     for one in found:
         (place,) = np.flatnonzero(predictions.indices == one.index)
-        assert (one.label, one.guess) == (
-            predictions.labels[place],
-            predictions.predicted[place],
-        )
+        assert (one.label, one.guess) == (predictions.labels[place], predictions.predicted[place])
         assert one.p_label == pytest.approx(predictions.probabilities[place, one.label])
 
 

@@ -14,7 +14,6 @@ from tiny_runs import copy_run, make, train
 
 from cifar_lab import export
 from cifar_lab.exports import onnx_file, safetensors_file
-from cifar_lab.exports.check import why_stored_differ
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
@@ -199,20 +198,6 @@ def test_a_run_that_is_not_finished_is_refused(
     queued = make(tmp_path)
     assert export.main([str(queued.path), "--format", "pt2"]) == 2
     assert "is queued; finish it first: python -m cifar_lab.train" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("setting", "device", "words"),
-    [
-        ("evaluation.views=mirrored", "cpu", "means over views (evaluation.views=mirrored)"),
-        ("evaluation.crop_padding=2", "cpu", "cropped at random (evaluation.crop_padding=2)"),
-        ("precision=bf16", "cpu", "computed with precision=bf16"),
-        ("seed=1", "cuda", "computed on cuda, which rounds otherwise"),
-    ],
-)
-def test_what_a_plain_pass_cannot_repeat(setting: str, device: str, words: str) -> None:
-    config = compose_checked([*QUICK, setting]).runs[0].config
-    assert words in (why_stored_differ(config, device) or "")
 
 
 def test_predictions_that_a_plain_pass_cannot_repeat_are_reported_and_not_compared(

@@ -30,12 +30,7 @@ from cifar_lab.figures import (
     style,
     tsne,
 )
-from cifar_lab.runs.metrics import (
-    EpochMetrics,
-    Predictions,
-    StepMetrics,
-    separation,
-)
+from cifar_lab.runs.metrics import EpochMetrics, Predictions, StepMetrics, separation
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import queued
 
@@ -159,15 +154,6 @@ def test_curves_show_what_the_rows_say_and_mark_the_best_epoch(tmp_path: Path) -
     target = next(line for line in accuracy.lines if line.get_label() == "target 70 %")
     assert set(np.asarray(target.get_ydata())) == {0.7}
     assert all("%" in label.get_text() for label in accuracy.get_yticklabels())
-
-
-def test_a_watched_test_curve_is_dashed_and_named_so(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    run.rewrite_metrics(history(5, watched=True))
-    accuracy = curves.draw(run).axes[1]
-    watched = next(line for line in accuracy.lines if line.get_label() == "test (watched)")
-    assert watched.get_linestyle() == "--"
-    assert "test (watched)" not in legend_texts(curves.draw(run, test=False).axes[1])
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 300])
@@ -422,15 +408,6 @@ def test_separation_counts_neighbours_without_the_point_itself() -> None:
     scores = separation(far, np.repeat([0, 1], 6))
     assert scores["knn_accuracy"] == 1.0
     assert scores["silhouette"] > 0.99
-
-
-def test_features_that_are_all_the_same_lie_in_one_point(tmp_path: Path) -> None:
-    dead = make_run(tmp_path)
-    same = {"labels": np.arange(40) % 10, "indices": np.arange(40)}
-    dead.write_arrays(dead.features_file, features=np.ones((40, 8), np.float32), **same)
-    figure = pca.draw(dead)
-    check_drawn(figure)
-    assert figure.axes[0].get_xlabel() == "all features are the same"
 
 
 # --- all of them ----------------------------------------------------------------------------------

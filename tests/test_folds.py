@@ -19,7 +19,6 @@ from cifar_lab.config.data_config import SplitConfig
 from cifar_lab.config.identity import address
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.run import run_experiment
 from cifar_lab.training.splits import split_indices
 
 FOLDS = [line for line in TINY if not line.startswith("split.validation")]
@@ -155,32 +154,3 @@ def test_two_folds_are_too_few_for_an_interval() -> None:
     assert found is not None
     assert (found.n, found.low, found.high) == (4, None, None)
     assert found.mean == pytest.approx(0.65)
-
-
-@pytest.mark.slow
-def test_two_settings_on_the_folds_of_digits_are_compared_by_the_corrected_test(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Real runs: each training image is scored once, and the test is Nadeau and Bengio's."""
-    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
-    for lr in (0.01, 0.003):
-        for fold in range(5):
-            words = ["split.folds=5", f"split.fold={fold}", f"optimizer.lr={lr}"]
-            request = compose_checked([*FOLDS, *words, f"output_dir={tmp_path / 'runs'}"])
-            run_experiment(RunDir.create(request.runs[0].config))
-    collection = collection_of(tmp_path / "runs")
-    assert [len(setting.finished) for setting in collection.groups] == [5, 5]
-    best = next(one for one in collection.groups if one.chosen)
-    other = next(one for one in collection.groups if not one.chosen)
-    accuracies = []
-    for setting in (best, other):
-        found = [run.read_predictions("validation") for run in (r.run for r in setting.finished)]
-        indices = np.concatenate([predictions.indices for predictions in found])
-        assert sorted(indices.tolist()) == list(range(1437))
-        accuracies.append([predictions.accuracy for predictions in found])
-    differences = np.array(accuracies[0]) - np.array(accuracies[1])
-    error = math.sqrt((1 / 5 + 1 / 4) * differences.var(ddof=1))
-    expected = 2 * stats.t.sf(abs(differences.mean()) / error, 4)
-    assert other.difference is not None
-    assert other.difference.p == pytest.approx(expected, rel=0.002)  # 287.4 of 1149.6 images
-    assert other.difference.covers == "folds"

@@ -34,11 +34,3 @@ def test_lines_are_answered(part: int, template: Path, pytestconfig: pytest.Conf
         codes.add(said.code)
         assert list(faults(said, words)) == [], (number, words, said)
     assert {0, 2} <= codes
-
-
-def test_a_line_follows_from_its_number_alone() -> None:
-    generator, other = Generator(0), Generator(0)
-    lines = [generator.line(number) for number in range(300)]
-    assert [other.line(number) for number in reversed(range(300))] == lines[::-1]
-    assert len({tuple(line) for line in lines}) > 250
-    assert Generator(1).line(0) != lines[0]

@@ -1,6 +1,5 @@
 import base64
 import io
-import itertools
 import json
 import re
 import subprocess
@@ -134,14 +133,6 @@ def test_runs_are_linked_with_their_pictures(tmp_path: Path) -> None:
     for address in links.values():
         assert address.startswith("./a%20folder%20%231/")
         assert (tmp_path / unquote(address)).exists()
-
-
-def test_a_target_that_follows_from_its_option_is_no_difference(tmp_path: Path) -> None:
-    make_run(tmp_path, activation="ReLU", accuracy=0.7)
-    make_run(tmp_path, activation="Tanh", accuracy=0.6)
-    assert summarize.main([str(tmp_path)]) == 0
-    rows = data_of(tmp_path / "report.html")["settings"][1]["difference"]
-    assert rows == [["activation", "Tanh", "ReLU"]]
 
 
 def test_axes_that_follow_from_others_have_no_column(tmp_path: Path) -> None:
@@ -289,41 +280,6 @@ def test_pointing_and_choosing_by_mouse_and_keys(page: Path, browse: Browse) -> 
     assert (found["second"], found["selected"]) == (labels[7], ["7"])
     assert "optimizer=adam" in found["claim"]
     assert found["slash"] == "filter"
-
-
-@pytest.mark.browser
-def test_several_settings_are_drawn_each_in_its_colour_with_its_name(
-    page: Path, browse: Browse
-) -> None:
-    found = browse(
-        page,
-        "document.getElementById('draw-none').click();"
-        "const empty = document.querySelectorAll('#chart g.curve').length;"
-        "for (const i of [0, 3, 9])"
-        " document.querySelector(`tr[data-setting='${i}'] input`).click();"
-        "const slot = node => node.style.getPropertyValue('--slot');"
-        "return {empty, drawn: [...document.querySelectorAll('#chart g.curve')].map(g => ({"
-        "setting: g.dataset.setting, colour: slot(g), "
-        "name: g.querySelector('.end').firstChild.data,"
-        "band: g.querySelectorAll('.band').length,"
-        "row: slot(document.querySelector(`tr[data-setting='${g.dataset.setting}'] .swatch`)),"
-        "square: slot(document.querySelector(`.square[data-setting='${g.dataset.setting}']`)),"
-        "y: Number(g.querySelector('.end').getAttribute('y'))})), hash: location.hash}",
-    )
-    settings = data_of(page)["settings"]
-    assert found["empty"] == 0
-    assert [line["setting"] for line in found["drawn"]] == ["0", "3", "9"]
-    assert len({line["colour"] for line in found["drawn"]}) == 3
-    for line in found["drawn"]:
-        assert line["colour"] == line["row"] == line["square"] != ""
-        assert line["band"] == 1  # two seeds
-        optimizer, activation, rate = settings[int(line["setting"])]["key"]
-        assert line["name"].split(", ")[-1] == f"lr {rate}"
-        assert set(line["name"].split(", ")) <= {optimizer, activation, f"lr {rate}"}
-    assert len({line["name"] for line in found["drawn"]}) == 3
-    places = sorted(line["y"] for line in found["drawn"])
-    assert min(b - a for a, b in itertools.pairwise(places)) >= 14
-    assert "draw=0.3.9" in found["hash"]
 
 
 @pytest.mark.browser

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import StopIn, make, train
+from tiny_runs import StopIn, make, train, weights
 from torch import nn
 
 from cifar_lab.config.identity import address
@@ -16,11 +16,6 @@ from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 
 ON = ["training.lookahead.every=4"]  # of 18 steps: the last one is not a multiple
-
-
-def weights(run: RunDir) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = torch.load(run.last, weights_only=True)["model"]
-    return found
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -129,28 +128,6 @@ def test_threads_decode_in_order(folder: Path) -> None:
             assert path == paths[17]
         else:
             assert np.array_equal(decoded[0], pictures.read_picture(path, PREPARATION))
-
-
-@pytest.mark.slow
-def test_a_killed_decoding_leaves_nothing_that_is_used(folder: Path, root: Path) -> None:
-    program = (
-        "import sys, time; from pathlib import Path\n"
-        "from cifar_lab.datasets import pictures, image_folder\n"
-        "read = pictures.read_content\n"
-        "pictures.read_content = lambda path: (time.sleep(0.05), read(path))[1]\n"
-        "image_folder.load(root=Path(sys.argv[1]), checksums={}, path=sys.argv[2], "
-        "image_shape=(3, 16, 16), storage='mapped')"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program, str(root), str(folder)])
-    limit = time.monotonic() + 60
-    while not list(root.rglob(".train_images*.tmp")) and time.monotonic() < limit:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert caches(root) == []
-    assert list(root.rglob(".train_images*.tmp")), "it was killed as it wrote"
-    assert tiny_sets.same(load(folder, root, "mapped"), load(folder, root, "memory"))
-    assert not list(root.rglob("*.tmp"))
 
 
 def test_a_picture_that_changes_while_it_is_read_is_noticed(

@@ -117,11 +117,7 @@ TABLE: list[tuple[str, tuple[int, int, int], dict[str, Any], int, float]] = [
 
 @pytest.mark.parametrize(("model", "image_shape", "changes", "count", "macs"), TABLE)
 def test_parameters_and_multiply_adds_are_the_reports(
-    model: str,
-    image_shape: tuple[int, int, int],
-    changes: dict[str, Any],
-    count: int,
-    macs: float,
+    model: str, image_shape: tuple[int, int, int], changes: dict[str, Any], count: int, macs: float
 ) -> None:
     built = build(model, image_shape, **changes)
     assert parameters(built) == count

@@ -2,10 +2,8 @@
 
 import dataclasses
 import importlib
-import os
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,31 +118,6 @@ def test_own_pictures_train_and_are_asked_about(
     out = capsys.readouterr().out
     names = ("cat", "dog") if source == "image_folder" else ("0", "1")
     assert all(f" {name} " in out for name in names)
-
-
-@pytest.mark.slow
-def test_every_command_of_the_page_works_from_an_installed_wheel(
-    own: Path, installed_wheel: Path
-) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment["CIFAR_LAB_DATA"] = str(own / "data")
-    of_own_model = None
-    for words in commands_of_the_page():
-        name, *rest = words
-        found = find_runs(own / "outputs") if (own / "outputs").exists() else []
-        runs = sorted(found, key=lambda run: run.path.stat().st_mtime)
-        if "--trust" in rest:
-            of_own_model = of_own_model or str(runs[0].path)
-            rest = [of_own_model if word == "RUN_DIR" else word for word in rest]
-        rest = [str(runs[-1].path) if word == "RUN_DIR" else word for word in rest]
-        command = [str(installed_wheel), "-m", f"cifar_lab.{name}", *rest]
-        if name == "train":
-            command += TINY
-        done = subprocess.run(
-            command, cwd=own, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-    assert len(find_runs(own / "outputs")) == 5
 
 
 @pytest.mark.parametrize("trusting", ["--trust my_models", "trust=my_models", "trust=[my_models]"])

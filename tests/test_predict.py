@@ -61,22 +61,6 @@ def test_table_names_the_most_probable_classes(
     assert shares[0] == pytest.approx(100 * rows[0].max(), abs=0.01)
 
 
-def test_a_camera_that_was_turned_makes_no_difference(run: RunDir, tmp_path: Path) -> None:
-    upright = np.zeros((40, 40, 3), dtype=np.uint8)
-    upright[:10, :30] = 255
-    plain = save(tmp_path / "plain.png", upright)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera says: turn by a quarter to see it upright
-    turned = save(tmp_path / "turned.png", np.rot90(upright).copy(), exif=exif)
-    rows = probabilities(run, [plain, turned])
-    assert rows[0] == pytest.approx(rows[1])
-    assert not np.allclose(rows[0], probabilities(run, [_without_exif(turned)])[0])
-
-
-def _without_exif(path: Path) -> Path:
-    return save(path.with_name("bare.png"), np.asarray(Image.open(path)))
-
-
 def test_arrays_open_pictures_and_files_are_answered_alike(run: RunDir, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     gray = random.integers(0, 256, (3, 32, 32), dtype=np.uint8)

@@ -135,9 +135,7 @@ print(commit, provenance.reuse_note(made))
 """
 
 
-def test_an_edited_training_loop_is_named_when_a_finished_run_is_used_again(
-    package: Path,
-) -> None:
+def test_an_edited_training_loop_is_named_when_a_finished_run_is_used_again(package: Path) -> None:
     git = ["git", "-C", str(package.parents[1]), "-c", "user.name=n", "-c", "user.email=e"]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)

@@ -13,17 +13,16 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_runs import TINY_CELL, descendants, kill_tree, wait_until, weights
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.provenance import commit
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.pool import make_launcher
@@ -31,15 +30,7 @@ from cifar_lab.sweeps.ray import RaySettings, task_resources
 from cifar_lab.training.preflight import compose_checked
 
 SCRIPT = Path(__file__).parent / "ray_cluster.py"
-TINY = (
-    "dataset=digits",
-    "figures=none",
-    "model.widths=[2,4]",
-    "model.hidden=8",
-    "split.validation=200",
-    "device=cpu",
-    "precision=fp32",
-)
+TINY = (*TINY_CELL, "device=cpu", "precision=fp32")
 ON_RAY = ("hydra/launcher=ray", "hydra.launcher.mem_gb=0.5")
 
 
@@ -141,37 +132,10 @@ def ended(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
-
-
 def has_epochs(run: RunDir, count: int) -> bool:
     """Return whether a run has begun an epoch after these; a row comes before its checkpoint."""
     rows = run.metrics_file.read_text().splitlines()[1:] if run.last.exists() else []
     return len(rows) > count
-
-
-def tree(process: int) -> set[int]:
-    """Return a process and all that it has started, and what those have started."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            after_name = stat.read_text().rpartition(")")[2].split()
-            children.setdefault(int(after_name[1]), []).append(int(stat.parent.name))
-    found, waiting = set[int](), [process]
-    while waiting:
-        found.add(one := waiting.pop())
-        waiting += children.get(one, [])
-    return found
-
-
-def kill_tree(process: int) -> None:
-    for one in tree(process):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
 
 
 def running_in(run: RunDir, processes: set[int]) -> bool:
@@ -182,7 +146,7 @@ def running_in(run: RunDir, processes: set[int]) -> bool:
 
 def assert_equal_weights(folder: Path, other: Path) -> None:
     for name in (run.path.name for run in find_runs(folder)):
-        a, b = (dict(load_checkpoint(RunDir(f / name).last)["model"]) for f in (folder, other))
+        a, b = (weights(RunDir(f / name)) for f in (folder, other))
         assert a.keys() == b.keys()
         assert all(torch.equal(a[key], b[key]) for key in a)
 
@@ -209,7 +173,7 @@ def test_a_node_killed_in_mid_epoch_changes_no_weights(
     victims: list[RunDir] = []
 
     def runs_on_the_last_node() -> bool:
-        processes = tree(cluster.raylets[-1])
+        processes = {cluster.raylets[-1], *descendants(cluster.raylets[-1])}
         runs = find_runs(folder) if folder.is_dir() else []
         victims[:] = [run for run in runs if running_in(run, processes)]
         return bool(victims) and has_epochs(victims[0], 1)
@@ -263,7 +227,7 @@ def test_a_local_ray_that_dies_is_started_again_and_uses_up_no_tries(
     wait_until(lambda: any(has_epochs(run, 1) for run in find_runs(folder)), "an epoch")
     raylets = [
         process
-        for process in tree(sweep.pid)
+        for process in descendants(sweep.pid)
         if Path(f"/proc/{process}/exe").resolve().name == "raylet"
     ]
     assert len(raylets) == 1

@@ -26,16 +26,6 @@ def named_tests(cell: str) -> list[tuple[str, str]]:
     return found
 
 
-def test_the_table_is_read() -> None:
-    assert len(ROWS) > 30
-    assert named_tests("`a.py`, `b.py::test_x...`, `...y...`, `test_z`") == [
-        ("a.py", ""),
-        ("b.py", r"test_x\w*"),
-        ("b.py", r"\w*y\w*"),
-        ("b.py", "test_z"),
-    ]
-
-
 @pytest.mark.parametrize("row", ROWS, ids=[row[0][:40] for row in ROWS])
 def test_each_fault_names_tests_that_exist(row: list[str]) -> None:
     assert len(row) == 4, "a | in a cell is written \\|"

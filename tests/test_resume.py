@@ -214,8 +214,7 @@ def test_a_schedule_of_the_whole_run_starts_anew_over_the_added_epochs(
 ) -> None:
     """9 steps, then 9 over the added epoch; a rate that was asked for is the one in use."""
     on = train(
-        tmp_path,
-        *("scheduler=cosine", "optimizer.lr=0.0001", f"continue_from={first.path}"),
+        tmp_path, *("scheduler=cosine", "optimizer.lr=0.0001", f"continue_from={first.path}")
     )
     # the rate of the last step by hand: 1e-4 * (1 + cos(pi * 8 / 9)) / 2
     assert [row.learning_rate for row in on.read_metrics()] == [

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import optuna
@@ -32,13 +32,6 @@ from cifar_lab.training.signals import Stop
 
 TINY = ("dataset=digits", "figures=none", "model.widths=[2,4]", "model.hidden=8")
 SPACE = ("optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer=sgd,adam")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIFAR_LAB_DATA", str(tmp_path_factory.mktemp("data")))
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -5,16 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import TINY_CELL, wait_until, weights
 
 import cifar_lab
 from cifar_lab.errors import UsageError
-from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import run_cell, sweep_cells
 from cifar_lab.sweeps.slurm import sbatch_options, sent_jobs, write_array
@@ -24,22 +23,7 @@ from cifar_lab.training.signals import Stop
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm"
 LONGEST_ARRAY = 3
-TINY = (
-    "dataset=digits",
-    "figures=none",
-    "model.widths=[2,4]",
-    "model.hidden=8",
-    "split.validation=200",
-    "device=cpu",
-    "precision=fp32",
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIFAR_LAB_DATA", str(tmp_path_factory.mktemp("data")))
-        yield
+TINY = (*TINY_CELL, "device=cpu", "precision=fp32")
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +44,6 @@ def train(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     line = [sys.executable, "-m", "cifar_lab.train", "-m", *TINY, f"output_dir={folder}"]
     pipe = subprocess.PIPE
     return subprocess.Popen([*line, *overrides], stdout=pipe, stderr=pipe, text=True)
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.05)
-
-
-def weights(run: RunDir) -> dict[str, torch.Tensor]:
-    return dict(load_checkpoint(run.last)["model"])
 
 
 def squeue() -> list[str]:

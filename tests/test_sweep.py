@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,6 @@ TINY = (
     "training.epochs=2",
     "split.validation=200",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One data folder for all, as the server that forks keeps the environment it started in."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CIFAR_LAB_DATA", str(tmp_path_factory.mktemp("data")))
-        yield
 
 
 def cells_of(folder: Path, *overrides: str) -> list[Cell]:

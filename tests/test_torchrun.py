@@ -13,7 +13,6 @@ import torch
 from tiny_runs import TINY, StopAt, config_of, train
 from torch import nn
 
-import cifar_lab
 from cifar_lab import compare, summarize
 from cifar_lab.config.identity import address
 from cifar_lab.errors import Stopped, UsageError
@@ -93,13 +92,6 @@ def test_other_commands_refuse_torchrun_in_one_line(
         assert printed.out == ""
         assert len(printed.err.splitlines()) == lines
         assert "torchrun is for one run" in printed.err or not lines
-
-
-def test_runs_from_python_refuse_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    as_process(monkeypatch, 0)
-    assert cifar_lab.compose(*TINY).training.batch_size == 64
-    with pytest.raises(UsageError, match=r"cifar_lab\.run is for one process"):
-        cifar_lab.run(*TINY)
 
 
 def test_sync_batch_norm_is_part_of_the_address_only_where_it_is_on() -> None:
@@ -234,9 +226,8 @@ def test_a_process_that_is_killed_fails_the_run_with_a_reason(
     [
         (["-m", "seed=0,1"], "torchrun is for one run"),
         (["training.batch_size=3"], "training.batch_size=3 is wrong: it must be at least 4"),
-        (["training.sync_batch_norm=true"], "false on a CPU: torch's SyncBatchNorm is for GPUs"),
     ],
-    ids=["sweep", "batch", "sync"],
+    ids=["sweep", "batch"],
 )
 def test_what_several_processes_cannot_train_is_refused_once(
     tmp_path: Path, words: list[str], why: str

@@ -1,12 +1,10 @@
 """The loop: what it must change and must not, beside a plain loop written anew here."""
 
 import dataclasses
-import itertools
 import math
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,17 +12,12 @@ import torch
 from tiny_runs import TINY, config_of, every_step
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from cifar_lab.config.data_config import AugmentationConfig
-from cifar_lab.config.run_config import EvaluationConfig, RunConfig
-from cifar_lab.config.targets import build
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.training import loop
-from cifar_lab.training.batches import Batches, Normalisation
-from cifar_lab.training.build import build_model, build_state, normalisation
+from cifar_lab.training.build import build_state, normalisation
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.dropout import KeyedDropout, dropout_mask, key_dropout
@@ -248,88 +241,6 @@ def test_a_history_survives_its_tensor() -> None:
     by_class = [rows[0], dataclasses.replace(rows[1], val_balanced_accuracy=0.5, val_macro_f1=0.4)]
     assert history_rows(history_tensor(by_class)) == by_class
     assert history_tensor(rows).shape[1] == 10, "the table of a run that monitors no such score"
-
-
-def test_the_device_is_read_at_most_twice_a_second(
-    config: RunConfig, splits: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a clock that moves 10 ms each time it is looked at, and counted readings."""
-    ticks = itertools.count()
-    clock = SimpleNamespace(perf_counter=lambda: next(ticks) * 0.01)
-    monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr("cifar_lab.training.group.time", clock)
-    state, batches = build_state(config, splits, "cpu")
-    readings: list[int] = []
-    tolist = Tensor.tolist
-
-    def counted(self: Tensor) -> Any:
-        readings.append(1)
-        return tolist(self)
-
-    monkeypatch.setattr(Tensor, "tolist", counted)
-    chosen = dataclasses.replace(config.training, epochs=2)
-    started = next(ticks)
-    list(fit(state, batches, splits.validation, chosen))
-    seconds = (next(ticks) - started) * 0.01
-    # beside two per second, the ends of the two phases of each epoch
-    assert len(readings) <= 2 * seconds + 2 * 4
-
-
-class Moves(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what is brought from the host's memory to the device's, or back."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        tensors = [t for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor)]
-        # lift_fresh: torch.tensor(5, device=...) and new_tensor(5) copy too, out of our sight
-        made = function is torch.ops.aten.lift_fresh.default and result.is_meta
-        self.count += made or len({t.device.type for t in tensors}) > 1
-        return result
-
-
-@pytest.mark.slow
-def test_no_step_moves_anything_between_host_and_device(
-    config: RunConfig, splits: Splits, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On `meta`, which stands for a GPU: each copy would make the host wait for the device."""
-    monkeypatch.setattr(Tensor, "tolist", lambda self: [1.0, 1, 1])
-    monkeypatch.setattr("cifar_lab.training.group.YIELD_SECONDS", math.inf)
-    assert splits.validation is not None
-    train, validation = (
-        dataclasses.replace(
-            part,
-            images=part.images.to("meta"),
-            labels=part.labels.to("meta"),
-            indices=part.indices[:256],
-        )
-        for part in (splits.train, splits.validation)
-    )
-    moves = []
-    for size in (8, 64):
-        settings = dataclasses.replace(config.training, epochs=1, batch_size=size)
-        model = build_model(config, 10).to("meta")
-        optimizer = build(config.optimizer, "optimizer", params=model.parameters())
-        state = TrainState(model, optimizer, Schedule(), 0, "cpu", "fp32")
-        state.sums = state.sums.to("meta")
-        batches = Batches(
-            train,
-            batch_size=size,
-            seed=0,
-            normalisation=Normalisation([0.5], [0.5]),
-            augmentation=AugmentationConfig(crop_padding=1, horizontal_flip=True),
-            num_classes=10,
-        )
-        with Moves() as counted:
-            list(fit(state, batches, validation, settings, EvaluationConfig(batch_size=size)))
-        moves.append(counted.count)
-    assert 0 < moves[0] <= 10, "the order and the draws of an epoch"
-    assert moves[0] - moves[1] in (0, 2), "the normalisation's two constants, once"
 
 
 COMPILED = """

@@ -7,7 +7,10 @@ of conftest.py are one finished and one stopped run of the session, to read; `fi
 
 import contextlib
 import dataclasses
+import os
 import shutil
+import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,12 @@ TINY = (
     *("dataset=digits", "model.widths=[4,8]", "model.hidden=16", "figures=none", "device=cpu"),
     *("split.validation=900", "training.batch_size=64", "training.epochs=2", "threads=1"),
 )
+
+TINY_CELL = (
+    *("dataset=digits", "model.widths=[2,4]", "model.hidden=8", "figures=none"),
+    "split.validation=200",
+)
+"""What a cell of a sweep is in the tests of sweeps: its threads are those that a sweep gives."""
 
 NOTED = (
     "training.step_history=true",
@@ -152,3 +161,17 @@ def descendants(pid: int) -> list[int]:
         new = [child for child, parent in parents.items() if parent in new]
         found += new
     return found
+
+
+def kill_tree(pid: int) -> None:
+    """End a process and all below it."""
+    for process in [pid, *descendants(pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain for {what}"
+        time.sleep(0.05)

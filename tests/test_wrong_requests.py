@@ -33,6 +33,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         # options of groups
         ("model=convnett", "did you mean convnet"),
         ("model=null", "model=null is wrong"),
+        ("model.weights=nowhere.pt", "it must be a file of torch.save or safetensors"),
         ("model=resnet18", "write model=torchvision model.architecture=resnet18"),
         (
             "dataset.limit=2000",

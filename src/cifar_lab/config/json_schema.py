@@ -32,7 +32,11 @@ _INJECTED = {
     *("params", "optimizer", "root", "checksums", "run"),
 }
 # Settings that the program reads itself; the target does not take them.
-_OWN_SETTINGS = {"optimizer": OptimizerConfig.own, "scheduler": SchedulerConfig.own}
+_OWN_SETTINGS = {
+    "model": ("weights", "weights_sha256"),
+    "optimizer": tuple(OptimizerConfig.own),
+    "scheduler": tuple(SchedulerConfig.own),
+}
 
 
 def run_schema() -> Schema:

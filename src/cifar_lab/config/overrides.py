@@ -123,7 +123,8 @@ def set_value(plain: dict[str, Any], override: Override) -> None:
 
 def _is_field(override: Override) -> bool:
     """Whether a key is a setting of a run, which one's own files need not name."""
-    return find_field(RunConfig, override.key_or_group) is not None
+    key = override.key_or_group
+    return key == "model.weights" or find_field(RunConfig, key) is not None
 
 
 def expand_points(points: Any, asked: Collection[str], options: Options) -> list[list[Override]]:

@@ -85,7 +85,7 @@ class PretrainedModel(nn.Module):
             if not download and self.weights_sha256 and not Path(self.weights).exists():
                 return
             _check_digest(self.weights, self.weights_sha256)
-            self._load(_read_state_dict(Path(self.weights)))
+            self._load(_of_network(_read_state_dict(Path(self.weights))))
 
     def fetch_published_weights(self) -> Mapping[str, Tensor]:
         """Return the package's own weights; Unavailable if they cannot be fetched now."""
@@ -94,22 +94,10 @@ class PretrainedModel(nn.Module):
     def _load(self, published: Mapping[str, Tensor]) -> None:
         skipped = (f"{self._head}.", *self._not_loaded)
         first = f"{self._first}.weight"
-        # Files of torch 0.4 and before have no count of batches, which nothing here uses.
-        state = {
-            name: tensor
-            for name, tensor in self.network.state_dict().items()
-            if name.startswith(skipped) or name.endswith("num_batches_tracked")
-        }
-        state |= {k: v for k, v in published.items() if not k.startswith(skipped)}
-        if first in state and self.network.get_parameter(first).shape[1] == 1:
-            state[first] = state[first].sum(1, keepdim=True)
-        try:
-            self.network.load_state_dict(state)
-        except RuntimeError as error:
-            raise UsageError(
-                f"model.weights={shorten_path(Path(str(self.weights)))} is wrong: these are not "
-                f"the weights of {self.architecture}: {first_line(error, 300)}"
-            ) from None
+        given = {k: v for k, v in published.items() if not k.startswith(skipped)}
+        if first in given and self.network.get_parameter(first).shape[1] == 1:
+            given[first] = given[first].sum(1, keepdim=True)
+        _load_fitting(self.network, given, str(self.weights), self.architecture, skipped)
 
     def _use_small_stem(self, network: nn.Module) -> None:
         """Let the first convolution be 3x3 with stride 1, and leave out the first pooling."""
@@ -135,6 +123,45 @@ class PretrainedModel(nn.Module):
             f"model.small_images=true is wrong: {self.architecture} has no first convolution of "
             "stride 2 with a pooling after it, as the ResNets have; set model.small_images=false"
         )
+
+
+def load_file(model: nn.Module, weights: str, digest: str | None) -> bool:
+    """Load a file of weights into any model; return whether its `classifier` was left as it is.
+
+    It is where the file's is of another shape, for other classes. Raises UsageError for a file that
+    is none, is not the one with this SHA-256, or does not fit the rest of the model.
+    """
+    _check_digest(weights, digest)
+    own, given = model.state_dict(), _read_state_dict(Path(weights))
+    head = [name for name in own if name.startswith("classifier.") and name in given]
+    is_other = any(own[name].shape != given[name].shape for name in head)
+    skipped = ("classifier.",) if is_other else ()
+    given = {name: tensor for name, tensor in given.items() if not name.startswith(skipped)}
+    _load_fitting(model, given, weights, type(model).__name__, skipped)
+    return is_other
+
+
+def _load_fitting(
+    module: nn.Module,
+    given: Mapping[str, Tensor],
+    weights: str,
+    architecture: str,
+    skipped: tuple[str, ...],
+) -> None:
+    """Load tensors whose names and shapes are those of a module, but for the `skipped` parts."""
+    # Files of torch 0.4 and before have no count of batches, which nothing here uses.
+    state = {
+        name: tensor
+        for name, tensor in module.state_dict().items()
+        if name.startswith(skipped) or name.endswith("num_batches_tracked")
+    }
+    try:
+        module.load_state_dict({**state, **given})
+    except RuntimeError as error:
+        raise UsageError(
+            f"model.weights={shorten_path(Path(weights))} is wrong: these are not the weights of "
+            f"{architecture}: {first_line(error, 300)}"
+        ) from None
 
 
 def unknown_architecture(name: str, package: str, known: list[str]) -> UsageError:
@@ -185,8 +212,7 @@ def _sha256(path: Path, changed: int, size: int) -> str:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file of torch.save or of safetensors; nothing in it is executed.
 
-    Files that hold the state dict as `state_dict` or `model` are read too, such as a run's best.pt,
-    of whose model only the network is taken.
+    Files that hold the state dict as `state_dict` or `model` are read too, such as a run's best.pt.
     """
     where = f"model.weights={shorten_path(path)}"
     try:
@@ -210,9 +236,14 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
     ):
         raise UsageError(f"{where} is wrong: it must be a state dict, names with their tensors")
-    if all(key.startswith(("network.", "classifier.")) for key in content):
-        return {k.removeprefix("network."): v for k, v in content.items() if k[0] == "n"}
     return dict(content)
+
+
+def _of_network(content: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the network alone, of a file that holds a whole model of this kind."""
+    if not all(key.startswith(("network.", "classifier.")) for key in content):
+        return content
+    return {k.removeprefix("network."): v for k, v in content.items() if k[0] == "n"}
 
 
 def _first_convolution(network: nn.Module, architecture: str) -> str:

@@ -1,5 +1,6 @@
 """From a config to objects: the splits on the device, the model, the state of training."""
 
+import logging
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from cifar_lab.config import targets
 from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.training.batches import Batches, Normalisation
 from cifar_lab.training.device import derive_seed, memory_format, seeded
@@ -15,6 +17,9 @@ from cifar_lab.training.group import Group
 from cifar_lab.training.splits import Split, Splits
 from cifar_lab.training.state import TrainState, build_optimizer, make_schedule
 
+log = logging.getLogger("cifar_lab")
+
+_WEIGHTS = {"weights", "weights_sha256"}
 _SHOWN = 5000  # training images that a model may see before its first step,
 _SHOWN_BYTES = 1 << 30  # or fewer, if they have more bytes than this
 
@@ -33,9 +38,8 @@ def build_state(
     `group` are the processes that train together.
     """
     model = make_model(config, len(splits.class_names), device)
-    load = getattr(model, "load_initial_weights", None)
-    if initial_weights and load is not None:
-        load(download=True)
+    if initial_weights:
+        load_initial_weights(model, config, download=True)
     _initialize(model, config, splits.train)
     group = group or Group()
     if group.world > 1 and config.training.sync_batch_norm:
@@ -95,7 +99,28 @@ def build_model(config: RunConfig, num_classes: int) -> Any:
         injected["conv_dropout"] = config.dropout.conv
     if config.dropout.dense is not None:
         injected["dense_dropout"] = config.dropout.dense
-    return targets.build(config.model, "model", **injected)
+    return targets.build(target_of_model(config.model), "model", **injected)
+
+
+def target_of_model(model: TargetConfig) -> TargetConfig:
+    """Return what builds a model, without the weights that any model may start from."""
+    ours = {name for name in _WEIGHTS & model.keys() if not targets.takes(model, "model", name)}
+    return {name: value for name, value in model.items() if name not in ours}
+
+
+def load_initial_weights(model: Any, config: RunConfig, *, download: bool) -> None:
+    """Let a model start from the weights that its config names, if any.
+
+    A model with `load_initial_weights` does it itself, and may download them.
+    """
+    own, file = getattr(model, "load_initial_weights", None), config.model.get("weights")
+    if own is not None:
+        own(download=download)
+    elif file is not None and target_of_model(config.model) != config.model:
+        from cifar_lab.models.pretrained import load_file
+
+        if load_file(model, file, config.model.get("weights_sha256")) and download:
+            log.info("model.weights=%s is of other classes: the classifier starts anew", file)
 
 
 def make_model(config: RunConfig, num_classes: int, device: str) -> nn.Module:

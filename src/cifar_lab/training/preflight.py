@@ -20,7 +20,7 @@ from cifar_lab.errors import UsageError, did_you_mean, first_line
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import batch_bounds
-from cifar_lab.training.build import build_model
+from cifar_lab.training.build import build_model, load_initial_weights, target_of_model
 from cifar_lab.training.data import with_numbers
 from cifar_lab.training.device import (
     check_compiler,
@@ -193,8 +193,8 @@ def _try_to_train(config: RunConfig) -> Any:
     fresh = key not in _TRIED
     with seeded(0):
         model = build_model(config, num_classes) if fresh else _TRIED[key]
-        if fresh and hasattr(model, "load_initial_weights"):
-            model.load_initial_weights(download=False)
+        if fresh:
+            load_initial_weights(model, config, download=False)
         if config.training.frozen_epochs:
             classifier_of(model, "training.frozen_epochs")
         logits = _try_model(model, config, count, num_classes) if fresh else None
@@ -265,6 +265,19 @@ def _without_unused_settings(config: RunConfig, asked: Collection[str]) -> RunCo
     return dataclasses.replace(config, dropout=dropout, activation=activation)
 
 
+def _with_digest_of_weights(config: RunConfig) -> RunConfig:
+    """Note the digest of the file that any model may start from; nothing where there is none."""
+    target = target_of_model(config.model)
+    if target == config.model:
+        return config
+    if config.model.get("weights") is None:
+        return dataclasses.replace(config, model=target)
+    from cifar_lab.models.pretrained import complete_file_settings
+
+    right = "a file of torch.save or safetensors"
+    return dataclasses.replace(config, model=complete_file_settings(config.model, right))
+
+
 def _with_settings_of_weights(config: RunConfig, asked: Collection[str]) -> RunConfig:
     """Let a model that can start from given weights complete its settings and the normalisation.
 
@@ -273,7 +286,7 @@ def _with_settings_of_weights(config: RunConfig, asked: Collection[str]) -> RunC
     model = targets.resolve(config.model["_target_"], "model")
     complete = getattr(model, "complete_settings", None)
     if complete is None:
-        return config
+        return _with_digest_of_weights(config)
     targets.bind(config.model, "model", {"image_shape": None, "num_classes": None})
     settings, statistics = complete(config.model)
     if statistics is None:

@@ -53,7 +53,7 @@ class LiveLine:
         self._total, self._pace = total, pace
         self._next = 0.0
         self._failed = 0
-        self._has_estimate = False
+        self._left: float | None = None  # seconds until all is done
         self._bar: Any = None
         if shows_bars():
             layout = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
@@ -66,18 +66,17 @@ class LiveLine:
         if self._bar is not None:
             self._bar.close()
 
-    def ended(self, outcome: Outcome, left: Sequence[Cell], slots: int) -> None:
-        """Report that a cell has ended; on a terminal only if it did not finish."""
+    def ended(self, outcome: Outcome, left: int) -> None:
+        """Report that a cell has ended, and how many are left; on a terminal only if it failed."""
         self._failed += outcome.has_failed
         self._pace.learn(outcome.cell)
         if self._bar is None or outcome.code:
             parts = [f"{outcome.after} in {duration(outcome.seconds)}"]
             name, score = _score(outcome)
             parts += [f"{name.removesuffix(' accuracy')} {score}"] if score != "-" else []
-            seconds = self._pace.time_left(left, slots) if left else None
-            parts += [f"{duration(seconds)} left"] if seconds is not None else []
+            parts += [f"{duration(self._left)} left"] if left and self._left else []
             error = f" ({outcome.error})" if outcome.error else ""
-            done, folder = self._total - len(left), outcome.cell.run.path.name
+            done, folder = self._total - left, outcome.cell.run.path.name
             log.info("[%d/%d] %s: %s%s", done, self._total, folder, ", ".join(parts), error)
 
     def show(self, running: Sequence[Cell], waiting: Sequence[Cell], slots: int) -> None:
@@ -88,17 +87,16 @@ class LiveLine:
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + 1 + len(waiting) / 1000  # a file of each is looked for
-        if not self._has_estimate:
-            for cell in running:
-                self._pace.learn_running(cell)
-        left = self._pace.time_left([*running, *waiting], slots)
-        if left is not None and not self._has_estimate:
-            self._has_estimate = True
-            log.info("about %s for what is left, if no run stops early", duration(left))
+        is_new = self._left is None
+        for cell in running if is_new else ():
+            self._pace.learn_running(cell)
+        self._left = self._pace.time_left([*running, *waiting], slots)
+        time_left = f"{duration(self._left)} left" if self._left is not None else ""
+        if is_new and time_left:
+            log.info("about %s, if no run stops early", time_left)
         if self._bar is not None:
             text = f"{len(running)} running, {self._failed} failed"
-            text += f", {duration(left)} left" if left is not None else ""
-            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.set_postfix_str(", ".join(filter(None, [text, time_left])), refresh=False)
             self._bar.update(self._total - len(running) - len(waiting) - self._bar.n)
             self._bar.refresh()
 

@@ -111,7 +111,7 @@ def fill_slots(
 
     def close(outcome: Outcome) -> None:
         outcomes.append(source.ended(outcome))
-        line.ended(outcomes[-1], [*(job.cell for job in running), *source.waiting()], slots)
+        line.ended(outcomes[-1], len(running) + len(source.waiting()))
 
     def start_more() -> Sequence[Job]:
         """Start cells, up to as many as there are slots; close those whose folder is in use."""

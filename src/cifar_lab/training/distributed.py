@@ -47,8 +47,10 @@ class Processes(Group):
         self.rank, self.world, self.local_rank = place.rank, place.world, place.local_rank
         self._local_world = place.local_world
         on_gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        if on_gpus and self.local_rank < torch.cuda.device_count():
-            torch.cuda.set_device(self.local_rank)
+        # `srun --gpus-per-task=1` shows each process one GPU, which is number 0 to all of them
+        self._gpu = self.local_rank if torch.cuda.device_count() > 1 else 0
+        if on_gpus and self._gpu < torch.cuda.device_count():
+            torch.cuda.set_device(self._gpu)
         store, rank, world = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
         self._store = dist.PrefixStore("cifar_lab", store)  # type: ignore[attr-defined]
         dist.init_process_group(
@@ -96,7 +98,7 @@ class Processes(Group):
 
     def device(self, name: str) -> str:
         """Return the device of this process in a run whose device is `name`."""
-        return f"cuda:{self.local_rank}" if name == "cuda" and self.rank else name
+        return f"cuda:{self._gpu}" if name == "cuda" and self.rank else name
 
     def own_seed(self, seed: int) -> int:
         """Return the seed of process 0 plus this process's number."""

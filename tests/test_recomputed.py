@@ -69,21 +69,23 @@ class Run:
         found: float | None = self.summary[kind]
         return found
 
+    def at(self, key: str) -> Any:
+        return functools.reduce(lambda part, name: part[name], key.split("."), self.config)
+
     def fits(self, where: dict[str, Any]) -> bool:
-        for key, wanted in where.items():
-            at: Any = self.config
-            for part in key.split("."):
-                at = at[part]
-            if at != wanted:
-                return False
-        return True
+        return all(self.at(key) == wanted for key, wanted in where.items())
+
+
+@functools.cache
+def report_of(tag: str) -> dict[str, Any]:
+    report: dict[str, Any] = yaml.safe_load((ROOT / f"conf/report/{tag}.yaml").read_text())
+    return report
 
 
 @functools.cache
 def runs_of(experiment: str) -> list[Run]:
-    return [
-        Run(path.parent) for path in (ROOT / "docs/results" / experiment).glob("*/summary.json")
-    ]
+    folder = ROOT / "docs/results" / experiment
+    return [Run(path.parent) for path in folder.glob("*/summary.json")]
 
 
 def section(name: str) -> str:
@@ -143,17 +145,16 @@ def spread(groups: Sequence[dict[Any, float]]) -> tuple[float, float] | None:
 class Study:
     """An experiment of a report with its runs, its pools and, of S0, its lengths."""
 
-    def __init__(self, report: dict[str, Any], name: str) -> None:
-        self.report, self.name = report, name
-        self.experiment = report["experiments"][name]
+    def __init__(self, tag: str, name: str) -> None:
+        self.report, self.name = report_of(tag), name
+        self.experiment = self.report["experiments"][name]
         self.claims = {claim["id"]: claim for claim in self.experiment["claims"]}
         self.fitted_to = self.experiment.get("epochs_fitted_to")
 
     def of(self, name: str, where: dict[str, Any], protocol: str = "report") -> list[Run]:
-        found = [r for r in runs_of(name) if r.protocol == protocol and r.fits(where)]
         if self.fitted_to:
-            epochs = self.nearest
-            return self.lengths[epochs]
+            return self.lengths[self.nearest]
+        found = [run for run in runs_of(name) if run.protocol == protocol and run.fits(where)]
         return sorted(found, key=lambda run: run.seed)
 
     @functools.cached_property
@@ -169,10 +170,10 @@ class Study:
     @functools.cached_property
     def nearest(self) -> int:
         claim = self.claims[self.fitted_to]
-        means = {
-            e: np.mean([r.value(claim["metric"]) for r in rs]) for e, rs in self.lengths.items()
+        off = {
+            e: np.mean(measured(runs, claim)) - claim["value"] for e, runs in self.lengths.items()
         }
-        return min(means, key=lambda e: abs(means[e] - claim["value"]))
+        return min(off, key=lambda epochs: abs(off[epochs]))
 
     def groups(self, claim: dict[str, Any]) -> list[dict[Any, float]]:
         """The runs by which a deviation is estimated: lengths, a pool, or the claim's own."""
@@ -181,32 +182,20 @@ class Study:
                 {run.seed: measured([run], claim)[0] for run in runs}
                 for runs in self.lengths.values()
             ]
-        pool = self.experiment.get("pool")
-        names = [n for n, e in self.report["experiments"].items() if pool and e.get("pool") == pool]
-        where = claim.get("where", {})
-        own = {str(where): self.of(self.name, where)}
-        if pool:
-            axes = {
-                key
-                for n in names
-                for c in self.report["experiments"][n]["claims"]
-                for key in c["where"]
-            }
-            own = {}
-            for name in names:
-                for run in (r for r in runs_of(name) if r.protocol == "report"):
-                    key = name, tuple(flat(run.config, axis) for axis in sorted(axes))
-                    own.setdefault(str(key), []).append(run)
+        pool, own = self.experiment.get("pool"), dict[Any, list[Run]]()
+        if not pool:
+            own[0] = self.of(self.name, claim.get("where", {}))
+        pooled = {
+            n: e for n, e in self.report["experiments"].items() if pool and e.get("pool") == pool
+        }
+        axes = {key for e in pooled.values() for c in e["claims"] for key in c["where"]}
+        for name in pooled:
+            for run in (run for run in runs_of(name) if run.protocol == "report"):
+                own.setdefault((name, *(run.at(axis) for axis in sorted(axes))), []).append(run)
         return [
             {(key, i): value for i, value in enumerate(measured(runs, claim))}
             for key, runs in own.items()
         ]
-
-
-def flat(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config[part]
-    return config
 
 
 def measured(runs: Sequence[Run], claim: dict[str, Any]) -> list[float]:
@@ -219,15 +208,10 @@ def points(claim: dict[str, Any]) -> float:
     return 100.0 if fraction else 1.0
 
 
-def settled(word: Callable[[int], bool], n: int) -> int | None:
-    return next((m for m in range(n + 1, SEEDS + 1) if word(m)), None)
-
-
 @functools.cache
 def judged(tag: str, name: str, claim_id: str) -> tuple[str, list[float], float, float]:
     """The word, the numbers of its reason in their order, and the two p values."""
-    report = yaml.safe_load((ROOT / "conf/report" / f"{tag}.yaml").read_text())
-    study = Study(report, name)
+    study = Study(tag, name)
     claim = study.claims[claim_id]
     runs = study.of(name, claim.get("where", {}))
     values, unit = measured(runs, claim), points(claim)
@@ -288,7 +272,7 @@ def figure(
     expected += [] if said == "reproduced" else [unit * single]
     expected += [n, df]
     if said == "inconclusive":
-        seeds = settled(lambda m: word(m) != "inconclusive", n)
+        seeds = next((m for m in range(n, SEEDS + 1) if word(m) != "inconclusive"), None)
         expected += [seeds] if seeds else [] if abs(off) - rounding >= margin else [SEEDS]
     sides = [(margin + rounding - side * off) / np.sqrt(variance / n) for side in (1, -1)]
     same = max(float(stats.t.sf(side, df)) for side in sides)
@@ -305,7 +289,7 @@ def words(
     said = "inconclusive" if abs(off) <= half(n) else "holds" if off > 0 else "contradicted"
     expected = [unit * off, 95, unit * half(n), n, df]
     if said == "inconclusive":
-        expected.append(settled(lambda m: abs(off) > half(m), n) or SEEDS)
+        expected.append(next((m for m in range(n, SEEDS + 1) if abs(off) > half(m)), SEEDS))
     p = float(2 * stats.t.sf(abs(off) / np.sqrt(se2), df))
     return said, expected, *((p, 1.0) if off > 0 else (1.0, p))
 
@@ -318,8 +302,7 @@ def experiments() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("tag", "name"), experiments())
 def test_every_row_is_what_the_kept_runs_give(tag: str, name: str) -> None:
     text = section(name)
-    report = yaml.safe_load((ROOT / "conf/report" / f"{tag}.yaml").read_text())
-    study = Study(report, name)
+    study = Study(tag, name)
     if "Not measured yet" in text:
         assert not runs_of(name)
         return
@@ -365,8 +348,7 @@ def test_every_row_is_what_the_kept_runs_give(tag: str, name: str) -> None:
 def test_the_joint_sentence_is_holms(tag: str) -> None:
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     names = [name for other, name in experiments() if other == tag]
-    report = yaml.safe_load((ROOT / "conf/report" / f"{tag}.yaml").read_text())
-    claims = [(name, c["id"]) for name in names for c in report["experiments"][name]["claims"]]
+    claims = [(name, claim) for name in names for claim in Study(tag, name).claims]
     found = [judged(tag, name, claim) for name, claim in claims]
     found = [each for each in found if each[0] not in ("not judged", "not measured yet")]
     said = [each[0] for each in found]
@@ -389,8 +371,7 @@ def test_the_study_of_the_epochs_is_a_random_effect_of_the_seed() -> None:
     anova = pytest.importorskip("statsmodels.stats.anova")
     formula = pytest.importorskip("statsmodels.formula.api")
     pandas = pytest.importorskip("pandas")
-    report = yaml.safe_load((ROOT / "conf/report/S0.yaml").read_text())
-    study = Study(report, "s0_optimizer_activation")
+    study = Study("S0", "s0_optimizer_activation")
     claim = study.claims["S0-accuracy"]
     found = spread(study.groups(claim))
     assert found is not None

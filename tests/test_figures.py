@@ -392,6 +392,16 @@ def test_side_by_side_shows_that_training_separates(tmp_path: Path) -> None:
     assert float(after.split("accuracy ")[1].split(" %")[0]) > 90
 
 
+def test_a_tie_of_neighbours_goes_to_the_class_of_the_nearest() -> None:
+    rng = np.random.default_rng(0)
+    points, labels = rng.normal(size=(300, 2)), rng.integers(0, 4, 300)
+    right = 0
+    for i, point in enumerate(points):
+        near = labels[np.argsort(np.linalg.norm(points - point, axis=1))[1:6]].tolist()
+        right += max(near, key=lambda label: (near.count(label), -near.index(label))) == labels[i]
+    assert separation(points, labels)["knn_accuracy"] == pytest.approx(right / 300)
+
+
 def test_separation_counts_neighbours_without_the_point_itself() -> None:
     alone = np.array([[0.0, 0], [0, 1], [0, 2], [9, 0], [9, 1], [9, 2], [0, 1.5]])
     labels = np.array([0, 0, 0, 1, 1, 1, 1])

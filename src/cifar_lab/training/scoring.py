@@ -280,7 +280,8 @@ def _write_features(
     """
     part = dataclasses.replace(split, indices=split.indices[:_FEATURES])
     plain = EvaluationConfig(batch_size=config.evaluation.batch_size)
-    kept = predict(_Features(model), part, normalisation(config), plain)
+    # In the precision of the predictions, so that both speak of the same network.
+    kept = predict(_Features(model), part, normalisation(config), plain, precision=config.precision)
     points, classes = kept.logits, kept.labels
     run.write_arrays(run.features_file, features=points, labels=classes, indices=kept.indices)
     if len(points) < 3 or not np.isfinite(points).all():

@@ -162,12 +162,13 @@ def _write_errors(runs: "Sequence[RunDir]", count: int) -> Path:
     from cifar_lab.runs.files import write_text
     from cifar_lab.training.data import load_splits
 
-    images = load_splits(runs[0].own_config(), "cpu").official_test.images
+    splits = load_splits(runs[0].own_config(), "cpu")
+    images = splits.official_test.images
 
     def image_of(index: int) -> "np.ndarray[Any, Any]":
         return images[torch.tensor([index])][0].numpy()
 
-    text = error_page(runs, image_of, count)
+    text = error_page(runs, image_of, count, splits.test_files)
     if len(runs) == 1:
         path = runs[0].errors_page
     else:

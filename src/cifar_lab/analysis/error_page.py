@@ -13,10 +13,16 @@ from cifar_lab.runs.templates import render
 _LONGEST = 112  # pixels of a picture's longer side, on the page
 
 
-def error_page(runs: Sequence[RunDir], image_of: Callable[[int], Pixels], count: int) -> str:
+def error_page(
+    runs: Sequence[RunDir],
+    image_of: Callable[[int], Pixels],
+    count: int,
+    files: Sequence[str] = (),
+) -> str:
     """Return the page: `count` mistakes of each run, and of several runs the likely label errors.
 
-    `image_of` returns the image (C, H, W) uint8 with an index of the runs' test set.
+    `image_of` returns the image (C, H, W) uint8 with an index of the runs' test set. `files` are
+    the names of the files of that set, if its images came from files.
     """
     predictions = [run.read_predictions() for run in runs]
     names = runs[0].class_names(predictions[0].logits.shape[1])
@@ -39,9 +45,12 @@ def error_page(runs: Sequence[RunDir], image_of: Callable[[int], Pixels], count:
         width, height = (max(1, round(side * scale)) for side in picture.size)
         return {"address": data_address(picture), "width": width, "height": height}
 
+    def name_of(mistake: Mistake) -> str:
+        return shorten(files[mistake.index], 60) if files else f"test image {mistake.index:,}"
+
     shown = [shorten(name, 40) for name in names]
     template = PAGES / "errors.html"
-    return render(template, sections=sections, names=shown, picture_of=picture_of)
+    return render(template, sections=sections, names=shown, picture_of=picture_of, name_of=name_of)
 
 
 def _label_errors(suspects: list[Mistake], runs: int, count: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def draw(
     names = style.plain_names(run, len(counts))
     kinds = ["none", "rows"] if normalise == "both" else [normalise]
     side = float(np.clip(0.55 * len(counts), 4.2, 8.8))
-    figure = style.new_figure((side + 1.6) * len(kinds), side + 1.5)
+    figure = style.new_figure((side + 1.6) * len(kinds), side + 1.6)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         _panel(axes, counts, names, shares=kind == "rows")
     found = int(np.trace(counts))
@@ -68,15 +68,14 @@ def _panel(axes: "Axes", counts: np.ndarray[Any, Any], names: list[str], *, shar
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, aspect=30)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=style.SMALL, colors=style.INK, length=2)
-    bar.set_label(what, fontsize=style.SMALL, color=style.INK)
     if shares:
         bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
         style.percent_axis(bar.ax.yaxis)
     if small:
         return
     number_size, digits = (8.0, 1) if size <= 12 else (7.0, 0)
-    for row, column in np.ndindex(size, size):
+    for row, column in np.argwhere(counts):  # zeros would hide the pattern of the errors
         value = values[row, column]
-        colour = style.text_colour(image.cmap(norm(value))) if value else "#a8a8a8"
+        colour = style.text_colour(image.cmap(norm(value)))
         text = f"{100 * value:.{digits}f}" if shares else str(value)
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=number_size)

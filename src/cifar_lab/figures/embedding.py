@@ -65,7 +65,7 @@ def panels(
         scores = separation(projection.points, labels)
         _scatter(axes, projection, labels, names)
         heading = (
-            (f"{style.plain(title, 60)}\n" if title else "")
+            (f"{style.plain(title, 80)}\n" if title else "")
             + f"5-nearest-neighbour accuracy {100 * scores['knn_accuracy']:.1f} %, "
             f"silhouette {scores['silhouette']:.2f}"
         )

@@ -6,10 +6,14 @@ import numpy as np
 
 from cifar_lab.figures import style
 from cifar_lab.runs.calibration import BINS, calibration
+from cifar_lab.runs.metrics import wilson_interval
 from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+FEW = 100
+"""Bins of fewer images fade."""
 
 
 def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "scored") -> "Figure":
@@ -35,7 +39,17 @@ def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "sco
         share, confidence = (
             total[filled] / found.counts[filled] for total in (found.right, found.confidence)
         )
-        upper.bar(middle[filled], share, 0.94 * width, color="#8FB9D9", label="share correct")
+        # Bins of a few images say little: they fade, and their interval is wide.
+        counts = found.counts[filled]
+        intervals = [wilson_interval(float(s), int(n)) for s, n in zip(share, counts, strict=True)]
+        around = np.abs(np.array(intervals) - share[:, None]).T
+        whiskers = {"ecolor": style.INK, "elinewidth": 0.8, "capsize": 2, "alpha": 0.6}
+        label = "share correct, 95 % interval"
+        bars = upper.bar(
+            middle[filled], share, 0.94 * width, yerr=around, error_kw=whiskers, label=label
+        )
+        for bar, number in zip(bars, counts, strict=True):
+            bar.set_facecolor(("#4C8DBD", 0.25 + 0.75 * min(1.0, number / FEW)))
         label = "at the mean probability of the bin"
         upper.plot(confidence, share, "o", color=style.VERMILLION, markersize=4, label=label)
         lower.bar(middle, found.counts, 0.94 * width, color="#C9C9C9")

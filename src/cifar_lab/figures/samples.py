@@ -18,15 +18,18 @@ MOST_BARS = 12
 
 HEADINGS = {"random": "Drawn at random", "worst": "The most confident mistakes"}
 COLUMNS = 2
+LONGEST_FILE = 26  # characters of a file's name that fit below its picture
+LEGEND = "green: right · orange: wrong · bars: the probabilities, the true class in bold"
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """One image (C, H, W) uint8, its label, its place in the dataset, its probabilities (C,)."""
+    """One image (C, H, W) uint8, its label, its place and name, its probabilities (C,)."""
 
     image: np.ndarray[Any, Any]
     label: int
     index: int
+    name: str
     probabilities: np.ndarray[Any, Any]
 
     @property
@@ -50,13 +53,13 @@ def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> "Figure"
     rows = [-(-len(chosen) // COLUMNS) for _, chosen in sections]
     bars = min(len(names), MOST_BARS + 1)
     height = max(1.5, 0.17 * bars + 0.35)
-    figure = style.new_figure(10.5, 0.35 + sum(rows) * height + 0.4 * len(sections))
+    figure = style.new_figure(10.5, 0.55 + sum(rows) * height + 0.4 * len(sections))
     parts = figure.subfigures(
         len(sections), 1, squeeze=False, height_ratios=[0.4 + height * n for n in rows]
     )[:, 0]
     for part, (heading, chosen), row_count in zip(parts, sections, rows, strict=True):
         _section(part, heading, chosen, row_count, names)
-    style.caption(figure, style.run_title(run.read_config()))
+    style.caption(figure, f"{style.run_title(run.read_config())} · {LEGEND}")
     return figure
 
 
@@ -80,6 +83,7 @@ def probability_text(run: RunDir, count: int = 4) -> str:
 def _read(run: RunDir) -> dict[str, list[_Sample]]:
     arrays = run.read_arrays(run.samples_file)
     predictions = Predictions(arrays["logits"], arrays["labels"], arrays["indices"])
+    files = arrays.get("files", [""] * len(predictions))  # names, if images came from files
     samples: dict[str, list[_Sample]] = {"random": [], "worst": []}
     for i, kind in enumerate(arrays["kind"]):
         samples[str(kind)].append(
@@ -87,6 +91,7 @@ def _read(run: RunDir) -> dict[str, list[_Sample]]:
                 arrays["images"][i],
                 int(arrays["labels"][i]),
                 int(arrays["indices"][i]),
+                str(files[i]) or f"image {int(arrays['indices'][i])}",
                 predictions.probabilities[i],
             )
         )
@@ -130,7 +135,10 @@ def _picture(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     right = sample.predicted == sample.label
     title = f"{'✓' if right else '✗'} {names[sample.predicted]}"
     axes.set_title(title, fontsize=style.NORMAL, fontweight="bold", color=sample.colour)
-    where = f"true: {names[sample.label]}\n" * (not right) + f"image {sample.index}"
+    name = (
+        sample.name if len(sample.name) <= LONGEST_FILE else f"…{sample.name[1 - LONGEST_FILE :]}"
+    )
+    where = f"true: {names[sample.label]}\n" * (not right) + style.plain(name, LONGEST_FILE)
     axes.set_xlabel(where, fontsize=style.SMALL, color=style.INK)
 
 

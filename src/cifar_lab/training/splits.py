@@ -104,18 +104,24 @@ def load_arrays(dataset: DatasetConfig, root: Path) -> ImageArrays:
                 f"dataset.{name} has {len(names)} names, but {dataset.name} has "
                 f"{len(arrays.class_names)} classes: {', '.join(arrays.class_names[:20])}"
             )
-    dataset.check_limit(len(arrays.class_names), len(arrays.train_labels))
+    dataset.check_limit(len(arrays.class_names), len(arrays.train_labels) - arrays.validation)
     return arrays if dataset.limit is None else _limited(arrays, dataset.limit)
 
 
 def _limited(arrays: ImageArrays, limit: int) -> ImageArrays:
-    """Return the arrays with only so many training images, each class in its share."""
-    kept = _choose(SplitConfig(), arrays.train_labels, limit)
+    """Return the arrays with only so many training images, each class in its share.
+
+    A validation set of their own stays whole.
+    """
+    first = len(arrays.train_labels) - arrays.validation
+    chosen = _choose(SplitConfig(), arrays.train_labels[:first], limit)
+    kept = np.concatenate([chosen, np.arange(first, len(arrays.train_labels))])
     return dataclasses.replace(
         arrays,
         train_images=np.asarray(arrays.train_images[kept]),
         train_labels=arrays.train_labels[kept],
         known_checksums={k: v for k, v in arrays.known_checksums.items() if k.startswith("test")},
+        alike=None,
     )
 
 
@@ -162,7 +168,7 @@ def make_splits(
         verified=arrays.verified,
         warnings=(*arrays.warnings, *division.warnings),
         trained_on=division.trained_on,
-        test_files=arrays.files.get("test", ()),
+        test_files=arrays.test_files,
     )
 
 

@@ -207,6 +207,8 @@ def test_what_is_kept_gives_the_same_table_and_the_document(
     again = run_reproduce(capsys, *words, str(kept), "--markdown", str(file))
     assert rows_of(again) == rows_of(first)
     assert not list(kept.rglob("best.pt"))
+    configs = [path.read_text() for path in kept.rglob("config.yaml")]
+    assert all("output_dir: outputs\n" in text and str(tmp_path) not in text for text in configs)
     text = file.read_text()
     for expected in (
         "Written by `python -m cifar_lab.reproduce S3 --only S3- ",

@@ -204,13 +204,19 @@ def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:
 
 
 def _keep(rows: Sequence[Row], folder: Path) -> None:
-    """Copy what the table quotes: config, summary, metrics and report of each run."""
+    """Copy what the table quotes: config, summary, metrics and report of each run.
+
+    A config does not tell where the run lay on this machine.
+    """
     for run in reproduction.quoted(rows):
         target = folder / run.config.name / run.run.path.name
         target.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
             if (run.run.path / name).exists():
                 shutil.copyfile(run.run.path / name, target / name)
+        config, place = target / "config.yaml", f"output_dir: {run.config.output_dir}\n"
+        text = config.read_text(encoding="utf-8").replace(place, "output_dir: outputs\n")
+        config.write_text(text, encoding="utf-8")
 
 
 def _write(rows: Sequence[Row], file: Path, argv: Sequence[str]) -> None:

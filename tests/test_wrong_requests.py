@@ -276,6 +276,12 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         (".", "holds no run"),
         ("nowhere", "nowhere"),
         ("GROUP --metric best_val_acuracy", "did you mean best_val_accuracy?"),
+        ("GROUP --detect 0", "--detect 0 is wrong: it must be above 0 and at most 100 points"),
+        ("GROUP --detect nan", "it must be above 0 and at most 100 points"),
+        ("GROUP --baseline sgd", "KEY=VALUE"),
+        ("GROUP --baseline optimizer=sgd", "do not differ in optimizer"),
+        ("GROUP --latex table.txt", "--latex table.txt is wrong: the name must end with .tex"),
+        ("GROUP --csv nowhere/table.csv", "there is no folder nowhere"),
     ],
     "compare": [("RUN nowhere", "nowhere")],
     "describe": [

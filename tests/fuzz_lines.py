@@ -93,10 +93,14 @@ OPTIONS: dict[str, Options] = {
     "export": {"--format": ("safetensors", "onnx", "x", ""), "--output": PATHS, "--overwrite": ()},
     "summarize": {
         "--metric": ("test_accuracy", "seconds", "nope", "", "status", *WORDS),
+        "--detect": NUMBERS,
+        "--baseline": ("seed=1", "optimizer=adam", *WORDS),
+        "--latex": PATHS,
         "--timing": (),
         "--test": (),
     },
-    "compare": {},
+    "compare": {"--in": PATHS},
+    "draw": {"--format": ("svg", "x", ""), "--dpi": NUMBERS, "--width": NUMBERS, "--labels": PATHS},
     "describe": {
         "--figure": PATHS,
         "--images": ("1", "1,2", "-1", "1797", "a", "", ",", "9" * 400, "1.5", "1," * 200),
@@ -138,7 +142,7 @@ BROKEN_KEYS = listed(
 
 
 class Generator:
-    """Makes the lines of one seed."""
+    """Makes the lines of one seed. `watch` is left out: to wait is what it is for."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -149,7 +153,7 @@ class Generator:
         """Return a command and its arguments."""
         chance = random.Random(f"{self.seed}:{number}")
         # train has the most to say; every other command is as probable as the next
-        command = chance.choice([*COMMANDS, *["train"] * 5])
+        command = chance.choice([*(c for c in COMMANDS if c != "watch"), *["train"] * 5])
         if command == "train":
             words = self._train(chance)
         elif command in ("describe", "benchmark", "prove_resume"):

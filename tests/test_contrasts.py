@@ -253,6 +253,7 @@ def test_an_interval_of_equal_values_is_none() -> None:
 # --- simulated: the tolerances are three standard errors of the simulation -----------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_equal_groups_are_told_apart_in_about_one_case_of_twenty(seeds: int) -> None:
     draw = np.random.default_rng(seeds)
@@ -264,6 +265,7 @@ def test_equal_groups_are_told_apart_in_about_one_case_of_twenty(seeds: int) -> 
     assert wrong / 400 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_a_best_of_six_equal_groups_is_told_from_another_in_about_one_case_of_twenty(
     seeds: int,
@@ -278,6 +280,7 @@ def test_a_best_of_six_equal_groups_is_told_from_another_in_about_one_case_of_tw
     assert wrong / folders < 0.05 + 3 * math.sqrt(0.05 * 0.95 / folders)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_the_smallest_difference_is_shown_in_four_cases_of_five(seeds: int) -> None:
     draw = np.random.default_rng(seeds)
@@ -294,6 +297,7 @@ def test_the_smallest_difference_is_shown_in_four_cases_of_five(seeds: int) -> N
     assert 0.8 - 0.07 - 3 * 0.016 < share < 0.8 + 3 * 0.016
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_true_difference() -> None:
     draw = np.random.default_rng(0)
     easiness = np.random.default_rng(1).beta(2, 2, 400)

@@ -214,6 +214,7 @@ def test_a_length_fits_if_one_more_run_could_have_given_the_number() -> None:
 # --- what the rule does in the long run -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "gap", "expected"),
     [  # shares of reproduced and of differs, in the issue to the nearest percent for n = 3

@@ -190,7 +190,7 @@ def test_a_finding_may_compare_two_experiments(
     row = rows["S2-1e-3-features"]
     assert row[:4] == ["more than with name=s2_untrained", "96.00 %", "1", "report"]
     assert row[4] == "the same", "nothing in S2 touches the test set"
-    assert row[5].startswith("inconclusive (one run has no deviation")
+    assert row[5].startswith("inconclusive (runs that are single or all equal")
 
 
 def test_what_is_kept_gives_the_same_table_and_the_document(
@@ -332,7 +332,7 @@ def test_reports_and_experiments_of_ones_own_are_found(
     assert text.count("S9-1") == 1
     row = rows_of(text)["S9-1"]
     assert row[:5] == ["90.00 %", "95.00 %", "1", "report", "the same"]
-    assert row[5].startswith("inconclusive (one run has no deviation")
+    assert row[5].startswith("inconclusive (runs that are single or all equal")
     assert "Guessed in mine: the seed." in text
     assert reproduce.main([*words, "--list"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["paper", "mine", "1"]

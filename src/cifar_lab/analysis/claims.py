@@ -203,7 +203,10 @@ def of_collection(
         studies.setdefault(study, []).append(index)
     rows: list[tuple[str, SeedGroup | None, JudgedClaim]] = []
     for (report, _), indices in studies.items():
-        for claim in reported[indices[0]].claims:
+        experiment = reported[indices[0]]
+        for claim in experiment.claims:
+            if experiment.epochs_fitted_to:  # `reproduce` sets several lengths side by side
+                claim = replace(claim, not_judged="the report does not say how long it trained")
             matched = [
                 (report or "", members[index][0], judged)
                 for index in indices

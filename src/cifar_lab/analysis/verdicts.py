@@ -149,8 +149,8 @@ def judge(
         return Verdict("inconclusive", f"in {missing} of {total} runs it did not happen")
     estimate = _estimate(claim, values, others, deviation, other_deviation)
     if estimate is None:
-        needed = "one run has no deviation" if len(values) == 1 else "its runs are all equal"
-        return Verdict("inconclusive", f"{needed}, so that chance cannot be told")
+        reason = "runs that are single or all equal do not say how much chance moves them"
+        return Verdict("inconclusive", reason)
     return _test(claim, estimate)
 
 

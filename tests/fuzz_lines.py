@@ -96,7 +96,6 @@ OPTIONS: dict[str, Options] = {
         "--detect": NUMBERS,
         "--baseline": ("seed=1", "optimizer=adam", *WORDS),
         "--latex": PATHS,
-        "--timing": (),
         "--test": (),
     },
     "compare": {"--in": PATHS},

@@ -10,11 +10,8 @@ from matplotlib.patches import Rectangle
 from synthetic_runs import make_run
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.grouping import collect
-from cifar_lab.analysis.html_report import reliability as reported
-from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.figures import reliability, style
-from cifar_lab.runs.calibration import Calibration, calibration, pooled
+from cifar_lab.runs.calibration import Calibration, calibration
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
 
@@ -92,12 +89,6 @@ def test_nothing_is_said_of_no_images_and_of_a_network_that_diverged() -> None:
     assert calibration(diverged) is None
 
 
-def test_runs_pooled_are_as_one_run_of_all_their_predictions() -> None:
-    first, second = of([0.9, 0.7], [True, False]), of([0.9, 0.55], [False, True])
-    both = of([0.9, 0.7, 0.9, 0.55], [True, False, False, True])
-    assert pooled([found(first), found(second)]).error == pytest.approx(found(both).error)
-
-
 def test_a_run_states_the_error_of_its_test_predictions(tiny_finished: RunDir) -> None:
     stated = tiny_finished.read_summary().expected_calibration_error
     assert stated == pytest.approx(guo(tiny_finished.read_predictions()), abs=1e-12)
@@ -117,20 +108,3 @@ def test_the_diagram_shows_share_confidence_and_images_of_each_bin(tmp_path: Pat
     assert heights(lower) == result.counts.tolist()
     title = reliability.draw(run).get_suptitle().replace("\n", " ")
     assert f"expected calibration error {100 * result.error:.2f} %" in title
-
-
-def test_report_html_shows_the_test_images_only_where_it_shows_the_test_score(
-    tmp_path: Path,
-) -> None:
-    runs = [make_run(tmp_path, seed=seed) for seed in range(3)]
-    (setting,) = collect(tmp_path, [FoundRun(run) for run in runs]).groups
-    errors = {
-        split: [found(run.read_predictions(split)).error for run in runs]
-        for split in ("test", "validation")
-    }
-    for split, test in (("test", True), ("validation", False)):
-        shown = reported(setting, test=test)
-        assert shown is not None
-        assert shown["split"] == split
-        assert shown["error"].startswith(f"{100 * sum(errors[split]) / 3:.2f} ± ")
-        assert sum(count for count, _, _ in shown["bins"]) == 1500

@@ -94,7 +94,7 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     assert f"A alone is right on {only_a} of them, B alone on {only_b}." in said
     assert "better as a network (p < 0.001)" in said
-    assert "it speaks of these two networks, not of other seeds" in said
+    assert "of two networks, not of other seeds" in said
 
 
 def test_a_difference_of_the_seed_is_none(

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 from synthetic_runs import make_run
 from tiny_runs import TINY
 
-from cifar_lab.analysis import ranking, statistics, summary_tables, texts
+from cifar_lab.analysis import ranking, summary_tables, texts
 from cifar_lab.analysis.grouping import read_collection
 from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.config.data_config import SplitConfig
@@ -132,8 +132,8 @@ def test_folds_that_are_missing_and_seeds_among_them_are_noted(tmp_path: Path) -
     collection = collection_of(tmp_path)
     short, mixed = sorted(collection.groups, key=lambda setting: len(setting.runs))
     notes = "\n".join(collection.notes)
-    assert "its 10 runs differ in the fold and in the seed (5 folds, 2 seeds)" in notes
-    assert "3 of 5 folds are finished" in notes
+    assert "5 folds, 2 seeds." in notes
+    assert "its means are over 3 of 5 folds" in notes
     found = mixed.interval("best_val_accuracy")
     assert found is not None
     assert found.low is not None
@@ -149,8 +149,10 @@ def test_folds_that_are_missing_and_seeds_among_them_are_noted(tmp_path: Path) -
     assert len(short.finished_folds) == 3
 
 
-def test_two_folds_are_too_few_for_an_interval() -> None:
-    found = statistics.interval_over_folds([(0, 0.5), (0, 0.6), (1, 0.7), (1, 0.8)], 5)
+def test_two_folds_are_too_few_for_an_interval(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make_folds(tmp_path, 0.01, 0.7, folds=2, seed=seed)
+    (group,) = collection_of(tmp_path).groups
+    found = group.interval("best_val_accuracy")
     assert found is not None
     assert (found.n, found.low, found.high) == (4, None, None)
-    assert found.mean == pytest.approx(0.65)

@@ -6,17 +6,15 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_runs import OPTIMIZERS, dataset_config, history, make_grid, make_run, write_report
+from synthetic_runs import OPTIMIZERS, dataset_config, make_grid, make_run, write_report
 
 from cifar_lab import summarize
 from cifar_lab.analysis import drawing, effects, grouping, ranking, summary_tables
-from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
@@ -138,7 +136,8 @@ def test_protocols_are_one_axis_not_all_that_they_change(tmp_path: Path) -> None
     make_run(tmp_path)
     report: dict[str, Any] = {"split": {"validation": 0}, "evaluation": {"scored_weights": "last"}}
     make_run(tmp_path, protocol="report", validated=False, **report)
-    assert collection_of(tmp_path).axes == ["protocol"]
+    collection = collection_of(tmp_path)
+    assert [collection.axes[i] for i in collection.main_axes] == ["protocol"]
 
 
 # --- ranking and the test score -------------------------------------------------------------------
@@ -290,7 +289,7 @@ def test_a_narrow_terminal_gets_lines(
     grid: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert run_it(grid, "--timing") == 0
+    assert run_it(grid) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines if "/" not in line) <= 80
     assert any(line.startswith("* rank 1; optimizer adam") for line in lines)
@@ -490,21 +489,6 @@ def test_the_reading_needs_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "False False\n")
-
-
-def test_the_timing_table_has_a_row_for_each_device(tmp_path: Path) -> None:
-    named = {"threads": 2, "device_name": "a|b"}
-    cpu = [make_run(tmp_path, seed=seed, summary=named) for seed in range(3)]
-    gpu = make_run(tmp_path, seed=9, summary={"device": "cuda", "precision": "bf16"})
-    for run, epochs in zip([*cpu, gpu], (4, 4, 0, 270), strict=True):
-        rows = history(epochs, 0.5, 0, validated=True)
-        rows = [replace(row, seconds=20.0, images_per_second=2250.0) for row in rows]
-        run.rewrite_metrics(rows)
-    table = summary_tables.timing_table([FoundRun(run) for run in [*cpu, gpu]])
-    on_cpu, on_gpu = table.rows
-    assert on_cpu[:7] == ["cpu", "a|b", "fp32", "2", "convnet", "cifar10", "128"]
-    assert on_cpu[7:] == ["2", "8", "20.0", "2,250", "2:40"]
-    assert on_gpu[-4:] == ["270", "20.0", "2,250", "1:30:00"]
 
 
 @pytest.mark.slow

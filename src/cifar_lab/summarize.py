@@ -38,9 +38,6 @@ def _summarize(argv: list[str]) -> int:
         "--metric", default=None, help="rank by this metric instead of the monitored score"
     )
     parser.add_argument(
-        "--timing", action="store_true", help="print the seconds per epoch of each device and model"
-    )
-    parser.add_argument(
         "--baseline",
         metavar="KEY=VALUE,...",
         help="set every configuration against this one instead of the best: optimizer=sgd",
@@ -85,9 +82,6 @@ def _summarize(argv: list[str]) -> int:
     if arguments.detect is not None:
         lines = summary.seeds_needed(arguments.detect)
         parts.append(summary_tables.Section("Seeds needed", [lines]))
-    if arguments.timing:
-        table = summary_tables.timing_table(collection.runs)
-        parts.append(summary_tables.Section("Time", [table]))
     print(summary_tables.as_text(parts, shutil.get_terminal_size((WIDE, 24)).columns))
     for name in PAPER_TABLES:
         path = getattr(arguments, name)

@@ -11,7 +11,7 @@ from cifar_lab.analysis.grouping import collect, same_pictures
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.power import Family
 from cifar_lab.analysis.run_differences import config_differences
-from cifar_lab.analysis.seed_groups import SeedGroup
+from cifar_lab.analysis.seed_groups import SeedGroup, pooled_in
 from cifar_lab.errors import RunFailed, UsageError, listing
 from cifar_lab.runs.metrics import wilson_interval
 from cifar_lab.runs.text import Table
@@ -147,8 +147,10 @@ def _score(
             shown.append(run_metrics.show(name, means[-1]) if whole else "")
     found = differences.get(name)
     if found is not None:
-        difference = texts.difference_text(name, found)
-        return [run_metrics.in_words(name), *shown, difference, texts.verdict_of(name, found)]
+        said = texts.say(name, found)
+        would_show = f"; {said.would_show} would show" * bool(said.would_show)
+        verdict = f"{said.verdict} ({said.p}){would_show}"
+        return [run_metrics.in_words(name), *shown, said.difference, verdict]
     a, b = means
     off = None if a is None or b is None else b - a
     return [run_metrics.in_words(name), *shown, run_metrics.show_difference(name, off), ""]
@@ -184,7 +186,7 @@ def _sentences(
         if name in reasons:
             lines.append(f"No test on the {words} images: {reasons[name]}.")
         if name in differences:
-            lines.append(_of_difference(cells, name, words, differences[name]))
+            lines.append(_of_difference(cells, name, differences[name]))
     return lines
 
 
@@ -194,26 +196,18 @@ def _missing(here: SeedGroup, there: SeedGroup) -> list[str]:
 
 
 def _of_difference(
-    cells: Sequence[tuple[SeedGroup, SeedGroup]], name: str, words: str, found: Difference
+    cells: Sequence[tuple[SeedGroup, SeedGroup]], name: str, found: Difference
 ) -> str:
     """Return what a difference rests on, and what would be needed where it shows nothing."""
-    images = f"{found.images:,} {words} images"
-    basis = {
-        "seeds and images": f"over seeds and the {images} together",
-        "seeds": "over seeds alone, on the same images",
-        "folds": "over the folds (Nadeau and Bengio 2003)",
-        "images": f"over the {images} alone: it speaks of these two networks, not of other seeds",
-    }[found.covers]
-    text = f"{run_metrics.in_words(name).capitalize()}: 95 % interval {basis}."
+    title = run_metrics.in_words(name).capitalize()
+    text = f"{title}: 95 % interval {texts.basis(name, found)}."
     if found.covers == "images":
         a, b = (group.sample(name) for group in cells[0])
         if a is not None and b is not None and a.right is not None and b.right is not None:
             only_a, only_b = int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
             text += f" A alone is right on {only_a:,} of them, B alone on {only_b:,}."
-    elif not found.told_apart and found.value and len(cells) == 1 and found.covers != "folds":
-        samples = [sample for group in cells[0] if (sample := group.sample(name)) is not None]
-        deviation = pooled(samples)
-        if deviation is not None:
-            gap = abs(found.value)
-            text += f" {texts.needed_text(name, gap, deviation, found.over_images, Family())}"
+    elif not found.told_apart and found.covers != "folds" and len(cells) == 1:
+        deviation = pooled_in(cells[0], name)
+        gap = abs(found.value)
+        text += f" {texts.seeds_text(name, gap, deviation, found.over_images, Family())}"
     return text

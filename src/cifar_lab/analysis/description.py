@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from cifar_lab.analysis.pictures import Pixels
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.pixel_statistics import pixel_statistics
@@ -28,6 +28,8 @@ from cifar_lab.training.device import derive_seed, seeded
 from cifar_lab.training.splits import Splits
 
 SHOWN_IMAGES = 4
+
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)

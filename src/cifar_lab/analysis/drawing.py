@@ -81,13 +81,14 @@ def _bar(collection: RunCollection, group: SeedGroup) -> "Bar":
     label = f"{collection.short_label(group)}  (n = {len(group.finished)})"
     found = group.difference
     if found is None:
-        return Bar(label, texts.verdict(collection, group), is_reference=group.is_reference)
+        said = texts.say_of(collection, group).verdict
+        return Bar(label, said, is_reference=group.is_reference)
     metric = collection.metric
     unit = 100.0 if run_metrics.is_fraction(metric) else 1.0
     is_better = (found.value > 0) == run_metrics.higher_is_better(metric)
     return Bar(
         label,
-        texts.difference_text(metric, found).removesuffix(" points").replace("-", "−"),
+        texts.say(metric, found).difference.removesuffix(" points").replace("-", "−"),
         unit * found.value,
         unit * found.low,
         unit * found.high,

@@ -1,14 +1,21 @@
 """The most confident mistakes of runs as one page of pictures that needs no network."""
 
+import base64
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
 from cifar_lab.analysis.html_report import PAGES
 from cifar_lab.analysis.mistakes import Mistake, confident_mistakes, label_errors
-from cifar_lab.analysis.pictures import Pixels, data_address, thumbnail
 from cifar_lab.errors import shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.templates import render
+
+Pixels = npt.NDArray[np.uint8]
 
 _LONGEST = 112  # pixels of a picture's longer side, on the page
 
@@ -40,10 +47,16 @@ def error_page(
         )
 
     def picture_of(mistake: Mistake) -> dict[str, Any]:
-        picture = thumbnail(image_of(mistake.index), 2 * _LONGEST)
+        pixels = image_of(mistake.index)
+        plane = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+        picture = Image.fromarray(np.ascontiguousarray(plane))
+        picture.thumbnail((2 * _LONGEST, 2 * _LONGEST))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG", optimize=True)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
         scale = _LONGEST / max(picture.size)
         width, height = (max(1, round(side * scale)) for side in picture.size)
-        return {"address": data_address(picture), "width": width, "height": height}
+        return {"address": f"data:image/png;base64,{data}", "width": width, "height": height}
 
     def name_of(mistake: Mistake) -> str:
         return shorten(files[mistake.index], 60) if files else f"test image {mistake.index:,}"

@@ -54,8 +54,6 @@ def find_axes(runs: Sequence[FoundRun]) -> list[str]:
     axes = [g for g in groups if len({run.choices.get(g, MISSING) for run in runs}) > 1]
     every = {key for run in runs for key in run.identity}
     keys = {key for key in every if _differs_within_options(key, runs)}
-    if "protocol" in keys:
-        keys -= {key for key in keys - {"protocol"} if _follows_protocol(key, runs)}
     return axes + sorted(keys - set(axes), key=_place_of)
 
 
@@ -66,14 +64,6 @@ def _differs_within_options(key: str, runs: Sequence[FoundRun]) -> bool:
         value = show_value(run.identity[key]) if key in run.identity else MISSING
         values.setdefault(run.choices.get(group, ""), set()).add(value)
     return any(len(seen) > 1 for seen in values.values())
-
-
-def _follows_protocol(key: str, runs: Sequence[FoundRun]) -> bool:
-    """Whether a key has one value in all runs of each protocol, which then says it all."""
-    pairs = {
-        (run.config.protocol, show_value(run.identity[key])) for run in runs if key in run.identity
-    }
-    return len(pairs) == len({protocol for protocol, _ in pairs})
 
 
 def _groups_and_notes(
@@ -151,28 +141,18 @@ def _place_in_group(run: FoundRun) -> tuple[int, int, bool, str]:
 
 
 def _fold_notes(collection: RunCollection) -> list[str]:
-    """Say which configurations lack folds, and where folds and seeds are mixed."""
+    """Say which groups lack folds or have several seeds in them, and where folds meet seeds."""
     notes = []
     repeated = [group for group in collection.groups if len(group.finished) > 1]
     for group in repeated:
-        if group.folds is None:
-            continue
-        label, count, runs = (
-            collection.label(group),
-            len(group.finished_folds),
-            group.finished,
-        )
-        seeds = {run.config.seed for run in runs}
-        if count < group.folds:
+        label, count = collection.label(group), len(group.finished_folds)
+        seeds = len({run.config.seed for run in group.finished})
+        if group.folds is not None and count < group.folds:
+            notes.append(f"{label}: its means are over {count} of {group.folds} folds.")
+        if group.folds is not None and seeds > 1:
             notes.append(
-                f"{label}: {count} of {group.folds} folds are finished, and its means are over "
-                "these."
-            )
-        if len(seeds) > 1:
-            notes.append(
-                f"{label}: its {len(runs)} runs differ in the fold and in the seed ({count} folds, "
-                f"{len(seeds)} seeds). The deviation is that of both; its interval and its tests "
-                "average the seeds of a fold."
+                f"{label}: {count} folds, {seeds} seeds. Its deviation is that of both; its "
+                "interval and its tests average the seeds of a fold."
             )
     if len({group.folds is None for group in repeated}) > 1:
         notes.append(

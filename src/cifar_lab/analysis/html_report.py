@@ -11,15 +11,12 @@ import numpy as np
 
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.pictures import data_address, side_by_side, thumbnail
 from cifar_lab.analysis.run_differences import config_differences
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
-from cifar_lab.analysis.statistics import interval
 from cifar_lab.analysis.summary import Summary
 from cifar_lab.analysis.summary_tables import claims_table, shows
-from cifar_lab.errors import RunFailed, UsageError, shorten
-from cifar_lab.runs.calibration import calibration, pooled
-from cifar_lab.runs.metrics import BY_CLASS, Predictions
+from cifar_lab.errors import shorten
+from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.templates import render
 
 PAGES = Path(__file__).with_name("pages")
@@ -31,15 +28,8 @@ CURVES = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", *BY_CLASS)
 MOST_POINTS = 20_000
 """Points of all lines of one kind, at most 200 and at least 30 of which one line has."""
 
-MOST_PICTURES = 100
-"""Configurations, by rank, whose mistakes and calibration are shown: the page stays small."""
-
 MOST_CLASSES = 25
 """A confusion matrix of more classes is shown by its largest errors alone."""
-
-MOST_MISTAKES = 8
-LARGEST_THUMBNAIL = 64
-"""Pixels of a thumbnail's longer side at most."""
 
 LINKED = (
     ("curves", "figures/curves.png"),
@@ -67,13 +57,10 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
         counts=texts.counts_text(collection),
         best=[texts.best_text(collection, group) for group in ranking if group.chosen],
         notes=collection.notes,
-        closest=[text for n in collection.datasets if (text := texts.closest_text(collection, n))],
+        closest=texts.seeds_lines(collection),
         testing=f"{texts.testing_text(collection)} {texts.selection_text(collection)}".strip(),
         forest=_forest(collection),
-        effects=[
-            (e.dataset, texts.effects_lines(collection, e), texts.effects_basis(e))
-            for e in summary.effects
-        ],
+        effects=[(e.dataset, texts.effects_lines(collection, e)) for e in summary.effects],
         claims=claims_table(collection, claims),
         judged=[(places.get(id(group)), judged.verdict) for _, group, judged in claims],
         problems=texts.problems(collection),
@@ -103,18 +90,17 @@ def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
         "main": collection.main_axes,
         "values": [collection.values(axis) for axis in collection.axes],
         "settings": [
-            _group_data(collection, group, reference[group.dataset], place, test=test)
-            for place, group in enumerate(ranking)
+            _group_data(collection, group, reference[group.dataset], test=test) for group in ranking
         ],
     }
 
 
 def _group_data(
-    collection: RunCollection, group: SeedGroup, best: SeedGroup, place: int, *, test: bool
+    collection: RunCollection, group: SeedGroup, best: SeedGroup, *, test: bool
 ) -> dict[str, Any]:
     names = [n for n in (collection.metric, *SCORES) if shows(n, group, test=test)]
-    verdict, found = texts.verdict(collection, group), group.difference
-    on_test, is_detailed = shows("test_", group, test=test), place < MOST_PICTURES
+    said = texts.say_of(collection, group)
+    on_test = shows("test_", group, test=test)
     return {
         "key": group.key,
         "label": collection.label(group),
@@ -122,8 +108,8 @@ def _group_data(
         "dataset": group.dataset,
         "rank": group.rank,
         "chosen": group.chosen,
-        "verdict": verdict,
-        "detail": texts.detail(collection.metric, found) if found else "",
+        "verdict": said.verdict,
+        "detail": f"{said.difference}, {said.p}" * bool(said.difference),
         "n": len(group.finished),
         "all": len(group.runs),
         "status": ", ".join(f"{n} {s}" for s, n in texts.status_counts(group.runs).items()),
@@ -135,8 +121,6 @@ def _group_data(
         "curves": _curves(group, min(max(MOST_POINTS // len(collection.groups), 30), 200)),
         "difference": difference(group, best),
         "confusion": confusion(group, test=on_test),
-        "reliability": reliability(group, test=on_test) if is_detailed else None,
-        "mistakes": mistakes(group) if is_detailed else None,
         "runs": [_run(collection, run) for run in group.runs],
     }
 
@@ -223,32 +207,6 @@ def confusion(group: SeedGroup, *, test: bool) -> dict[str, Any] | None:
     }
 
 
-def reliability(group: SeedGroup, *, test: bool) -> dict[str, Any] | None:
-    """Return how the predictions of a group's runs are calibrated, of the images of `confusion`.
-
-    The error is that of each run, as a mean with its interval; the bins are those of all runs.
-    """
-    split = "test" if test else "validation"
-    predictions = (run.predictions(split) for run in group.finished)
-    found = [c for p in predictions if p is not None and (c := calibration(p)) is not None]
-    if not found:
-        return None
-    whole = pooled(found)
-    error = interval([one.error for one in found], (0.0, 1.0))
-    bins = zip(whole.counts, whole.confidence, whole.right, strict=True)
-    return {
-        "split": split,
-        "error": run_metrics.show_interval("expected_calibration_error", error),
-        "over": rounded(whole.overconfidence),
-        "bins": [
-            [int(count), rounded(float(sure / count)), rounded(float(right / count))]
-            if count
-            else [0, None, None]
-            for count, sure, right in bins
-        ],
-    }
-
-
 def _most_confused(counts: np.ndarray[Any, Any], names: Sequence[str]) -> list[list[Any]]:
     errors = counts.copy()
     np.fill_diagonal(errors, 0)
@@ -259,51 +217,3 @@ def _most_confused(counts: np.ndarray[Any, Any], names: Sequence[str]) -> list[l
 
 def _class_names(run: FoundRun, count: int) -> list[str]:
     return [shorten(name, 40) for name in run.run.class_names(count)]
-
-
-def mistakes(group: SeedGroup) -> dict[str, Any] | None:
-    """Return the most confident mistakes of the first run that kept them, as one strip of images.
-
-    Damaged samples become a problem of their run.
-    """
-    for run in group.finished:
-        path = run.run.samples_file
-        if not path.exists():
-            continue
-        try:
-            shown = _worst(run)
-        except (UsageError, RunFailed) as error:
-            run.note(str(error))
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            run.note(f"{path} is damaged: {type(error).__name__}: {error}")
-        else:
-            if shown is not None:
-                return shown
-    return None
-
-
-def _worst(run: FoundRun) -> dict[str, Any] | None:
-    """Return the worst mistakes of a run: one picture of them, and what each was taken for."""
-    path = run.run.samples_file
-    arrays = run.run.read_arrays(path)
-    chosen = np.flatnonzero(arrays["kind"] == "worst")[:MOST_MISTAKES]
-    images, labels, logits = (arrays[name][chosen] for name in ("images", "labels", "logits"))
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise RunFailed(f"{path} is damaged: its images are {images.dtype}{images.shape}")
-    if not len(chosen):
-        return None
-    guessed = Predictions(logits.astype(np.float32), labels, labels)
-    names = _class_names(run, logits.shape[1])
-    strip = side_by_side([thumbnail(image, LARGEST_THUMBNAIL) for image in images])
-    width, height = strip.width // len(images), strip.height
-    sure = guessed.probabilities.max(axis=1)
-    return {
-        "items": [
-            {"label": names[int(label)], "guess": names[int(guess)], "p": rounded(float(p))}
-            for label, guess, p in zip(labels, guessed.predicted, sure, strict=True)
-        ],
-        "run": run.replicate_text,
-        "strip": data_address(strip),
-        "width": width,
-        "height": height,
-    }

@@ -7,7 +7,6 @@ the others are read all the same.
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,7 +71,7 @@ class FoundRun:
     def __init__(self, run: RunDir) -> None:
         self.run = run
         self.config: RunConfig = run.read_config()
-        self.summary: RunSummary = _finite(run.read_summary())
+        self.summary: RunSummary = run.read_summary()
         self.history: list[EpochMetrics] = run.read_metrics()
         self.problems: list[str] = []
         self._scored: dict[tuple[str, str], Scored | None] = {}
@@ -193,13 +192,3 @@ def show_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.10g}"
     return shorten(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 60)
-
-
-def _finite(summary: RunSummary) -> RunSummary:
-    """Return a summary without numbers that are not finite: a run that diverged has such losses."""
-    replaced: dict[str, Any] = {
-        spec.name: spec.default
-        for spec in dataclasses.fields(summary)
-        if isinstance(value := getattr(summary, spec.name), float) and not math.isfinite(value)
-    }
-    return dataclasses.replace(summary, **replaced)

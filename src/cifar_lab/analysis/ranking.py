@@ -60,8 +60,7 @@ def conclusion(collection: RunCollection) -> list[str]:
     """
     rank(collection)
     best = [texts.best_text(collection, group) for group in collection.ranking if group.chosen]
-    closest = [texts.closest_text(collection, dataset) for dataset in collection.datasets]
-    return [*best, *filter(None, closest)]
+    return [*best, *texts.seeds_lines(collection)]
 
 
 def _one_baseline(

@@ -1,6 +1,7 @@
 """Runs that differ in the seed or fold alone, and collections of them: values, names, ranks."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +12,13 @@ import numpy as np
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.contrasts import Deviation, Difference, Sample, pooled
 from cifar_lab.analysis.load_runs import MISSING, FoundRun
-from cifar_lab.analysis.statistics import Interval, interval, interval_over_folds
+from cifar_lab.analysis.statistics import Interval, interval
 from cifar_lab.errors import UsageError, did_you_mean, listing, shorten, shorten_path
 
 Key = tuple[str, ...]
+
+BRINGING = ("dataset", "model", "protocol")
+"""Axes whose values bring values of other keys along."""
 
 
 @dataclass
@@ -53,16 +57,22 @@ class SeedGroup:
         return sorted(fold for fold in found if fold is not None)
 
     def interval(self, name: str) -> Interval | None:
-        """Return mean, spread and interval of a metric over the finished runs that have it."""
+        """Return mean, spread and interval of a metric over the finished runs that have it.
+
+        Over folds, mean and interval are those of the means of the folds.
+        """
         if name not in self._intervals:
-            values = [(run.config.split.fold or 0, run.metric(name)) for run in self.finished]
-            known = [(fold, value) for fold, value in values if value is not None]
+            known = [(r, v) for r in self.finished if (v := r.metric(name)) is not None]
             bounds = run_metrics.bounds(name)
-            self._intervals[name] = (
-                interval([value for _, value in known], bounds)
-                if self.folds is None
-                else interval_over_folds(known, self.folds, bounds)
-            )
+            found = interval([value for _, value in known], bounds)
+            if found is not None and self.folds is not None:
+                values, replicates = zip(*((v, run.replicate) for run, v in known), strict=True)
+                folds = sorted({fold or 0 for _, fold in replicates})
+                means = Sample(values, replicates, folds=self.folds).over_folds(folds)
+                over = interval(means.values, bounds, means.share)
+                assert over is not None
+                found = dataclasses.replace(found, mean=over.mean, low=over.low, high=over.high)
+            self._intervals[name] = found
         return self._intervals[name]
 
     def mean(self, name: str) -> float | None:
@@ -144,18 +154,18 @@ class RunCollection:
         """The places of the axes that tables and names show: enough to tell the groups apart.
 
         An axis is left out if it follows from the options of config groups: a key that has one
-        value for each option of the model or the dataset, which brings it along, or that is missing
+        value for each option of the BRINGING, or that is missing
         where an option has no place for it; and a key or group that has one value for the same
         options. Where most combinations of options occur once that would be chance, so a third
         must be repetitions.
         """
         columns = list(zip(*(group.key for group in self.groups), strict=True))
         groups = [i for i, axis in enumerate(self.axes) if "." not in axis]
-        for i in [i for i in groups if self.axes[i] not in ("dataset", "model")]:
+        for i in [i for i in groups if self.axes[i] not in BRINGING]:
             if any(_determines([columns[k]], columns[i]) for k in groups if k != i):
                 groups.remove(i)
         options = [columns[i] for i in groups]
-        bringing = [columns[i] for i in groups if self.axes[i] in ("dataset", "model")]
+        bringing = [columns[i] for i in groups if self.axes[i] in BRINGING]
 
         def follows(i: int) -> bool:
             brought = any(_determines([option], columns[i], repeated=False) for option in bringing)

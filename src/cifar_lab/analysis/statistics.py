@@ -1,6 +1,5 @@
 """What numbers of few seeds and finite image sets support: intervals and paired tests."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,11 +51,14 @@ def variance(values: Sequence[float]) -> float:
 
 
 def interval(
-    values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)
+    values: Sequence[float],
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    share: float | None = None,
 ) -> Interval | None:
     """Return mean, standard deviation and interval; None of no values.
 
-    The interval is cut at `bounds`, between which all values lie by their nature.
+    The interval is cut at `bounds`, between which all values lie by their nature. `share`: the
+    variance of the mean in units of that of a value, if it is not 1/n.
     """
     if not values:
         return None
@@ -68,36 +70,9 @@ def interval(
     if n > 1:
         std = math.sqrt(variance(ordered))
         if n >= MIN_VALUES and std:
-            half = t_quantile(n - 1) * std / math.sqrt(n)
+            half = t_quantile(n - 1) * std * math.sqrt(share or 1 / n)
             low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
     return Interval(n, mean, std, low, high, ordered[0], ordered[-1])
-
-
-def interval_over_folds(
-    values: Sequence[tuple[int, float]],
-    folds: int,
-    bounds: tuple[float, float] = (-math.inf, math.inf),
-) -> Interval | None:
-    """Return what `interval` does for values of runs, each with the fold that it validated on.
-
-    The training sets of two of the `folds` overlap, so that the runs are more alike than
-    independent ones: the variance of the mean over k folds is that of the folds times
-    1/k + 1/(folds - 1) instead of 1/k (Nadeau and Bengio 2003). The runs of one fold (its seeds)
-    are averaged, and an interval is given from MIN_VALUES folds on.
-    """
-    by_fold: dict[int, list[float]] = {}
-    for fold, value in values:
-        by_fold.setdefault(fold, []).append(value)
-    means = [math.fsum(sorted(by_fold[fold])) / len(by_fold[fold]) for fold in sorted(by_fold)]
-    runs, over_folds = interval([value for _, value in values], bounds), interval(means)
-    if runs is None or over_folds is None:
-        return None
-    count, mean = over_folds.n, over_folds.mean
-    low = high = None
-    if over_folds.std and count >= MIN_VALUES:
-        half = t_quantile(count - 1) * over_folds.std * math.sqrt(1 / count + 1 / (folds - 1))
-        low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
-    return dataclasses.replace(runs, mean=mean, low=low, high=high)
 
 
 def t_quantile(degrees: float) -> float:

@@ -42,7 +42,7 @@ class Summary:
 
     def seeds_needed(self, points: float) -> list[str]:
         """Return how many seeds would show a difference of so many points, for each dataset."""
-        return texts.detect_text(self.collection, points)
+        return texts.seeds_lines(self.collection, points)
 
     def figure(self, name: str) -> "Figure":
         """Return the picture `grid`, `curves` or `effects`."""

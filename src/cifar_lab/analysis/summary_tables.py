@@ -1,17 +1,15 @@
 """A collection of runs as tables and documents: summary.csv, summary.md, the console, a paper."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.claims import JudgedClaim, reported, show_where
 from cifar_lab.analysis.effects import MainEffects
-from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
-from cifar_lab.analysis.statistics import show_p
 from cifar_lab.errors import shorten
-from cifar_lab.runs.text import Table, duration, fill, markdown
+from cifar_lab.runs.text import Table, fill, markdown
 
 WITH_SPREAD = ("best_val_accuracy", "final_val_accuracy", "best_val_loss", "test_accuracy")
 """Metrics that summary.csv gives with standard deviation and interval."""
@@ -73,9 +71,7 @@ def sections(
     best = [group for group in collection.ranking if group.chosen]
     if best:
         points = [texts.best_text(collection, group) for group in best]
-        points += [
-            line for name in collection.datasets if (line := texts.closest_text(collection, name))
-        ]
+        points += texts.seeds_lines(collection)
         parts.append(Section("Best", [points]))
     below = [texts.testing_text(collection), texts.selection_text(collection)]
     title = "Ranking" if collection.ranked else "Configurations"
@@ -83,7 +79,7 @@ def sections(
     parts += [
         Section(
             f"Main effects on {run_metrics.in_words(collection.metric)}, {found.dataset}",
-            [texts.effects_lines(collection, found), texts.effects_basis(found)],
+            [texts.effects_lines(collection, found)],
         )
         for found in effects
     ]
@@ -170,58 +166,28 @@ def ranking_table(collection: RunCollection, *, test: bool) -> Table:
             )
             for name in names
         ]
-        found = group.difference
-        judged = ["", "", texts.verdict(collection, group), ""]
-        if found:
-            judged[0] = texts.difference_text(collection.metric, found)
-            judged[1] = show_p(found.p).removeprefix("p ").removeprefix("= ")
-            judged[3] = texts.smallest_text(collection.metric, found)
+        said = texts.say_of(collection, group)
+        p = said.p.removeprefix("p ").removeprefix("= ")
+        judged = [said.difference, p, said.verdict, said.would_show] * compared
         row = [group.dataset] * several
         row += [str(group.rank or "–"), *(group.key[i] for i in collection.main_axes)]
-        rows.append([*row, texts.runs_text(group), *scores[:1], *(judged * compared), *scores[1:]])
+        rows.append([*row, texts.runs_text(group), *scores[:1], *judged, *scores[1:]])
     return Table(header, rows, essential)
 
 
-def paper_table(collection: RunCollection, *, test: bool) -> tuple[Table, str]:
-    """Return the ranking as a paper prints it, and its caption, which explains the marks."""
-    metric = collection.metric
-    several = len(collection.datasets) > 1
-    has_test = metric != "test_accuracy" and test
-    unit = " (%)" * run_metrics.is_fraction(metric)
-    to = f"difference to {texts.reference_name(collection)}"
-    header = [
-        *["dataset"] * several,
-        *collection.short_axes,
-        "n",
-        run_metrics.in_words(metric) + unit,
-        to,
-    ]
-    rows = []
-    for group in collection.ranking:
-        found = group.difference
-        mark = "†" * (found is not None and not found.told_apart)
-        shown = texts.difference_text(metric, found) if found else "–"
-        if found is None and group.is_reference:
-            shown = "0"
-        values = [run_metrics.show_interval(metric, group.interval(metric))]
-        values += [shown.removesuffix(" points") + mark]
-        if has_test:
-            values.append(
-                run_metrics.show_interval("test_accuracy", group.interval("test_accuracy"))
-            )
-        row = [*[group.dataset] * several, *(group.key[i] for i in collection.main_axes)]
-        rows.append([*row, str(len(group.finished)), *(v.removesuffix(" %") for v in values)])
-    header += ["test accuracy (%)"] * has_test
-    caption = (
-        f"Mean over n runs with its 95 % interval. {texts.testing_text(collection)} "
-        "† marks what is not told apart."
-    )
-    return Table(header, rows), " ".join(caption.split())
-
-
 def paper(collection: RunCollection, form: str, *, test: bool) -> str:
-    """Return the table for a paper as `latex`, `csv` or `markdown`."""
-    table, caption = paper_table(collection, test=test)
+    """Return the ranking for a paper as `latex`, `csv` or `markdown`; its caption has the marks."""
+    whole = ranking_table(collection, test=test)
+    left_out = {"rank", "p", "verdict", "would show", "validation loss", "best epoch"}
+    left_out |= set() if test else {"test accuracy"}  # which only the best has
+    kept = [i for i, name in enumerate(whole.header) if name not in left_out]
+    rows = [
+        [f"{row[i]}{' †' * (whole.header[i].startswith('to the') and group.is_tied)}" for i in kept]
+        for row, group in zip(whole.rows, collection.ranking, strict=True)
+    ]
+    table = Table([whole.header[i] for i in kept], rows)
+    testing = texts.testing_text(collection).partition(" Not told apart")[0]
+    caption = f"Mean over n runs with its 95 % interval. {testing} †: not told apart."
     if form == "latex":
         return table.latex(caption)
     return table.csv() if form == "csv" else f"{table.markdown()}\n\n{markdown(caption)}\n"
@@ -268,36 +234,3 @@ def unfinished_table(collection: RunCollection) -> Table:
         if not run.finished
     ]
     return Table(["status", "configuration", "run", "epoch", "error", "folder"], rows)
-
-
-def timing_table(runs: Iterable[FoundRun]) -> Table:
-    """Return training times, a row for each device, precision and model.
-
-    Runs that share what decides the time are one row: seconds per epoch is their mean over all
-    epochs, images per second all images by all seconds. Runs without an epoch are left out.
-    """
-    groups: dict[tuple[str, ...], list[FoundRun]] = {}
-    for run in runs:
-        if run.history:
-            summary = run.summary
-            key: tuple[str, ...] = (
-                summary.device,
-                summary.device_name or "–",
-                summary.precision,
-                "–" if summary.threads is None else str(summary.threads),
-                run.choices["model"],
-                run.config.dataset.name,
-                str(run.config.training.batch_size),
-            )
-            groups.setdefault(key, []).append(run)
-    rows = []
-    for key, members in sorted(groups.items(), key=lambda item: item[0]):
-        epochs = [row for run in members for row in run.history]
-        seconds = sum(row.seconds for row in epochs)
-        images = sum(row.seconds * row.images_per_second for row in epochs)
-        rate = f"{images / seconds:,.0f}" if seconds > 0 else "–"
-        counts = (str(len(members)), str(len(epochs)), f"{seconds / len(epochs):.1f}")
-        rows.append([*key, *counts, rate, duration(seconds)])
-    header = ("device", "device name", "precision", "threads", "model", "dataset", "batch size")
-    times = ("runs", "epochs", "seconds per epoch", "images per second", "total")
-    return Table((*header, *times), rows)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -11,7 +12,7 @@ from cifar_lab.analysis.effects import MainEffects
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.power import Family, detectable
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, pooled_in
-from cifar_lab.analysis.statistics import Interval, show_p
+from cifar_lab.analysis.statistics import LEVEL, Interval, show_p
 from cifar_lab.errors import listing, shorten
 
 _STATUSES = ("finished", "running", "interrupted", "queued", "failed")
@@ -74,17 +75,13 @@ def best_text(collection: RunCollection, group: SeedGroup) -> str:
     if collection.baseline or not others:
         return text + "."
     tied = [collection.label(other) for other in others if other.is_tied]
+    unjudged = [other.not_judged for other in others if other.difference is None]
     if tied:
         return f"{text}. It is not told apart from {listing(tied, 160)}."
-    unjudged = [other for other in others if other.difference is None]
     if unjudged:
-        known = len(others) - len(unjudged)
-        rest = f"the other {len(unjudged)}" if known else "the others"
-        return f"{text}. Whether it differs from {rest} cannot be judged: {unjudged[0].not_judged}."
+        return f"{text}. Whether {len(unjudged)} others differ cannot be judged: {unjudged[0]}."
     if any(other.difference and other.difference.covers == "images" for other in others):
-        return (
-            f"{text}. As a network it differs from all others; how other seeds vary is not known."
-        )
+        return f"{text}. As a network it differs from all others; other seeds may not."
     return f"{text}. It is told apart from all others."
 
 
@@ -100,101 +97,88 @@ def _n(group: SeedGroup, scores: Interval) -> str:
     return f"{runs}, too few for an interval"
 
 
+@dataclass(frozen=True)
+class Said:
+    """A difference in words, as tables, pages and sentences say it.
+
+    `-0.80 ± 0.60 points`, `p = 0.31`, `not told apart`, `1.20 points` (that would show).
+    """
+
+    difference: str
+    p: str
+    verdict: str
+    would_show: str
+
+    def __str__(self) -> str:
+        shows = f"; {self.would_show} would show" * bool(self.would_show)
+        return f"{self.difference}, {self.verdict} ({self.p}){shows}"
+
+
+def say(metric: str, found: Difference) -> Said:
+    """Return a difference of a metric in words."""
+    value = run_metrics.show_difference(metric, found.value).removesuffix(" points")
+    difference = f"{value} ± {run_metrics.show_width(metric, found.half)}"
+    if not found.told_apart:
+        smallest = run_metrics.show_width(metric, found.smallest)
+        return Said(difference, show_p(found.p), "not told apart", smallest)
+    better = (found.value > 0) == run_metrics.higher_is_better(metric)
+    as_network = " as a network" * (found.covers == "images")
+    return Said(difference, show_p(found.p), ("better" if better else "worse") + as_network, "")
+
+
+def say_of(collection: RunCollection, group: SeedGroup) -> Said:
+    """Return a group's difference to the reference in words, or what stands in its place."""
+    if group.difference is not None:
+        return say(collection.metric, group.difference)
+    if group.is_reference:
+        return Said("", "", "baseline" if collection.baseline else "best", "")
+    return Said("", "", f"cannot be judged: {group.not_judged}" * bool(group.not_judged), "")
+
+
 def reference_name(collection: RunCollection) -> str:
     """Return what the configurations are set against: the best, or the baseline."""
     return "the baseline" if collection.baseline else "the best"
 
 
-def difference_text(metric: str, difference: Difference) -> str:
-    """Return a difference and its interval: `-1.30 ± 0.60 points`."""
-    half = run_metrics.show_width(metric, difference.half)
-    return (
-        f"{run_metrics.show_difference(metric, difference.value).removesuffix(' points')} ± {half}"
-    )
-
-
-def verdict(collection: RunCollection, group: SeedGroup) -> str:
-    """Return what is known of a group's difference to the reference, "" where nothing was asked."""
-    if group.is_reference:
-        return "baseline" if collection.baseline else "best"
-    if group.difference is None:
-        return f"cannot be judged: {group.not_judged}" if group.not_judged else ""
-    return word_of(collection.metric, group.difference)
-
-
-def word_of(metric: str, difference: Difference) -> str:
-    """Return `worse`, `better` or `not told apart`; of two networks, that it is about these."""
-    if not difference.told_apart:
-        return "not told apart"
-    better = (difference.value > 0) == run_metrics.higher_is_better(metric)
-    as_network = " as a network" * (difference.covers == "images")
-    return f"{'better' if better else 'worse'}{as_network}"
-
-
-def smallest_text(metric: str, difference: Difference) -> str:
-    """Return the smallest difference that would be shown, "" where one was."""
-    return "" if difference.told_apart else run_metrics.show_width(metric, difference.smallest)
-
-
-def detail(metric: str, difference: Difference) -> str:
-    """Return the numbers of a verdict: `-0.80 ± 0.60 points, p = 0.31; 1.20 points would show`."""
-    smallest = smallest_text(metric, difference)
-    shows = f"; {smallest} would show" if smallest else ""
-    return f"{difference_text(metric, difference)}, {show_p(difference.p)}{shows}"
-
-
-def verdict_of(metric: str, difference: Difference) -> str:
-    """Return `worse (p = 0.012)`, or `not told apart (p = 0.31); 1.20 points would show`."""
-    smallest = smallest_text(metric, difference)
-    shows = f"; {smallest} would show" if smallest else ""
-    return f"{word_of(metric, difference)} ({show_p(difference.p)}){shows}"
+def basis(metric: str, found: Difference) -> str:
+    """Return what an interval covers."""
+    where = run_metrics.measured_on(metric)
+    images = f"{found.images:,} {where[0]} images" if where else ""
+    return {
+        "seeds and images": f"over seeds and the {images} together",
+        "seeds": "over seeds alone, on the same images",
+        "folds": "over the folds (Nadeau and Bengio 2003)",
+        "images": f"over the {images} alone: of two networks, not of other seeds",
+    }[found.covers]
 
 
 def testing_text(collection: RunCollection) -> str:
     """Return what the differences and their intervals are, or why there are none."""
-    differences = [group.difference for group in collection.groups if group.difference]
-    if not differences:
+    judged = [group for group in collection.groups if group.difference]
+    against = reference_name(collection)
+    if not judged:
         reasons = sorted({group.not_judged for group in collection.groups if group.not_judged})
-        if not reasons:
-            return ""
-        against = reference_name(collection)
-        return f"The configurations are not compared with {against}: {'; '.join(reasons)}."
-    where = run_metrics.measured_on(collection.metric)
-    most = max(differences, key=lambda difference: difference.images)
-    split = f"{most.images:,} {where[0]} images" if where else ""
-    covers = {difference.covers for difference in differences}
-    speaks = [
-        words
-        for kind, words in (
-            ("seeds and images", f"over seeds and the {split} together"),
-            ("seeds", "over seeds alone, on the same images"),
-            ("folds", "over the folds (Nadeau and Bengio 2003)"),
-            ("images", f"over the {split} alone, between two networks of one run each"),
-        )
-        if kind in covers
-    ]
-    count = most.family.comparisons
-    together = ""
-    if count > 1:
-        together = f" The intervals and p values hold for all {count} differences together" + (
-            " (Bonferroni)."
-            if collection.baseline
-            else ", although the same runs chose the best (Games and Howell 1976)."
-        )
-    pooled = ""
-    if covers & {"seeds", "seeds and images"} and any(
-        not (sample := group.sample(collection.metric)) or not sample.variance
-        for group in collection.groups
-        if group.difference or group.is_reference
-    ):
-        pooled = (
-            " A configuration of one run, or of runs with the same score, takes the deviation "
-            "between the seeds of the others (pooled)."
-        )
+        text = f"The configurations are not compared with {against}: {'; '.join(reasons)}."
+        return text * bool(reasons)
+    differences = [group.difference for group in judged if group.difference]
+    covered = sorted({basis(collection.metric, difference) for difference in differences})
+    count = differences[0].family.comparisons
+    together = f" The intervals and p values hold for all {count} differences together" + (
+        " (Bonferroni)."
+        if collection.baseline
+        else ", although the same runs chose the best (Games and Howell 1976)."
+    )
+    own = (group.sample(collection.metric) for group in collection.groups if group.rank)
+    pooled = (
+        " A configuration of one run, or of runs with the same score, takes the deviation between "
+        "the seeds of the others (pooled)."
+    ) * any(sample is not None and not sample.variance for sample in own)
+    pooled *= any("seeds" in difference.covers for difference in differences)
     return (
-        f"Difference to {reference_name(collection)}: that of the means, with its 95 % interval, "
-        f"{' or '.join(speaks)}.{together}{pooled} Not told apart: the interval holds 0. Would "
-        "show: the smallest true difference that such runs would show in four cases of five."
+        f"Difference to {against}: that of the means, with its 95 % interval, "
+        f"{' or '.join(covered)}.{together * (count > 1)}{pooled} Not told apart: the interval "
+        "holds 0. Would show: the smallest true difference that such runs would show in four "
+        "cases of five."
     )
 
 
@@ -213,105 +197,78 @@ def selection_text(collection: RunCollection) -> str:
     )
 
 
-def closest_text(collection: RunCollection, dataset: str) -> str:
-    """Return how many seeds would tell the best two apart; "" where they are, or are not judged."""
-    second = next((g for g in collection.groups if g.dataset == dataset and g.rank == 2), None)
-    if second is None or collection.baseline or not second.is_tied or second.difference is None:
-        return ""
-    gap = abs(second.difference.value)
-    if gap == 0:
-        return "The best two are equal."
-    size = run_metrics.show_width(collection.metric, gap)
-    best = next(g for g in collection.groups if g.dataset == dataset and g.rank == 1)
-    needed = seeds_text(collection, [best, second], gap)
-    return f"{dataset}: the best two are {size} apart. {needed}"
+def seeds_lines(collection: RunCollection, points: float | None = None) -> list[str]:
+    """Return, for each dataset, how many seeds per configuration would show a difference.
 
-
-def detect_text(collection: RunCollection, points: float) -> list[str]:
-    """Return, for each dataset, how many seeds show a difference of so many points."""
-    unit = 0.01 if run_metrics.is_fraction(collection.metric) else 1.0
-    lines = []
+    One of so many points, from the deviation of all configurations; without `points` that of the
+    best two, from theirs, where these are not told apart.
+    """
+    metric, lines = collection.metric, []
     for dataset in collection.datasets:
-        ranked = [g for g in collection.groups if g.dataset == dataset and g.rank is not None]
-        lines.append(f"{dataset}: {seeds_text(collection, ranked, unit * points)}")
+        ranked = [g for g in collection.ranking if g.dataset == dataset and g.rank]
+        groups, start = ranked if points is not None else ranked[:2], f"{dataset}: "
+        gap = (points or 0) * (0.01 if run_metrics.is_fraction(metric) else 1.0)
+        if points is None:
+            if collection.baseline or len(groups) < 2 or not groups[1].is_tied:
+                continue
+            gap = abs(groups[1].difference.value if groups[1].difference else 0.0)
+            start += f"the best two are {run_metrics.show_width(metric, gap)} apart. "
+        known = [g.difference.over_images for g in groups if g.difference]
+        parts = [part for part in known if part is not None]
+        images = (median(part for part, _ in parts), parts[0][1]) if parts else None
+        family = Family(max(len(ranked) - 1, 1), chosen=collection.baseline is None)
+        deviation = pooled_in(groups, metric)
+        lines.append(start + seeds_text(metric, gap, deviation, images, family))
     return lines
 
 
-def seeds_text(collection: RunCollection, groups: Sequence[SeedGroup], gap: float) -> str:
-    """Return how many seeds per configuration show a difference, and what that rests on.
-
-    The deviation is that of these groups, or of all of their dataset where they have none.
-    """
-    beside = [g for g in collection.groups if g.dataset == groups[0].dataset] if groups else []
-    deviation = pooled_in(groups, collection.metric) or pooled_in(beside, collection.metric)
-    if deviation is None:
-        return "How many seeds are needed is not known before two runs differ in their seed alone."
-    parts = [g.difference.over_images for g in groups if g.difference and g.difference.over_images]
-    images = None
-    if parts:
-        images = median(part for part, _ in parts), parts[0][1]
-    ranked = sum(g.rank is not None for g in beside)
-    family = Family(max(ranked - 1, 1), chosen=collection.baseline is None)
-    return needed_text(collection.metric, gap, deviation, images, family)
-
-
-def needed_text(
+def seeds_text(
     metric: str,
     gap: float,
-    deviation: Deviation,
+    deviation: Deviation | None,
     images: tuple[float, int] | None,
     family: Family,
 ) -> str:
-    """Return how many seeds per configuration show a difference, in words."""
+    """Return how many seeds per configuration show a difference, and what that rests on."""
+    if deviation is None:
+        return "How many seeds are needed is not known before two runs differ in their seed alone."
+    if gap == 0:
+        return "No number of seeds shows a difference of 0."
     size = run_metrics.show_width(metric, gap)
     among = f" among {family.comparisons + 1} configurations" * (family.comparisons > 1)
     needed = seeds_needed(gap, deviation, images, family)
     if needed is None and images is not None:
         floor = images[0] ** 0.5 * detectable(family.critical(images[1]), images[1])
-        least = run_metrics.show_width(metric, floor)
         return (
             f"No number of seeds would show {size}{among} on these {images[1] + 1:,} images, on "
-            f"which differences show from {least} on; more images would."
+            f"which differences show from {run_metrics.show_width(metric, floor)} on; more images "
+            "would."
         )
-    counts = [
-        seeds_needed(gap, Deviation(std, deviation.degrees), images, family)
-        for std in deviation.ends()
-    ]
-    span = " to ".join("more than 10,000" if n is None else f"{n:,}" for n in counts)
-    seeds = "more than 10,000" if needed is None else f"about {needed:,}"
-    std = run_metrics.show_width(metric, deviation.std)
+    ends = (Deviation(std, deviation.degrees) for std in deviation.ends())
+    counts = [needed, *(seeds_needed(gap, end, images, family) for end in ends)]
+    about, low, high = ("more than 10,000" if n is None else f"{n:,}" for n in counts)
     freedom = f"{deviation.degrees:.0f} degree{'s' * (deviation.degrees != 1)} of freedom"
     return (
-        f"{seeds[0].upper() + seeds[1:]} seeds per configuration would show {size}{among} in four "
-        f"cases of five ({span} within the 95 % interval of the deviation between seeds, {std} "
-        f"with {freedom})."
+        f"About {about} seeds per configuration would show {size}{among} in four cases of five "
+        f"({low} to {high} within the 95 % interval of the deviation between seeds, "
+        f"{run_metrics.show_width(metric, deviation.std)} with {freedom})."
     )
 
 
 def effects_lines(collection: RunCollection, effects: MainEffects) -> list[str]:
-    """Return each main effect and each interaction of a full factorial sweep, in words."""
-    metric = collection.metric
+    """Return each main effect and each interaction of a full factorial sweep, and what they are."""
     lines = [
         f"{effect.axis}: {effect.best} - {effect.other}: "
-        f"{difference_text(metric, effect.difference)}, "
-        f"{verdict_of(metric, effect.difference)}"
+        f"{say(collection.metric, effect.difference)}"
         for effect in effects.effects
     ]
     for interaction in effects.interactions:
         a, b = interaction.axes
-        seen = "depends on" if interaction.p < 0.05 else "is not seen to depend on"
+        seen = "depends on" if interaction.p < LEVEL else "is not seen to depend on"
         lines.append(f"the effect of {a} {seen} {b} (interaction, {show_p(interaction.p)})")
+    paired = "paired by seed" if effects.deviation.paired else "with the deviation of all, pooled"
+    lines.append(
+        "each: mean over all values of the other axes, the best value minus another, with its "
+        f"95 % interval, {paired} ({effects.deviation.degrees:.0f} degrees of freedom)"
+    )
     return lines
-
-
-def effects_basis(effects: MainEffects) -> str:
-    """Return what the main effects are."""
-    paired = (
-        "paired by seed, since all have the same seeds"
-        if effects.deviation.paired
-        else "with the deviation between seeds pooled over all"
-    )
-    return (
-        "Mean over all values of the other axes, the best value of an axis minus each other one, "
-        f"with its 95 % interval, {paired} ({effects.deviation.degrees:.0f} degrees of freedom)."
-    )

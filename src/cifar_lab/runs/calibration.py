@@ -1,6 +1,5 @@
 """How well the probabilities of predictions agree with how often they are right."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,13 +60,4 @@ def calibration(predictions: Predictions, bins: int = BINS) -> Calibration | Non
         np.bincount(place, minlength=bins),
         np.asarray(np.bincount(place, weights=confidence, minlength=bins), dtype=np.float64),
         np.bincount(place[right], minlength=bins),
-    )
-
-
-def pooled(found: Sequence[Calibration]) -> Calibration:
-    """Return the calibration of the predictions of several runs taken together."""
-    return Calibration(
-        np.sum([one.counts for one in found], axis=0),
-        np.sum([one.confidence for one in found], axis=0),
-        np.sum([one.right for one in found], axis=0),
     )

@@ -357,16 +357,6 @@ function facts(pairs, head) {
   return el("table", { class: "facts" }, head ? el("thead", {}, el("tr", {}, ...head.map(name => el("th", {}, name)))) : null,
     el("tbody", {}, ...pairs.map(([name, ...values]) => el("tr", {}, el("th", { scope: "row" }, name), ...values.map(value => el("td", {}, value))))));
 }
-function showMistakes({ items, strip, width, height, run }) {
-  const zoom = 84 / Math.max(width, height);
-  return [el("h3", {}, `Most confident mistakes on test images (${run})`), el("ul", { class: "mistakes" }, ...items.map((item, k) => {
-    const thumb = el("div", { class: "thumb", role: "img", "aria-label": `${item.label}, taken for ${item.guess}` });
-    Object.assign(thumb.style, { width: `${width * zoom}px`, height: `${height * zoom}px`, backgroundImage: `url(${strip})`,
-      backgroundSize: `${width * zoom * items.length}px ${height * zoom}px`, backgroundPosition: `${-k * width * zoom}px 0` });
-    return el("li", {}, thumb, el("div", {}, el("span", { class: "muted" }, "true: "), item.label),
-      el("div", {}, el("span", { class: "muted" }, "predicted: "), el("strong", {}, item.guess)), el("div", { class: "muted" }, `${(100 * item.p).toFixed(1)} % sure`));
-  }))];
-}
 function showConfusion({ split, images, classes, counts, most }) {
   const parts = [el("h3", {}, `Confusion matrix, ${images.toLocaleString("en")} ${split} predictions`)];
   if (counts) {
@@ -380,33 +370,6 @@ function showConfusion({ split, images, classes, counts, most }) {
   }
   if (most.length) parts.push(el("p", { class: "muted small" }, "most frequent confusions"), facts(most.map(([a, b, n]) => [a, `taken for ${b}`, `${n} images`])));
   return parts;
-}
-function showReliability({ split, error, over, bins }) {
-  const size = 240, left = 50, top = 8, gap = 26, below = 48, wide = size / bins.length;
-  const most = Math.max(...bins.map(bin => bin[0])), base = top + size + gap + below;
-  const chart = svg("svg", { class: "reliability", viewBox: `0 0 ${left + size + 16} ${base + 34}`, width: left + size + 16, height: base + 34, role: "img",
-    "aria-label": `share of correct predictions against their probability; expected calibration error ${error}` });
-  const text = (content, attributes) => svg("text", attributes, content);
-  for (const t of [0, 0.25, 0.5, 0.75, 1]) {
-    const x = left + t * size, y = top + (1 - t) * size;
-    chart.append(svg("line", { class: "gridline", x1: left, x2: left + size, y1: y, y2: y }), text(`${100 * t} %`, { x: left - 5, y: y + 4, "text-anchor": "end" }),
-      text(`${100 * t}`, { x, y: base + 14, "text-anchor": "middle" }));
-  }
-  bins.forEach(([count, sure, right], i) => {
-    const x = left + i * wide + 0.5, range = `${(100 * i / bins.length).toFixed(0)} to ${(100 * (i + 1) / bins.length).toFixed(0)} %`;
-    if (!count) return;
-    const bar = svg("rect", { class: "share", x, width: wide - 1, y: top + (1 - right) * size, height: Math.max(right * size, 0.5) });
-    const images = svg("rect", { class: "count", x, width: wide - 1, y: base - count / most * below, height: count / most * below });
-    for (const node of [bar, images]) node.append(svg("title", {}, `${range} sure: ${count.toLocaleString("en")} predictions, ${(100 * right).toFixed(1)} % correct, mean probability ${(100 * sure).toFixed(1)} %`));
-    chart.append(bar, images, svg("circle", { class: "mean", cx: left + sure * size, cy: top + (1 - right) * size, r: 2.5 }));
-  });
-  chart.append(svg("line", { class: "diagonal", x1: left, x2: left + size, y1: top + size, y2: top }),
-    text("images", { x: left - 5, y: base - below / 2 + 4, "text-anchor": "end" }),
-    text("probability of the predicted class, %", { x: left + size / 2, y: base + 30, "text-anchor": "middle" }));
-  const tendency = Math.abs(over) < 0.005 ? "" : over > 0 ? ", too sure" : ", too unsure";
-  return [el("h3", {}, `Calibration on ${split} images`), facts([["expected calibration error", error],
-    ["mean probability minus accuracy", `${over < 0 ? "−" : "+"}${(100 * Math.abs(over)).toFixed(2)} points${tendency}`]]),
-    el("p", { class: "muted small" }, "share of correct predictions by their probability; on the diagonal they agree"), chart];
 }
 function showRuns(runs) {
   return [el("h3", {}, "Runs"), el("table", { class: "facts runs" }, el("tbody", {}, ...runs.map(run => el("tr", {},
@@ -425,9 +388,7 @@ function showSetting(setting) {
     parts.push(el("h3", {}, "What differs from the best configuration"));
     parts.push(setting.difference.length ? facts(setting.difference, ["key", "here", "best"]) : el("p", { class: "muted" }, "nothing"));
   }
-  if (setting.mistakes) parts.push(...showMistakes(setting.mistakes));
   if (setting.confusion) parts.push(...showConfusion(setting.confusion));
-  if (setting.reliability) parts.push(...showReliability(setting.reliability));
   parts.push(...showRuns(setting.runs));
   $("detail").replaceChildren(...parts);
   $("detail").scrollTop = 0;

@@ -140,14 +140,21 @@ class Batches:
         groups = self._groups(bounds[start:])
         chunks = [slice(batches[0][0], batches[-1][1]) for batches in groups]
         batch = start
+        # A GPU normalises a chunk at once, in a third of the launches; a CPU keeps a batch in its
+        # cache. A policy changes bytes, so it comes first.
+        at_once = device.type != "cpu" and self.augmentation.policy is None
         read = read_images(self.split, positions, chunks)
         for batches, chunk, chosen in zip(groups, chunks, read, strict=True):
             images = augmentation.crop_and_flip(chosen, chunk)
+            if at_once:
+                images = self.normalisation(images, self.memory_format)
             labels = self.split.labels.index_select(0, order[chunk])
             for begin, end in batches:
                 part = slice(begin - chunk.start, end - chunk.start)
-                changed = augmentation.change(images[part], batch)
-                normalised = self.normalisation(changed, self.memory_format)
+                normalised = images[part]
+                if not at_once:
+                    changed = augmentation.change(normalised, batch)
+                    normalised = self.normalisation(changed, self.memory_format)
                 finished, answers = augmentation.finish(normalised, labels[part], batch)
                 if whole:
                     own = self.part(batch)

@@ -188,7 +188,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("a=b=c={", "a=b=c={"),
         ("dataset.source.path=Bücher", """with quotes it can: 'dataset.source.path="Bücher"'"""),
         ("dataset.source.path=k=v", """with quotes it can: 'dataset.source.path="k=v"'"""),
-        ("dataset=npz dataset.source.path=2024", """in quotes: 'dataset.source.path="2024"'"""),
+        ("dataset=npz dataset.source.path=1e3", """be text: 'dataset.source.path="1e3"'"""),
+        ("name=2024", """in quotes: 'name="2024"'"""),
         ("\x00=1", "=1"),
         ("--nope", "--nope"),
         # targets

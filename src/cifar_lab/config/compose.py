@@ -81,7 +81,13 @@ def compose(argv: Sequence[str]) -> Request:
         if file is None:
             return _request(bases, parsed, line)
         request = _request(_PastRun(file, parsed, bases), parsed, line)
-        return dataclasses.replace(request, folder=folder, is_sweep=len(request.runs) > 1)
+        start = line.overrides[: len(line.overrides) - len(words)]  # of each trial of a search, too
+        return dataclasses.replace(
+            request,
+            folder=folder,
+            is_sweep=len(request.runs) > 1 or bool(request.space),
+            fixed=(*start, *request.fixed),
+        )
 
 
 def _start_of(parsed: list[Override]) -> Path | None:

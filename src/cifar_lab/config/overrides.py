@@ -57,6 +57,13 @@ def _unreadable(word: str, error: Exception) -> UsageError:
     return UsageError(f"{shorten(word)} cannot be read as key=value: {first_line(error)}")
 
 
+def _quoted(word: str) -> str:
+    """Return KEY=VALUE with quotes that Hydra reads around the value."""
+    key, _, value = word.partition("=")
+    escaped = value.replace('"', r"\"")
+    return f'{key}="{escaped}"'
+
+
 def _check_supported(override: Override) -> None:
     """Refuse what Hydra would accept, and this package does not support."""
     line, key = text_of(override), override.key_or_group
@@ -118,7 +125,11 @@ def set_value(plain: dict[str, Any], override: Override) -> None:
         shown = [sibling for sibling in siblings if sibling not in hidden]
         keys = flatten({key: value for key, value in plain.items() if key not in hidden})
         raise unknown_key(override.key_or_group, shown, keys)
-    target[name] = merge(target.get(name), override.value())
+    value = override.value()
+    if override.key_or_group == "dataset.source.path" and not isinstance(value, str | None):
+        quoted = shlex.quote(_quoted(str(override.input_line)))  # a folder called 2024, or 1e3
+        raise UsageError(f"{text_of(override)} is wrong: it must be text: {quoted}")
+    target[name] = merge(target.get(name), value)
 
 
 def _is_field(override: Override) -> bool:

@@ -111,8 +111,11 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("split.folds=5", "split.folds=5 needs the fold"),
         ("split.fold=1", "split.fold=1 needs split.folds"),
         ("split.folds=5 split.fold=5", "split.fold=5 is wrong: it must be from 0 to 4"),
-        ("split.folds=5 split.fold=0 split.validation=300", "=300 is wrong with split.folds=5"),
-        ("split.folds=5 split.fold=0 split.source=test", "is wrong with split.source=test"),
+        ("split.folds=5 split.fold=0 split.validation=300", "it must be 0.2 with split.folds=5"),
+        (
+            "split.folds=5 split.fold=0 split.source=test",
+            "source=test is wrong: it must be train with",
+        ),
         ("split.folds=5 split.fold=0 split.method=tail", "must be stratified or random"),
         # interpolations
         ("seed=${nope}", "nope"),

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,6 @@ from typing import Any, Literal
 
 from cifar_lab.config.schema import TargetConfig, setting, wrong
 from cifar_lab.errors import UsageError
-
-_MOST_VALUES = 2**22
-"""Values of an image; a larger one fills the memory as soon as a model takes a batch of them."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +82,11 @@ class DatasetConfig:
             raise wrong(f"{path}.image_shape", shape, "[channels (1 or 3), height, width]")
         if self.limit is not None and self.train_size is not None:
             self.check_limit(len(self.classes or ()), self.train_size)
-        if math.prod(shape) > _MOST_VALUES:
-            right = f"of {_MOST_VALUES:,} values at most, such as [3,1024,1024]"
-            raise wrong(f"{path}.image_shape", shape, right)
         for name in ("mean", "std"):
             numbers = getattr(self, name)
             if isinstance(numbers, list) and len(numbers) != shape[0]:
-                raise wrong(
-                    f"{path}.{name}", numbers, f"auto or {shape[0]} numbers, one per channel"
-                )
+                right = f"auto or {shape[0]} numbers, one per channel"
+                raise wrong(f"{path}.{name}", numbers, right)
         if isinstance(self.std, list) and not all(s > 0 for s in self.std):
             raise wrong(f"{path}.std", self.std, "above 0")
         names = self.display_names
@@ -149,19 +141,14 @@ class SplitConfig:
             )
         if fold >= folds:
             raise wrong(f"{path}.fold", fold, f"from 0 to {folds - 1}: {path}.folds is {folds}")
-        if self.source != "train":
-            raise UsageError(
-                f"{path}.folds={folds} is wrong with {path}.source={self.source}: folds divide the "
-                "training set, and the test set stays whole"
-            )
-        if self.method not in ("stratified", "random"):
-            right = f"stratified or random with {path}.folds={folds}"
-            raise wrong(f"{path}.method", self.method, right)
-        if self.validation != 1 / folds:
-            raise UsageError(
-                f"{path}.validation={self.validation:g} is wrong with {path}.folds={folds}: one of "
-                f"{folds} equal parts validates; leave {path}.validation out"
-            )
+        for name, values in {
+            "source": ("train",),
+            "method": ("stratified", "random"),
+            "validation": (1 / folds,),
+        }.items():
+            if getattr(self, name) not in values:
+                right = f"{' or '.join(map(str, values))} with {path}.folds={folds}"
+                raise wrong(f"{path}.{name}", getattr(self, name), right)
 
     def count(self, size: int, images: str) -> int:
         """Return how many of `size` images validate; UsageError if too few are left.
@@ -209,10 +196,9 @@ def keep_place(dataset: dict[str, Any]) -> None:
     if not isinstance(source, dict) or not isinstance(path, str) or not path.strip():
         return
     with contextlib.suppress(RuntimeError):  # ~nobody: who opens it says so
-        whole = Path(os.path.normpath(Path(path).expanduser().absolute()))
-        here = _working_directory()
-        is_below = here is not None and whole.is_relative_to(here)
-        source["path"] = str(whole.relative_to(here) if here and is_below else whole)
+        here, whole = Path.cwd(), Path(os.path.normpath(Path(path).expanduser().absolute()))
+        is_below = whole.is_relative_to(here)
+        source["path"] = str(whole.relative_to(here) if is_below else whole)
         dataset["relative_to"] = str(here) if is_below else None
 
 
@@ -231,10 +217,3 @@ def place_of_run(config: DatasetConfig, output_dir: str, folder: Path) -> Datase
         if start / output_dir in folder.absolute().parents
     ]
     return dataclasses.replace(config, relative_to=str(starts[0])) if starts else config
-
-
-def _working_directory() -> Path | None:
-    try:
-        return Path.cwd()
-    except FileNotFoundError:  # it was deleted, which matters only to what is relative to it
-        return None

@@ -181,27 +181,21 @@ def _setting(key: str, default: Any, note: str) -> Setting:
 def _read_settings(path: Path, prefix: str) -> Iterator[_Entry]:
     """Yield the settings of a file of conf/, without `_target_`, `defaults` and Hydra's own."""
     text = path.read_text(encoding="utf-8")
-    comments: dict[str, str] = {}
-    parents: list[tuple[int, str]] = [(-1, prefix)]
-    for line in text.splitlines():
-        if entry := re.match(r"( *)(\w+):.*?(?:\s# *(.*))?$", line):
-            indent, name, comment = len(entry[1]), entry[2], entry[3]
-            parents = [parent for parent in parents if parent[0] < indent]
-            parents.append((indent, f"{parents[-1][1]}.{name}".lstrip(".")))
-            comments[parents[-1][1]] = (comment or "").strip()
-    for key, value in _walk(yaml.safe_load(text) or {}, prefix):
-        yield key, value, comments.get(key, "")
+    loader, lines = yaml.SafeLoader(""), text.splitlines()
 
+    def walk(node: Any, above: str) -> Iterator[_Entry]:
+        for name, value in node.value:
+            key = f"{above}.{name.value}" if above else name.value
+            is_group = isinstance(value, yaml.MappingNode) and value.value
+            if name.value in ("_target_", "defaults", "hydra"):
+                continue
+            if is_group and key not in _FREE_MAPPINGS:
+                yield from walk(value, key)
+            else:
+                comment = lines[name.start_mark.line].partition(" # ")[2].strip()
+                yield key, loader.construct_document(value), comment
 
-def _walk(content: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in content.items():
-        key = f"{prefix}.{name}" if prefix else name
-        if name in ("_target_", "defaults", "hydra"):
-            continue
-        if isinstance(value, dict) and value and key not in _FREE_MAPPINGS:
-            yield from _walk(value, key)
-        else:
-            yield key, value
+    yield from walk(yaml.compose(text), prefix)
 
 
 def _about_file(path: Path) -> str:

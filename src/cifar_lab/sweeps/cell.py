@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     with (stop or Stop()).installed() as stop:
         try:
             if asked.attached:
-                threading.Thread(target=_stop_after_input, daemon=True).start()
+                _stop_with_input()
             targets.trust(asked.trust)
             return run_cell(asked.run_dir, stop, code=asked.code, accept_code=asked.accept_code)
         except Stopped as stopped:  # before the run began, or after its end
@@ -193,12 +193,21 @@ def note(run: RunDir, error: str, status: Status | None = None) -> None:
             run.write_summary(dataclasses.replace(summary, status=status, error=error))
 
 
-def _stop_after_input() -> None:
-    """Stop the run when standard input ends. Nothing is read: a server has its requests there."""
-    watch = select.poll()
-    watch.register(0, 0)  # for no event but its end
-    watch.poll()
-    os.kill(os.getpid(), signal.SIGTERM)
+def _stop_with_input() -> None:
+    """Stop the run when standard input ends. Nothing is read: a server has its requests there.
+
+    So that no program that the run starts reads them either, it moves out of their way.
+    """
+    watch, lifeline = select.poll(), os.dup(0)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    watch.register(lifeline, 0)  # for no event but its end
+
+    def stop() -> None:
+        watch.poll()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
 
 
 def _key_value(line: str) -> tuple[str, str]:

@@ -119,6 +119,20 @@ def test_what_is_for_the_command_line_or_a_sweep_is_refused(
         cifar_lab.run(*TINY, *words)
 
 
+def test_what_is_no_picture_and_no_ensemble_is_refused(run: cifar_lab.Run) -> None:
+    with pytest.raises(cifar_lab.UsageError, match="pictures of type NoneType are none"):
+        run.predict(None)  # type: ignore[arg-type]
+    with pytest.raises(cifar_lab.UsageError, match="two runs or more"):
+        cifar_lab.Ensemble([]).predict([])
+
+
+def test_a_notebook_shows_runs(run: cifar_lab.Run) -> None:
+    assert run._repr_html_().startswith(f"<b>{run.path.name}</b>: finished, ")
+    runs = cifar_lab.load_runs(run.path)
+    assert f"<td>{run.path.name}</td>" in runs._repr_html_()
+    assert list(run.figures) == [name for name, figure in run.config.figures.items() if figure]
+
+
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(cifar_lab.UsageError, match="not a run folder"):
         cifar_lab.load_run(tmp_path)

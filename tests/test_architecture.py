@@ -36,7 +36,7 @@ BESIDE = {"cifar_lab.errors", "cifar_lab.version"}
 LEVEL = {package: level for level, packages in enumerate(ORDER) for package in packages}
 TOP_LEVEL = {
     "cifar_lab",
-    *(f"cifar_lab.{name}" for name in ("__main__", "api", "cli", "errors", "version")),
+    *(f"cifar_lab.{name}" for name in ("__main__", "api", "cli", "errors", "objects", "version")),
 } | {f"cifar_lab.{command}" for command in COMMANDS}
 
 # {model: why it imports more than torch}

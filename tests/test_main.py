@@ -5,6 +5,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,23 @@ def test_what_is_printed_has_no_password(
     printed = capsys.readouterr()
     assert printed.out == "see https://host:80/a ***, ***.\n"
     assert printed.err == "cifar_lab: no answer from http://host/\n"
+
+
+def test_a_warning_of_a_library_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def command(words: list[str]) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("Corrupt EXIF data.\nExpecting more.", stacklevel=2)
+        return 0
+
+    assert cli.run(command, []) == 0
+    assert capsys.readouterr().err == "warning: Corrupt EXIF data. Expecting more.\n"
+
+
+def test_an_output_folder_that_is_a_link_to_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for folder in ("loop", "loop/below"):
+        assert main(["train", *TINY, f"output_dir={tmp_path / folder}"]) == 2
+        assert "is a link that leads to itself" in capsys.readouterr().err

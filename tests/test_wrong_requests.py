@@ -258,6 +258,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("nowhere --format pt2", "not a run folder"),
         ("RUN", "--format"),
         ("RUN --format pt2 --output RUN", "is wrong: it is a folder"),
+        ("RUN --format pt2 --output m.onnx", "m.onnx is wrong: that is no name for pt2"),
+        ("RUN --format safetensors --output m.safetensors", "it is the folder for two files"),
     ],
     "track": [
         ("RUN", "add tracker=tensorboard, mlflow"),

@@ -1,17 +1,18 @@
 """The Python API: what the commands do, as functions that return runs and raise errors."""
 
+import base64
 import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cifar_lab.config import targets
 from cifar_lab.config.launch import launched
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import Damaged, Stopped, UsageError
+from cifar_lab.errors import Damaged, Stopped, UsageError, shorten
 from cifar_lab.runs.metrics import columns_of
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary, Status
@@ -20,6 +21,7 @@ from cifar_lab.training.ambient import as_in_a_fresh_process
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from matplotlib.figure import Figure
     from torch import nn
 
     from cifar_lab.analysis.comparison import Comparison
@@ -51,6 +53,29 @@ class Run:
         if summary.test_accuracy is not None:
             parts.append(f"test accuracy {summary.test_accuracy:.2%}")
         return ", ".join(parts)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the state and the curves."""
+        from html import escape
+
+        picture = RunDir(self.path).figures / "curves.png"
+        shown = ""
+        if picture.is_file():
+            data = base64.b64encode(picture.read_bytes()).decode("ascii")
+            shown = (
+                f'<br><img alt="curves" style="max-width: 100%" src="data:image/png;base64,{data}">'
+            )
+        return f"<b>{escape(self.path.name)}</b>: {escape(self._state())}{shown}"
+
+    @property
+    def figures(self) -> "dict[str, Figure]":
+        """The figures that the config names, drawn anew by matplotlib from the files."""
+        run = RunDir(self.path)
+        wanted = {name: figure for name, figure in run.read_config().figures.items() if figure}
+        return {
+            name: targets.build(figure, f"figures.{name}", run=run)
+            for name, figure in wanted.items()
+        }
 
     @property
     def status(self) -> Status:
@@ -153,6 +178,15 @@ class Runs(list[Run]):
         sides = [[run for g in collection.select(words) for run in g.runs] for words in (a, b)]
         return compare(*sides)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a row for each run."""
+        from html import escape
+
+        rows = [
+            f"<tr><td>{escape(r.path.name)}</td><td>{escape(r._state())}</td></tr>" for r in self
+        ]
+        return f"<table>{''.join(rows)}</table>"
+
     def _collect(self) -> "RunCollection":
         from cifar_lab.analysis.grouping import collect_folders
 
@@ -162,20 +196,34 @@ class Runs(list[Run]):
 
 
 @as_in_a_fresh_process()
-def run(*overrides: str) -> Run:
+def run(*overrides: str, **settings: Any) -> Run:
     """Train and evaluate one run, resume it, or find it finished; return it.
 
-    `overrides` are the words of `python -m cifar_lab.train`. A kernel interrupt (Ctrl-C) saves the
-    run and raises KeyboardInterrupt; the same call resumes it. Raises UsageError, Unavailable or
-    RunFailed where the command ends with exit code 2, 3 or 1. What a program has set in torch
-    (autocast, default dtype, ...) changes no result; of two threads that call it, one waits.
+    `overrides` are the words of `python -m cifar_lab.train`, `settings` the same as keyword
+    arguments: `epochs=5, lr=0.01, optimizer="sgd", training__patience=3`. `model` may also be an
+    nn.Module class, of a notebook too, or an instance, which is built anew with the run's own
+    weights; its arguments are `model__width=64`. `dataset` may also be (images, labels), with
+    (test_images, test_labels) behind them, or a torch Dataset, or two.
+
+    A kernel interrupt (Ctrl-C) saves the run and raises KeyboardInterrupt; the same call resumes
+    it. Raises UsageError, Unavailable or RunFailed where the command ends with exit code 2, 3 or 1.
+    What a program has set in torch (autocast, default dtype, ...) changes no result; of two threads
+    that call it, one waits.
     """
+    if settings:
+        from cifar_lab.objects import words_of
+
+        overrides = (*overrides, *words_of(settings))
     request = _compose(overrides, "run")
     from cifar_lab.training.run import open_run, run_experiment
 
     with _stopping() as stop:
         if not request.runs_elsewhere:
             opened, options = open_run(request), request.options
+            if settings:
+                from cifar_lab.objects import keep_source
+
+                keep_source(overrides, opened.path)
             run_experiment(opened, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
             return Run(opened.path)
         from cifar_lab.sweeps.outcome import raise_for
@@ -192,7 +240,7 @@ def sweep(*overrides: str) -> Runs:
     It is `python -m cifar_lab.train -m` with these words. All runs are tried before an error is
     raised; those that succeeded are in their folders, and the same call runs the others.
     """
-    words = overrides if {"-m", "--multirun"} & set(overrides) else (*overrides, "-m")
+    words = overrides if any(w in ("-m", "--multirun") for w in overrides) else (*overrides, "-m")
     request = _compose(words, "sweep")
     from cifar_lab.sweeps.outcome import raise_for
     from cifar_lab.sweeps.start import start_many
@@ -228,6 +276,12 @@ def load_runs(folder: Path | str, *, trust: str | Sequence[str] = ()) -> Runs:
 @as_in_a_fresh_process()
 def _compose(words: Sequence[str], function: str) -> Request:
     """Return the checked request of a call; refuse what is for the command line only."""
+    for word in words:
+        if not isinstance(word, str):
+            raise UsageError(
+                f"cifar_lab.{function} takes words such as 'optimizer.lr=0.1', and "
+                f"{shorten(repr(word), 40)} is of type {type(word).__name__}"
+            )
     asked = {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & set(words)
     if asked:
         raise UsageError(f"{asked.pop()} is for the command line: python -m cifar_lab.train")

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
@@ -127,7 +128,9 @@ def run(
         return _say(UsageError(NOT_TOGETHER), 2) if place.rank == 0 else 0
     show_log(silent=place is not None and place.rank > 0)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with _standard_streams(drop_output=trains):
+    with _standard_streams(drop_output=trains), warnings.catch_warnings():
+        # A library's warning is one line, too, without the line of its source.
+        warnings.showwarning = _show_warning
         try:
             if "--version" in arguments:
                 print(versions(), flush=True)
@@ -303,12 +306,20 @@ class _Console(logging.Handler):
         tqdm.write(self.format(record), file=stream)
 
 
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {shorten(' '.join(str(message).split()), 200)}", file=sys.stderr)
+
+
 def _explain(error: OSError) -> tuple[int, str]:
     where = error.filename or "the output folder"
     if error.errno == errno.ENOSPC:
         return 1, f"the disk is full at {where}; free some space and run the same line again"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return 2, f"{where} cannot be written ({error.strerror}); choose another output_dir"
+    if error.errno == errno.ELOOP:
+        return 2, f"{where} is a link that leads to itself; choose another folder"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        return 2, f"{where} is no folder ({error.strerror}); choose another one"
     if error.errno == errno.ENAMETOOLONG:
         return 2, f"{str(where)[:60]}... is too long for a file name; choose shorter names"
     return 1, f"{where}: {error.strerror or error}"

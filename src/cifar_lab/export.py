@@ -52,7 +52,13 @@ def _export(argv: list[str]) -> int:
             f"{run.path.name} is {run.status}; finish it first: "
             f"python -m cifar_lab.train {run.path}"
         )
-    files = _files(run.path, arguments.kind, arguments.output)
+    output: Path | None = arguments.output
+    if output is not None and (suffix := output.suffix[1:].lower()) in PACKAGES:
+        if suffix != arguments.kind:
+            raise UsageError(f"--output {output} is wrong: that is no name for {arguments.kind}")
+        if suffix == "safetensors":
+            raise UsageError(f"--output {output} is wrong: it is the folder for two files")
+    files = _files(run.path, arguments.kind, output)
     for path in files:
         cli.check_output_file("--output", path, creates_folder=True)
         if path.exists() and not arguments.overwrite:

@@ -24,9 +24,9 @@ def check_members(runs: Sequence[RunDir], *, same_test_set: bool = False) -> Non
 
     `same_test_set`: those that are tested on other images, too.
     """
-    first = runs[0]
     if len(runs) < 2:
         raise UsageError("an ensemble needs two runs or more")
+    first = runs[0]
     for place, run in enumerate(runs):
         if run.path.resolve() in [other.path.resolve() for other in runs[:place]]:
             raise UsageError(f"{shorten_path(run.path)} is given twice")

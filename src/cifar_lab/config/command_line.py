@@ -98,7 +98,7 @@ def flag_lines() -> list[tuple[str, str]]:
     return lines
 
 
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "learning_rate": "lr",
     "wd": "weight_decay",
     "bs": "batch_size",
@@ -114,7 +114,7 @@ _OTHER_NAMES = {
 def probable_keys(typed: str, keys: Iterable[str]) -> list[str]:
     """Return the keys, three at most, whose last part is that of a typed key, or close to it."""
     leaf = typed.rpartition(".")[2].replace("-", "_").lower()
-    leaf = _OTHER_NAMES.get(leaf, leaf)
+    leaf = OTHER_NAMES.get(leaf, leaf)
     by_leaf: dict[str, list[str]] = {}
     for key in keys:
         by_leaf.setdefault(key.rpartition(".")[2].lower(), []).append(key)

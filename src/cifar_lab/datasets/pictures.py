@@ -259,6 +259,10 @@ def to_pixels(pictures: Pictures, preparation: Preparation) -> NDArray[np.uint8]
 
     if isinstance(pictures, str | Path | Image.Image):
         pictures = [pictures]
+    if not hasattr(pictures, "__len__"):
+        raise UsageError(
+            f"pictures of type {type(pictures).__name__} are none; give paths, PIL images or arrays"
+        )
     if isinstance(pictures, np.ndarray):
         is_one = pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] in (3, 4))
         if is_one or pictures.ndim not in (3, 4):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from cifar_lab.config import targets
 from cifar_lab.config.identity import address, identity, identity_hash
 from cifar_lab.config.run_config import RunConfig, dump, load
 from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten_path
@@ -72,6 +73,7 @@ class RunDir(RunFiles):
         """
         if self._config is None:
             self._config = load(self.config_file)
+            targets.look_in(self.path)
         return self._config
 
     def own_config(self) -> RunConfig:

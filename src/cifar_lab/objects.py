@@ -1,0 +1,255 @@
+"""Python objects as words of a command line: a class, an array, a keyword argument.
+
+A run is what its config says, so that it can be loaded anywhere. What is handed over as an object
+is therefore written down first: arrays into a file that `dataset=npz` reads, and a class of a
+notebook into a module, with what it uses. Both lie below the data folder, under the hash of their
+content, and the run's folder gets a copy of the module.
+"""
+
+import ast
+import builtins
+import hashlib
+import importlib
+import inspect
+import json
+import linecache
+import re
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cifar_lab.config.command_line import OTHER_NAMES
+from cifar_lab.config.groups import setting_keys
+from cifar_lab.datasets.store import data_root
+from cifar_lab.errors import UsageError, shorten
+from cifar_lab.runs.files import write_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_INJECTED = ("image_shape", "num_classes", "activation", "conv_dropout", "dense_dropout")
+_PLAIN = (bool, int, float, str, bytes, type(None), tuple, list, dict, set, frozenset)
+
+
+def words_of(settings: Mapping[str, Any]) -> list[str]:
+    """Return the words for keyword arguments: `lr` is optimizer.lr, `model__width` model.width.
+
+    A model may be a class or an instance, a dataset (images, labels) or a torch Dataset. UsageError
+    where an object cannot be written down.
+    """
+    words: list[str] = []
+    left = dict(settings)
+    model, dataset = left.pop("model", None), left.pop("dataset", None)
+    if isinstance(model, str) or model is None:
+        words += [] if model is None else [f"model={model}"]
+    else:
+        of_model = {k[7:]: left.pop(k) for k in list(left) if k.startswith("model__")}
+        words += _model_words(model, of_model)
+    if dataset is not None:
+        words += [f"dataset={dataset}"] if isinstance(dataset, str) else _dataset_words(dataset)
+    return words + [f"{_key(name)}={_value(value)}" for name, value in left.items()]
+
+
+def _key(name: str) -> str:
+    """Return the setting that a keyword means, or itself, which is refused if there is none."""
+    keys, name = setting_keys(), name.replace("__", ".")
+    leaf = OTHER_NAMES.get(name, name)
+    same = [key for key in keys if key.rpartition(".")[2] == leaf]
+    own = [key for key in same if key.startswith(("optimizer.", "training."))]
+    return name if name in keys else (own or same or [name])[0]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str | Path):
+        text = str(value)
+        return text if re.fullmatch(r"[\w./-]*", text) else "'" + text.replace("'", r"\'") + "'"
+    return json.dumps(value)
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+def _model_words(model: "nn.Module | type[nn.Module]", settings: dict[str, Any]) -> list[str]:
+    """Return the words for a class or an instance, as an option of a folder made for it."""
+    kind = model if isinstance(model, type) else type(model)
+    if not isinstance(model, type):
+        settings = _arguments(model) | settings
+    module = kind.__module__
+    source = None
+    if _is_of_notebook(module):
+        source = _Source().of_class(kind)
+        module = f"own_{hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()[:8]}"
+    option = {"_target_": f"{module}.{kind.__qualname__}", **settings}
+    content = json.dumps(option, sort_keys=True)
+    folder = data_root() / "own" / hashlib.sha256(content.encode()).hexdigest()[:12]
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    write_text(folder / "model" / f"{kind.__name__}.yaml", content + "\n")  # JSON is YAML
+    if source is not None:
+        write_text(folder / f"{module}.py", source)
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+    words = ["--config-dir", str(folder), f"model={kind.__name__}"]
+    return words if module.startswith("torch.") else [*words, f"trust={module.split('.')[0]}"]
+
+
+def _is_of_notebook(module: str) -> bool:
+    """Whether a module cannot be imported elsewhere: a notebook's, a prompt's or a script's."""
+    return module == "__main__" or getattr(sys.modules.get(module), "__file__", None) is None
+
+
+def _arguments(model: "nn.Module") -> dict[str, Any]:
+    """Return what an instance was made with, if it keeps that under the names of the arguments."""
+    kept = {}
+    for name, parameter in inspect.signature(type(model)).parameters.items():
+        value = getattr(model, name, parameter.default)
+        if name in _INJECTED or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            continue
+        if not isinstance(value, _PLAIN):
+            raise UsageError(
+                f"the {type(model).__name__} cannot be built again: it does not keep its argument "
+                f"{name}; pass the class, and model__{name}=VALUE"
+            )
+        kept[name] = value
+    return kept
+
+
+class _Source:
+    """The source of a class, with the classes, functions, imports and constants that it uses."""
+
+    def __init__(self) -> None:
+        self._imports: dict[str, str] = {}
+        self._parts: dict[str, str] = {}
+
+    def of_class(self, kind: type) -> str:
+        """Return a module that defines the class."""
+        self._add(kind.__name__, kind)
+        return "\n".join(self._imports.values()) + "\n\n\n" + "\n\n\n".join(self._parts.values())
+
+    def _add(self, name: str, value: Any) -> None:
+        if name in self._imports or name in self._parts:
+            return
+        home = getattr(value, "__module__", None)
+        module = sys.modules.get(str(home))
+        if isinstance(value, types.ModuleType):
+            self._imports[name] = f"import {value.__name__} as {name}"
+        elif isinstance(value, type | types.FunctionType) and _is_of_notebook(str(home)):
+            self._add_definition(name, value)
+        elif home and hasattr(module, value_name := getattr(value, "__name__", name)):
+            self._imports[name] = f"from {home} import {value_name} as {name}"
+        elif isinstance(value, _PLAIN):
+            self._parts[name] = f"{name} = {value!r}"
+        else:
+            raise UsageError(
+                f"model: {name} is {shorten(repr(value))}, which cannot be written down; define "
+                "the model in a module, and pass its class"
+            )
+
+    def _add_definition(self, name: str, value: Any) -> None:
+        source = _definition(value)
+        namespace = vars(sys.modules[value.__module__])
+        self._parts[name] = ""  # now: a definition may use itself
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                used = node.id
+                if used in namespace and not hasattr(builtins, used):
+                    self._add(used, namespace[used])
+        del self._parts[name]
+        self._parts[name] = source.rstrip() + "\n"  # after what it uses
+
+
+def _definition(value: Any) -> str:
+    """Return the source of a class or function, from its file or from the cell of a notebook."""
+    codes = [getattr(item, "__code__", None) for item in [value, *vars(value).values()]]
+    for file in {code.co_filename for code in codes if code is not None}:
+        text = "".join(linecache.getlines(file))
+        for node in ast.walk(ast.parse(text)):
+            kinds = ast.ClassDef | ast.FunctionDef
+            if isinstance(node, kinds) and node.name == value.__name__:
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                lines = text.splitlines()[first - 1 : node.end_lineno]
+                return inspect.cleandoc("\n" + "\n".join(lines))
+    raise UsageError(
+        f"the source of {value.__name__} cannot be had; define it in a module, my_nets.py, and "
+        "pass its class"
+    )
+
+
+# --- datasets -------------------------------------------------------------------------------------
+
+
+def _dataset_words(dataset: Any) -> list[str]:
+    """Return the words for images and labels, which are kept in a file under their hash.
+
+    `dataset` is (images, labels), with (test_images, test_labels) behind them, or a torch Dataset
+    of pairs, or one for training and one for testing.
+    """
+    names = [str(name) for name in getattr(dataset, "classes", [])]
+    parts = list(dataset) if isinstance(dataset, tuple | list) else [dataset]
+    if len(parts) in (1, 2) and all(hasattr(part, "__getitem__") for part in parts):
+        is_pairs = not hasattr(parts[0], "shape") and isinstance(parts[0][0], tuple)
+        if is_pairs:
+            names = names or [str(name) for name in getattr(parts[0], "classes", [])]
+            parts = [column for part in parts for column in _columns(part)]
+    if len(parts) not in (2, 4):
+        raise UsageError(
+            "dataset must be (images, labels), (images, labels, test_images, test_labels), a torch "
+            "Dataset, or two of them"
+        )
+    keys = ("images", "labels") if len(parts) == 2 else _FOUR
+    arrays: dict[str, Any] = {
+        key: _pixels(part) if "images" in key else np.asarray(part).astype(np.int64)
+        for key, part in zip(keys, parts, strict=True)
+    }
+    if names:
+        arrays["class_names"] = np.array(names)
+    digest = hashlib.sha256(repr([(k, a.shape) for k, a in arrays.items()]).encode())
+    for array in arrays.values():
+        digest.update(np.ascontiguousarray(array).tobytes())
+    path = data_root() / "own" / f"{digest.hexdigest()[:16]}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        from cifar_lab.runs.files import replacing
+
+        with replacing(path) as handle:
+            np.savez(handle, **arrays)
+    shape = arrays[keys[0]].shape[1:]
+    shape = (1, *shape) if len(shape) == 2 else shape
+    shape = shape if shape[0] in (1, 3) else (shape[2], *shape[:2])
+    words = ["dataset=npz", f"dataset.source.path={_value(path)}", "dataset.mean=auto"]
+    return [*words, "dataset.std=auto", f"dataset.image_shape={json.dumps(list(shape))}"]
+
+
+_FOUR = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+def _columns(dataset: Any) -> tuple[Any, list[int]]:
+    """Return the images and labels of a torch Dataset."""
+    pairs = [dataset[index] for index in range(len(dataset))]
+    return np.stack([np.asarray(image) for image, _ in pairs]), [int(label) for _, label in pairs]
+
+
+def _pixels(images: Sequence[Any]) -> "np.ndarray[Any, Any]":
+    """Return images as uint8; floats from 0 to 1 are scaled to 255."""
+    pixels = np.asarray(images)
+    if pixels.dtype.kind == "f":
+        if not 0 <= pixels.min() <= pixels.max() <= 1:
+            raise UsageError(
+                f"dataset: the images are {pixels.dtype} from {pixels.min():g} to "
+                f"{pixels.max():g}; they must be uint8 from 0 to 255, or float from 0 to 1"
+            )
+        pixels = np.round(255 * pixels).astype(np.uint8)
+    return pixels
+
+
+def keep_source(words: Sequence[str], run_folder: Path) -> None:
+    """Copy the module of a notebook's class, of which there are `words_of`, into a run's folder."""
+    if "--config-dir" in words:
+        for path in Path(words[words.index("--config-dir") + 1]).glob("own_*.py"):
+            write_text(run_folder / path.name, path.read_text(encoding="utf-8"))

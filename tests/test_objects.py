@@ -1,0 +1,155 @@
+"""`cifar_lab.run` with objects: a notebook's class, arrays, a torch Dataset, keyword arguments."""
+
+import linecache
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch.utils.data import Dataset
+
+import cifar_lab
+from cifar_lab.errors import UsageError
+from cifar_lab.objects import words_of
+
+CELLS = (
+    "import torch.nn.functional as F\nfrom torch import nn\nHIDDEN = 12",
+    "def flat(x):\n    return x.flatten(1) / HIDDEN",
+    """
+class Net(nn.Module):
+    '''Two dense layers.'''
+
+    def __init__(self, num_classes, image_shape, depth=1):
+        super().__init__()
+        channels, height, width = image_shape
+        self.depth = depth
+        self.first = nn.Linear(channels * height * width, HIDDEN)
+        self.last = nn.Linear(HIDDEN, num_classes)
+
+    def forward(self, images):
+        return self.last(F.relu(self.first(flat(images))))
+""",
+)
+FAST: dict[str, Any] = {"epochs": 1, "figures": "none", "device": "cpu", "threads": 1}
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """What the cells of a notebook define; there is no file, but their text is known."""
+    module = types.ModuleType("a_notebook")
+    monkeypatch.setitem(sys.modules, "a_notebook", module)
+    for number, text in enumerate(CELLS):
+        name = f"<cell {number}>"
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        exec(compile(text, name, "exec"), vars(module))
+    yield module
+    for number in range(len(CELLS)):
+        del linecache.cache[f"<cell {number}>"]
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
+    digits = load_digits()
+    return digits.images[:400].astype(np.float32) / 16, digits.target[:400]
+
+
+def test_a_class_of_a_notebook_on_arrays_is_a_run_that_opens_elsewhere(
+    notebook: Any, data: tuple[Any, Any], tmp_path: Path
+) -> None:
+    asked = {"model": notebook.Net, "dataset": data, "output_dir": tmp_path / "out", **FAST}
+    run = cifar_lab.run(**asked, lr=0.01, model__depth=2)
+    assert run.status == "finished"
+    assert run.config.training.epochs == 1
+    assert run.config.optimizer["lr"] == 0.01
+    assert run.config.model["depth"] == 2
+    assert list(run.config.dataset.image_shape) == [1, 8, 8]
+    assert run.path.name.startswith("npz-Net-adam-")
+    assert cifar_lab.run(**asked, lr=0.01, model__depth=2).path == run.path
+    module = run.config.model["_target_"].split(".")[0]
+    (kept,) = run.path.glob("own_*.py")
+    assert kept.stem == module
+    code = f"import cifar_lab, sys; run = cifar_lab.load_run(sys.argv[1], trust={module!r}); "
+    code += "print(type(run.load_model()).__name__)"
+    line = [sys.executable, "-c", code, str(run.path)]
+    elsewhere = {"CIFAR_LAB_DATA": str(tmp_path / "nothing"), "PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(line, env=elsewhere, capture_output=True, text=True, check=False)
+    assert done.stdout == "Net\n", done.stderr
+
+
+def test_another_source_is_another_model_and_a_comment_is_not(notebook: Any) -> None:
+    words = words_of({"model": notebook.Net})
+    text = CELLS[2].replace("# a", "")
+    commented = text + "\n# nothing"
+    linecache.cache["<cell 2>"] = (0, None, commented.splitlines(keepends=True), "<cell 2>")
+    assert words_of({"model": notebook.Net}) == words
+    notebook.HIDDEN = 13
+    assert words_of({"model": notebook.Net}) != words
+
+
+def test_an_instance_is_built_again_from_what_it_keeps(notebook: Any) -> None:
+    net = notebook.Net(10, (1, 8, 8), depth=3)
+    assert words_of({"model": net}) == words_of({"model": notebook.Net, "model__depth": 3})
+
+
+class Pairs(Dataset[tuple[torch.Tensor, int]]):
+    classes = ("even", "odd")
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.full((3, 8, 8), index / 40), index % 2
+
+
+def test_a_torch_dataset_is_kept_once_under_its_content(data: object, tmp_path: Path) -> None:
+    words = words_of({"dataset": Pairs()})
+    assert words == words_of({"dataset": Pairs()})
+    assert "dataset.image_shape=[3, 8, 8]" in words
+    (path,) = (tmp_path / "data" / "own").glob("*.npz")
+    with np.load(path) as arrays:
+        assert arrays["images"].dtype == np.uint8
+        assert arrays["images"][39].max() == 249
+        assert list(arrays["class_names"]) == ["even", "odd"]
+    four = words_of({"dataset": (Pairs(), Pairs())})
+    assert four != words
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lr": 0.1, "epochs": 3}, ["optimizer.lr=0.1", "training.epochs=3"]),
+        ({"batch_size": 8, "seed": 1}, ["training.batch_size=8", "seed=1"]),
+        ({"optimizer": "sgd", "learning_rate": 1}, ["optimizer=sgd", "optimizer.lr=1"]),
+        ({"training__patience": None}, ["training.patience=null"]),
+        ({"output_dir": Path("my runs")}, ["output_dir='my runs'"]),
+        ({"deterministic": True, "model": "convnet"}, ["model=convnet", "deterministic=true"]),
+        ({"lrr": 1}, ["lrr=1"]),
+    ],
+)
+def test_keyword_arguments_are_words(settings: dict[str, Any], words: list[str]) -> None:
+    assert words_of(settings) == words
+
+
+def test_wrong_objects_are_one_line(notebook: Any, data: tuple[Any, Any]) -> None:
+    images, labels = data
+    with pytest.raises(UsageError, match="must be uint8 from 0 to 255, or float from 0 to 1"):
+        words_of({"dataset": (images * 16, labels)})
+    with pytest.raises(UsageError, match="dataset must be"):
+        words_of({"dataset": (images, labels, images)})
+    with pytest.raises(UsageError, match=r"did you mean training\.epochs"):
+        cifar_lab.run(epocs=1)
+    with pytest.raises(UsageError, match="and 3 is of type int"):
+        cifar_lab.run(3)  # type: ignore[arg-type]
+    notebook.flat = object()
+    with pytest.raises(UsageError, match="flat is <object object"):
+        words_of({"model": notebook.Net})
+    linecache.cache["<cell 2>"] = (0, None, [], "<cell 2>")
+    with pytest.raises(UsageError, match="source of Net cannot be had"):
+        words_of({"model": notebook.Net})

@@ -93,23 +93,6 @@ def test_a_config_survives_save_and_load(title: str, tmp_path: Path) -> None:
     assert dump(load(path)) == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "experiment",
-    [
-        pytest.param(p.stem, marks=[] if p.stem == "s3_learning_rate" else [pytest.mark.slow])
-        for p in sorted(Path("conf/experiment").glob("*.yaml"))
-    ],
-)
-def test_every_experiment_survives_save_and_load(experiment: str, tmp_path: Path) -> None:
-    for protocol in ("sound", "report"):
-        line = [f"experiment={experiment}", f"protocol={protocol}", "device=cpu"]
-        cell = compose_checked(line).runs[0]
-        path = tmp_path / f"{protocol}.yaml"
-        path.write_text(dump(cell.config))
-        assert load(path) == cell.config
-        assert cell.config.protocol == protocol
-
-
 def test_the_users_own_values_win_over_the_protocols(tmp_path: Path) -> None:
     experiment = tmp_path / "experiment"
     experiment.mkdir()

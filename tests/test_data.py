@@ -198,30 +198,6 @@ TRAIN = np.repeat(np.arange(10), 5000)[np.random.default_rng(0).permutation(50_0
 TEST = np.repeat(np.arange(10), 1000)[np.random.default_rng(1).permutation(10_000)]
 
 
-@pytest.mark.parametrize(
-    ("split", "sizes"),
-    [
-        (SplitConfig(), (45_000, 5_000, 10_000)),
-        (
-            SplitConfig(validation=0.5, source="test", method="numpy", seed=42),
-            (50_000, 5_000, 5_000),
-        ),
-        (SplitConfig(validation=0.2, method="tail"), (40_000, 10_000, 10_000)),
-        (SplitConfig(validation=5000, method="random"), (45_000, 5_000, 10_000)),
-        (SplitConfig(validation=0), (50_000, 0, 10_000)),
-    ],
-)
-def test_sizes_of_the_splits(split: SplitConfig, sizes: tuple[int, int, int]) -> None:
-    train, validation, test = split_indices(split, TRAIN, TEST)
-    assert (len(train), len(validation), len(test)) == sizes
-    origin = validation if split.source == "train" else train[:0]
-    assert len(np.intersect1d(train, origin)) == 0
-    rest = test if split.source == "test" else train
-    assert len(np.intersect1d(rest, validation)) == 0
-    for part in (train, validation, test):
-        assert len(np.unique(part)) == len(part)
-
-
 def test_a_stratified_split_has_each_class_in_its_share() -> None:
     labels = np.repeat(np.arange(4), [10, 20, 31, 40])
     _, validation, _ = split_indices(SplitConfig(validation=0.1), labels, labels)
@@ -229,12 +205,6 @@ def test_a_stratified_split_has_each_class_in_its_share() -> None:
     for seed in (0, 1):
         _, validation, _ = split_indices(SplitConfig(seed=seed), TRAIN, TEST)
         assert set(Counter(TRAIN[validation].tolist()).values()) == {500}
-
-
-def test_the_split_has_a_seed_of_its_own() -> None:
-    parts = [split_indices(SplitConfig(seed=seed), TRAIN, TEST)[1] for seed in (0, 0, 1)]
-    assert np.array_equal(parts[0], parts[1])
-    assert not np.array_equal(parts[0], parts[2])
 
 
 def test_numpys_and_the_tail_split_are_the_reports() -> None:

@@ -15,9 +15,6 @@ from cifar_lab.training.preflight import compose_checked
 REPORTS = [
     # model, dataset, parameters, multiply-adds as counted by hand for the reports
     ("convnet", "cifar10", 2_169_770, 26_579_968),
-    ("convnet", "mnist", 1_677_674, 19_899_904),
-    ("convnet_plain", "cifar10", 890_410, 15_167_872),
-    ("convnet_deep", "cifar10", 1_702_186, 53_318_656),
     ("two_branch", "cifar10", 47_970, 752_646),
     ("mixed_kernel", "cifar10", 4_491_749, 484_019_337),
 ]

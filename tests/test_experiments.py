@@ -153,13 +153,6 @@ def test_the_grid_that_was_asked_for_has_three_axes() -> None:
     assert len(runs) == len(axes[0]) * len(axes[1]) * len(axes[2])
 
 
-def test_what_the_user_says_wins_over_the_protocol() -> None:
-    asked = ["experiment=s3_learning_rate", "protocol=report", "optimizer.lr=0.01", "device=cpu"]
-    (cell,) = compose_checked([*asked, "split.validation=0.2"]).runs
-    assert cell.config.split.validation == 0.2
-    assert cell.config.evaluation.watch_test
-
-
 # --- what a run says, in the reports' words -------------------------------------------------------
 
 

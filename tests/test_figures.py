@@ -1,5 +1,4 @@
 import dataclasses
-import inspect
 import io
 import math
 import subprocess
@@ -10,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from synthetic_runs import CLASSES, plain_config
 from synthetic_runs import history as synthetic_history
 
-from cifar_lab.config import run_config, targets
+from cifar_lab.config import run_config
 from cifar_lab.errors import UsageError
 from cifar_lab.figures import (
     confusion_matrix,
@@ -432,16 +430,6 @@ def full_run(folder: Path, **settings: Any) -> RunDir:
     write_samples(run, ["random"] * 2 + ["worst"] * 2)
     write_features(run, 60)
     return run
-
-
-@pytest.mark.parametrize("option", ["standard", "embeddings"])
-def test_every_option_lists_all_settings_with_their_defaults(option: str) -> None:
-    figures = yaml.safe_load((CONF / f"{option}.yaml").read_text(encoding="utf-8"))
-    figures.pop("defaults", None)
-    for name, target_config in figures.items():
-        target = targets.resolve(target_config.pop("_target_"), f"figures.{name}")
-        parameters = inspect.signature(target).parameters
-        assert target_config == {k: p.default for k, p in parameters.items() if k != "run"}
 
 
 def test_names_that_are_long_strange_or_missing(tmp_path: Path) -> None:

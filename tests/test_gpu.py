@@ -1,9 +1,5 @@
 """What only a CUDA device can show. Skipped where there is none; `scripts/measure_gpu` runs it."""
 
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -72,23 +68,6 @@ def test_a_graph_trains_as_the_plain_step(tmp_path: Path) -> None:
     )
     there, here = (run.read_metrics()[-1] for run in (plain, graphed))
     assert there.train_loss == pytest.approx(here.train_loss, rel=1e-4)
-
-
-def test_a_run_that_was_killed_goes_on_exactly(tmp_path: Path) -> None:
-    words = [*TINY, *ON_GPU, "training.epochs=40"]
-    line = [sys.executable, "-m", "cifar_lab.train", *words, f"output_dir={tmp_path / 'killed'}"]
-    run = RunDir.create(config_of(f"output_dir={tmp_path / 'killed'}", *words[len(TINY) :]))
-    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while not run.last.exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-    assert run.status == "interrupted"
-    run_experiment(run)
-    calm = finished(tmp_path / "calm", "training.epochs=40")
-    assert run_differences.differences(run, calm) == []
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")

@@ -172,50 +172,6 @@ RANKS = (
 
 
 @pytest.mark.browser
-def test_sorting(page: Path, browse: Browse) -> None:
-    steps = browse(
-        page,
-        f"const ranks = () => {RANKS}, found = [ranks()];"
-        "const press = name => [...document.querySelectorAll('#settings th button')]"
-        ".find(b => b.textContent === name).click();"
-        "press('rank'); found.push(ranks()); press('optimizer'); found.push(ranks());"
-        "found.push([document.querySelector('[aria-sort]').textContent, location.hash]);"
-        "return found",
-    )
-    ranks = [str(i) for i in range(1, 13)]
-    assert steps[0] == [*ranks, "–"]
-    assert steps[1] == [*reversed(ranks), "–"]  # what has no rank stays last
-    settings = data_of(page)["settings"]
-    by_optimizer = sorted(settings, key=lambda s: (s["key"][0], s["rank"] or 13))
-    assert steps[2] == [str(setting["rank"] or "–") for setting in by_optimizer]
-    assert steps[3][0] == "optimizer"
-    assert "sort=axis%3Aoptimizer" in steps[3][1]
-
-
-@pytest.mark.browser
-def test_filtering_by_words_and_by_axis(page: Path, browse: Browse) -> None:
-    steps = browse(
-        page,
-        f"const ranks = () => {RANKS}, found = [];"
-        "const type = text => {const box = document.getElementById('filter'); box.value = text;"
-        "box.dispatchEvent(new Event('input'))};"
-        "type('adam relu'); found.push(ranks()); found.push(document.getElementById('shown')"
-        ".textContent); document.getElementById('draw-shown').click();"
-        "found.push([...document.querySelectorAll('#chart g.curve')].map(g => g.dataset.setting));"
-        "type(''); const menu = document.querySelector('[data-axis=\"optimizer.lr\"]');"
-        "menu.value = '0.01'; menu.dispatchEvent(new Event('change')); found.push(ranks());"
-        "type('no such setting'); found.push(ranks()); return found",
-    )
-    settings = data_of(page)["settings"]
-    adam_relu = [str(c["rank"]) for c in settings if c["key"][:2] == ["adam", "ReLU"]]
-    assert steps[0] == adam_relu
-    assert steps[1] == f"{len(adam_relu)} of 13 configurations"
-    assert [settings[int(i)]["key"][:2] for i in steps[2]] == [["adam", "ReLU"]] * 3
-    assert steps[3] == [str(c["rank"]) for c in settings if c["key"][2] == "0.01"]
-    assert steps[4] == []
-
-
-@pytest.mark.browser
 def test_pointing_and_choosing_by_mouse_and_keys(page: Path, browse: Browse) -> None:
     found = browse(
         page,

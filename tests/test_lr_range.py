@@ -47,6 +47,7 @@ def test_the_steps_are_those_of_the_run_with_another_rate(
     assert range_test(scheduled, STEPS).losses == pytest.approx(found.losses)
 
 
+@pytest.mark.slow
 def test_describe_writes_the_figure_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

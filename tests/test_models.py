@@ -134,26 +134,6 @@ def test_every_model_takes_every_dataset_s_shape(
     assert logits.shape == (2, 10)
 
 
-@pytest.mark.parametrize(
-    ("model", "image_shape", "changes", "size"),
-    [
-        ("convnet", CIFAR, {}, 64 * 8 * 8),
-        ("convnet_plain", CIFAR, {}, 64 * 5 * 5),
-        ("convnet_deep", CIFAR, {}, 256 * 2 * 2),
-        ("two_branch", CIFAR, {}, 6 * 28 * 28),
-        ("two_branch", CIFAR, {"reading": "R5"}, 2 * 6 * 28 * 28),
-        ("mixed_kernel", CIFAR, {}, 256),
-        ("mixed_kernel", CIFAR, {"global_pool": False}, 256 * 4 * 4),
-        ("resnet", CIFAR, {}, 512),
-    ],
-)
-def test_features_are_the_flattened_convolution_output(
-    model: str, image_shape: tuple[int, int, int], changes: dict[str, Any], size: int
-) -> None:
-    built: Any = build(model, image_shape, **changes)
-    assert built.features(torch.empty(2, *image_shape, device="meta")).shape == (2, size)
-
-
 ALTERNATIVES: list[tuple[str, dict[str, Any]]] = [
     *((model, {}) for model in MODELS),
     *(("two_branch", {"reading": f"R{number}", "gate": "softmax"}) for number in range(1, 6)),

@@ -104,6 +104,7 @@ def test_first_and_last_layers_are_no_hidden_matrices() -> None:
     assert kept == [f"features.conv{i}.weight" for i in (2, 3, 4)] + ["classifier.fc1.weight"]
 
 
+@pytest.mark.slow
 def test_a_run_with_muon_resumes_bit_for_bit(tmp_path: Path) -> None:
     line = [*TINY, *MUON, "optimizer.rest=sgd", "training.lookahead.every=3"]
     config = compose_checked(line).runs[0].config

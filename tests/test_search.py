@@ -6,7 +6,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,27 +104,6 @@ def test_a_trial_behind_the_others_is_pruned_and_saved(tmp_path: Path) -> None:
     assert study_of(tmp_path).trials[-1].state == TrialState.PRUNED
     assert outcome.cell.run.status == "interrupted"
     assert 2 <= outcome.cell.epochs_done() < 500
-
-
-@pytest.mark.slow
-def test_a_trial_that_was_stopped_goes_on_in_the_next_search(tmp_path: Path) -> None:
-    def interrupt() -> None:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("runs/*/last.pt")) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    options = ("training.epochs=12", "search.trials=1")
-    (stopped,) = search(tmp_path, *options)
-    assert stopped.after == "interrupted"
-    assert study_of(tmp_path).trials[0].state == TrialState.RUNNING
-    (outcome,) = search(tmp_path, *options)
-    assert outcome.cell.run.path == stopped.cell.run.path
-    assert (outcome.before, outcome.after) == ("interrupted", "finished")
-    (trial,) = study_of(tmp_path).trials
-    assert trial.state == TrialState.COMPLETE
-    assert len(trial.intermediate_values) == 12
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Trackers get what the folder of a run holds, and can neither stop a run nor change it."""
 
-import dataclasses
 import importlib
 import json
 import os
@@ -111,14 +110,13 @@ import os
 import time
 from dataclasses import dataclass
 
-from cifar_lab.trackers import Session, Tracker
+from cifar_lab.trackers import Tracker
 
 @dataclass(frozen=True, kw_only=True)
 class Fake(Tracker):
     """A tracker that fails in the way that is asked for, and tells the environment's secrets."""
 
     how: str = "is full"
-    file: str = ""
     package = "json"
     title = "Fake"
 
@@ -130,29 +128,9 @@ class Fake(Tracker):
             time.sleep(3600)
         if self.how == "dies":
             os._exit(3)
-        if self.how == "slow":
-            time.sleep(1)
-            return Slow(self.file, run.epochs)
         told = {name: text for name, text in os.environ.items() if "hushed" in text}
         print(told, flush=True)
         raise OSError(f"no space left {told}\\nsecond line")
-
-class Slow(Session):
-    """Writes the epochs that it gets into a file, late, and knows of no run that it has."""
-
-    def __init__(self, file, epochs):
-        self.file, self.epochs = file, epochs
-
-    def log_epochs(self, rows):
-        time.sleep(1)
-        with open(self.file, "a") as file:
-            file.writelines(f"{row.epoch}\\n" for row in rows)
-
-    def log_result(self, scores, figures):
-        pass
-
-    def close(self, status):
-        time.sleep(1)
 '''
 TO_FAKE = ("+tracker._target_=fake_tracker.Fake", "--trust", "fake_tracker")
 
@@ -252,21 +230,6 @@ def test_no_password_of_a_real_tracker_is_printed_or_written(tracker: str, tmp_p
     )
     assert done.returncode == 0, done.stderr
     check_hushed(tmp_path / "out", done.stdout, done.stderr)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("fake")
-def test_two_processes_that_send_one_run_send_each_epoch_once(
-    finished: RunDir, tmp_path: Path
-) -> None:
-    """As after kill -9: the process of the killed run still sends when the run goes on."""
-    finished.write_summary(dataclasses.replace(finished.read_summary(), status="running"))
-    file = tmp_path / "epochs.txt"
-    line = [sys.executable, "-m", "cifar_lab.track", str(finished.path), "--follow", *TO_FAKE]
-    line += ["+tracker.how=slow", f"+tracker.file={file}"]
-    processes = [subprocess.Popen(line) for _ in range(2)]
-    assert [process.wait(60) for process in processes] == [0, 0]
-    assert file.read_text().split() == ["1", "2"]
 
 
 # --- wrong requests -------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from fileserver import Behaviour, file_server
-from tiny_runs import StopAt, every_step, make
 from tiny_runs import train as train_tiny
 from torch import Tensor, nn
 from torchvision import models as torchvision_models
@@ -17,11 +16,10 @@ from torchvision.models import get_model, list_models
 
 from cifar_lab import evaluate, train
 from cifar_lab.config.identity import address
-from cifar_lab.errors import Stopped, Unavailable
+from cifar_lab.errors import Unavailable
 from cifar_lab.models.zoo_torchvision import TorchvisionModel
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.run import run_experiment
 
 RGB, GRAY = (3, 32, 32), (1, 32, 32)
 SMALL = ["dataset=digits", "device=cpu", "threads=1", "figures=none", "dropout=none"]
@@ -301,20 +299,6 @@ def test_frozen_epochs_change_the_classifier_alone_and_later_ones_everything(
     assert not any(
         torch.equal(longer[0][k], v) for k, v in start[0].items() if k.endswith("weight")
     )
-
-
-def test_frozen_epochs_and_backbone_lr_are_exact_on_resume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    every_step(monkeypatch)
-    line = ["training.frozen_epochs=1", "optimizer.backbone_lr=1e-4", "scheduler=cosine"]
-    whole = short(tmp_path / "whole", *line)
-    run = make(tmp_path / "stopped", FEW, *line)
-    with pytest.raises(Stopped):
-        run_experiment(run, stop=StopAt(2))
-    run_experiment(run)
-    assert equal(parts(run)[0], parts(whole)[0])
-    assert equal(parts(run)[1], parts(whole)[1])
 
 
 def test_backbone_lr_is_the_rate_of_all_but_the_classifier(tmp_path: Path) -> None:

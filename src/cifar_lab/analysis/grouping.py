@@ -94,7 +94,7 @@ def _name_datasets(runs: Sequence[FoundRun]) -> tuple[dict[FoundRun, str], list[
     Runs on other pictures are no seeds of one another, and their scores are not compared.
     """
     sets: dict[str, list[list[FoundRun]]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: str(run.run.path)):
         of_name = sets.setdefault(run.config.dataset.name, [])
         known = next((members for members in of_name if same_pictures(run, members[0])), None)
         if known is None:

@@ -14,7 +14,7 @@ from cifar_lab.figures import style
 MOST_ROWS = 48
 """Configurations beyond this many make a picture that nobody reads; the best are drawn."""
 
-LONGEST_LABEL = 52
+LONGEST_LABEL = 90
 ROW = 0.29  # inches
 
 

@@ -66,8 +66,12 @@ def draw(
     shown = panels[:MOST_PANELS]
     columns = max(1, min(len(shown), math.ceil(math.sqrt(len(shown)))))
     rows = math.ceil(len(shown) / columns)
-    width = min(1.6 + columns * max(2.4, 0.85 * len(order[x]) + 0.6), 30)
-    height = min(1.0 + rows * max(1.5, 0.5 * len(order[y]) + 0.9), 40)
+    panel = max(2.4, 0.85 * len(order[x]) + 0.6)
+    wraps = int(8 * panel)  # bold characters that a panel's title has room for on a line
+    titles = [_title([axes[i] for i in others], values, wraps) for values in shown]
+    above = 0.17 * max(title.count("\n") for title in titles)
+    width = min(1.6 + columns * panel, 30)
+    height = min(1.0 + rows * (above + max(1.5, 0.5 * len(order[y]) + 0.9)), 40)
     figure = style.new_figure(width, height)
     grid = figure.subplots(rows, columns, squeeze=False)
     known = [unit * square.score for square in squares if square.score is not None] or [0.0]
@@ -80,11 +84,10 @@ def draw(
             continue
         values = shown[place]
         there = {s.key: s for s in squares if tuple(s.key[i] for i in others) == values}
-        title = ", ".join(f"{axes[i]} = {v}" for i, v in zip(others, values, strict=True))
         _panel(axes_of_panel, there, (x, y), order, norm, colours, unit)
         x_label = style.plain(axes[x], 40) if place + columns >= len(shown) else ""
         y_label = style.plain(axes[y], 40) if place % columns == 0 else ""
-        style.dress(axes_of_panel, style.plain(title, 60), x_label, y_label)
+        style.dress(axes_of_panel, titles[place], x_label, y_label)
         axes_of_panel.title.set_fontsize(style.NORMAL)
         axes_of_panel.grid(False)
         axes_of_panel.set_facecolor(style.GRID)  # no such cell; white is the lowest score
@@ -97,6 +100,12 @@ def draw(
         figure, f"mean over the runs · framed: the best · grey: not run or not finished{hidden}"
     )
     return figure
+
+
+def _title(axes: Sequence[str], values: Sequence[str], width: int) -> str:
+    """Return what a panel is of: keys by their last part, on as many lines as they need."""
+    parts = [f"{axis.rpartition('.')[2]} = {v}" for axis, v in zip(axes, values, strict=True)]
+    return "\n".join(style.plain(part, width) for part in parts)
 
 
 def plane(order: Sequence[Sequence[str]]) -> tuple[int, int]:

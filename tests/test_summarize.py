@@ -263,7 +263,7 @@ def test_main_effects_of_a_full_factorial_are_paired_by_seed(
     expected = np.mean(means["adam"]) - np.mean(means["sgd"])
     assert optimizer.difference.value == pytest.approx(expected)
     assert (found.deviation.paired, found.deviation.degrees) == (True, 22)
-    assert [pair.axes for pair in found.interactions] == [
+    assert [(a, b) for a, b, _ in found.interactions] == [
         ("optimizer", "activation"),
         ("optimizer", "optimizer.lr"),
         ("activation", "optimizer.lr"),

@@ -39,6 +39,9 @@ def _compare(argv: list[str]) -> int:
     sweep = _read_sweep(words, arguments.folder)
     sides = [_runs(word, sweep) for word in words]
     found = compare(*sides)
+    for run in (*sides[0], *sides[1]):
+        for problem in run.problems:
+            print(f"warning: {run.run.path}: {problem}", file=sys.stderr)
     width = shutil.get_terminal_size((160, 24)).columns
     for name, word, runs in zip("AB", words, sides, strict=True):
         states = sorted({run.summary.status for run in runs})
@@ -73,13 +76,7 @@ def _runs(word: str, sweep: "RunCollection | None") -> "list[FoundRun]":
     if not word.strip():
         raise UsageError("the name of a folder is empty")
     runs = find_runs(folder) if folder.is_dir() else [RunDir(folder)]
-    loaded = [FoundRun(run) for run in runs or [RunDir(folder)]]
-    for run in loaded:
-        if run.finished:
-            run.check_scores()
-            for problem in run.problems:
-                print(f"warning: {run.run.path}: {problem}", file=sys.stderr)
-    return loaded
+    return [FoundRun(run) for run in runs or [RunDir(folder)]]
 
 
 if __name__ == "__main__":

@@ -111,10 +111,6 @@ def _draw(summary: "Summary") -> list[str]:
 
 def _check(arguments: "argparse.Namespace") -> None:
     """UsageError for what no folder could fulfil, before anything is read."""
-    from cifar_lab.analysis import run_metrics
-
-    if arguments.metric is not None:
-        run_metrics.check(arguments.metric)
     if arguments.detect is not None and not 0 < arguments.detect <= 100:
         raise UsageError(
             f"--detect {arguments.detect:g} is wrong: it must be above 0 and at most 100 points"

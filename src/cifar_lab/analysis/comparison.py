@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics, texts
-from cifar_lab.analysis.contrasts import CannotJudge, Difference, contrast, pooled, residual
+from cifar_lab.analysis.contrasts import CannotJudge, Difference, Sample, contrast, pooled, residual
 from cifar_lab.analysis.grouping import collect, same_pictures
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.power import Family
@@ -106,26 +106,26 @@ def _judge(
     cells: Sequence[tuple[SeedGroup, SeedGroup]], name: str, differences: dict[str, Difference]
 ) -> str:
     """Add the difference of a metric; return the reason where there is none."""
-    sides: list[list[SeedGroup]] = [[pair[i] for pair in cells] for i in (0, 1)]
-    samples = [[group.sample(name) for group in side] for side in sides]
     split = "test" if run_metrics.is_test(name) else "validation"
-    for label, side, of_side in zip("AB", sides, samples, strict=True):
-        problems = [problem for group in side for run in group.runs for problem in run.problems]
-        damaged = [problem for problem in problems if "damaged" in problem]
-        if damaged:
-            raise RunFailed(damaged[0])
-        if any(sample is None for sample in of_side):
-            run = next(group.runs[0] for group, s in zip(side, of_side, strict=True) if s is None)
-            hint = f"; python -m cifar_lab.evaluate {run.run.path} makes them"
-            return f"{label} has no {split} predictions{hint if split == 'test' else ''}"
-    a, b = ([sample for sample in of_side if sample is not None] for of_side in samples)
+    samples: list[list[Sample]] = [[], []]
+    for label, of_side, place in zip("AB", samples, (0, 1), strict=True):
+        for group in (pair[place] for pair in cells):
+            sample = group.sample(name)
+            damaged = [text for run in group.runs for text in run.problems if "damaged" in text]
+            if damaged:
+                raise RunFailed(damaged[0])
+            if sample is None:
+                hint = f"; python -m cifar_lab.evaluate {group.runs[0].run.path} makes them"
+                return f"{label} has no {split} predictions{hint * (split == 'test')}"
+            of_side.append(sample)
+    a, b = samples
     try:
         deviation = pooled([*a, *b]) if len(cells) == 1 else residual([*a, *b])
         differences[name] = contrast(b, a, deviation)
     except CannotJudge as error:
         if split == "test" and "different images" in str(error):
             raise UsageError(
-                f"{sides[0][0].runs[0].run.path} and {sides[1][0].runs[0].run.path} cannot be "
+                f"{' and '.join(str(group.runs[0].run.path) for group in cells[0])} cannot be "
                 f"compared: {error}; take runs of the same dataset and test split"
             ) from None
         return str(error)
@@ -176,11 +176,15 @@ def _sentences(
         lines.append(
             f"Means over the {len(cells)} configurations that both have, with equal weights."
         )
-    for index, label in enumerate("AB"):
-        missing = [_missing(pair[index], pair[1 - index]) for pair in cells]
-        seeds = sorted({seed for missing_seeds in missing for seed in missing_seeds})
-        if seeds and len(cells[0][0].runs) + len(cells[0][1].runs) > 2:
-            lines.append(f"{label} lacks what the other has: {listing(seeds)}.")
+    for index, label in enumerate("AB" if any(len(g.runs) > 1 for g in cells[0]) else ""):
+        missing = {
+            run.replicate_text
+            for pair in cells
+            for run in pair[1 - index].finished
+            if run.replicate not in [own.replicate for own in pair[index].finished]
+        }
+        if missing:
+            lines.append(f"{label} lacks what the other has: {listing(sorted(missing))}.")
     for name in TESTED:
         words = "test" if run_metrics.is_test(name) else "validation"
         if name in reasons:
@@ -188,11 +192,6 @@ def _sentences(
         if name in differences:
             lines.append(_of_difference(cells, name, differences[name]))
     return lines
-
-
-def _missing(here: SeedGroup, there: SeedGroup) -> list[str]:
-    have = {run.replicate for run in here.finished}
-    return [run.replicate_text for run in there.finished if run.replicate not in have]
 
 
 def _of_difference(

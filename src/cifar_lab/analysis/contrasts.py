@@ -125,7 +125,7 @@ def residual(samples: Sequence[Sample]) -> Deviation | None:
 class Difference:
     """A's mean minus B's: its standard error and degrees of freedom, and what it is judged by.
 
-    `covers`: what varied, and so of what else than these runs it speaks; `runs`: of A and of B;
+    `covers`: what varied, and so of what else than these runs it speaks;
     `over_images`: the part of the variance that is between images, with its degrees of freedom.
     """
 
@@ -133,7 +133,6 @@ class Difference:
     error: float
     degrees: float
     covers: str
-    runs: tuple[int, int]
     over_images: tuple[float, int] | None = None
     family: Family = field(default_factory=Family)
 
@@ -200,9 +199,8 @@ def contrast(
         plus, minus = _shared_folds(plus[0], minus[0])
         deviation = residual([*plus, *minus])
     value = _mean(plus) - _mean(minus)
-    runs = (sum(len(s.values) for s in plus), sum(len(s.values) for s in minus))
     images = _image_variance(plus, minus)
-    if pair and runs == (1, 1) and deviation is None:
+    if pair and len(plus[0].values) == len(minus[0].values) == 1 and deviation is None:
         return _two_networks(plus[0], minus[0], family)
     parts: list[tuple[float, float]] = []
     if pair and plus[0].folds is None:
@@ -218,7 +216,7 @@ def contrast(
     folds = plus[0].folds is not None
     covers = "folds" if folds else "seeds" if images is None else "seeds and images"
     error, degrees = welch([*parts, *([] if images is None or folds else [images])])
-    return Difference(value, error, degrees, covers, runs, images, family)
+    return Difference(value, error, degrees, covers, images, family)
 
 
 def welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -289,7 +287,7 @@ def _two_networks(a: Sample, b: Sample, family: Family) -> Difference:
     error = math.sqrt(((only_a + only_b + 1) / (images + 2) - centre**2) / (images + 2))
     value = (only_a - only_b) / images
     over_images = (error**2, images - 1)
-    return Difference(value, error, math.inf, "images", (1, 1), over_images, family)
+    return Difference(value, error, math.inf, "images", over_images, family)
 
 
 def seeds_needed(

@@ -32,20 +32,16 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Interaction:
-    """Whether the effect of one axis depends on another: an F test, adjusted (Holm)."""
-
-    axes: tuple[str, str]
-    p: float
-
-
-@dataclass(frozen=True)
 class MainEffects:
-    """The effects of the axes of one dataset's groups, and the deviation that they rest on."""
+    """The effects of the axes of one dataset's groups, and the deviation that they rest on.
+
+    `interactions`: whether the effect of one axis depends on another: both, and the p value of an F
+    test, adjusted (Holm).
+    """
 
     dataset: str
     effects: list[Effect]
-    interactions: list[Interaction]
+    interactions: list[tuple[str, str, float]]
     deviation: Deviation
 
 
@@ -86,9 +82,7 @@ def _of_groups(collection: RunCollection, dataset: str) -> MainEffects | None:
     share = math.fsum(sample.share for sample in samples) / len(samples)
     p_values = holm([_interaction(means, pair, share, deviation) for pair in pairs])
     names = [collection.axes[i] for i in axes]
-    interactions = [
-        Interaction((names[a], names[b]), p) for (a, b), p in zip(pairs, p_values, strict=True)
-    ]
+    interactions = [(names[a], names[b], p) for (a, b), p in zip(pairs, p_values, strict=True)]
     return MainEffects(dataset, effects, interactions, deviation)
 
 

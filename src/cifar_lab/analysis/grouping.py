@@ -15,9 +15,6 @@ from cifar_lab.runs.run_dir import RunDir
 def read_collection(folder: Path) -> RunCollection:
     """Read every run at and below `folder` and group them; UsageError if there is none."""
     runs, unreadable = read_runs(folder)
-    for run in runs:
-        if run.finished:
-            run.check_scores()
     collection = collect(folder, runs)
     return dataclasses.replace(
         collection, unreadable=unreadable, notes=collection.notes + _links(folder)
@@ -27,15 +24,15 @@ def read_collection(folder: Path) -> RunCollection:
 def collect_folders(folders: Sequence[Path]) -> RunCollection:
     """Read the runs of these folders and group them."""
     runs = [FoundRun(RunDir(folder)) for folder in folders]
-    for run in runs:
-        if run.finished:
-            run.check_scores()
     above = os.path.commonpath([folder.absolute().parent for folder in folders])
     return collect(Path(above), runs)
 
 
 def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
     """Group runs that were read, by what differs between them; `folder` is above them all."""
+    for run in runs:
+        if run.finished:
+            run.check_scores()
     axes = find_axes(runs)
     datasets, other_pictures = _name_datasets(runs)
     groups, notes = _groups_and_notes(runs, axes, datasets)

@@ -6,7 +6,6 @@ from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.contrasts import CannotJudge, contrast
 from cifar_lab.analysis.power import Family
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, pooled_in
-from cifar_lab.config.reports import reported_of
 from cifar_lab.errors import UsageError, listing, shorten
 
 
@@ -100,19 +99,11 @@ def _why_unranked(collection: RunCollection, dataset: str, groups: list[SeedGrou
     if collection.metric.startswith("best_val_") and all(
         run.config.split.validation == 0 for group in groups for run in group.finished
     ):
-        named = {
-            claim.metric
-            for group in groups
-            for run in group.runs
-            for claim in reported_of(run.config).claims
-            if "accuracy" in claim.metric
-        }
-        hint = f", or by a metric of the claims: {', '.join(sorted(named))}" if named else ""
         return (
             f"{dataset}: no validation images were held out (protocol "
             f"{groups[0].runs[0].config.protocol}), so the configurations are not ranked and "
             "none is chosen: choosing by the test score would make that score worthless. --metric "
-            f"ranks by another metric if you want to{hint}."
+            "test_accuracy_last ranks by it all the same."
         )
     return (
         f"{dataset}: no finished run has a {collection.metric}, so its configurations are not "

@@ -262,10 +262,9 @@ def effects_lines(collection: RunCollection, effects: MainEffects) -> list[str]:
         f"{say(collection.metric, effect.difference)}"
         for effect in effects.effects
     ]
-    for interaction in effects.interactions:
-        a, b = interaction.axes
-        seen = "depends on" if interaction.p < LEVEL else "is not seen to depend on"
-        lines.append(f"the effect of {a} {seen} {b} (interaction, {show_p(interaction.p)})")
+    for a, b, p in effects.interactions:
+        seen = "depends on" if p < LEVEL else "is not seen to depend on"
+        lines.append(f"the effect of {a} {seen} {b} (interaction, {show_p(p)})")
     paired = "paired by seed" if effects.deviation.paired else "with the deviation of all, pooled"
     lines.append(
         "each: mean over all values of the other axes, the best value minus another, with its "

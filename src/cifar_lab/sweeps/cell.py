@@ -116,7 +116,8 @@ def sweep_cells(
     many run at once; a run `alone` keeps its own default. `overrides` name the axes for the tables.
     """
     overrides = overrides or [() for _ in configs]
-    values = [dict(_key_value(line) for line in lines) for lines in overrides]
+    pairs = [[line.lstrip("+").partition("=") for line in lines] for lines in overrides]
+    values = [{key: value for key, _, value in lines} for lines in pairs]
     keys = {key: None for words in values for key in words}
     axes = [key for key in keys if len({words.get(key) for words in values}) > 1]
     cells: dict[Path, Cell] = {}
@@ -208,11 +209,6 @@ def _stop_with_input() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop, daemon=True).start()
-
-
-def _key_value(line: str) -> tuple[str, str]:
-    key, _, value = line.partition("=")
-    return key.lstrip("+"), value
 
 
 if __name__ == "__main__":

@@ -83,7 +83,6 @@ class _Ray(Launcher):
         super().__init__(options)
         self.settings = settings
         self.server: Server
-        self._losses: list[float] = []  # when the whole cluster was lost
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Connect to the cluster; return how many cells its nodes hold, or `jobs` if it is set.
@@ -139,19 +138,9 @@ class _Ray(Launcher):
 
     def _reconnect(self, stop: Stop) -> None:
         """Wait for a lost cluster, or start a local one again."""
-        why, target, seconds = (
-            self.server.last_words,
-            self.settings.target,
-            self.settings.reconnect_seconds,
-        )
+        target, seconds = self.settings.target, self.settings.reconnect_seconds
         self.abandon([])
-        self._losses = [at for at in self._losses if time.monotonic() - at < 600]
-        self._losses.append(time.monotonic())
-        if len(self._losses) > self.settings.max_retries:
-            raise Unavailable(
-                f"Ray ({target}) was lost {len(self._losses)} times in ten minutes: {why}; the "
-                "same line goes on from here"
-            )
+        why = self.server.last_words
         log.warning("Ray (%s) is lost: %s; waiting up to %g s", target, why, seconds)
         deadline = time.monotonic() + seconds
         while stop.signal is None:

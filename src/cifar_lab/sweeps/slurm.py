@@ -54,13 +54,12 @@ class _Slurm(Launcher):
     def __init__(self, settings: Mapping[str, Any], options: LaunchOptions) -> None:
         super().__init__(options)
         self._settings = settings
-        self._queue = _jobs_in_queue()
-        self._missing: set[str] = set()
+        self.queue = _jobs_in_queue()
         self.most_at_once = _longest_array()
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Find the jobs that earlier commands sent; SLURM has a queue of its own for all."""
-        self._sent = sent_jobs(self._queue)
+        self._sent = sent_jobs(self.queue)
         return len(configs)
 
     def is_sent(self, cell: Cell) -> bool:
@@ -89,20 +88,11 @@ class _Slurm(Launcher):
         deadline = time.monotonic() + self._settings["poll_seconds"]
         while (left := deadline - time.monotonic()) > 0 and stop.signal is None:
             time.sleep(min(0.25, left))
-        self._queue = _jobs_in_queue()
+        self.queue = _jobs_in_queue()
 
     def abandon(self, jobs: Sequence["_SlurmJob"]) -> None:
         if jobs:
             log.info("the jobs go on; scancel %s ends them", _arrays(jobs))
-
-    def is_gone(self, job: str) -> bool:
-        """Return whether a job was missing in the queue twice."""
-        if job in self._queue:
-            self._missing.discard(job)
-            return False
-        gone = job in self._missing
-        self._missing.add(job)
-        return gone
 
 
 class _SlurmJob(Job):
@@ -110,7 +100,7 @@ class _SlurmJob(Job):
 
     def __init__(self, cell: Cell, job: str, folder: Path, launcher: _Slurm) -> None:
         super().__init__(cell)
-        self.id, self._launcher = job, launcher
+        self.id, self._launcher, self._missing = job, launcher, 0
         task = job.partition("_")[2]
         self.loss = f"job {job} ended without a result; {folder}/{task}.out may say why"
         self._code = folder / f"{task}.code"
@@ -121,7 +111,9 @@ class _SlurmJob(Job):
     def poll(self) -> int | None:
         if self._code.exists():
             return int(self._code.read_text(encoding="ascii"))
-        return LOST if self._launcher.is_gone(self.id) else None
+        # twice: a network file system may show the file after SLURM has forgotten the job
+        self._missing = 0 if self.id in self._launcher.queue else self._missing + 1
+        return LOST if self._missing > 1 else None
 
 
 def sbatch_options(settings: Mapping[str, Any], cells: Sequence[Cell]) -> dict[str, Any]:
@@ -162,11 +154,10 @@ def write_array(
     command = [sys.executable, "-u", "-m", __name__, str(folder)]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH --{name}" for name, value in options.items() if value is True),
         *(
-            f"#SBATCH --{name}={shlex.quote(str(value))}"
+            f"#SBATCH --{name}" + f"={shlex.quote(str(value))}" * (value is not True)
             for name, value in options.items()
-            if value not in (True, False, None)
+            if value is not False
         ),
         f"export PYTHONPATH={shlex.quote(path)}",
         *(settings["setup"] or ()),

@@ -24,8 +24,8 @@ _PROBE_STEPS, _PROBE_SECONDS = 12, 4.0  # whichever is over first
 class Pace:
     """Wall clock seconds of runs, learnt from finished ones and probes.
 
-    A run is timed by its finished siblings of the same model, dataset, device, precision and batch
-    size; those with the same optimizer and activation too count first.
+    A run is timed by its finished siblings of the same model, dataset, optimizer, augmentation,
+    device, precision and batch size.
     """
 
     def __init__(self) -> None:
@@ -46,17 +46,14 @@ class Pace:
 
     def note(self, config: RunConfig, epoch_seconds: float, overhead_seconds: float) -> None:
         """Note seconds per epoch, and those before the first and after the last."""
-        for key in _kinds(config):
-            self._known.setdefault(key, []).append((epoch_seconds, overhead_seconds))
+        self._known.setdefault(_kind(config), []).append((epoch_seconds, overhead_seconds))
 
     def seconds(self, config: RunConfig, epochs_done: int = 0) -> float | None:
         """Return what a run still takes if it does not stop early; None if nothing is known."""
-        for key in _kinds(config):
-            if key in self._known:
-                epochs, overheads = zip(*self._known[key], strict=True)
-                left = max(config.training.epochs - epochs_done, 0)
-                return float(left * sum(epochs) / len(epochs) + sum(overheads) / len(overheads))
-        return None
+        if not (known := self._known.get(_kind(config))):
+            return None
+        left = max(config.training.epochs - epochs_done, 0)
+        return sum(left * epoch + overhead for epoch, overhead in known) / len(known)
 
     def time_left(self, cells: Sequence[Cell], jobs: int, *, rerun: bool = False) -> float | None:
         """Return the seconds until all cells are done, `jobs` at a time; None without any pace.
@@ -155,20 +152,12 @@ def _finished_beside(cells: Sequence[Cell]) -> list[Cell]:
     return list(known.values())
 
 
-def _kinds(config: RunConfig) -> list[str]:
-    """Return what decides how long an epoch takes, the finer key first."""
-    coarse = [
-        config.model,
-        config.dataset.name,
-        config.dataset.image_shape,
-        config.device.split(":")[0],
-        config.precision,
-        config.threads,
-        config.training.batch_size,
-        config.split.validation,
-        config.evaluation.watch_test,
+def _kind(config: RunConfig) -> str:
+    """Return what decides how long an epoch takes."""
+    parts = [
+        *(config.model, config.dataset.name, config.dataset.image_shape),
+        *(config.device.split(":")[0], config.precision, config.threads),
+        *(config.training.batch_size, config.split.validation, config.evaluation.watch_test),
+        *(config.optimizer["_target_"], dataclasses.asdict(config.augmentation)),
     ]
-    activation = config.activation["_target_"] if config.activation else None
-    aids = [dataclasses.asdict(config.dropout), dataclasses.asdict(config.augmentation)]
-    fine = [*coarse, config.optimizer["_target_"], activation, *aids]
-    return [json.dumps(key, sort_keys=True) for key in (fine, coarse)]
+    return json.dumps(parts, sort_keys=True)

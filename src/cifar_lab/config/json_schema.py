@@ -1,7 +1,7 @@
 """JSON schemas of a run's config and of the files of conf/, for editors and other programs.
 
-pydantic makes them from the dataclasses of the settings and the signatures of the shipped targets.
-A target of the user's own may have any arguments.
+pydantic makes them from the dataclasses of the settings; the arguments of targets are those in the
+files of conf/. A target of the user's own may have any.
 """
 
 import json
@@ -9,11 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from cifar_lab.config import targets
-from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
-from cifar_lab.config.groups import find_options
+from cifar_lab.config.groups import find_options, read_option
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.reference import find_sections
 from cifar_lab.config.reports import Report
@@ -26,17 +22,6 @@ _DRAFT = "http://json-schema.org/draft-07/schema#"
 _NULL = {"type": "null"}
 _INTERPOLATION = {"type": "string", "pattern": r"^\$\{.+\}$"}
 _COMPONENTS = ("model", "optimizer", "activation", "scheduler", "tracker")
-# The arguments that the program supplies, which no config sets.
-_INJECTED = {
-    *("num_classes", "activation", "conv_dropout", "dense_dropout"),
-    *("params", "optimizer", "root", "checksums", "run"),
-}
-# Settings that the program reads itself; the target does not take them.
-_OWN_SETTINGS = {
-    "model": ("weights", "weights_sha256"),
-    "optimizer": tuple(OptimizerConfig.own),
-    "scheduler": tuple(SchedulerConfig.own),
-}
 
 
 def run_schema() -> Schema:
@@ -65,7 +50,7 @@ def write_file_schemas(folder: Path) -> None:
         elif group == "figures":
             schema = {**run[group], "properties": {"defaults": {}}}
         elif group == "hydra/launcher":
-            schema = _object({key: {} for path in files.values() for key in _read(path)})
+            schema = _object({key: {} for path in files.values() for key in read_option(path)})
         elif group not in _COMPONENTS:
             schema = _object({**schema.get("properties", {}), "defaults": {}})
         if group != "experiment":
@@ -109,38 +94,40 @@ def _partial(schema: Schema) -> Schema:
 
 
 def _target(role: str, *, partial: bool) -> Schema:
-    """Return the schema of a `_target_` with the arguments of all shipped targets of a role."""
-    group = role.partition(".")[0]
-    shipped = {name for path in find_options()[group].values() for name in _names(_read(path))}
-    kinds: dict[str, list[Schema]] = {name: [] for name in _OWN_SETTINGS.get(role, ())}
-    for target in sorted(shipped):
-        checked = "figures.any" if role == "figures" else role
-        for name, kind in targets.argument_kinds(target, checked).items():
-            kinds.setdefault(name, []).append(adapter(kind).json_schema()["items"])
-    # null is what the program fills in, as the number of a scheduler's steps
-    extra = [_NULL, *([_INTERPOLATION] if partial else [])]
-    meanings = {s.key: {"description": s.meaning} for x in find_sections() for s in x.settings}
-    arguments = {
-        name: {
-            **meanings.get(f"{role}.{name}", {}),
-            **({"anyOf": [*any_of, *extra]} if any_of else {}),
-        }
-        for name, any_of in kinds.items()
-        if name not in _INJECTED
-    }
-    ours = {"properties": {"_target_": {"enum": [*sorted(shipped), None]}}}
+    """Return the schema of a `_target_` with the arguments that the shipped ones have in conf/."""
+    group, _, part = role.partition(".")
+    (section,) = find_sections(group)
+    depth = 2 if part or group == "figures" else 1
+    arguments: dict[str, Schema] = {"_target_": {}}
+    for setting in section.settings:
+        if setting.key.startswith(role):
+            name = setting.key.split(".", depth)[-1]
+            arguments[name] = {"description": setting.meaning, **_like(setting.default, partial)}
+    names = {name for path in find_options()[group].values() for name in _names(read_option(path))}
     return {
         "type": "object",
-        "properties": {"_target_": {"type": ["string", "null"], "examples": sorted(shipped)}},
         **({} if partial else {"required": ["_target_"]}),
-        "if": ours,  # so it is without a _target_, in a file that changes one of ours
-        "then": _object({"_target_": {}, **arguments}),
+        # so it is without a _target_, in a file that changes one of ours
+        "if": {"properties": {"_target_": {"enum": [*sorted(names), None]}}},
+        "then": _object(arguments),
     }
+
+
+def _like(default: str, partial: bool) -> Schema:
+    """Return the schema of a value such as a default, or null; of any where that says nothing."""
+    kinds = {bool: "boolean", int: "number", float: "number", list: "array"}
+    try:
+        kind = kinds.get(type(json.loads(default)))
+    except ValueError:
+        kind = None if default.startswith("${") else "string"
+    if kind is None:
+        return {}
+    return {"anyOf": [{"type": [kind, "null"]}, *([_INTERPOLATION] if partial else [])]}
 
 
 def _names(content: Any) -> Iterator[str]:
     """Yield the `_target_` names in a file of conf/."""
-    for key, value in content.items():
+    for key, value in (content or {}).items():
         if key == "_target_" and value is not None:
             yield value
         elif isinstance(value, dict):
@@ -153,7 +140,3 @@ def _refer(name: str) -> Schema:
 
 def _object(properties: Mapping[str, Schema]) -> Schema:
     return {"type": "object", "properties": dict(properties), "additionalProperties": False}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}

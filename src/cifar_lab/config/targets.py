@@ -140,13 +140,6 @@ def takes(target_config: TargetConfig, role: str, argument: str) -> bool:
     return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def argument_kinds(target: str, role: str) -> dict[str, Any]:
-    """Return the type of each argument of a target, `Any` where it has none of plain values."""
-    parameters = _parameters(resolve(target, role))
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {name: _kind_of(p) for name, p in parameters.items() if p.kind in named}
-
-
 @functools.lru_cache(maxsize=64)
 def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Return a target's parameters, their annotations evaluated where that is possible."""

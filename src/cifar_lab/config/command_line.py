@@ -24,11 +24,6 @@ FLAGS = (
 )
 """The flags, with the arguments that argparse needs and what they are for."""
 
-_FLAGS_OF_HYDRA = {
-    "--config-path": "use --config-dir FOLDER to add config groups of your own",
-    "--info": "--cfg job prints the config, plan=true shows what would run",
-}
-
 
 @dataclass(frozen=True)
 class CommandLine:
@@ -71,8 +66,6 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
 
 def _unknown_flag(word: str, rest: Sequence[str]) -> UsageError:
     flag, _, value = word.partition("=")
-    if flag in _FLAGS_OF_HYDRA:
-        return UsageError(f"{flag} is not supported: {_FLAGS_OF_HYDRA[flag]}")
     problem = f"there is no flag {shorten(flag)}"
     if keys := probable_keys(flag.lstrip("-"), setting_keys()):
         following = rest[rest.index(word) + 1 :]
@@ -134,19 +127,18 @@ def unknown_key(key: str, siblings: Collection[str], keys: Iterable[str]) -> Usa
     if parent == "search" and name in {spec.name for spec in fields(SearchOptions)}:
         listed = "; a grid lists its seeds: seed=0,1,2 -m" if name in ("seeds", "confirm") else ""
         return UsageError(f"{key} is for search=optuna{listed}")
-    if parent and (beside := did_you_mean(name, siblings)):
+    beside, probable = did_you_mean(name, siblings), probable_keys(key, keys)
+    if beside and (parent or not probable):
         return UsageError(problem + beside)
-    if probable := probable_keys(key, keys):
+    if probable:
         return UsageError(f"{problem} (did you mean {' or '.join(probable)}?)")
-    if beside := did_you_mean(name, siblings):
-        return UsageError(problem + beside)
     return UsageError(f"{problem}; {shorten(parent) or 'a run'} has {listing(siblings)}")
 
 
-def check_words(words: Sequence[str], keys: Collection[str], *, after_folder: bool = False) -> None:
+def check_words(words: Sequence[str], keys: Collection[str]) -> None:
     """Refuse words that are not KEY=VALUE: mostly values with spaces between them.
 
-    `keys` are the settings and groups that exist, `after_folder` says that a RUN_DIR stands before.
+    `keys` are the settings and groups that exist.
     """
     for index, word in enumerate(words):
         following = words[index + 1] if index + 1 < len(words) else ""
@@ -164,10 +156,6 @@ def check_words(words: Sequence[str], keys: Collection[str], *, after_folder: bo
             raise UsageError(f"{word} has no value: write {word}=VALUE")
         elif index and is_run_folder(word):
             raise UsageError(f"{shown} is a folder: the folder of a run comes first")
-        elif index == 0 and after_folder:
-            raise UsageError(
-                f"{shown} is wrong: after the folder of one run only KEY=VALUE may follow"
-            )
         elif index == 0:
             raise UsageError(f"{shown} is neither a key=value nor a run folder with a config.yaml")
         else:

@@ -73,7 +73,7 @@ def compose(argv: Sequence[str]) -> Request:
     file = None if folder is None else folder / "config.yaml"
     if file is None and words and is_config_file(words[0]):
         file = Path(words.pop(0))
-    check_words(words, setting_keys(), after_folder=file is not None)
+    check_words(words, setting_keys())
     parsed = parse_overrides(words)
     with _hydra(line.config_dir):
         bases = _Compositions(line)

@@ -74,27 +74,22 @@ def default_options() -> dict[str, str]:
     return chosen
 
 
-def default_value(key: str) -> Any:
-    """Return the value that a setting has when a command line says nothing about it."""
-    config = read_option(config_folder() / "config.yaml")
-    group, _, name = key.partition(".")
-    if name and group not in config:
-        return read_option(find_options()[group][default_options()[group]])[name]
-    return config[group][name] if name else config[group]
+@functools.cache
+def default_settings() -> dict[str, Any]:
+    """Return every dotted key of a run with the default options, and its value."""
+    hidden = ("defaults", "hydra", "protocols", "study", "choices")
+    main = read_option(config_folder() / "config.yaml")
+    config = {key: value for key, value in main.items() if key not in hidden}
+    for group, option in default_options().items():
+        if group != "experiment":
+            config[group] = read_option(find_options()[group][option])
+    return dict.fromkeys(config) | flatten(config)
 
 
 @functools.cache
 def setting_keys() -> tuple[str, ...]:
     """Return every dotted key of a run with the default options, and the names of the groups."""
-    hidden = ("defaults", "hydra", "protocols", "study", "choices")
-    config = {
-        k: v for k, v in read_option(config_folder() / "config.yaml").items() if k not in hidden
-    }
-    files = find_options()
-    for group, option in default_options().items():
-        if group != "experiment":
-            config[group] = read_option(files[group][option])
-    return tuple(dict.fromkeys([*flatten(config), *config, *files]))
+    return tuple(dict.fromkeys([*default_settings(), *find_options()]))
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab.config.command_line import flag_lines
-from cifar_lab.config.groups import default_options, default_value, find_options
+from cifar_lab.config.groups import default_options, default_settings, find_options
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import as_typed, find_field
@@ -38,7 +38,7 @@ def help_page(config_dir: str | None = None) -> str:
     """Return the page: groups with their options, the settings used most, flags and examples."""
     options = find_options(config_dir)
     groups = dict.fromkeys(["dataset", *default_options(), *sorted(options)])
-    settings = [(f"{key}={as_typed(default_value(key))}", _meaning(key)) for key in _MOST_USED]
+    settings = [(f"{key}={as_typed(default_settings()[key])}", _meaning(key)) for key in _MOST_USED]
     flags = [
         *flag_lines(),
         ("-sc install=bash", "print shell completion, to be evaluated (also zsh, fish)"),

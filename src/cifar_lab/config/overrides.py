@@ -111,31 +111,26 @@ def check_choice(override: Override, options: Options) -> None:
 
 def set_value(plain: dict[str, Any], override: Override) -> None:
     """Set one value as Hydra does; refuse a key that does not exist, unless + adds it."""
-    *parents, name = override.key_or_group.split(".")
+    key = override.key_or_group
+    *parents, name = key.split(".")
     adds = override.is_add() or override.is_force_add()
+    # Files of one's own in conf/ need not name every setting.
+    adds = adds or key == "model.weights" or find_field(RunConfig, key) is not None
     target: Any = plain
     for parent in parents:
         if adds and isinstance(target, dict):
             target.setdefault(parent, {})
         target = target.get(parent) if isinstance(target, dict) else None
-    siblings = list(target) if isinstance(target, dict) else []
-    known = isinstance(target, dict) and (name in target or adds or _is_field(override))
-    if not known:
+    if not isinstance(target, dict) or (name not in target and not adds):
         hidden = ("_target_", "protocols", "choices")
-        shown = [sibling for sibling in siblings if sibling not in hidden]
-        keys = flatten({key: value for key, value in plain.items() if key not in hidden})
-        raise unknown_key(override.key_or_group, shown, keys)
+        siblings = [k for k in target if k not in hidden] if isinstance(target, dict) else []
+        keys = flatten({k: value for k, value in plain.items() if k not in hidden})
+        raise unknown_key(key, siblings, keys)
     value = override.value()
-    if override.key_or_group == "dataset.source.path" and not isinstance(value, str | None):
+    if key == "dataset.source.path" and not isinstance(value, str | None):
         quoted = shlex.quote(_quoted(str(override.input_line)))  # a folder called 2024, or 1e3
         raise UsageError(f"{text_of(override)} is wrong: it must be text: {quoted}")
     target[name] = merge(target.get(name), value)
-
-
-def _is_field(override: Override) -> bool:
-    """Whether a key is a setting of a run, which one's own files need not name."""
-    key = override.key_or_group
-    return key == "model.weights" or find_field(RunConfig, key) is not None
 
 
 def expand_points(points: Any, asked: Collection[str], options: Options) -> list[list[Override]]:

@@ -1,6 +1,6 @@
 """A command line, understood: which runs it asks for and how they are launched."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,10 @@ def take_launch_options(plain: dict[str, Any]) -> LaunchOptions:
 
 
 # Arguments that came later: null is the same as none, so that earlier runs keep their addresses.
-_ABSENT_WHERE_NULL = {
-    "optimizer": ("backbone_lr",),
-    "model": ("first_bias_epochs", "first_bias_scale"),
-}
+_ABSENT_WHERE_NULL = (
+    *(("optimizer", "backbone_lr"), ("model", "first_bias_epochs")),
+    ("model", "first_bias_scale"),
+)
 
 
 def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun:
@@ -75,29 +75,24 @@ def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun
     protocols = plain.pop("protocols", None)
     asked = asked_keys(overrides)
     _merge_protocol(plain, protocols, asked)
-    _let_a_fold_validate(plain, asked)
-    dataset = plain.get("dataset")
+    dataset, split = plain.get("dataset"), plain.get("split")
+    if isinstance(split, dict) and not {"split", "split.validation"} & asked:
+        folds = split.get("folds")
+        if isinstance(folds, int) and folds > 0:  # its share of the images
+            split["validation"] = 1 / folds
     if isinstance(dataset, dict) and isinstance(dataset.get("computed"), list):
         dataset["computed"] = [n for n in dataset["computed"] if f"dataset.{n}" not in asked]
-    for optional in ("scheduler", "activation", "tracker"):
-        target_config = plain.get(optional)
-        alone = optional != "tracker" or target_config == {"_target_": None}
-        if isinstance(target_config, Mapping) and target_config.get("_target_") is None and alone:
+    for optional in ("scheduler", "activation"):
+        part = plain.get(optional)
+        if isinstance(part, dict) and part.get("_target_") is None:
             plain[optional] = None
-    for group, names in _ABSENT_WHERE_NULL.items():
-        target_config = plain.get(group)
-        for name in names:
-            if isinstance(target_config, dict) and target_config.get(name, ...) is None:
-                del target_config[name]
+    if plain.get("tracker") == {"_target_": None}:  # with tracker.uri=... it is wrong
+        plain["tracker"] = None
+    for group, name in _ABSENT_WHERE_NULL:
+        part = plain.get(group)
+        if isinstance(part, dict) and part.get(name, ...) is None:
+            del part[name]
     return PlannedRun(parse(plain), overrides)
-
-
-def _let_a_fold_validate(plain: dict[str, Any], asked: Collection[str]) -> None:
-    """Set split.validation to the share of a fold, unless the user asked for another value."""
-    split = plain.get("split")
-    folds = split.get("folds") if isinstance(split, dict) else None
-    if isinstance(folds, int) and folds > 0 and not {"split", "split.validation"} & set(asked):
-        plain["split"]["validation"] = 1 / folds
 
 
 def _merge_protocol(plain: dict[str, Any], protocols: Any, asked: Collection[str]) -> None:
@@ -126,11 +121,6 @@ def check_launch(request: Request) -> None:
         raise UsageError(
             f"search={options.search.method} has no values to choose from: add -m and "
             "values such as optimizer=sgd,adam or 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"
-        )
-    if any(dimension.key == "training.monitor" for dimension in request.space):
-        raise UsageError(
-            "training.monitor is wrong as an axis of a search: it is the score by which trials are "
-            "compared; give it one value"
         )
     if request.space and options.rerun and not options.plan:
         raise UsageError("rerun=true is wrong in a search: choose another search.study instead")

@@ -267,6 +267,11 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("RUN/nothing tracker=tensorboard", "is not a folder"),
         (". tracker=tensorboard", "has no finished run"),
     ],
+    "tidy": [
+        (".", "holds no run of that kind"),
+        ("RUN --older-than 3", "--older-than 3 is wrong: it must be 12h, 30d or 4w"),
+        ("RUN --archive runs.tar", "the name must end with .zip"),
+    ],
     "watch": [
         ("nowhere", "nowhere is not a folder"),
         (".", "holds no run yet"),

@@ -17,6 +17,7 @@ COMMANDS = {
     "track": "send finished runs to a tracker: TensorBoard, MLflow, W&B, trackio",
     "summarize": "compare the runs below a folder",
     "compare": "compare two runs, with a paired test on their predictions",
+    "tidy": "show what takes space; remove or archive what is named",
     "watch": "follow runs while they train: a live table, or the summary page in a browser",
     "describe": "show a dataset's counts and a model's layers",
     "reproduce": "run a report's experiments and compare its figures with the measured ones",

@@ -1,0 +1,136 @@
+"""Show what takes space below a folder of runs; remove or archive what is named.
+
+Without options nothing is removed. Runs that are in use are left alone.
+"""
+
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_lab import cli
+from cifar_lab.errors import Unavailable, UsageError, shorten, shorten_path
+
+if TYPE_CHECKING:
+    from cifar_lab.runs.run_dir import RunDir
+
+_DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m cifar_lab.tidy FOLDER [--last-checkpoints] [--failed] ...`."""
+    return cli.run(_tidy, argv)
+
+
+def _tidy(argv: list[str]) -> int:
+    parser = cli.Parser("tidy", __doc__)
+    parser.add_argument("folder", type=cli.path, help="a folder of runs")
+    parser.add_argument(
+        "--last-checkpoints",
+        action="store_true",
+        help="remove last.pt of finished runs, which then cannot be continued for more epochs",
+    )
+    parser.add_argument("--failed", action="store_true", help="remove runs that failed, whole")
+    parser.add_argument(
+        "--older-than", type=_age, metavar="30d", help="only runs that ended so long ago (h, d, w)"
+    )
+    parser.add_argument("--archive", type=cli.path, metavar="FILE", help="write the runs to a .zip")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+    arguments = parser.parse_args(argv)
+    if arguments.archive is not None:
+        cli.check_output_file("--archive", arguments.archive, (".zip",))
+        if arguments.archive.exists():
+            raise UsageError(f"--archive {arguments.archive} is there already; name another file")
+
+    from cifar_lab.runs.run_dir import find_runs
+
+    runs = find_runs(arguments.folder)
+    if arguments.older_than is not None:
+        oldest = time.time() - 86_400 * arguments.older_than
+        runs = [run for run in runs if run.summary_file.stat().st_mtime < oldest]
+    if not runs:
+        raise UsageError(f"{shorten_path(arguments.folder)} holds no run of that kind")
+    states = {run: "in use" if run.is_locked() else run.status for run in runs}
+    checkpoints = [
+        path
+        for run in runs
+        for path in (run.last, run.previous)
+        if states[run] == "finished" and path.is_file()
+    ]
+    failed = [run.path for run in runs if states[run] == "failed"]
+    if arguments.archive is not None:
+        _archive(runs, arguments.folder, arguments.archive)
+    targets = checkpoints * arguments.last_checkpoints + failed * arguments.failed
+    if not targets:
+        _show(runs, checkpoints, failed)
+        return 0
+    for path in targets:
+        print(f"{_megabytes([path])}  {path}")
+    question = f"remove these {len(targets)}, {_megabytes(targets).strip()}? [y/N] "
+    if arguments.dry_run or not (arguments.yes or _agrees(question)):
+        print("nothing was removed")
+        return 0
+    for run in runs:
+        _remove(run, [path for path in targets if path == run.path or path.parent == run.path])
+    print(f"removed: {len(targets)}")
+    return 0
+
+
+def _remove(run: "RunDir", targets: list[Path]) -> None:
+    if targets:
+        try:
+            with run.lock():  # so that nobody continues it meanwhile
+                for path in targets:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except Unavailable as error:
+            print(f"left: {error}", file=sys.stderr)
+
+
+def _agrees(question: str) -> bool:
+    if not sys.stdin or not sys.stdin.isatty():
+        raise UsageError("tidy asks before it removes, and there is no terminal: add --yes")
+    return input(question).strip().lower() in ("y", "yes")
+
+
+def _show(runs: "Sequence[RunDir]", checkpoints: list[Path], failed: list[Path]) -> None:
+    """Print what takes how much space, and which option removes it."""
+    print(f"{_megabytes([run.path for run in runs])}  {len(runs)} runs, of that")
+    print(f"{_megabytes(checkpoints)}  last checkpoints of finished runs (--last-checkpoints)")
+    print(f"{_megabytes(failed)}  {len(failed)} failed runs (--failed)")
+    print(f"{_megabytes([run.figures for run in runs])}  figures")
+
+
+def _archive(runs: "Sequence[RunDir]", folder: Path, file: Path) -> None:
+    """Write the files of runs into a zip, under their paths below the folder."""
+    import zipfile
+
+    from cifar_lab.runs.files import replacing
+
+    options: Any = {"compression": zipfile.ZIP_DEFLATED, "strict_timestamps": False}
+    with replacing(file) as handle, zipfile.ZipFile(handle, "w", **options) as archive:
+        for run in runs:
+            for path in sorted(run.path.rglob("*")):
+                if path.is_file() and not path.is_symlink():
+                    archive.write(path, path.relative_to(folder.parent))
+    print(f"archive: {file} ({len(runs)} runs,{_megabytes([file])})")
+
+
+def _megabytes(paths: Sequence[Path]) -> str:
+    files = [f for path in paths for f in ([path] if path.is_file() else path.rglob("*"))]
+    return f"{sum(f.stat().st_size for f in files if f.is_file()) / 1e6:9,.1f} MB"
+
+
+def _age(text: str) -> float:
+    """Return a duration such as 30d in days."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text)
+    if match is None:
+        raise UsageError(f"--older-than {shorten(text)} is wrong: it must be 12h, 30d or 4w")
+    return float(match[1]) * _DAYS[match[2]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -111,11 +111,12 @@ class _Ray(Launcher):
         arguments = f"{target!r}, {env_vars!r}, {_own_modules(targets.trusted())!r}"
         code = f"from cifar_lab.sweeps import ray_driver; ray_driver.serve({arguments})"
         self.server = Server(code, {**_RAY_DEFAULTS, **os.environ})
+        nodes: list[dict[str, float]] | None = None
         try:
-            nodes: list[dict[str, float]] | None = self.server.first_answer()
-        except BaseException:
-            self.abandon([])
-            raise
+            nodes = self.server.first_answer()
+        finally:
+            if nodes is None:
+                self.abandon([])
         if nodes is None:
             raise Unavailable(f"Ray ({target}) cannot be used: {self.server.last_words}")
         return nodes
@@ -126,12 +127,12 @@ class _Ray(Launcher):
     def wait(self, jobs: Sequence["_RayJob"], stop: Stop) -> None:
         super().wait(jobs, stop)
         lost = [job for job in jobs if job.is_lost()]
-        is_cluster_lost = bool(lost) and not self.server.is_alive()
-        if is_cluster_lost:
+        losses = int(self.server.is_alive())  # the loss of the whole cluster uses up no try
+        if lost and not losses:
             self._reconnect(stop)
         for job in lost:
             job.was_asked |= stop.signal is not None
-            job.go_on(0 if is_cluster_lost else 1, self.settings.max_retries)
+            job.go_on(losses, self.settings.max_retries)
 
     def abandon(self, jobs: Sequence["_RayJob"]) -> None:
         self.server.close(0 if jobs else 15)  # and with it what is left of a local Ray

@@ -79,7 +79,7 @@ def plan(cells: Sequence[Cell], jobs: int, *, rerun: bool = False, with_times: b
     states = [cell.state() for cell in cells]
     wanted = [rerun or state not in DONE for state in states]
     to_run = [cell for cell, needed in zip(cells, wanted, strict=True) if needed]
-    pace, source = timed(to_run, beside=cells) if with_times else (Pace(), "")
+    pace, source = _timed(to_run, beside=cells) if with_times else (Pace(), "")
     rows = [[*short_names(list(cells[0].axes)), "state", *["time left"] * with_times, "folder"]]
     for cell, state, needed in zip(cells, states, wanted, strict=True):
         left = pace.seconds(cell.config, 0 if rerun else cell.epochs_done()) if needed else None
@@ -93,15 +93,20 @@ def plan(cells: Sequence[Cell], jobs: int, *, rerun: bool = False, with_times: b
     return "\n".join([*align(rows), f"{closing}; nothing was run"])
 
 
-def timed(cells: Sequence[Cell], *, beside: Sequence[Cell]) -> tuple[Pace, str]:
+def _timed(cells: Sequence[Cell], *, beside: Sequence[Cell]) -> tuple[Pace, str]:
     """Return the pace of cells, and as text what it was learnt from.
 
     Finished runs of the same kind, among the cells `beside` and in their folders, count; a kind
     without any is probed, once for all of its cells.
     """
-    pace = Pace()
-    for cell in _finished_beside(beside):
+    pace, known = Pace(), {cell.run.path for cell in beside}
+    for cell in beside:
         pace.learn(cell)
+    for folder in {path.parent for path in known}:
+        for run in find_runs(folder) if folder.is_dir() else ():
+            if run.path not in known:
+                with contextlib.suppress(UsageError, RunFailed):
+                    pace.learn(Cell(run, run.read_config(), {}, ""))
     unknown = [cell for cell in cells if pace.seconds(cell.config) is None]
     for cell in unknown:
         if pace.seconds(cell.config) is None:
@@ -139,17 +144,6 @@ def probe(config: RunConfig) -> tuple[float, float]:
     scored = len(splits.test) * (1 if config.evaluation.scored_weights == "last" else 2)
     epoch_seconds = len(batches) * step_seconds + (validation + watched) * scoring
     return epoch_seconds, loading + (scored + validation) * scoring
-
-
-def _finished_beside(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells, and the other runs in the folders where cells go."""
-    known = {cell.run.path: cell for cell in cells}
-    for folder in {cell.run.path.parent for cell in cells}:
-        for run in find_runs(folder) if folder.is_dir() else ():
-            if run.path not in known:
-                with contextlib.suppress(UsageError, RunFailed):
-                    known[run.path] = Cell(run, run.read_config(), {}, "")
-    return list(known.values())
 
 
 def _kind(config: RunConfig) -> str:

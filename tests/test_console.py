@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from tiny_runs import TINY, at_yield, make
+from tiny_runs import TINY, at_yield, config_of, make
 
 from cifar_lab import train
 from cifar_lab.errors import Stopped
 from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.console import Pace
+from cifar_lab.training.loop import Progress
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.signals import Stop
 
@@ -95,3 +98,17 @@ def test_a_run_that_is_stopped_before_it_starts_stays_queued(
     with pytest.raises(Stopped):
         run_experiment(run)
     assert run.status == "queued"
+
+
+def test_steps_that_stretch_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    config, state = config_of(), SimpleNamespace(seconds=0.0)
+    pace = Pace(config)
+    seconds_per_step = [0.1, 0.1, 0.12, 0.1, 0.3, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3]
+    for step, seconds in enumerate(seconds_per_step, start=1):
+        state.seconds += seconds
+        told = caplog.text.count("times as long as at best in epoch 1")
+        assert told == (step > 9)  # after the third slow yield in a row
+        pace.notice(state, Progress("step", "train", 1, step, 20, 0.0, 0.0))  # type: ignore[arg-type]
+    (line,) = caplog.messages
+    assert "takes 3.0 times as long" in line
+    assert "threads=1" in line

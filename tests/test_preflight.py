@@ -9,7 +9,10 @@ from tiny_runs import TINY, make
 from cifar_lab import train
 from cifar_lab.config import targets
 from cifar_lab.config.components import OptimizerConfig
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training import preflight
 from cifar_lab.training.preflight import check, compose_checked
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
@@ -66,3 +69,21 @@ def test_a_model_that_ends_the_process_is_refused(
     assert train.main(["dataset=digits", "device=cpu", *model, f"+model.where={where}"]) == 2
     (message,) = capsys.readouterr().err.splitlines()
     assert "model (leaves.Net" in message if where == "built" else "calls sys.exit" in message
+
+
+def test_a_finished_run_answers_without_a_trial(
+    finished: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has shown that it can train; the first optimizer of a process takes seconds to import."""
+    tried: list[RunConfig] = []
+
+    def note(config: RunConfig) -> object:
+        tried.append(config)
+        return None
+
+    monkeypatch.setattr(preflight, "_try_to_train", note)
+    config = dataclasses.replace(finished.read_config(), output_dir=str(finished.path.parents[1]))
+    assert check(config) == config
+    assert tried == []
+    check(config, rerun=True)
+    assert len(tried) == 1

@@ -22,8 +22,9 @@ from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.dropout import KeyedDropout, dropout_mask, key_dropout
 from cifar_lab.training.loop import Diverged, Progress, fit
+from cifar_lab.training.schedule import Schedule
 from cifar_lab.training.splits import Splits
-from cifar_lab.training.state import Schedule, TrainState, history_rows, history_tensor
+from cifar_lab.training.state import TrainState, history_rows, history_tensor
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from cifar_lab.training.build import build_state
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import configure, select_device
 from cifar_lab.training.loop import Diverged, fit
-from cifar_lab.training.state import Schedule
+from cifar_lab.training.schedule import Schedule
 
 LOWEST, HIGHEST = 1e-7, 10.0
 """The rates of the first and the last step, as in fastai's `lr_find`."""

@@ -14,8 +14,9 @@ from cifar_lab.errors import UsageError
 from cifar_lab.training.batches import Batches, Normalisation
 from cifar_lab.training.device import derive_seed, memory_format, seeded
 from cifar_lab.training.group import Group
+from cifar_lab.training.schedule import make_schedule
 from cifar_lab.training.splits import Split, Splits
-from cifar_lab.training.state import TrainState, build_optimizer, make_schedule
+from cifar_lab.training.state import TrainState, build_optimizer
 
 log = logging.getLogger("cifar_lab")
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -86,6 +87,41 @@ class Bars:
         if self._bar is not None:
             self._bar.close()
         self._bar, self._key = None, None
+
+
+class Pace:
+    """Says once that training steps take more than twice as long as they did at first.
+
+    So it is when another process computes on the machine: several threads then wait for the one
+    that the other process delays, and two are 1.5 to 1.7 times slower than one alone.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._since: tuple[int, int, float] | None = None  # epoch, step, seconds of that epoch
+        self._first: int | None = None
+        self._best, self._slow, self._said = math.inf, 0, config.device != "cpu"
+
+    def notice(self, state: TrainState, progress: Progress) -> None:
+        """Compare the steps since the last yield with the best of the first epoch."""
+        if self._said or (progress.kind, progress.phase) != ("step", "train"):
+            return
+        before, self._since = self._since, (progress.epoch, progress.step, state.seconds)
+        if before is None or before[0] != progress.epoch:
+            return
+        pace = (state.seconds - before[2]) / max(progress.step - before[1], 1)
+        self._first = self._first or progress.epoch
+        if progress.epoch == self._first:
+            self._best = min(self._best, pace)
+        # Three yields, some 1.5 seconds: shorter ones are a breath of the system.
+        self._slow = self._slow + 1 if pace > 2 * self._best else 0
+        if self._slow == 3:
+            self._said = True
+            log.warning(
+                "a training step takes %.1f times as long as at best in epoch %d: is another "
+                "process computing on this machine? Beside it, threads=1 is the fastest",
+                pace / self._best,
+                self._first,
+            )
 
 
 def log_start(config: RunConfig) -> None:

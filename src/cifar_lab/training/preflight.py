@@ -1,5 +1,6 @@
 """The dry check of a request: whether its runs can start, before anything is read or written."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.config import targets
-from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
+from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.config.compose import compose
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.identity import address, identity
@@ -16,10 +17,8 @@ from cifar_lab.config.launch import LAUNCH_KEYS
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import DropoutConfig, RunConfig, to_plain
 from cifar_lab.config.schema import default_of
-from cifar_lab.errors import UsageError, did_you_mean, first_line
-from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
+from cifar_lab.errors import Damaged, UsageError, first_line
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.batches import batch_bounds
 from cifar_lab.training.build import build_model, load_initial_weights, target_of_model
 from cifar_lab.training.data import with_numbers
 from cifar_lab.training.device import (
@@ -29,7 +28,8 @@ from cifar_lab.training.device import (
     select_device,
     select_precision,
 )
-from cifar_lab.training.state import build_optimizer, classifier_of, make_schedule
+from cifar_lab.training.schedule import check_scheduler
+from cifar_lab.training.state import build_optimizer, classifier_of
 from cifar_lab.training.step import check_class_weights
 
 log = logging.getLogger("cifar_lab")
@@ -46,11 +46,12 @@ def check_request(request: Request) -> Request:
     For `dataset.mean=auto` the data are loaded, since the numbers are part of a run's address; but
     not for a request that only shows a config.
     """
-    planned, elsewhere = bool(request.options.plan), "cluster" in request.launcher
-    configs = [
-        check(run.config, run.asked_keys, planned=planned, elsewhere=elsewhere)
-        for run in request.runs
-    ]
+    where: dict[str, Any] = {
+        "planned": bool(request.options.plan),
+        "elsewhere": "cluster" in request.launcher,
+        "rerun": request.options.rerun,
+    }
+    configs = [check(run.config, run.asked_keys, **where) for run in request.runs]
     if request.shown is None:
         configs = [with_numbers(config) for config in configs]
     runs = [
@@ -107,6 +108,7 @@ def check(
     *,
     planned: bool = False,
     elsewhere: bool = False,
+    rerun: bool = False,
 ) -> RunConfig:
     """Return a config as it runs here; UsageError if it cannot. Nothing is loaded or written.
 
@@ -115,7 +117,8 @@ def check(
     activation) are emptied, and refused if they are among the keys that the user `asked` for. If it
     is only `planned`, the run that a kept run continued from may be elsewhere. What runs
     `elsewhere`, on a cluster, keeps `auto`: the node decides, and the address is the same wherever
-    it is sent from.
+    it is sent from. A run that is finished, and not to be `rerun`, trains no step: it has shown
+    that it can.
     """
     config = _without_unused_settings(config, asked)
     config = _with_settings_of_weights(config, asked)
@@ -158,11 +161,21 @@ def check(
             from cifar_lab.training.resume import check_source
 
             check_source(config, start)
+    if not rerun and _is_finished(config):
+        return config
     with one_thread():
         optimizer = _try_to_train(config)
     if config.scheduler is not None:
-        _check_scheduler(config, config.scheduler, optimizer)
+        check_scheduler(config, config.scheduler, optimizer)
     return config
+
+
+def _is_finished(config: RunConfig) -> bool:
+    """Whether the run of a config is finished: the first optimizer takes torch 1.5 s to import."""
+    run = RunDir(address(config))
+    with contextlib.suppress(Damaged, UsageError):
+        return run.summary_file.exists() and run.status == "finished"
+    return False
 
 
 _NOT_DETERMINISTIC = {"cuda": "AdaptiveMaxPool2d", "mps": "MaxPool2d"}
@@ -304,50 +317,3 @@ def _with_settings_of_weights(config: RunConfig, asked: Collection[str]) -> RunC
     )
     dataset = dataclasses.replace(config.dataset, mean=mean, std=std)
     return dataclasses.replace(config, model=settings, dataset=dataset)
-
-
-def _check_scheduler(config: RunConfig, scheduler: SchedulerConfig, optimizer: Any) -> None:
-    step, monitor = scheduler.step, scheduler.monitor
-    by_class = config.training.monitor in BY_CLASS
-    scores = epoch_columns([], watched=True, by_class=by_class)
-    known = [name for name in scores if name.endswith(("loss", "accuracy", "f1"))]
-    if monitor is not None and monitor not in known:
-        raise UsageError(
-            f"scheduler.monitor={monitor} is wrong: it must be one of {', '.join(known)}"
-            f"{did_you_mean(monitor, known)}"
-        )
-    if monitor is not None and monitor.startswith("test"):
-        raise UsageError(f"scheduler.monitor={monitor} is wrong: nothing is chosen on the test set")
-    if monitor is not None and step == "batch":
-        raise UsageError("scheduler.step=batch is wrong: with a monitor it must be epoch")
-    if str(monitor).startswith("val") and config.split.validation == 0:
-        raise UsageError(
-            f"scheduler.monitor={monitor} is wrong: split.validation is 0; watch train_loss"
-        )
-    total, needed = scheduler.get("total_steps"), _steps(config, step)
-    if total is not None and needed is not None and total < needed:
-        raise UsageError(
-            f"scheduler.total_steps={total} is wrong: the run takes {needed:,} steps; null counts "
-            "them"
-        )
-    rates = {group["lr"] for group in optimizer.param_groups}
-    make_schedule(scheduler, optimizer, 1, 1)
-    if len({group["lr"] for group in optimizer.param_groups}) < len(rates):
-        backbone = config.optimizer.backbone_lr
-        cause = f"optimizer.backbone_lr={backbone}" if backbone is not None else "the scheduler"
-        raise UsageError(
-            f"{cause} is wrong: {scheduler['_target_']} sets one rate for all parameters, and "
-            "the optimizer has two; choose another scheduler"
-        )
-
-
-def _steps(config: RunConfig, step: str) -> int | None:
-    """Return how often a run's scheduler steps; None if the number of images is not known yet."""
-    epochs, split, images = config.training.epochs, config.split, config.dataset.training_images
-    if step == "epoch":
-        return epochs
-    if images is None:
-        return None
-    if split.source == "train":
-        images -= split.held_out(images)
-    return epochs * len(batch_bounds(images, config.training.batch_size))

@@ -12,12 +12,8 @@ from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import optimizer_settings
 from cifar_lab.training.data import check_same_data, recorded_data
-from cifar_lab.training.state import (
-    STEPS_OF_THE_RUN,
-    TrainState,
-    build_optimizer,
-    make_schedule,
-)
+from cifar_lab.training.schedule import STEPS_OF_THE_RUN, make_schedule
+from cifar_lab.training.state import TrainState, build_optimizer
 
 log = logging.getLogger("cifar_lab")
 

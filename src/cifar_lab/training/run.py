@@ -13,15 +13,14 @@ from cifar_lab.config import targets
 from cifar_lab.config.identity import identity
 from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
-from cifar_lab.errors import Damaged, Stopped, Unavailable, listing
+from cifar_lab.errors import Stopped, Unavailable, listing
 from cifar_lab.runs import provenance
-from cifar_lab.runs.files import load_checkpoint, weights_checksum
-from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row
+from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.run_files import second_name
 from cifar_lab.runs.summary import RunSummary, queued
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
+from cifar_lab.training.best import check_best, write_best
 from cifar_lab.training.build import build_state
 from cifar_lab.training.console import log_to, record_end, training_fields
 from cifar_lab.training.data import check_data, check_finished, data_record, load_splits
@@ -189,7 +188,7 @@ def _prepare(
         from cifar_lab.training.resume import restore
 
         continued = restore(run, config, state, len(batches), checkpoint)
-        _check_best(run, state)
+        check_best(run, state)
     if group.world > 1:
         group.share(state.state_dict())
     summary = dataclasses.replace(
@@ -253,12 +252,13 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
         watched=training.splits.test if config.evaluation.watch_test else None,
     )
     tell_tracker()
-    bars = console.Bars(config.training.epochs)
+    bars, pace = console.Bars(config.training.epochs), console.Pace(config)
     with contextlib.closing(bars), stop.graceful():
         for progress in steps_of_run:
             run.check_owner()
             # Rows first: one that is newer than the checkpoint is dropped when the run is resumed.
             bars.show(progress)
+            pace.notice(state, progress)
             if progress.step_rows:
                 run.append_steps(progress.step_rows)
             console.log_step(config, progress)
@@ -267,7 +267,7 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
                 tell_tracker()
                 console.log_epoch(config, state, progress.row)
                 if progress.improved:
-                    _write_best(run, config, state, progress.row)
+                    write_best(run, config, state, progress.row)
             stopping = state.group.any(stop.is_wanted(progress))
             minutes = (time.monotonic() - saved) / 60
             due = minutes >= config.training.checkpoint_minutes
@@ -291,29 +291,7 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
         )
     if not run.last.exists():  # zero epochs: the untrained weights are the result
         run.write_last(state.state_dict())
-    _check_best(run, state)
-
-
-def _check_best(run: RunDir, state: TrainState) -> None:
-    """Raise Damaged if best.pt does not hold the weights of the best epoch so far.
-
-    After a process was killed, best.pt may be of an epoch that last.pt does not include yet; the
-    resumed run trains that epoch again.
-    """
-    if state.best is None:
-        return
-    remedy = f"the best epoch, {state.best.epoch}, is lost: rerun=true trains again"
-    try:
-        best = load_checkpoint(run.best)
-    except Damaged as error:
-        raise Damaged(f"{error}; {remedy}") from None
-    if best.get("epoch", 0) > state.epoch:
-        return
-    checksum = state.best_checksum
-    if best.get("epoch") != state.best.epoch or (
-        checksum is not None and weights_checksum(best["model"]) != checksum
-    ):
-        raise Damaged(f"{run.best} holds other weights than it should; {remedy}")
+    check_best(run, state)
 
 
 def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
@@ -349,26 +327,3 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
     run.write_summary(summary)
     console.log_result(config, state, summary)
     return summary
-
-
-def _write_best(run: RunDir, config: RunConfig, state: TrainState, row: EpochMetrics) -> None:
-    """Write best.pt; its second name replaces that of the previous best epoch."""
-    name = second_name(config, row)
-    weights = state.scored_weights()
-    state.best_checksum = weights_checksum(weights)
-    best = {
-        "model": weights,
-        "epoch": state.epoch,
-        "val_accuracy": state.best.val_accuracy if state.best else None,
-    }
-    run.write_best(best, name)
-    earlier = [r for r in state.history if r.epoch < row.epoch]
-    best_before = best_row(earlier, config.training.monitor)
-    if name is not None and best_before is not None:
-        former = second_name(config, best_before)
-        if former is not None and former != name:
-            (run.path / former).unlink(missing_ok=True)
-    if name is None:
-        log.info("best epoch so far: its weights are in %s", run.best.name)
-    else:  # the words of the reports' logs (S2)
-        log.info("Best model saved to %s", run.path / name)

@@ -1,4 +1,4 @@
-"""The state of training, which is what a checkpoint holds, and the learning-rate schedule."""
+"""The state of training, which is what a checkpoint holds, and the optimizer."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
+from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.config.targets import build, resolve
 from cifar_lab.errors import UsageError, first_line
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, has_scores_by_class
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.dropout import key_dropout
 from cifar_lab.training.group import Group
+from cifar_lab.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from cifar_lab.training.averages import Lookahead, WeightAverage
-
-STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
-"""Arguments of schedulers that, left null, are the number of steps of the whole run."""
 
 _PLAIN = (
     "epoch",
@@ -37,49 +35,6 @@ class Follower(Protocol):
 
     def after_step(self, steps: int) -> None:
         """Do what is to be done after a step."""
-
-
-class Schedule:
-    """A torch scheduler, when it steps and what it monitors; without one, a constant rate."""
-
-    def __init__(self, scheduler: Any = None, step: str = "epoch", monitor: str | None = None):
-        self.scheduler = scheduler
-        self.step = step
-        self.monitor = monitor
-
-    def after_step(self, steps: int) -> None:
-        """Step a scheduler that counts batches."""
-        if self.scheduler is not None and self.step == "batch":
-            self.scheduler.step()
-
-    def after_epoch(self, row: EpochMetrics) -> None:
-        """Step a scheduler that counts epochs, or one that monitors a column of metrics.csv."""
-        if self.scheduler is None or self.step != "epoch":
-            return
-        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            watched = getattr(row, self.monitor or "val_accuracy")
-            if watched is None:
-                raise UsageError(
-                    f"scheduler.monitor={self.monitor} is not measured: split.validation is 0; "
-                    "monitor train_loss, or hold out a validation split"
-                )
-            self.scheduler.step(watched)
-        else:
-            self.scheduler.step()
-
-
-def make_schedule(
-    config: SchedulerConfig | None, optimizer: Any, epochs: int, steps: int
-) -> Schedule:
-    """Build the scheduler of `epochs` of so many `steps`; a length left null means all of it."""
-    if config is None:
-        return Schedule()
-    length = max(epochs * (steps if config.step == "batch" else 1), 1)
-    filled = {
-        key: length if key in STEPS_OF_THE_RUN and value is None else value
-        for key, value in config.target.items()
-    }
-    return Schedule(build(filled, "scheduler", optimizer=optimizer), config.step, config.monitor)
 
 
 def classifier_of(model: Any, setting: str) -> nn.Module:

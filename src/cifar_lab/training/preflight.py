@@ -172,8 +172,8 @@ def check(
 
 def _is_finished(config: RunConfig) -> bool:
     """Whether the run of a config is finished: the first optimizer takes torch 1.5 s to import."""
-    run = RunDir(address(config))
-    with contextlib.suppress(Damaged, UsageError):
+    with contextlib.suppress(Damaged, UsageError, ValueError, TypeError):  # what a trial refuses
+        run = RunDir(address(config))
         return run.summary_file.exists() and run.status == "finished"
     return False
 

@@ -52,6 +52,11 @@ def _parser() -> cli.Parser:
         help="also draw these images as N epochs of training would augment them",
     )
     parser.add_argument(
+        "--check-data",
+        action="store_true",
+        help="also look for near duplicates, and for dark, blurred, odd and empty images",
+    )
+    parser.add_argument(
         "--settings",
         nargs="?",
         const="",
@@ -118,6 +123,10 @@ def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
     warnings = check_config(config, splits)
     for warning in (*splits.warnings, *warnings):
         print(f"warning: {warning}")
+    if arguments.check_data:
+        from cifar_lab.analysis.data_check import check_images
+
+        print("\n".join(check_images(config.dataset, arrays)))
     path = arguments.figure or _default_path(config)
     names = config.dataset.display_names or splits.class_names
     rows = arguments.augmented

@@ -25,10 +25,10 @@ class ImageArrays:
     The last `validation` training images are a validation set of their own. `mapped`: the images
     are maps of files that may be larger than the memory, which cannot be written to; read them in
     parts. `verified` says how much of the files was compared with their checksums.
-    `known_checksums` are those of arrays that were read before. `test_files` are the names of the
-    files that test images came from, `broken` the reasons why files were left out. `alike` are
-    images that may have the same pixels, if that is known. `warnings` are what a run that uses the
-    images should report.
+    `known_checksums` are those of arrays that were read before. `files` are the names of the files
+    that the images came from, if they did, test images after training images; `broken` the reasons
+    why others were left out. `alike` are images that may have the same pixels, if that is known.
+    `warnings` are what a run that uses the images should report.
     """
 
     train_images: NDArray[np.uint8]
@@ -41,7 +41,7 @@ class ImageArrays:
     mapped: bool = False
     verified: str = "all"
     known_checksums: Mapping[str, str] = field(default_factory=dict)
-    test_files: Sequence[str] = ()
+    files: Sequence[str] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
     alike: Groups | None = None
     warnings: tuple[str, ...] = ()

@@ -40,7 +40,7 @@ LARGEST_IN_MEMORY = 1_000_000_000
 """Bytes of decoded pictures up to which `auto` keeps them in memory, if there is four times more"""
 
 _VALIDATION = ("val", "valid", "validation")
-_DECODER = 3  # raised where the same files become other images, or more is noted of them
+_DECODER = 4  # raised where the same files become other images, or more is noted of them
 
 
 def load(
@@ -189,7 +189,7 @@ class _Pictures:
             self.class_names,
             validation=sum(file.part == "validation" for file in every),
             broken=broken,
-            test_files=[self._name(file.path) for file in read["test"]],
+            files=[self._name(file.path) for file in every],
             alike=candidates(np.concatenate(hashes)) if hashes else [],
             warnings=(
                 *constant_warning(constant, len(every)),

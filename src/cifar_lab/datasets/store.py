@@ -38,7 +38,7 @@ class Facts(NamedTuple):
     class_names: tuple[str, ...]
     validation: int = 0
     broken: Mapping[str, str] = {}
-    test_files: Sequence[str] = ()
+    files: Sequence[str] = ()
     alike: Groups | None = None
     warnings: tuple[str, ...] = ()
 
@@ -198,7 +198,7 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         mapped=mapped,
         verified="all" if everything else "samples",
         known_checksums={name: entry["sha256"] for name, entry in entries.items()},
-        test_files=facts.test_files,
+        files=facts.files,
         broken=facts.broken,
         alike=facts.alike,
         warnings=tuple(facts.warnings),

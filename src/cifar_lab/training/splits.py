@@ -122,6 +122,9 @@ def _limited(arrays: ImageArrays, limit: int) -> ImageArrays:
         train_labels=arrays.train_labels[kept],
         known_checksums={k: v for k, v in arrays.known_checksums.items() if k.startswith("test")},
         alike=None,
+        files=[arrays.files[i] for i in kept] + list(arrays.files[len(arrays.train_labels) :])
+        if arrays.files
+        else (),
     )
 
 
@@ -168,7 +171,7 @@ def make_splits(
         verified=arrays.verified,
         warnings=(*arrays.warnings, *division.warnings),
         trained_on=division.trained_on,
-        test_files=arrays.test_files,
+        test_files=arrays.files[len(arrays.train_labels) :],
     )
 
 

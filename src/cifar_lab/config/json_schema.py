@@ -41,20 +41,15 @@ def write_file_schemas(folder: Path) -> None:
     definitions = _definitions(partial=True)
     run, launching = (definitions[n]["properties"] for n in ("RunConfig", "LaunchOptions"))
     protocols = _object({name: _refer("RunConfig") for name in ("sound", "report")})
-    own: Schema = {"defaults": {}, "hydra": {"type": "object"}, "protocols": protocols}
-    schemas = {"config": _object({**run, **launching, **own}), "report": _refer("Report")}
-    for group, files in find_options().items():
-        schema = definitions.get(f"{group.capitalize()}Config", _refer(group))
-        if group == "search":
-            schema = definitions["SearchOptions"]
-        elif group == "figures":
-            schema = {**run[group], "properties": {"defaults": {}}}
-        elif group == "hydra/launcher":
-            schema = _object({key: {} for path in files.values() for key in read_option(path)})
-        elif group not in _COMPONENTS:
-            schema = _object({**schema.get("properties", {}), "defaults": {}})
-        if group != "experiment":
-            schemas[group.rpartition("/")[2]] = schema
+    config = {**run, **launching, "hydra": {"type": "object"}, "protocols": protocols}
+    options = find_options()
+    launchers = options.pop("hydra/launcher").values()
+    schemas = {
+        **{group: config[group] for group in options if group != "experiment"},
+        "config": _object({**config, "defaults": {}}),  # of conf/config.yaml and experiments
+        "launcher": _object({key: {} for path in launchers for key in read_option(path)}),
+        "report": _refer("Report"),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     for name, schema in schemas.items():
         whole = {"$schema": _DRAFT, "title": f"conf: {name}", **schema, "$defs": definitions}
@@ -74,12 +69,17 @@ def _definitions(*, partial: bool) -> dict[str, Schema]:
     for role in _COMPONENTS:
         run[role] = {"anyOf": [_refer(role), _NULL]}
     figure = {"anyOf": [_refer("figures"), _NULL]}
-    run["figures"] = {"type": "object", "additionalProperties": figure}
+    run["figures"] = {
+        "type": "object",
+        "properties": {"defaults": {}} if partial else {},
+        "additionalProperties": figure,
+    }
     dataset["source"] = _refer("dataset.source")
     if partial:
         for schema in definitions.values():
             schema.pop("required", None)
-            schema["properties"] = {k: _partial(v) for k, v in schema["properties"].items()}
+            properties = {key: _partial(value) for key, value in schema["properties"].items()}
+            schema["properties"] = {**properties, "defaults": {}}
     for role in (*_COMPONENTS, "figures", "dataset.source"):
         definitions[role] = _target(role, partial=partial)
     return definitions

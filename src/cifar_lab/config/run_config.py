@@ -186,9 +186,6 @@ class RunConfig:
             raise wrong("output_dir", self.output_dir, "the name of a folder")
         split, dataset = self.split, self.dataset
         size = dataset.training_images if split.source == "train" else dataset.test_size
-        if size is not None and split.folds is not None and split.folds > size:
-            right = f"at most {size}: {dataset.name} has so many training images"
-            raise wrong("split.folds", split.folds, right)
         if size is not None:
             split.count(size, f"the {split.source} set of {dataset.name}")
         padding, smallest = self.augmentation.crop_padding, min(dataset.image_shape[1:])

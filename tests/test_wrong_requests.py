@@ -24,7 +24,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("typo=1", "there is no setting typo"),
         ("++a.b=1", "there is no setting a;"),
         ("optimizer.lrr=1", "optimizer.lrr (did you mean lr?)"),
-        ("training.tensorboard=true", "write tracker=tensorboard"),
         ("optimizer.params=3", "optimizer.params"),
         ("seed.x=1", "seed.x"),
         ("lr=0.1", "there is no setting lr (did you mean optimizer.lr?)"),

@@ -46,9 +46,7 @@ def _read(word: str) -> Override | Exception:
 
 def _unreadable(word: str, error: Exception) -> UsageError:
     """Return the error for a word that is no override, such as a path with a bracket or an ü."""
-    key, _, value = word.partition("=")
-    escaped = value.replace('"', r"\"")
-    quoted = f'{key}="{escaped}"'
+    value, quoted = word.partition("=")[2], _quoted(word)
     is_list_or_call = re.match(r"[\[{'\"]|\w+\(", value)
     if value and not is_list_or_call and isinstance(_read(quoted), Override):
         return UsageError(
@@ -66,24 +64,16 @@ def _quoted(word: str) -> str:
 
 def _check_supported(override: Override) -> None:
     """Refuse what Hydra would accept, and this package does not support."""
-    line, key = text_of(override), override.key_or_group
-    if override.is_delete():
-        raise UsageError(
-            f"{line} is wrong: nothing can be removed; choose another option, "
-            f"such as {shorten(key)}=OPTION"
-        )
-    if override.package is not None:
-        raise UsageError(f"{line} is wrong: packages (@) are not supported; write group=OPTION")
-    if key == "training.tensorboard":
-        raise UsageError(f"{line} is wrong: write tracker=tensorboard")
-    if key.split(".")[0] == "choices":
-        raise UsageError(f"{line} is wrong: choices are filled in; write GROUP=OPTION")
-    known = key == "hydra/launcher" or key.startswith("hydra.launcher.")
-    if re.match(r"hydra\b", key) and not known:
-        raise UsageError(
-            f"{line} is not supported: of Hydra's settings only hydra/launcher and "
-            "hydra.launcher.KEY are"
-        )
+    key = override.key_or_group
+    is_hydra = re.match(r"hydra\b", key) and not re.match(r"hydra/launcher$|hydra\.launcher\.", key)
+    for is_wrong, why in (
+        (override.is_delete(), "is wrong: nothing can be removed; choose another option"),
+        (override.package, "is wrong: packages (@) are not supported; write group=OPTION"),
+        (key.startswith("choices"), "is wrong: choices are filled in; write GROUP=OPTION"),
+        (is_hydra, "is not supported: of Hydra's settings only hydra/launcher[.KEY] are"),
+    ):
+        if is_wrong:
+            raise UsageError(f"{text_of(override)} {why}")
 
 
 _PUBLISHED = re.compile(

@@ -402,6 +402,9 @@ def test_a_wide_picture_is_cropped_squeezed_or_padded(tmp_path: Path) -> None:
     assert seen("crop", 15) == ["blue", "blue", "blue"]
     assert seen("resize", 15) == seen("resize", 0) == ["red", "blue", "green"]
     assert seen("pad", 15) == ["red", "blue", "green"]
+    Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
+    grey = read_picture(tmp_path / "red.png", Preparation((1, 30, 30)))
+    assert (grey == 76).all(), "the luma of BT.601"
     assert seen("pad", 2) == seen("pad", 27) == ["black", "black", "black"]
 
 
@@ -411,25 +414,6 @@ def test_the_pictures_of_a_folder_are_fitted_as_asked(tmp_path: Path) -> None:
     expected = read_picture(tmp_path / "ant" / "0.png", Preparation((3, 32, 32), "pad"))
     data = load_folder(tmp_path, fit="pad", test_fraction=0.5)
     assert all(np.array_equal(image, expected) for image in data.train_images)
-
-
-def test_cameras_transparency_and_depth_are_heeded(tmp_path: Path) -> None:
-    turned = Image.new("RGB", (32, 32), "black")
-    turned.paste((255, 255, 255), (0, 0, 32, 16))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    turned.save(tmp_path / "turned.png", exif=exif)
-    found = read_picture(tmp_path / "turned.png", Preparation((1, 32, 32)))
-    assert found[0, 0, 0] == 0
-    assert found[0, 31, 0] == 255
-    Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (read_picture(tmp_path / "clear.png", Preparation((3, 32, 32))) == 255).all()
-    deep = np.full((32, 32), 0x80FF, dtype=np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert (read_picture(tmp_path / "deep.png", Preparation((1, 32, 32))) == 0x80).all()
-    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
-    red = read_picture(tmp_path / "red.png", Preparation((1, 32, 32)))
-    assert (red == 76).all(), "the luma of BT.601"
 
 
 # One's own arrays

@@ -1,0 +1,32 @@
+"""What the README shows is what its commands print."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cifar_lab import summarize
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_summary_is_that_of_the_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The sweep takes minutes: its runs are kept. `scripts/train` sees the machine's precision.
+    shutil.copytree(ROOT / "docs" / "results" / "digits_sweep", tmp_path / "runs")
+    monkeypatch.setenv("COLUMNS", "160")
+    assert summarize.main([str(tmp_path / "runs")]) == 0
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    (shown,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    for line in filter(None, (" ".join(line.split()) for line in shown.splitlines())):
+        assert any(other.startswith(line) for other in printed), line
+
+
+def test_the_readme_is_short_and_names_every_command() -> None:
+    from cifar_lab.__main__ import COMMANDS
+
+    assert len(README.split()) < 900
+    assert {name for name in COMMANDS if f"| `{name}" not in README} == set()

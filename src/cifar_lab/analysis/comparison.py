@@ -51,7 +51,7 @@ def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:
     both have, with equal weights.
     """
     shared = {run.run.path.resolve() for run in a} & {run.run.path.resolve() for run in b}
-    if shared:
+    if shared and len(a) + len(b) > 2:  # a run beside itself is a plain way to look at it
         raise UsageError(
             f"A and B overlap: {len(shared)} of their runs are in both, such as "
             f"{listing(sorted(path.name for path in shared)[:1])}"

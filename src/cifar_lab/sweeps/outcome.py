@@ -16,7 +16,6 @@ from cifar_lab.analysis.grouping import collect
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.ranking import conclusion
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shows_bars
-from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import align, duration
 from cifar_lab.sweeps.cell import STOPPED, Cell, short_names
 from cifar_lab.sweeps.timing import Pace
@@ -102,11 +101,12 @@ class LiveLine:
 
 
 def closing_table(outcomes: Sequence[Outcome]) -> str:
-    """Return what became of each cell, the best setting by validation, and how to compare them."""
+    """Return what became of each cell, what `summarize` says of the best, and that command."""
     names = short_names(list(outcomes[0].cell.axes))
     monitors = {_score(outcome)[0] for outcome in outcomes}
     monitor = monitors.pop() if len(monitors) == 1 else "score"
     rows = [[*names, "before", "after", monitor, "time", "folder", "error"]]
+    finished: list[FoundRun] = []
     for outcome in outcomes:
         cell, (name, score) = outcome.cell, _score(outcome)
         score = score if name == monitor else f"{name} {score}"
@@ -114,9 +114,16 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
         error = shorten((outcome.error or "").replace(f"{cell.run.path}/", ""), 160)
         row = [outcome.before, outcome.after, score, seconds, str(cell.run.path), error]
         rows.append([*cell.axes.values(), *row])
-    finished = [outcome.cell.run for outcome in outcomes if outcome.after == "finished"]
-    best = _best_settings(finished) if finished else []
-    return "\n".join([*align(rows), _counts(outcomes), *best])
+        if outcome.after == "finished":
+            with contextlib.suppress(UsageError, RunFailed):  # `summarize` names what is damaged
+                finished.append(FoundRun(cell.run))
+    counts = Counter(outcome.after for outcome in outcomes)
+    folder = Path(os.path.commonpath([outcome.cell.run.path.parent for outcome in outcomes]))
+    lines = [*align(rows), ", ".join(f"{number} {state}" for state, number in counts.items())]
+    lines += conclusion(collect(folder, finished)) if finished else []
+    return "\n".join(
+        [*lines, f"to compare them: python -m cifar_lab.summarize {shlex.quote(str(folder))}"]
+    )
 
 
 def _score(outcome: Outcome) -> tuple[str, str]:
@@ -126,15 +133,6 @@ def _score(outcome: Outcome) -> tuple[str, str]:
     value = getattr(summary, name, None)
     shown = run_metrics.show(name, value) if value is not None else "-"
     return name.removeprefix("best_").replace("_", " "), shown
-
-
-def detached_text(outcomes: Sequence[Outcome]) -> str:
-    """Return the state of the cells whose jobs were sent, and how to follow them."""
-    return (
-        f"{_counts(outcomes)}\n"
-        "the same line without detach waits for the jobs; with it, it shows their states again\n"
-        f"to compare what is finished: {_summarize([o.cell.run for o in outcomes])}"
-    )
 
 
 def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
@@ -154,26 +152,3 @@ def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
     left_out = [o for o in outcomes if o.code in (3, *STOPPED)]
     if left_out:
         raise Unavailable(f"{len(left_out)} of {count} cells were left out: {left_out[0].error}")
-
-
-def _best_settings(runs: Sequence[RunDir]) -> list[str]:
-    """Return the best setting of each dataset, as `summarize` chooses it, and that command."""
-    readable = []
-    for run in runs:
-        with contextlib.suppress(UsageError, RunFailed):  # `summarize` names what it cannot read
-            readable.append(FoundRun(run))
-    collection = collect(_folder(runs), readable)
-    return [*conclusion(collection), f"to compare them: {_summarize(runs)}"]
-
-
-def _summarize(runs: Sequence[RunDir]) -> str:
-    return f"python -m cifar_lab.summarize {shlex.quote(str(_folder(runs)))}"
-
-
-def _folder(runs: Sequence[RunDir]) -> Path:
-    return Path(os.path.commonpath([run.path.parent for run in runs]))
-
-
-def _counts(outcomes: Sequence[Outcome]) -> str:
-    counts = Counter(outcome.after for outcome in outcomes)
-    return ", ".join(f"{number} {state}" for state, number in counts.items())

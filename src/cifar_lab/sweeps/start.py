@@ -7,7 +7,7 @@ from cifar_lab.config.command_line import parse_command_line
 from cifar_lab.config.request import Request
 from cifar_lab.sweeps import search
 from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
-from cifar_lab.sweeps.outcome import Outcome, closing_table, detached_text
+from cifar_lab.sweeps.outcome import Outcome, closing_table
 from cifar_lab.sweeps.pool import make_launcher, run_all
 from cifar_lab.training.ambient import as_in_a_fresh_process
 from cifar_lab.training.data import check_data
@@ -42,7 +42,8 @@ def closing_text(request: Request, outcomes: Sequence[Outcome]) -> str:
     """Return the lines with which a sweep or a search ends."""
     if request.space:
         return search.closing_lines(request.options.search, _search_folder(request))
-    return detached_text(outcomes) if request.options.detach else closing_table(outcomes)
+    waits = "\nthe same line without detach waits for the jobs" * request.options.detach
+    return closing_table(outcomes) + waits
 
 
 def _search_folder(request: Request) -> Path:

@@ -120,21 +120,18 @@ def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
 def draw_figures(run: RunDir, look: Look | None = None) -> tuple[list[str], list[str]]:
     """Draw the figures that the config names; return those drawn, and a warning for each other."""
     drawn, warnings, look = [], [], look or Look()
-    wanted = {
-        name: config for name, config in run.read_config().figures.items() if config is not None
-    }
-    with progress_bar("drawing figures", len(wanted), "figure") as advance:
-        for name, target_config in wanted.items():
-            try:
-                figure = build(target_config, f"figures.{name}", run=run)
-                look.apply(figure)
-                path = check_inside(run.figures / f"{name}.{look.format}", run.path)
-                save(figure, path, look.dpi)
-                drawn.append(name)
-            except Exception as error:  # a figure is no reason to lose a run
-                warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
-                log.warning(warnings[-1])
-            advance(1)
+    for name, target_config in run.read_config().figures.items():
+        if target_config is None:
+            continue
+        try:
+            figure = build(target_config, f"figures.{name}", run=run)
+            look.apply(figure)
+            path = check_inside(run.figures / f"{name}.{look.format}", run.path)
+            save(figure, path, look.dpi)
+            drawn.append(name)
+        except Exception as error:  # a figure is no reason to lose a run
+            warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
+            log.warning(warnings[-1])
     return drawn, warnings
 
 
@@ -148,9 +145,8 @@ def draw_again(run: RunDir, look: Look | None = None) -> tuple[list[str], list[s
         config, summary = run.own_config(), run.read_summary()
         no_features = _needs_features(config) and not run.features_file.exists()
         names = config.dataset.display_names
-        fields: dict[str, Any] = {}
-        if no_features or (names and summary.class_names != names):
-            fields = evaluate(run)
+        stale = no_features or (names and summary.class_names != names)
+        fields: dict[str, Any] = evaluate(run) if stale else {}
         drawn, warnings = draw_figures(run, look)
         figures = sorted({*summary.figures, *(drawn if look is None else ())})
         run.write_summary(dataclasses.replace(summary, **fields, figures=figures))

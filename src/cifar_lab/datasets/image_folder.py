@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -20,7 +21,6 @@ from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.pictures import (
     KINDS,
     Fit,
-    Listing,
     Preparation,
     Unreadable,
     cannot_be_read,
@@ -233,7 +233,7 @@ class _Pictures:
 def _list(folder: Path, test_fraction: float) -> _Pictures:
     """Return the classes and the pictures of a folder."""
     parts = [name for name in ("train", *_VALIDATION, "test") if (folder / name).is_dir()]
-    skipped: list[Listing] = []
+    skipped = Counter[str]()
     if "train" in parts or "test" in parts:
         if not {"train", "test"} <= set(parts):
             other = "train" if "test" in parts else "test"
@@ -271,7 +271,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return dict(sorted(zip(names, folders, strict=True)))
 
 
-def _labelled(folder: Path, names: Sequence[str], skipped: list[Listing]) -> list[tuple[Path, int]]:
+def _labelled(folder: Path, names: Sequence[str], skipped: Counter[str]) -> list[tuple[Path, int]]:
     """Return the pictures in the class folders of a set with their labels."""
     folders = _class_folders(folder)
     unknown = [path for name, path in folders.items() if name not in names]
@@ -279,9 +279,8 @@ def _labelled(folder: Path, names: Sequence[str], skipped: list[Listing]) -> lis
         raise UsageError(f"{shorten_path(unknown[0])} is not a class of train")
     labelled = []
     for name, path in folders.items():
-        listed = list_pictures(path)
-        if not listed.pictures:
+        pictures = list_pictures(path, skipped)
+        if not pictures:
             raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")
-        skipped.append(listed)
-        labelled += [(picture, names.index(name)) for picture in listed.pictures]
+        labelled += [(picture, names.index(name)) for picture in pictures]
     return labelled

@@ -52,8 +52,6 @@ def load(
             validation = len(labels)
     elif "images" in arrays and "labels" in arrays:
         images, labels = read_set("")
-        # Before classes are counted and images divided: one wild label would make that enormous.
-        _class_names(arrays.get("class_names"), [labels], where)
         kept, out = held_out_fraction(labels, test_fraction, file)
         train, test = (images[kept], labels[kept]), (images[out], labels[out])
     else:
@@ -63,10 +61,7 @@ def load(
         )
     names = _class_names(arrays.get("class_names"), [train[1], test[1]], where)
     constant = [
-        f"{name} image {index}"
-        for name, (images, _) in (("training", train), ("test", test))
-        for index, image in enumerate(images)
-        if is_constant(image)
+        f"number {i}" for i, image in enumerate([*train[0], *test[0]]) if is_constant(image)
     ]
     warnings = constant_warning(constant, len(train[0]) + len(test[0]))
     dataset = ImageArrays(*train, *test, names, validation, warnings=tuple(warnings))

@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
 from pathlib import Path
@@ -65,49 +65,43 @@ class Traits(NamedTuple):
 # --- which files are pictures ---------------------------------------------------------------------
 
 
-class Listing(NamedTuple):
-    """The pictures in a folder by name, and the kinds of the other entries, one each."""
+def list_pictures(folder: Path, skipped: Counter[str]) -> list[Path]:
+    """Return the pictures in a folder by name; the kinds of the other entries are counted.
 
-    pictures: list[Path]
-    skipped: list[str]
-
-
-def list_pictures(folder: Path) -> Listing:
-    """Return what lies in a folder; hidden files are nothing: a Mac leaves ._x.jpg beside x.jpg."""
-    listed = Listing([], [])
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
+    Hidden files are neither: a Mac leaves a ._x.jpg beside each x.jpg.
+    """
+    pictures = []
+    for entry in sorted(e for e in folder.iterdir() if not e.name.startswith(".")):
         if entry.suffix.lower() in SUFFIXES:
-            listed.pictures.append(entry)
+            pictures.append(entry)
         else:
             kind = "folders" if entry.is_dir() else f"{entry.suffix or 'other'} files"
-            listed.skipped.append(kind)
-    return listed
+            skipped[kind] += 1
+    return pictures
 
 
 def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
-    """Return the pictures in a folder and its class folders, or the path itself if it is none.
+    """Return the pictures in a folder and its class folders, and a warning if others are skipped.
 
-    Beside them a warning, if something was left out. Raises UsageError if a folder holds none.
+    A path that is no folder is returned as it is. Raises UsageError if a folder holds no picture.
     """
     if not path.is_dir():
         return [path], ()
-    inner = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".")]
-    listings = [list_pictures(folder) for folder in (path, *inner)]
-    pictures = [picture for listed in listings for picture in listed.pictures]
+    skipped = Counter[str]()
+    pictures = list_pictures(path, skipped)
+    del skipped["folders"]
+    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        pictures += list_pictures(folder, skipped)
     if not pictures:
         raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")
-    listings[0] = Listing([], [kind for kind in listings[0].skipped if kind != "folders"])
-    return pictures, skipped_warning(listings, path)
+    return pictures, skipped_warning(skipped, path)
 
 
-def skipped_warning(listings: Iterable[Listing], where: Path) -> tuple[str, ...]:
-    """Return what to say of the entries that are no pictures, if there are any."""
-    kinds = Counter(kind for listed in listings for kind in listed.skipped)
-    if not kinds:
+def skipped_warning(skipped: Counter[str], where: Path) -> tuple[str, ...]:
+    """Return what to say of entries that are no pictures, if there are any."""
+    if not skipped:
         return ()
-    counts = listing([f"{number:,} {printable(kind)}" for kind, number in kinds.most_common()])
+    counts = listing([f"{number:,} {printable(kind)}" for kind, number in skipped.most_common()])
     return (f"skipped what is no picture in {shorten_path(where)}: {counts}",)
 
 
@@ -192,7 +186,11 @@ def decode(content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8],
 
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as file:
-            _check_size(file.size, preparation.max_megapixels)
+            if prod(file.size) > 1e6 * preparation.max_megapixels:  # however small the file is
+                raise Unreadable(
+                    f"it has {file.width:,} x {file.height:,} pixels, more than "
+                    f"dataset.max_megapixels={preparation.max_megapixels:g} allows"
+                )
             picture, bits, highest = _eight_bits(file)
             traits = Traits(str(file.format), bits, file.size, highest)
             return fit_picture(picture, preparation.shape, preparation.fit), traits
@@ -203,15 +201,6 @@ def decode(content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8],
     except Exception as error:
         # Pillow's decoders raise errors of a dozen kinds for a damaged picture.
         raise Unreadable(first_line(error)) from error
-
-
-def _check_size(size: tuple[int, int], max_megapixels: float) -> None:
-    """Refuse a picture that is enormous in memory, however small its file is."""
-    if prod(size) > 1e6 * max_megapixels:
-        raise Unreadable(
-            f"it has {size[0]:,} x {size[1]:,} pixels, more than dataset.max_megapixels="
-            f"{max_megapixels:g} allows"
-        )
 
 
 def _eight_bits(picture: "Image.Image") -> tuple["Image.Image", int, float]:

@@ -116,9 +116,9 @@ def cached(
     written, the dataset is decoded into a temporary one, for this process alone.
 
     `mapped`: it may be larger than the memory, and must be on disk. Then samples of each file are
-    compared at each start, and all of it once a day, if a file is newer than the note of its
-    sha256, or if the environment variable CIFAR_LAB_VERIFY is set. Raises Unavailable if the folder
-    of a mapped dataset cannot be written.
+    compared at each start, and all of it once a day, or if the environment variable
+    CIFAR_LAB_VERIFY is set. Raises Unavailable if the folder of a mapped dataset cannot be
+    written.
     """
     known = checksums or {}
     with contextlib.suppress(_Damaged):  # Or is it being written? It is read again with the lock.
@@ -167,9 +167,7 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         )
         entries = {name: contents["arrays"][name] for name in ARRAYS}
         arrays = [_map(folder, name, entry, mapped) for name, entry in entries.items()]
-        noted = index.stat().st_mtime_ns
-        newer = any(_file(folder, name).stat().st_mtime_ns > noted for name in entries)
-        everything = not mapped or newer or _is_due(folder)
+        everything = not mapped or _is_due(folder)
         for name, entry in entries.items():
             path = _file(folder, name)
             expected = checksums.get(name, entry["sha256"])

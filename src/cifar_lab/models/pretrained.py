@@ -21,8 +21,10 @@ class PretrainedModel(nn.Module):
 
     ``network`` is a network for images of three channels and ``num_classes`` classes, and ``head``
     the dotted name of its last layer. ``published``: it starts from the package's own weights, else
-    from those of the file ``weights``, if there is one. ``features`` are (B, inputs of that layer),
-    the result (B, num_classes) logits. Raises UsageError where a part cannot be changed as asked.
+    from those of the file ``weights``, if there is one, whose digest is ``weights_sha256``.
+    ``small_images`` makes the first convolution of a ResNet 3x3 with stride 1 and leaves out the
+    first pooling. ``images`` are (B, *image_shape), ``features`` (B, inputs of the last layer), the
+    result (B, num_classes) logits. Raises UsageError where a part cannot be changed as asked.
     """
 
     def __init__(

@@ -14,15 +14,11 @@ from cifar_lab.models.pretrained import (
 
 
 class TimmModel(PretrainedModel):
-    """A model of timm with a head for the dataset's classes.
+    """A model of timm with a head for the dataset's classes: `PretrainedModel`.
 
     ``architecture`` may have a tag, as in resnet18d.ra2_in1k. ``pretrained`` starts from the
-    weights that timm publishes, ``weights`` from a file with a state dict, whose digest is
-    ``weights_sha256``. ``small_images`` makes the first convolution of a ResNet 3x3 with stride 1
-    and leaves out the first pooling. ``normalisation`` says whose mean and standard deviation the
-    images get, if there are weights. ``images`` are (B, *image_shape), ``features`` the inputs of
-    the last layer, the result (B, num_classes) logits. Raises UsageError for an unknown
-    architecture and where a part cannot be changed as asked.
+    weights that timm publishes, ``weights`` from a file with a state dict. Raises UsageError for an
+    unknown architecture and where a part cannot be changed as asked.
     """
 
     def __init__(

@@ -24,12 +24,8 @@ class TorchvisionModel(PretrainedModel):
     """A classification model of torchvision with a head for the dataset's classes.
 
     ``weights`` is None, the name of weights that torchvision publishes (DEFAULT, IMAGENET1K_V1,
-    ...) or a file with a state dict, whose digest is ``weights_sha256``. ``small_images`` makes the
-    first convolution of a ResNet 3x3 with stride 1 and leaves out the first pooling.
-    ``normalisation`` says whose mean and standard deviation the images get, if there are weights.
-    ``images`` are (B, *image_shape), ``features`` the inputs of the last layer, the result
-    (B, num_classes) logits. Raises UsageError for an unknown architecture and where a part cannot
-    be changed as asked.
+    ...) or a file with a state dict. The rest is as in `PretrainedModel`. Raises UsageError for an
+    unknown architecture and where a part cannot be changed as asked.
     """
 
     def __init__(

@@ -17,6 +17,8 @@ import pytest
 import yaml
 from scipy import stats
 
+pytestmark = pytest.mark.slow  # all kept runs are read
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
 SEEDS = 1000

@@ -4,7 +4,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from cifar_lab import cli
 from cifar_lab.errors import shows_bars
@@ -25,8 +24,8 @@ def _parser() -> cli.Parser:
     )
     seconds = "about how long to measure (60); what does not fit is left out"
     parser.add_number("--seconds", 0.1, 86_400.0, default=60.0, help=seconds)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw a bar chart")
+    parser.add_output("--json", help="write everything measured")
+    parser.add_output("--figure", ".png", ".pdf", ".svg", help="draw a bar chart")
     parser.add_argument(
         "--profile", action="store_true", help="then show which operations the steps consist of"
     )
@@ -42,11 +41,6 @@ def _parser() -> cli.Parser:
 
 def _benchmark(argv: list[str]) -> int:
     arguments, overrides = _parser().parse_known_args(argv)
-    if arguments.json is not None:
-        cli.check_output_file("--json", arguments.json)
-    if arguments.figure is not None:
-        cli.check_output_file("--figure", arguments.figure, (".png", ".pdf", ".svg"))
-
     config = cli.one_run(overrides, "a benchmark")
     if config is None:
         return 0

@@ -97,6 +97,26 @@ class Parser(argparse.ArgumentParser):
 
         self.add_argument(option, type=parse, default=default, metavar="N", help=help)
 
+    def add_output(
+        self, option: str, *suffixes: str, help: str, creates_folder: bool = False
+    ) -> None:
+        """Add an option that names a file to write, which is checked: `check_output_file`."""
+
+        def parse(text: str) -> Path:
+            check_output_file(option, Path(text), suffixes, creates_folder=creates_folder)
+            return Path(text)
+
+        self.add_argument(option, type=parse, metavar="FILE", help=help)
+
+    def add_output_folder(self, option: str, *, default: Path | None = None, help: str) -> None:
+        """Add an option that names a folder to write to, which is checked."""
+
+        def parse(text: str) -> Path:
+            check_output_folder(option, path(text))
+            return Path(text)
+
+        self.add_argument(option, type=parse, default=default, metavar="FOLDER", help=help)
+
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
         raise UsageError(f"{message}; see --help")

@@ -31,7 +31,8 @@ def _parser() -> cli.Parser:
         "parameters, cost). Nothing is trained.",
         takes_overrides=True,
     )
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="where to draw (a .png)")
+    where = "where to draw (a .png)"
+    parser.add_output("--figure", ".png", creates_folder=True, help=where)
     parser.add_argument(
         "--lr-range",
         action="store_true",
@@ -44,13 +45,8 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--images", metavar="I,J,...", help="indices of the training images to draw, such as 5,27"
     )
-    parser.add_argument(
-        "--augmented",
-        type=int,
-        default=0,
-        metavar="N",
-        help="also draw these images as N epochs of training would augment them",
-    )
+    augmented = "also draw these images as N epochs of training would augment them"
+    parser.add_number("--augmented", 0, 20, default=0, help=augmented)
     parser.add_argument(
         "--check-data",
         action="store_true",
@@ -79,11 +75,7 @@ def _describe(argv: list[str]) -> int:
         return _print_schema(arguments.schema, rest)
     if arguments.settings is not None:
         return _list_settings(arguments.settings, rest)
-    if not 0 <= arguments.augmented <= 20:
-        raise UsageError(f"--augmented {arguments.augmented} is wrong: it must be from 0 to 20")
     _check_lr_range(arguments)
-    if arguments.figure is not None:
-        cli.check_output_file("--figure", arguments.figure, (".png",), creates_folder=True)
 
     from cifar_lab.training.preflight import compose_checked
 

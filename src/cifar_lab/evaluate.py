@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
-from cifar_lab.errors import UsageError
 
 if TYPE_CHECKING:
     from typing import Any
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.runs.summary import RunSummary
-
-_MOST_ERRORS = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,44 +31,21 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="score the mean of the runs' probabilities too: an ensemble of seeds or folds",
     )
     parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
-    parser.add_argument(
-        "--probabilities",
-        type=int,
-        default=0,
-        metavar="N",
-        help="print all probabilities of N random test images",
+    some = "print all probabilities of N random test images"
+    parser.add_number("--probabilities", 0, 10_000_000, default=0, help=some)
+    together = "draw PCA and t-SNE of these runs' features side by side into FOLDER"
+    parser.add_output_folder("--side-by-side", help=together)
+    mistakes = (
+        "write errors.html: pictures of each run's N most confident mistakes and, of several "
+        "runs, of N likely label errors"
     )
-    parser.add_argument(
-        "--side-by-side",
-        type=cli.path,
-        metavar="FOLDER",
-        help="draw PCA and t-SNE of these runs' features side by side into FOLDER",
-    )
-    parser.add_argument(
-        "--errors",
-        type=int,
-        metavar="N",
-        help="write errors.html: pictures of each run's N most confident mistakes and, of several "
-        "runs, of N likely label errors",
-    )
+    parser.add_number("--errors", 1, 1000, default=None, help=mistakes)
     parser.add_argument(
         "--verify",
         action="store_true",
         help="end with exit code 1 if scores in a run's folder are not those that are measured",
     )
-    arguments = parser.parse_args(argv)
-    if arguments.probabilities < 0:
-        raise UsageError(
-            f"--probabilities {arguments.probabilities} is wrong: it must be 0 or more"
-        )
-    if arguments.errors is not None and not 1 <= arguments.errors <= _MOST_ERRORS:
-        raise UsageError(
-            f"--errors {arguments.errors} is wrong: it must be at least 1 and at most "
-            f"{_MOST_ERRORS:,}"
-        )
-    if arguments.side_by_side is not None:
-        cli.check_output_folder("--side-by-side", arguments.side_by_side)
-    return arguments
+    return parser.parse_args(argv)
 
 
 def _evaluate(argv: list[str]) -> int:

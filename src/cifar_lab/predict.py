@@ -49,17 +49,9 @@ def _predict(argv: list[str]) -> int:
         help="how a picture is brought to the model's size; default: as the run's dataset",
     )
     parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
-    parser.add_argument(
-        "--csv", type=cli.path, metavar="FILE", help="write every class's probability to a table"
-    )
-    parser.add_argument(
-        "--save", type=cli.path, metavar="FOLDER", help="write the pictures with their classes"
-    )
+    parser.add_output("--csv", ".csv", help="write every class's probability to a table")
+    parser.add_output_folder("--save", help="write the pictures with their classes")
     arguments = parser.parse_args(argv)
-    if arguments.csv is not None:
-        cli.check_output_file("--csv", arguments.csv, (".csv",))
-    if arguments.save is not None:
-        cli.check_output_folder("--save", arguments.save)
 
     from cifar_lab.analysis.ensembles import mean_probabilities
     from cifar_lab.config.command_line import is_run_folder

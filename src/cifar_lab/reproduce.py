@@ -51,9 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--jobs", default="auto", help="runs at a time (default: auto)")
     parser.add_number("--jobs-per-gpu", 1, 64, default=1, help="runs that share a GPU (default: 1)")
-    parser.add_argument(
-        "--output-dir", type=cli.path, default=Path("outputs"), help="where the runs are"
-    )
+    outputs = Path("outputs")
+    parser.add_output_folder("--output-dir", default=outputs, help="where the runs are")
     parser.add_argument(
         "--config-dir", type=cli.path, help="a folder with experiments and reports of one's own"
     )
@@ -62,10 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--accept-code", action="store_true", help="take results that other code made"
     )
-    parser.add_argument("--keep", type=cli.path, help="copy the runs' small files to this folder")
-    parser.add_argument(
-        "--markdown", type=cli.path, help="write all of it to this file, with pictures"
-    )
+    parser.add_output_folder("--keep", help="copy the runs' small files to this folder")
+    page = "write all of it to this file, with pictures"
+    parser.add_output("--markdown", creates_folder=True, help=page)
     return parser
 
 
@@ -75,12 +73,6 @@ def _reproduce(argv: list[str]) -> int:
         raise UsageError(f"--jobs {arguments.jobs} is wrong: it must be auto or a number from 1")
     if not arguments.report and not arguments.list:
         raise UsageError("name a report (S0 to S4), an experiment, or all; --list shows them")
-    for option in ("output_dir", "keep"):
-        folder = getattr(arguments, option)
-        if folder is not None:
-            cli.check_output_folder(f"--{option.replace('_', '-')}", folder)
-    if arguments.markdown is not None:
-        cli.check_output_file("--markdown", arguments.markdown, creates_folder=True)
     names = _wanted(arguments.report or ["all"], arguments.config_dir)
     if arguments.list:
         print(_listing(names, arguments.output_dir, arguments.config_dir))

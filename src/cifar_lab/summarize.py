@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
-from cifar_lab.errors import UsageError, first_line
+from cifar_lab.errors import first_line
 
 if TYPE_CHECKING:
-    import argparse
-
     from cifar_lab.analysis.summary import Summary
 
 WIDE = 160
@@ -42,24 +40,14 @@ def _summarize(argv: list[str]) -> int:
         metavar="KEY=VALUE,...",
         help="set every configuration against this one instead of the best: optimizer=sgd",
     )
-    parser.add_argument(
-        "--detect",
-        type=float,
-        metavar="POINTS",
-        help="say how many seeds per configuration would show a difference of so many points",
-    )
+    detect = "say how many seeds per configuration would show a difference of so many points"
+    parser.add_number("--detect", 0.001, 100.0, default=None, help=detect)
     for name, ending in PAPER_TABLES.items():
-        parser.add_argument(
-            f"--{name}",
-            type=cli.path,
-            metavar="FILE",
-            help=f"write the table for a paper ({ending})",
-        )
+        parser.add_output(f"--{name}", ending, help=f"write the table for a paper ({ending})")
     parser.add_argument(
         "--config-dir", type=cli.path, help="a folder with reports of one's own, report/TAG.yaml"
     )
     arguments = parser.parse_args(argv)
-    _check(arguments)
 
     from cifar_lab.analysis import grouping, html_report, summary_tables
     from cifar_lab.analysis.summary import summary_of
@@ -107,18 +95,6 @@ def _draw(summary: "Summary") -> list[str]:
             reason = f"{path.name} is not drawn: {type(error).__name__}: {first_line(error)}"
             summary.collection.notes.append(reason)
     return drawn
-
-
-def _check(arguments: "argparse.Namespace") -> None:
-    """UsageError for what no folder could fulfil, before anything is read."""
-    if arguments.detect is not None and not 0 < arguments.detect <= 100:
-        raise UsageError(
-            f"--detect {arguments.detect:g} is wrong: it must be above 0 and at most 100 points"
-        )
-    for name, ending in PAPER_TABLES.items():
-        path = getattr(arguments, name)
-        if path is not None:
-            cli.check_output_file(f"--{name}", path, (ending,))
 
 
 if __name__ == "__main__":

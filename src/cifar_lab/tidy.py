@@ -37,14 +37,12 @@ def _tidy(argv: list[str]) -> int:
     parser.add_argument(
         "--older-than", type=_age, metavar="30d", help="only runs that ended so long ago (h, d, w)"
     )
-    parser.add_argument("--archive", type=cli.path, metavar="FILE", help="write the runs to a .zip")
+    parser.add_output("--archive", ".zip", help="write the runs to a .zip")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     arguments = parser.parse_args(argv)
-    if arguments.archive is not None:
-        cli.check_output_file("--archive", arguments.archive, (".zip",))
-        if arguments.archive.exists():
-            raise UsageError(f"--archive {arguments.archive} is there already; name another file")
+    if arguments.archive is not None and arguments.archive.exists():
+        raise UsageError(f"--archive {arguments.archive} is there already; name another file")
 
     from cifar_lab.runs.run_dir import find_runs
 

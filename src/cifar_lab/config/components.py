@@ -46,7 +46,7 @@ class OptimizerConfig(_Component):
     def check(self, path: str) -> None:
         """Refuse a rate that is no number, or below 0."""
         super().check(path)
-        if self.backbone_lr is not None and self.backbone_lr < 0:
+        if (self.backbone_lr or 0) < 0:
             raise wrong(f"{path}.backbone_lr", self.backbone_lr, "at least 0")
 
 

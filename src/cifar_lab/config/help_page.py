@@ -74,7 +74,6 @@ def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _meaning(key: str) -> str:
-    for cls in (RunConfig, LaunchOptions):
-        if (found := find_field(cls, key)) is not None:
-            return str(found[0].metadata["description"])
-    return "learning rate"  # of the optimizer, whose arguments are no fields
+    field = find_field(RunConfig, key) or find_field(LaunchOptions, key)
+    # the optimizer's arguments are no fields
+    return str(field[0].metadata["description"]) if field else "learning rate"

@@ -149,33 +149,29 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(target).parameters
 
 
-_CLASSES = {
+_ROLES = {
     "model": ("an nn.Module", "torch.nn", "Module"),
     "activation": ("an nn.Module", "torch.nn", "Module"),
     "optimizer": ("a torch Optimizer", "torch.optim", "Optimizer"),
     "scheduler": ("a torch LRScheduler", "torch.optim.lr_scheduler", "LRScheduler"),
+    "tracker": ("a tracker of cifar_lab.trackers", "cifar_lab.trackers.", "open"),
+    "dataset.source": ("a `load` function of cifar_lab.datasets", "cifar_lab.datasets.", "load"),
+    "figures": ("a `draw` function of cifar_lab.figures", "cifar_lab.figures.", "draw"),
 }
-_OURS = {
-    "dataset.source": ("cifar_lab.datasets.", "load"),
-    "figures": ("cifar_lab.figures.", "draw"),
-}
+"""What a target must be: in words, where it is, and its base class, name, or method."""
 
 
 def _check_kind(resolved: Any, role: str) -> str | None:
     """Return what a target must be in a role, if it is not."""
-    module = getattr(resolved, "__module__", "") or ""
-    ours = _OURS.get("figures" if role.startswith("figures.") else role)
-    if ours is not None:
-        package, name = ours
-        is_ours = inspect.isfunction(resolved) and module.startswith(package)
-        fits, kind = is_ours and resolved.__name__ == name, f"a `{name}` function of {package[:-1]}"
-    elif role == "tracker":
-        is_ours = inspect.isclass(resolved) and module.startswith("cifar_lab.trackers.")
-        fits, kind = is_ours and hasattr(resolved, "open"), "a tracker of cifar_lab.trackers"
+    kind, package, name = _ROLES["figures" if role.startswith("figures.") else role]
+    is_there = str(getattr(resolved, "__module__", "")).startswith(package)
+    if role == "tracker":
+        fits = inspect.isclass(resolved) and is_there and hasattr(resolved, name)
+    elif package.startswith("cifar_lab."):
+        fits = inspect.isfunction(resolved) and is_there and resolved.__name__ == name
     else:
-        kind, library, base = _CLASSES[role]
-        bases = getattr(importlib.import_module(library), base)
-        fits = inspect.isclass(resolved) and issubclass(resolved, bases)
+        base = getattr(importlib.import_module(package), name)
+        fits = inspect.isclass(resolved) and issubclass(resolved, base)
     return None if fits else kind
 
 

@@ -18,11 +18,12 @@ VARIED = (
         *("dropout.conv=0.2", "training.lookahead.every=3", "augmentation.mixup=0.4"),
         *("training.frozen_epochs=1", "optimizer.backbone_lr=0.0001"),
     ),
-    pytest.param(("precision=bf16", "training.clip_grad_norm=0.5"), marks=pytest.mark.slow),
-    pytest.param(("scheduler=one_cycle", "optimizer=sgd"), marks=pytest.mark.slow),
+    ("precision=bf16", "training.clip_grad_norm=0.5"),
+    ("scheduler=one_cycle", "optimizer=sgd"),
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", VARIED, ids=lambda words: words[0])
 def test_the_bits_are_those_of_the_plain_step(
     tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

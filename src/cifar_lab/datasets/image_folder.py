@@ -90,7 +90,7 @@ def load(
                 f"the pictures in {pictures.where} have changed while they were read; run the "
                 "command again when they are complete"
             )
-        pictures.check_broken(facts.broken, skip_broken, max_broken)  # before they are kept
+        pictures.check_broken(facts["broken"], skip_broken, max_broken)  # before they are kept
         return facts
 
     arrays = cached(
@@ -185,17 +185,17 @@ class _Pictures:
         for name, files in read.items():
             add(f"{name}_labels", [np.array([file.label for file in files], dtype=np.int64)])
         every = [*read["train"], *read["test"]]
-        return Facts(
-            self.class_names,
-            validation=sum(file.part == "validation" for file in every),
-            broken=broken,
-            files=[self._name(file.path) for file in every],
-            alike=candidates(np.concatenate(hashes)) if hashes else [],
-            warnings=(
+        return {
+            "class_names": self.class_names,
+            "validation": sum(file.part == "validation" for file in every),
+            "broken": broken,
+            "files": [self._name(file.path) for file in every],
+            "alike": candidates(np.concatenate(hashes)) if hashes else [],
+            "warnings": (
                 *constant_warning(constant, len(every)),
                 *trait_warnings(traits, [file.label for file in every], self.class_names),
             ),
-        )
+        }
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.folder).as_posix()

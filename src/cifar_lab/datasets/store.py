@@ -13,16 +13,15 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.datasets.equal_images import Groups
 from cifar_lab.errors import Unavailable, UsageError, first_line, shorten, shorten_path
 from cifar_lab.runs.files import open_for_appending, replacing, try_lock, write_text
 
@@ -32,16 +31,8 @@ _DAY = 24 * 3600
 _PART = 1 << 16  # bytes of each sample of a file
 
 
-class Facts(NamedTuple):
-    """What a decoded dataset holds beside its arrays: fields of ImageArrays."""
-
-    class_names: tuple[str, ...]
-    validation: int = 0
-    broken: Mapping[str, str] = {}
-    files: Sequence[str] = ()
-    alike: Groups | None = None
-    warnings: tuple[str, ...] = ()
-
+Facts = dict[str, Any]
+"""What a decoded dataset holds beside its arrays: fields of ImageArrays, of plain values."""
 
 Add = Callable[[str, Iterable[NDArray[Any]]], None]
 """Stores an array under its name; it comes in parts, and only one of them is in memory."""
@@ -54,7 +45,7 @@ def add_arrays(arrays: ImageArrays, add: Add) -> Facts:
     """Add the arrays of a dataset that is in memory."""
     for name in ARRAYS:
         add(name, [getattr(arrays, name)])
-    return Facts(arrays.class_names)
+    return {"class_names": arrays.class_names}
 
 
 def user_path(setting: str, path: str) -> Path:
@@ -162,11 +153,9 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         contents = json.loads(index.read_bytes())
         if contents.get("key") != key:
             return None
-        facts = Facts(
-            **{name: contents[name] for name in Facts.__annotations__ if name in contents}
-        )
+        facts = {name: v for name, v in contents.items() if name not in ("key", "arrays")}
         entries = {name: contents["arrays"][name] for name in ARRAYS}
-        arrays = [_map(folder, name, entry, mapped) for name, entry in entries.items()]
+        facts |= {name: _map(folder, name, entry, mapped) for name, entry in entries.items()}
         everything = not mapped or _is_due(folder)
         for name, entry in entries.items():
             path = _file(folder, name)
@@ -179,28 +168,17 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
             entry["sha256"] = expected
         if mapped and everything:
             _note_verified(folder)
+        for name in ("class_names", "warnings"):
+            facts[name] = tuple(facts.get(name, ()))  # a list in the file
+        known = {name: entry["sha256"] for name, entry in entries.items()}
+        verified = "all" if everything else "samples"
+        return ImageArrays(**facts, mapped=mapped, verified=verified, known_checksums=known)
     except FileNotFoundError as error:
         if not index.exists():
             return None
         raise _Damaged(Path(error.filename), "it is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(index, first_line(error)) from error
-    train_images, train_labels, test_images, test_labels = arrays
-    return ImageArrays(
-        train_images,
-        train_labels,
-        test_images,
-        test_labels,
-        tuple(facts.class_names),
-        facts.validation,
-        mapped=mapped,
-        verified="all" if everything else "samples",
-        known_checksums={name: entry["sha256"] for name, entry in entries.items()},
-        files=facts.files,
-        broken=facts.broken,
-        alike=facts.alike,
-        warnings=tuple(facts.warnings),
-    )
 
 
 def _is_due(folder: Path) -> bool:
@@ -254,7 +232,7 @@ def _decode_into(
 
     try:
         facts = decode(add)
-        contents = {"key": key, **facts._asdict(), "arrays": entries}
+        contents = {"key": key, **facts, "arrays": entries}
         write_text(folder / "contents.json", json.dumps(contents, indent=1))
         _note_verified(folder)
     except OSError:

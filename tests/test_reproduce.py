@@ -257,7 +257,7 @@ def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
         ([], "name a report (S0 to S4), an experiment, or all"),
         (
             ["S3", "--dry-run", "--markdown", ""],
-            "--markdown: the name of a file or folder is empty",
+            "--markdown needs the name of a file",
         ),
         (["S3", "--dry-run", "--markdown", "."], "--markdown needs the name of a file"),
         (["S3", "--dry-run", "--keep", ""], "--keep: the name of a file or folder is empty"),

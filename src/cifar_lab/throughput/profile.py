@@ -28,6 +28,7 @@ def profile_steps(config: RunConfig, splits: Splits) -> dict[str, Any]:
     which operations ran: what is missing from 1 is Python's on a CPU, and a GPU that waits for its
     host. `operations`, the longest first, are torch's on a CPU and kernels on CUDA, each with its
     own milliseconds and calls per step, without what it calls.
+    `page_faults` are those of a step under the profiler, with the allocator's setting of a run.
     """
     # Its library writes each start and stop to stderr, at every level that it has.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -38,10 +39,11 @@ def profile_steps(config: RunConfig, splits: Splits) -> dict[str, Any]:
     wait_for(config.device)
     # acc_events: without it, torch warns that events of earlier cycles are gone; here is only one.
     with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
-        started = time.perf_counter()
+        started, faults = time.perf_counter(), _page_faults()
         count = _train(steps, _STEPS * batch_size) / batch_size
         wait_for(config.device)
         total = 1e3 * (time.perf_counter() - started) / count
+        faults = (_page_faults() - faults) / count
     operations = []
     for event in profiler.key_averages():
         is_kernel = event.device_type.name != "CPU" and not event.is_user_annotation
@@ -52,7 +54,17 @@ def profile_steps(config: RunConfig, splits: Splits) -> dict[str, Any]:
             operations.append({"name": event.key, **numbers})
     operations.sort(key=lambda operation: -operation["milliseconds"])
     busy = sum(operation["share"] for operation in operations)
-    return {"steps": count, "milliseconds": total, "busy": busy, "operations": operations}
+    times = {"milliseconds": total, "page_faults": faults, "busy": busy}
+    return {"steps": count, **times, "operations": operations}
+
+
+def _page_faults() -> float:
+    """Return how often the process has been given a page of memory, 0 where nobody counts."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 
 def _train(steps: Iterator[int], images: int) -> int:
@@ -77,5 +89,7 @@ def profile_table(profile: Mapping[str, Any]) -> str:
     header = ("operation of the training epoch", "ms per step", "calls per step", "share")
     return (
         f"{profile['steps']:.0f} steps under torch's profiler: {profile['milliseconds']:.3g} ms "
-        f"each, {profile['busy']:.0%} of it in operations\n\n{markdown_table(header, rows)}"
+        f"each, {profile['busy']:.0%} of it in operations, {profile['page_faults']:,.0f} page "
+        f"faults each (scripts/measure_allocator counts those of a run)\n\n"
+        f"{markdown_table(header, rows)}"
     )

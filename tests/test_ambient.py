@@ -84,7 +84,7 @@ def test_a_run_under_other_settings_of_torch_has_the_same_bits(
 
 def test_runs_of_two_threads_do_not_mix(plain: cifar_lab.Run, tmp_path: Path) -> None:
     environment, hydra = dict(os.environ), GlobalHydra.instance().hydra
-    method = multiprocessing.get_start_method(allow_none=True)
+    method = multiprocessing.get_start_method()  # which settles it, as any library may
     with ThreadPoolExecutor(2) as pool:
         runs = [
             pool.submit(cifar_lab.run, *WORDS, f"seed={seed}", f"output_dir={tmp_path}")
@@ -95,4 +95,4 @@ def test_runs_of_two_threads_do_not_mix(plain: cifar_lab.Run, tmp_path: Path) ->
     assert [config.result().seed for config in configs] == [0, 1, 2, 3]
     assert dict(os.environ) == environment
     assert GlobalHydra.instance().hydra is hydra
-    assert multiprocessing.get_start_method(allow_none=True) == method
+    assert multiprocessing.get_start_method() == method

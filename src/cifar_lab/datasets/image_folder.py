@@ -210,7 +210,7 @@ class _Pictures:
         """
         if not broken:
             return ()
-        number = f"{len(broken):,} of the {len(self.files):,} pictures in {self.where}"
+        number = f"{len(broken):,} of the {len(self.files):,} pictures"
         shown = listing([shorten(name, 60) for name in sorted(broken)], 100)
         if not skip_broken:
             name, reason = min(broken.items())
@@ -219,7 +219,8 @@ class _Pictures:
             raise UsageError(f"{first}{more}; remove it, or set dataset.source.skip_broken=true")
         if len(broken) > most:
             raise UsageError(
-                f"{number} cannot be read, more than dataset.source.max_broken={most}: {shown}"
+                f"{number} in {self.where} cannot be read, more than "
+                f"dataset.source.max_broken={most}: {shown}"
             )
         left = [file for file in self.files if self._name(file.path) not in broken]
         trained = {file.label for file in left if file.part == "train"}
@@ -227,7 +228,7 @@ class _Pictures:
         if absent or not any(file.part == "test" for file in left):
             what = f"training picture of {absent[0]}" if absent else "test picture"
             raise UsageError(f"without the {len(broken)} broken ones, {self.where} has no {what}")
-        return (f"skipped {number} that cannot be read: {shown}",)
+        return (f"skipped {number} in {self.where} that cannot be read: {shown}",)
 
 
 def _list(folder: Path, test_fraction: float) -> _Pictures:

@@ -67,7 +67,7 @@ def when(condition: Callable[[], bool], act: Callable[[], None]) -> threading.Th
 
 def process_of(cell: Cell) -> int:
     """The process that holds a cell's folder."""
-    return int(cell.run.lock_file.read_text(encoding="utf-8").split()[-1])
+    return int(cell.run.lock_file.read_text(encoding="utf-8").split()[1])  # process N on HOST
 
 
 @pytest.mark.slow

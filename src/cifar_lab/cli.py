@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -274,8 +275,11 @@ def _check_writable(folder: Path, text: str, *, creates: bool) -> None:
     where = shorten_path(folder)
     if not folder.is_dir():
         raise UsageError(f"{text} cannot be written: there is no folder {where}")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{text} cannot be written: {where} is not yours to write to")
+    try:  # os.access says yes to root in folders such as /proc
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError:
+        raise UsageError(f"{text} cannot be written: {where} is not yours to write to") from None
 
 
 def versions() -> str:

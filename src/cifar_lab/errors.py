@@ -80,7 +80,8 @@ def first_line(error: BaseException, length: int = 200) -> str:
 
     A first line that ends with a colon announces what follows: the second line is added.
     """
-    lines = [line.strip() for line in str(error).strip().splitlines()]
+    # Before it is shortened: half a password would not be recognised.
+    lines = [line.strip() for line in redact(str(error)).strip().splitlines()]
     if not lines:
         return type(error).__name__
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
@@ -115,7 +116,8 @@ def shorten(text: str, length: int = 80) -> str:
     shown = printable(text)
     if len(shown) <= length:
         return shown
-    return f"{shown[: length - 20]}...({len(shown)} characters)"
+    end = f"...({len(shown)} characters)"
+    return shown[: length - len(end)] + end
 
 
 def redact(text: str) -> str:
@@ -128,7 +130,9 @@ def redact(text: str) -> str:
     for name, value in os.environ.items():
         users = [match[0][len(match[1]) : -1] for match in _USER.finditer(value)]
         secrets = [*users, *(user.partition(":")[2] for user in users)]
-        secrets += [match[0][len(match[1]) + 1 :] for match in _QUERY.finditer(value)]
+        queries = [match[0][len(match[1]) + 1 :] for match in _QUERY.finditer(value)]
+        secrets += queries
+        secrets += [word.partition("=")[2] for query in queries for word in query.split("&")]
         for secret in [value, *secrets] if _SECRET.search(name) else secrets:
             if len(secret) >= _SHORTEST_SECRET:
                 text = text.replace(secret, "***")

@@ -90,7 +90,7 @@ def _labels(path: Path) -> dict[str, str]:
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"--labels {shorten_path(path)}: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UsageError(f"--labels {shorten_path(path)} is wrong: its lines are `word: shown`")

@@ -126,7 +126,7 @@ def read_report(tag: str, config_dir: str | Path | None = None) -> Report:
         return Report()
     try:
         return parse_as(Report, yaml.safe_load(path.read_text(encoding="utf-8")), tag)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {first_line(error)}") from None
     except UsageError as error:
         raise UsageError(f"{shorten_path(path)}: {error}") from None

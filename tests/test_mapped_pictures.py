@@ -276,7 +276,7 @@ def test_20_000_pictures_of_3_gb_train_in_less_than_1_5_gb(root: Path, tmp_path:
     for index in range(20_000):  # no two are equal
         path = pictures / ("ant", "bee")[index % 2] / f"{index:05}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        colour = (index % 256, index // 256, 0)
+        colour = (index % 256, index // 256, index % 7)
         Image.new("RGB", (224, 224), colour).save(path, compress_level=1)
     line = [*LINE, f"dataset.source.path={pictures}", "dataset.image_shape=[3,224,224]"]
     line += ["dataset.storage=mapped", "training.epochs=1", f"output_dir={tmp_path / 'out'}"]

@@ -185,15 +185,19 @@ class Breaks(nn.ReLU):
 """
 
 
+def train_what_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
+    (tmp_path / "breaks.py").write_text(BROKEN)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    own = ["trust=[breaks]", "activation._target_=breaks.Breaks"]
+    return finish(start(*TINY, *own, f"output_dir={tmp_path / 'out'}"))
+
+
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "breaks.py").write_text(BROKEN)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    own = ["trust=[breaks]", "activation._target_=breaks.Breaks"]
     began = time.monotonic()
-    code, _, messages = finish(start(*TINY, *own, f"output_dir={tmp_path / 'out'}"))
+    code, _, messages = train_what_breaks(tmp_path, monkeypatch)
     assert code == 1
     assert time.monotonic() - began < 200
     why = "process 1 of 2 failed with ArithmeticError: out of order"
@@ -207,11 +211,8 @@ def test_a_process_that_fails_ends_the_others(
 def test_a_process_that_is_killed_fails_the_run_with_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "breaks.py").write_text(BROKEN)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("KILLED", "yes")
-    own = ["trust=[breaks]", "activation._target_=breaks.Breaks"]
-    code, _, messages = finish(start(*TINY, *own, f"output_dir={tmp_path / 'out'}"))
+    code, _, messages = train_what_breaks(tmp_path, monkeypatch)
     assert code == 1
     (run,) = find_runs(tmp_path / "out")
     summary = json.loads(run.summary_file.read_text())

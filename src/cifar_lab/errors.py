@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]*@", re.IGNORECASE)
@@ -80,7 +80,6 @@ def first_line(error: BaseException, length: int = 200) -> str:
 
     A first line that ends with a colon announces what follows: the second line is added.
     """
-    # Before it is shortened: half a password would not be recognised.
     lines = [line.strip() for line in redact(str(error)).strip().splitlines()]
     if not lines:
         return type(error).__name__
@@ -102,7 +101,7 @@ def printable(text: str) -> str:
             return f"\\x{ord(character) - 0xDC00:02x}"
         return character.encode("unicode_escape").decode()
 
-    return "".join(map(shown, text))
+    return text if text.isprintable() else "".join(map(shown, text))
 
 
 def shorten_path(path: Path, length: int = 110) -> str:
@@ -116,6 +115,7 @@ def shorten(text: str, length: int = 80) -> str:
     shown = printable(text)
     if len(shown) <= length:
         return shown
+    shown = redact(shown)  # half a password would not be recognised later
     end = f"...({len(shown)} characters)"
     return shown[: length - len(end)] + end
 
@@ -127,16 +127,20 @@ def redact(text: str) -> str:
     are called a key, a token, a password or a secret, or as the password of an address.
     """
     text = redact_addresses(text)
+    for secret in _secrets():
+        text = text.replace(secret, "***")
+    return text
+
+
+def _secrets() -> Iterator[str]:
+    """Yield what is secret in the environment of this moment: whole values, and their parts."""
     for name, value in os.environ.items():
         users = [match[0][len(match[1]) : -1] for match in _USER.finditer(value)]
-        secrets = [*users, *(user.partition(":")[2] for user in users)]
         queries = [match[0][len(match[1]) + 1 :] for match in _QUERY.finditer(value)]
-        secrets += queries
-        secrets += [word.partition("=")[2] for query in queries for word in query.split("&")]
-        for secret in [value, *secrets] if _SECRET.search(name) else secrets:
-            if len(secret) >= _SHORTEST_SECRET:
-                text = text.replace(secret, "***")
-    return text
+        parts = [value] if _SECRET.search(name) else []
+        parts += [*users, *(user.partition(":")[2] for user in users), *queries]
+        parts += [word.partition("=")[2] for query in queries for word in query.split("&")]
+        yield from (part for part in parts if len(part) >= _SHORTEST_SECRET)
 
 
 def redact_addresses(text: str) -> str:

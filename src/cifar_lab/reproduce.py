@@ -115,9 +115,10 @@ def _experiment(name: str, arguments: argparse.Namespace) -> ReportExperiment:
 
     def cells(protocol: str) -> tuple[RunConfig, ...]:
         """Return its configurations; where seeds are an axis of it, each with the first."""
-        request = compose_checked([*line, f"protocol={protocol}"])
-        first = {reproduction.recipe(run.config): run.config for run in reversed(request.runs)}
-        return tuple(reversed(first.values()))
+        first: dict[str, RunConfig] = {}
+        for run in compose_checked([*line, f"protocol={protocol}"]).runs:
+            first.setdefault(reproduction.recipe(run.config), run.config)
+        return tuple(first.values())
 
     judged, sound = cells(arguments.protocol), cells("sound")
     report = read_report(judged[0].study.report or "", arguments.config_dir)

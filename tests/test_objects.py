@@ -88,6 +88,7 @@ def test_another_source_is_another_model_and_a_comment_is_not(notebook: Any) -> 
     text = CELLS[2].replace("# a", "")
     commented = text + "\n# nothing"
     linecache.cache["<cell 2>"] = (0, None, commented.splitlines(keepends=True), "<cell 2>")
+    notebook.images = torch.zeros(3)  # the name of an argument, which is another one
     assert words_of({"model": notebook.Net}) == words
     notebook.HIDDEN = 13
     assert words_of({"model": notebook.Net}) != words
@@ -130,6 +131,7 @@ def test_a_torch_dataset_is_kept_once_under_its_content(data: object, tmp_path: 
         ({"training__patience": None}, ["training.patience=null"]),
         ({"output_dir": Path("my runs")}, ["output_dir='my runs'"]),
         ({"deterministic": True, "model": "convnet"}, ["model=convnet", "deterministic=true"]),
+        ({"lr": np.float32(0.5), "seed": np.int64(3)}, ["optimizer.lr=0.5", "seed=3"]),
         ({"lrr": 1}, ["lrr=1"]),
     ],
 )
@@ -137,19 +139,31 @@ def test_keyword_arguments_are_words(settings: dict[str, Any], words: list[str])
     assert words_of(settings) == words
 
 
-def test_wrong_objects_are_one_line(notebook: Any, data: tuple[Any, Any]) -> None:
+def test_wrong_objects_are_one_line(notebook: Any, data: tuple[Any, Any], tmp_path: Path) -> None:
     images, labels = data
-    with pytest.raises(UsageError, match="must be uint8 from 0 to 255, or float from 0 to 1"):
-        words_of({"dataset": (images * 16, labels)})
-    with pytest.raises(UsageError, match="dataset must be"):
-        words_of({"dataset": (images, labels, images)})
+    for dataset, message in (
+        ((images * 16, labels), "must be uint8 from 0 to 255, or float from 0 to 1"),
+        ((images, labels, images), "dataset must be"),
+        ([], "dataset must be"),
+        ((images.reshape(400, 64), labels), r"the images have shape \(400, 64\); it must be"),
+        (([[1], [1, 2]], [0, 1]), "dataset: all input arrays must have the same shape"),
+        (([], []), "dataset: need at least one array"),
+        ((torch.zeros(2, 8, 8, requires_grad=True), [0, 1]), "dataset: Can't call numpy"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            words_of({"dataset": dataset})
+    with pytest.raises(UsageError, match=r"labels in .*float64.*must be whole numbers"):
+        cifar_lab.run(dataset=(images, labels + 0.5), output_dir=tmp_path)
     with pytest.raises(UsageError, match=r"did you mean training\.epochs"):
         cifar_lab.run(epocs=1)
     with pytest.raises(UsageError, match="and 3 is of type int"):
         cifar_lab.run(3)  # type: ignore[arg-type]
-    notebook.flat = object()
-    with pytest.raises(UsageError, match="flat is <object object"):
-        words_of({"model": notebook.Net})
+    with pytest.raises(UsageError, match=r"<object object at .*> cannot be written down"):
+        cifar_lab.run(lr=object())
+    for value in (object(), torch.device("cpu"), {"relu": torch.nn.ReLU}):
+        notebook.flat = value
+        with pytest.raises(UsageError, match=r"flat is .*, which cannot be written down"):
+            words_of({"model": notebook.Net})
     linecache.cache["<cell 2>"] = (0, None, [], "<cell 2>")
     with pytest.raises(UsageError, match="source of Net cannot be had"):
         words_of({"model": notebook.Net})

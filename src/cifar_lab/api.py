@@ -5,6 +5,7 @@ import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,36 +46,32 @@ class Run:
             summary = self.summary
         except (Damaged, UsageError):
             return "its summary.json cannot be read"
-        parts: list[str] = [summary.status]
+        text: str = summary.status
         if summary.epochs:
-            parts.append(f"{summary.epochs} epochs")
+            text += f", {summary.epochs} epochs"
         if summary.best_val_accuracy is not None:
-            parts.append(f"best validation accuracy {summary.best_val_accuracy:.2%}")
+            text += f", best validation accuracy {summary.best_val_accuracy:.2%}"
         if summary.test_accuracy is not None:
-            parts.append(f"test accuracy {summary.test_accuracy:.2%}")
-        return ", ".join(parts)
+            text += f", test accuracy {summary.test_accuracy:.2%}"
+        return text
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the state and the curves."""
-        from html import escape
-
+        shown = f"<b>{escape(self.path.name)}</b>: {escape(self._state())}"
         picture = RunDir(self.path).figures / "curves.png"
-        shown = ""
         if picture.is_file():
             data = base64.b64encode(picture.read_bytes()).decode("ascii")
-            shown = (
-                f'<br><img alt="curves" style="max-width: 100%" src="data:image/png;base64,{data}">'
-            )
-        return f"<b>{escape(self.path.name)}</b>: {escape(self._state())}{shown}"
+            shown += f'<br><img alt="curves" width="100%" src="data:image/png;base64,{data}">'
+        return shown
 
     @property
     def figures(self) -> "dict[str, Figure]":
         """The figures that the config names, drawn anew by matplotlib from the files."""
         run = RunDir(self.path)
-        wanted = {name: figure for name, figure in run.read_config().figures.items() if figure}
         return {
             name: targets.build(figure, f"figures.{name}", run=run)
-            for name, figure in wanted.items()
+            for name, figure in run.read_config().figures.items()
+            if figure
         }
 
     @property
@@ -180,12 +177,9 @@ class Runs(list[Run]):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: a row for each run."""
-        from html import escape
-
-        rows = [
-            f"<tr><td>{escape(r.path.name)}</td><td>{escape(r._state())}</td></tr>" for r in self
-        ]
-        return f"<table>{''.join(rows)}</table>"
+        cells = [(escape(run.path.name), escape(run._state())) for run in self]
+        rows = "".join(f"<tr><td>{name}</td><td>{state}</td></tr>" for name, state in cells)
+        return f"<table>{rows}</table>"
 
     def _collect(self) -> "RunCollection":
         from cifar_lab.analysis.grouping import collect_folders
@@ -218,20 +212,15 @@ def run(*overrides: str, **settings: Any) -> Run:
     from cifar_lab.training.run import open_run, run_experiment
 
     with _stopping() as stop:
-        if not request.runs_elsewhere:
-            opened, options = open_run(request), request.options
-            if settings:
-                from cifar_lab.objects import keep_source
+        if request.runs_elsewhere:  # one job of a cluster
+            return _run_many(request, overrides, stop)[0]
+        opened, options = open_run(request), request.options
+        if settings:
+            from cifar_lab.objects import keep_source
 
-                keep_source(overrides, opened.path)
-            run_experiment(opened, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
-            return Run(opened.path)
-        from cifar_lab.sweeps.outcome import raise_for
-        from cifar_lab.sweeps.start import start_many
-
-        outcomes = start_many(request, overrides, stop)  # one job of a cluster
-        raise_for(outcomes, stop)
-        return Run(outcomes[0].cell.run.path)
+            keep_source(overrides, opened.path)
+        run_experiment(opened, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
+        return Run(opened.path)
 
 
 def sweep(*overrides: str) -> Runs:
@@ -242,12 +231,16 @@ def sweep(*overrides: str) -> Runs:
     """
     words = overrides if any(w in ("-m", "--multirun") for w in overrides) else (*overrides, "-m")
     request = _compose(words, "sweep")
+    with _stopping() as stop:
+        return _run_many(request, words, stop)
+
+
+def _run_many(request: Request, words: Sequence[str], stop: "Stop") -> Runs:
     from cifar_lab.sweeps.outcome import raise_for
     from cifar_lab.sweeps.start import start_many
 
-    with _stopping() as stop:
-        outcomes = start_many(request, words, stop)
-        raise_for(outcomes, stop)
+    outcomes = start_many(request, words, stop)
+    raise_for(outcomes, stop)
     return Runs(Run(outcome.cell.run.path) for outcome in outcomes)
 
 
@@ -295,8 +288,7 @@ def _compose(words: Sequence[str], function: str) -> Request:
     request = compose_checked(words)
     if request.options.plan:
         raise UsageError("plan=true is for the command line; cifar_lab.compose runs nothing either")
-    one_run = len(request.runs) == 1 and not request.space  # an experiment's grid, narrowed down
-    if function != "sweep" and not one_run:
+    if function != "sweep" and (len(request.runs) != 1 or request.space):
         raise UsageError(
             f"cifar_lab.{function} is for one run, and these are {len(request.runs)}; "
             "use cifar_lab.sweep"

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import functools
 import io
 import logging
 import os
@@ -41,6 +42,12 @@ NOT_TOGETHER = (
 """What is wrong with every other use of torchrun."""
 
 
+_help_formatter = functools.partial(
+    argparse.RawDescriptionHelpFormatter, max_help_position=28, width=100
+)
+"""Keeps the line breaks of descriptions, and the same width on every terminal."""
+
+
 class Parser(argparse.ArgumentParser):
     """The argument parser of every command but `train`; what it refuses is a UsageError.
 
@@ -59,7 +66,7 @@ class Parser(argparse.ArgumentParser):
             usage=usage if takes_overrides else None,
             description=description,
             epilog=epilog if takes_overrides else None,
-            formatter_class=_HelpFormatter,
+            formatter_class=_help_formatter,
             allow_abbrev=False,
         )
         # `run` answers it, for all commands.
@@ -67,22 +74,16 @@ class Parser(argparse.ArgumentParser):
         self._takes_overrides = takes_overrides
         if not takes_overrides:
             trust = "a module of your own that a run's config names; also trust=MODULE"
-            self.add_argument("--trust", action="append", metavar="MODULE", help=trust)
+            self.add_argument("--trust", type=_trust, metavar="MODULE", help=trust)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse as argparse does, and trust the modules that are named, as trust=M too."""
+        """Parse as argparse does; trust=M is --trust M, unless `compose` reads it."""
         words = list(sys.argv[1:] if args is None else args)
-        if not self._takes_overrides:  # else `compose` reads it
+        if not self._takes_overrides:
             words = [f"--{word}" if word.startswith("trust=") else word for word in words]
-        arguments, rest = super().parse_known_args(words, namespace)
-        if modules := getattr(arguments, "trust", None):
-            from cifar_lab.config import targets
-
-            for module in modules:
-                targets.trust(module)
-        return arguments, rest
+        return super().parse_known_args(words, namespace)
 
     def add_number(
         self, option: str, low: float, high: float, *, default: float | None, help: str
@@ -101,10 +102,10 @@ class Parser(argparse.ArgumentParser):
     def add_output(
         self, option: str, *suffixes: str, help: str, creates_folder: bool = False
     ) -> None:
-        """Add an option that names a file to write, which is checked: `check_output_file`."""
+        """Add an option that names a file to write, which is checked: `check_output`."""
 
         def parse(text: str) -> Path:
-            check_output_file(option, Path(text), suffixes, creates_folder=creates_folder)
+            check_output(option, Path(text), suffixes, creates_folder=creates_folder)
             return Path(text)
 
         self.add_argument(option, type=parse, metavar="FILE", help=help)
@@ -113,7 +114,7 @@ class Parser(argparse.ArgumentParser):
         """Add an option that names a folder to write to, which is checked."""
 
         def parse(text: str) -> Path:
-            check_output_folder(option, path(text))
+            check_output(option, path(text), creates_folder=True, is_folder=True)
             return Path(text)
 
         self.add_argument(option, type=parse, default=default, metavar="FOLDER", help=help)
@@ -121,13 +122,6 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
         raise UsageError(f"{message}; see --help")
-
-
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the line breaks of descriptions, and the same width on every terminal."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28, width=100)
 
 
 def run(
@@ -154,7 +148,10 @@ def run(
         warnings.showwarning = _show_warning
         try:
             if "--version" in arguments:
-                print(versions(), flush=True)
+                from importlib.metadata import version
+
+                torch, hydra = version("torch"), version("hydra-core")  # neither is imported
+                print(f"cifar_lab {__version__}, torch {torch}, Hydra {hydra}", flush=True)
                 return 0
             code = command(arguments)
             sys.stdout.flush()
@@ -188,8 +185,8 @@ def _standard_streams(*, drop_output: bool) -> Iterator[None]:
     for stream in before:
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")
-    sys.stdout = cast("TextIO", _Output(before[0], "standard output", drop=drop_output))
-    sys.stderr = cast("TextIO", _Output(before[1], "standard error", drop=True))
+    sys.stdout = cast("TextIO", _Output(before[0], drop=drop_output))
+    sys.stderr = cast("TextIO", _Output(before[1], drop=True))
     try:
         yield
     finally:
@@ -202,9 +199,8 @@ def _standard_streams(*, drop_output: bool) -> Iterator[None]:
 class _Output:
     """A text stream without passwords. Once it fails, it discards the rest, or raises."""
 
-    def __init__(self, stream: TextIO | None, name: str, *, drop: bool) -> None:
+    def __init__(self, stream: TextIO | None, *, drop: bool) -> None:
         self._stream = stream
-        self._name = name
         self._drop = drop
 
     def write(self, text: str) -> int:
@@ -233,7 +229,7 @@ class _Output:
                 os.close(nowhere)
             if not self._drop:
                 if isinstance(error, OSError):
-                    error.filename = self._name
+                    error.filename = "standard output"
                 raise
 
 
@@ -244,33 +240,34 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-def check_output_file(
-    option: str, path: Path, suffixes: Sequence[str] = (), *, creates_folder: bool = False
-) -> None:
-    """UsageError if a file cannot be written at `path`, the value of `option`; nothing is written.
+def _trust(module: str) -> None:
+    from cifar_lab.config import targets
 
-    `creates_folder`: its folder is created when the file is written.
+    targets.trust(module)
+
+
+def check_output(
+    option: str,
+    path: Path,
+    suffixes: Sequence[str] = (),
+    *,
+    creates_folder: bool = False,
+    is_folder: bool = False,
+) -> None:
+    """UsageError if `path`, the value of `option`, cannot be written; nothing is written.
+
+    `creates_folder`: the folders above it are created when it is written.
     """
-    if path == Path():
+    if path == Path() and not is_folder:
         raise UsageError(f"{option} needs the name of a file")
     text = f"{option} {shorten_path(path)}"
     if suffixes and path.suffix.lower() not in suffixes:
         raise UsageError(f"{text} is wrong: the name must end with {' or '.join(suffixes)}")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{text} is wrong: it is {'a folder' if path.is_dir() else 'no file'}")
-    _check_writable(path.parent, text, creates=creates_folder)
-
-
-def check_output_folder(option: str, path: Path) -> None:
-    """UsageError if `path`, the value of `option`, cannot be created as a folder or written to."""
-    text = f"{option} {shorten_path(path)}"
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"{text} is wrong: it is a file")
-    _check_writable(path, text, creates=True)
-
-
-def _check_writable(folder: Path, text: str, *, creates: bool) -> None:
-    while creates and not folder.exists():
+    if path.exists() and not (path.is_dir() if is_folder else path.is_file()):
+        kind = "a folder" if path.is_dir() else "a file" if is_folder else "no file"
+        raise UsageError(f"{text} is wrong: it is {kind}")
+    folder = path if is_folder else path.parent
+    while creates_folder and not folder.exists():
         folder = folder.parent
     where = shorten_path(folder)
     if not folder.is_dir():
@@ -280,19 +277,6 @@ def _check_writable(folder: Path, text: str, *, creates: bool) -> None:
             pass
     except OSError:
         raise UsageError(f"{text} cannot be written: {where} is not yours to write to") from None
-
-
-def versions() -> str:
-    """Return the versions of cifar_lab, torch and Hydra as one line, without importing them."""
-    import importlib.metadata
-
-    parts = [f"cifar_lab {__version__}"]
-    for name, package in (("torch", "torch"), ("Hydra", "hydra-core")):
-        try:
-            parts.append(f"{name} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            parts.append(f"{name} not installed")
-    return ", ".join(parts)
 
 
 def one_run(words: Sequence[str], purpose: str) -> "RunConfig | None":
@@ -335,7 +319,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def _explain(error: OSError) -> tuple[int, str]:
-    where = error.filename or "the output folder"
+    where = str(error.filename or "the output folder")
     if error.errno == errno.ENOSPC:
         return 1, f"the disk is full at {where}; free some space and run the same line again"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
@@ -345,24 +329,20 @@ def _explain(error: OSError) -> tuple[int, str]:
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return 2, f"{where} is no folder ({error.strerror}); choose another one"
     if error.errno == errno.ENAMETOOLONG:
-        return 2, f"{str(where)[:60]}... is too long for a file name; choose shorter names"
+        return 2, f"{where[:60]}... is too long for a file name; choose shorter names"
     return 1, f"{where}: {error.strerror or error}"
 
 
 def _say(error: BaseException, code: int, message: str | None = None) -> int:
-    if os.environ.get("CIFAR_LAB_DEBUG") == "1":
-        traceback.print_exception(error)
-    text = _shorten_message(message or str(error) or type(error).__name__)
-    print(f"cifar_lab: {text}", file=sys.stderr, flush=True)
-    return code
-
-
-def _shorten_message(text: str) -> str:
-    """Return a message on one line. Of a long one, long paths are shortened first, from the left.
+    """Print why a command ended, on one line. Of a long one, long paths are shortened first.
 
     The words between them say what was wrong, and the path is often part of a command to copy.
     """
+    if os.environ.get("CIFAR_LAB_DEBUG") == "1":
+        traceback.print_exception(error)
+    text = message or str(error) or type(error).__name__
     for long in re.findall(r"[^\s`]*/[^\s`]{60,}", text):
         if len(text) > LONGEST_MESSAGE:
             text = text.replace(long, shorten_path(Path(long), 80), 1)
-    return shorten(text, LONGEST_MESSAGE)
+    print(f"cifar_lab: {shorten(text, LONGEST_MESSAGE)}", file=sys.stderr, flush=True)
+    return code

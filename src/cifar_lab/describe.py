@@ -152,7 +152,7 @@ def _lr_range(config: "RunConfig", steps: int, figure: Path | None) -> int:
     check_settings(config)
     path = figure or _default_path(config, "_lr_range")
     if figure is None:
-        cli.check_output_file("output_dir", path, (".png",), creates_folder=True)
+        cli.check_output("output_dir", path, (".png",), creates_folder=True)
     test = range_test(config, steps)
     count = len(test.rates)
     if not count:

@@ -60,7 +60,7 @@ def _export(argv: list[str]) -> int:
             raise UsageError(f"--output {output} is wrong: it is the folder for two files")
     files = _files(run.path, arguments.kind, output)
     for path in files:
-        cli.check_output_file("--output", path, creates_folder=True)
+        cli.check_output("--output", path, creates_folder=True)
         if path.exists() and not arguments.overwrite:
             raise UsageError(f"{path} is in the way; --overwrite replaces it, --output renames")
     exported = export(run, arguments.kind, files[0])

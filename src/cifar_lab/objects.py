@@ -7,16 +7,17 @@ content, and the run's folder gets a copy of the module.
 """
 
 import ast
-import builtins
+import contextlib
 import hashlib
 import importlib
 import inspect
 import json
 import linecache
 import re
+import symtable
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +25,15 @@ import numpy as np
 
 from cifar_lab.config.command_line import OTHER_NAMES
 from cifar_lab.config.groups import setting_keys
+from cifar_lab.datasets import ARRAYS
 from cifar_lab.datasets.store import data_root
-from cifar_lab.errors import UsageError, shorten
+from cifar_lab.errors import UsageError, first_line, shorten
 from cifar_lab.runs.files import write_text
 
 if TYPE_CHECKING:
     from torch import nn
 
 _INJECTED = ("image_shape", "num_classes", "activation", "conv_dropout", "dense_dropout")
-_PLAIN = (bool, int, float, str, bytes, type(None), tuple, list, dict, set, frozenset)
 
 
 def words_of(settings: Mapping[str, Any]) -> list[str]:
@@ -67,7 +68,19 @@ def _value(value: Any) -> str:
     if isinstance(value, str | Path):
         text = str(value)
         return text if re.fullmatch(r"[\w./-]*", text) else "'" + text.replace("'", r"\'") + "'"
-    return json.dumps(value)
+    return json.dumps(value, default=_of_numpy)
+
+
+def _of_numpy(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise UsageError(f"{shorten(repr(value))} cannot be written down as a setting")
+
+
+def _is_plain(value: Any) -> bool:
+    with contextlib.suppress(ValueError, SyntaxError):
+        return bool(ast.literal_eval(repr(value)) == value)
+    return False
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -81,10 +94,12 @@ def _model_words(model: "nn.Module | type[nn.Module]", settings: dict[str, Any])
     module = kind.__module__
     source = None
     if _is_of_notebook(module):
-        source = _Source().of_class(kind)
-        module = f"own_{hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()[:8]}"
+        parts: dict[str, str] = {}
+        _add_source(kind.__name__, kind, parts)
+        source = "".join(parts.values())
+        module = f"own_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     option = {"_target_": f"{module}.{kind.__qualname__}", **settings}
-    content = json.dumps(option, sort_keys=True)
+    content = json.dumps(option, sort_keys=True, default=_of_numpy)
     folder = data_root() / "own" / hashlib.sha256(content.encode()).hexdigest()[:12]
     (folder / "model").mkdir(parents=True, exist_ok=True)
     write_text(folder / "model" / f"{kind.__name__}.yaml", content + "\n")  # JSON is YAML
@@ -105,76 +120,60 @@ def _arguments(model: "nn.Module") -> dict[str, Any]:
     """Return what an instance was made with, if it keeps that under the names of the arguments."""
     kept = {}
     for name, parameter in inspect.signature(type(model)).parameters.items():
-        value = getattr(model, name, parameter.default)
-        if name in _INJECTED or parameter.kind in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
-            continue
-        if not isinstance(value, _PLAIN):
-            raise UsageError(
-                f"the {type(model).__name__} cannot be built again: it does not keep its argument "
-                f"{name}; pass the class, and model__{name}=VALUE"
-            )
-        kept[name] = value
+        if name not in _INJECTED and "VAR_" not in parameter.kind.name:
+            kept[name] = getattr(model, name, parameter.default)
+            if not _is_plain(kept[name]):
+                raise UsageError(
+                    f"the {type(model).__name__} cannot be built again: it does not keep its "
+                    f"argument {name}; pass the class, and model__{name}=VALUE"
+                )
     return kept
 
 
-class _Source:
-    """The source of a class, with the classes, functions, imports and constants that it uses."""
+def _add_source(name: str, value: Any, parts: dict[str, str]) -> None:
+    """Add to `parts` the line or the definition of a name, behind those of all that it uses."""
+    if name in parts:
+        return
+    home = str(getattr(value, "__module__", None))
+    own_name = getattr(value, "__name__", name)
+    if isinstance(value, types.ModuleType):
+        parts[name] = f"import {own_name} as {name}\n"
+    elif isinstance(value, type | types.FunctionType) and _is_of_notebook(home):
+        source, namespace = _definition(value), vars(sys.modules[home])
+        parts[name] = ""  # now: a definition may use itself
+        for used in _global_names(symtable.symtable(source, name, "exec")):
+            if used in namespace:
+                _add_source(used, namespace[used], parts)
+        del parts[name]
+        parts[name] = f"\n\n{source}\n"
+    elif getattr(sys.modules.get(home), own_name, None) is value:
+        parts[name] = f"from {home} import {own_name} as {name}\n"
+    elif _is_plain(value):
+        parts[name] = f"{name} = {value!r}\n"
+    else:
+        raise UsageError(
+            f"model: {name} is {shorten(repr(value))}, which cannot be written down; define "
+            "the model in a module, and pass its class"
+        )
 
-    def __init__(self) -> None:
-        self._imports: dict[str, str] = {}
-        self._parts: dict[str, str] = {}
 
-    def of_class(self, kind: type) -> str:
-        """Return a module that defines the class."""
-        self._add(kind.__name__, kind)
-        return "\n".join(self._imports.values()) + "\n\n\n" + "\n\n\n".join(self._parts.values())
-
-    def _add(self, name: str, value: Any) -> None:
-        if name in self._imports or name in self._parts:
-            return
-        home = getattr(value, "__module__", None)
-        module = sys.modules.get(str(home))
-        if isinstance(value, types.ModuleType):
-            self._imports[name] = f"import {value.__name__} as {name}"
-        elif isinstance(value, type | types.FunctionType) and _is_of_notebook(str(home)):
-            self._add_definition(name, value)
-        elif home and hasattr(module, value_name := getattr(value, "__name__", name)):
-            self._imports[name] = f"from {home} import {value_name} as {name}"
-        elif isinstance(value, _PLAIN):
-            self._parts[name] = f"{name} = {value!r}"
-        else:
-            raise UsageError(
-                f"model: {name} is {shorten(repr(value))}, which cannot be written down; define "
-                "the model in a module, and pass its class"
-            )
-
-    def _add_definition(self, name: str, value: Any) -> None:
-        source = _definition(value)
-        namespace = vars(sys.modules[value.__module__])
-        self._parts[name] = ""  # now: a definition may use itself
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                used = node.id
-                if used in namespace and not hasattr(builtins, used):
-                    self._add(used, namespace[used])
-        del self._parts[name]
-        self._parts[name] = source.rstrip() + "\n"  # after what it uses
+def _global_names(scope: symtable.SymbolTable) -> Iterator[str]:
+    """Yield the names that a definition takes from its module, at any depth."""
+    yield from (symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global())
+    for inner in scope.get_children():
+        yield from _global_names(inner)
 
 
 def _definition(value: Any) -> str:
-    """Return the source of a class or function, from its file or from the cell of a notebook."""
+    """Return the source of a class or function, from its file or from the cell of a notebook.
+
+    `inspect` does not know the source of a notebook's class, but those of its methods.
+    """
     codes = [getattr(item, "__code__", None) for item in [value, *vars(value).values()]]
     for file in {code.co_filename for code in codes if code is not None}:
-        text = "".join(linecache.getlines(file))
-        for node in ast.walk(ast.parse(text)):
-            kinds = ast.ClassDef | ast.FunctionDef
-            if isinstance(node, kinds) and node.name == value.__name__:
-                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-                lines = text.splitlines()[first - 1 : node.end_lineno]
-                return inspect.cleandoc("\n" + "\n".join(lines))
+        for node in ast.walk(ast.parse("".join(linecache.getlines(file)))):
+            if getattr(node, "name", None) == value.__name__:
+                return ast.unparse(node)
     raise UsageError(
         f"the source of {value.__name__} cannot be had; define it in a module, my_nets.py, and "
         "pass its class"
@@ -190,23 +189,26 @@ def _dataset_words(dataset: Any) -> list[str]:
     `dataset` is (images, labels), with (test_images, test_labels) behind them, or a torch Dataset
     of pairs, or one for training and one for testing.
     """
-    names = [str(name) for name in getattr(dataset, "classes", [])]
+    from torch.utils.data import Dataset
+
     parts = list(dataset) if isinstance(dataset, tuple | list) else [dataset]
-    if len(parts) in (1, 2) and all(hasattr(part, "__getitem__") for part in parts):
-        is_pairs = not hasattr(parts[0], "shape") and isinstance(parts[0][0], tuple)
-        if is_pairs:
-            names = names or [str(name) for name in getattr(parts[0], "classes", [])]
-            parts = [column for part in parts for column in _columns(part)]
+    names = [str(name) for part in parts[:1] for name in getattr(part, "classes", [])]
+    if all(isinstance(part, Dataset) for part in parts):
+        pairs = [[part[index] for index in range(len(part))] for part in parts]
+        parts = [column for part in pairs for column in zip(*part, strict=True)]
     if len(parts) not in (2, 4):
         raise UsageError(
             "dataset must be (images, labels), (images, labels, test_images, test_labels), a torch "
             "Dataset, or two of them"
         )
-    keys = ("images", "labels") if len(parts) == 2 else _FOUR
-    arrays: dict[str, Any] = {
-        key: _pixels(part) if "images" in key else np.asarray(part).astype(np.int64)
-        for key, part in zip(keys, parts, strict=True)
-    }
+    keys = ("images", "labels") if len(parts) == 2 else ARRAYS
+    try:
+        arrays: dict[str, Any] = {
+            key: _pixels(part) if "images" in key else _labels(part)
+            for key, part in zip(keys, parts, strict=True)
+        }
+    except (TypeError, ValueError, RuntimeError) as error:  # on a GPU, of several sizes, ...
+        raise UsageError(f"dataset: {first_line(error)}") from error
     if names:
         arrays["class_names"] = np.array(names)
     digest = hashlib.sha256(repr([(k, a.shape) for k, a in arrays.items()]).encode())
@@ -226,18 +228,12 @@ def _dataset_words(dataset: Any) -> list[str]:
     return [*words, "dataset.std=auto", f"dataset.image_shape={json.dumps(list(shape))}"]
 
 
-_FOUR = ("train_images", "train_labels", "test_images", "test_labels")
-
-
-def _columns(dataset: Any) -> tuple[Any, list[int]]:
-    """Return the images and labels of a torch Dataset."""
-    pairs = [dataset[index] for index in range(len(dataset))]
-    return np.stack([np.asarray(image) for image, _ in pairs]), [int(label) for _, label in pairs]
-
-
-def _pixels(images: Sequence[Any]) -> "np.ndarray[Any, Any]":
+def _pixels(images: Any) -> "np.ndarray[Any, Any]":
     """Return images as uint8; floats from 0 to 1 are scaled to 255."""
-    pixels = np.asarray(images)
+    pixels = np.stack([np.asarray(image) for image in images])
+    if pixels.ndim not in (3, 4):
+        right = "(N, H, W), (N, H, W, C) or (N, C, H, W)"
+        raise UsageError(f"dataset: the images have shape {pixels.shape}; it must be {right}")
     if pixels.dtype.kind == "f":
         if not 0 <= pixels.min() <= pixels.max() <= 1:
             raise UsageError(
@@ -246,6 +242,12 @@ def _pixels(images: Sequence[Any]) -> "np.ndarray[Any, Any]":
             )
         pixels = np.round(255 * pixels).astype(np.uint8)
     return pixels
+
+
+def _labels(labels: Any) -> "np.ndarray[Any, Any]":
+    """Return labels, whole numbers as int64; what is none is refused as in a file."""
+    array = np.asarray(labels)
+    return array.astype(np.int64) if array.dtype.kind in "iub" else array
 
 
 def keep_source(words: Sequence[str], run_folder: Path) -> None:

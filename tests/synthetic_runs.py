@@ -51,14 +51,6 @@ def plain_config(
     } | settings
 
 
-def write_report(config_dir: Path, tag: str, claims: list[dict[str, Any]]) -> list[str]:
-    """Write what a report claims of these runs, and return the option that finds it."""
-    file = config_dir / "report" / f"{tag}.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps({"experiments": {"runs": {"claims": claims}}}), encoding="utf-8")
-    return ["--config-dir", str(config_dir)]
-
-
 def history(epochs: int, height: float, seed: int = 0, *, validated: bool = True) -> Any:
     noise = np.random.default_rng(seed).normal(0, 0.003, epochs)
     rows = []

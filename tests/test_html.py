@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from synthetic_runs import make_grid, make_run, write_report
+from synthetic_runs import make_grid, make_run
 
 from cifar_lab import summarize
 
@@ -29,10 +29,7 @@ def data_of(page: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
-    claim = {"id": "S0-a", "metric": "test_accuracy", "value": 0.7, "source": "S0"}
-    claim |= {"where": {"choices.optimizer": "adam", "optimizer.lr": 0.01}}
-    claim |= {"margin": {"size": 0.05, "reason": "made up"}}
-    make_grid(folder, seeds=2, images=200, samples=True, study={"report": "own"})
+    make_grid(folder, seeds=2, images=200, samples=True)
     make_run(
         folder,
         optimizer="sgd",
@@ -42,8 +39,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         summary={"error": EVIL},
         choices={"model": "convnet", "optimizer": "sgd", "activation": EVIL},
     )
-    own = write_report(tmp_path_factory.mktemp("conf"), "own", [claim])
-    assert summarize.main([str(folder), *own]) == 0
+    assert summarize.main([str(folder)]) == 0
     return folder / "report.html"
 
 
@@ -193,8 +189,6 @@ def test_pointing_and_choosing_by_mouse_and_keys(page: Path, browse: Browse) -> 
         "found.second = document.querySelector('#detail h3').textContent;"
         "found.selected = [...document.querySelectorAll('tr[aria-selected=true]')]"
         ".map(r => r.dataset.setting);"
-        "document.querySelector('#claims tbody tr').click();"
-        "found.claim = document.querySelector('#detail h3').textContent;"
         "document.dispatchEvent(new KeyboardEvent('keydown', {key: '/', bubbles: true}));"
         "found.slash = document.activeElement.id; return found",
     )
@@ -206,7 +200,6 @@ def test_pointing_and_choosing_by_mouse_and_keys(page: Path, browse: Browse) -> 
     assert found["matrix"] == 100
     assert found["grew"] == 0
     assert (found["second"], found["selected"]) == (labels[7], ["7"])
-    assert "optimizer=adam" in found["claim"]
     assert found["slash"] == "filter"
 
 

@@ -1,4 +1,4 @@
-"""Every number of docs/reproduction.md, computed again: by scipy and statsmodels, from plain files.
+"""Every number of docs/reproduction, computed again: by scipy and statsmodels, from plain files.
 
 Nothing of cifar_lab is imported. The rule is written down a second time, from its description in
 the document, so that a slip in one of the two shows.
@@ -20,7 +20,10 @@ from scipy import stats
 pytestmark = pytest.mark.slow  # all kept runs are read
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+PAGES = {
+    page.stem: page.read_text(encoding="utf-8")
+    for page in sorted((ROOT / "docs" / "reproduction").glob("S*.md"))
+}
 SEEDS = 1000
 
 
@@ -90,8 +93,8 @@ def runs_of(experiment: str) -> list[Run]:
     return [Run(path.parent) for path in folder.glob("*/summary.json")]
 
 
-def section(name: str) -> str:
-    return re.split(r"\n#{2,3} ", DOCUMENT.split(f"\n### {name}:", 1)[1])[0]
+def section(page: str, name: str) -> str:
+    return PAGES[page].split(f"\n## {name}:", 1)[1].split("\n## ")[0]
 
 
 def cells(text: str) -> Iterator[list[str]]:
@@ -297,13 +300,17 @@ def words(
 
 
 def experiments() -> list[tuple[str, str]]:
-    tags = [(part.split("\n", 1)[0], part) for part in re.split(r"\n## (?=S\d)", DOCUMENT)[1:]]
-    return [(tag, name) for tag, part in tags for name in re.findall(r"\n### (\w+):", part)]
+    tags = {
+        name: tag
+        for tag in (path.stem for path in (ROOT / "conf" / "report").glob("*.yaml"))
+        for name in report_of(tag)["experiments"]
+    }
+    return [(tags[n], n) for text in PAGES.values() for n in re.findall(r"\n## (\w+):", text)]
 
 
 @pytest.mark.parametrize(("tag", "name"), experiments())
 def test_every_row_is_what_the_kept_runs_give(tag: str, name: str) -> None:
-    text = section(name)
+    text = section(tag[:2], name)
     study = Study(tag, name)
     if "Not measured yet" in text:
         assert not runs_of(name)
@@ -363,8 +370,7 @@ def test_the_joint_sentence_is_holms(tag: str) -> None:
         remain = sum(word in kind and bool(r) for word, r in zip(said, rejected, strict=True))
         total = sum(word in kind for word in said)
         expected += [remain, total] if total else []
-    part = DOCUMENT.split(f"\n## {tag}\n", 1)[1]
-    (sentence,) = re.findall(r"^Of \d+ figures.*$", part.split("\n## ")[0], re.MULTILINE)
+    (sentence,) = re.findall(r"^Of \d+ figures.*$", PAGES[tag], re.MULTILINE)
     check(sentence, expected, tag)
 
 
@@ -398,7 +404,7 @@ def test_the_study_of_the_epochs_is_a_random_effect_of_the_seed() -> None:
         single = stats.t.ppf(0.975, df) * np.sqrt(variance * (1 + 1 / len(values)))
         if abs(np.mean(values) - claim["value"]) <= single + claim["rounding"]:
             fitting.append(epochs)
-    (sentence,) = re.findall(r"^The report does not say how many.*$", DOCUMENT, re.MULTILINE)
+    (sentence,) = re.findall(r"^The report does not say how many.*$", PAGES["S0"], re.MULTILINE)
     tried = list(study.lengths)
     ends = f"{tried[0]} to {tried[-1]}"
     where = f"fits from {fitting[0]} to {fitting[-1]} of {ends}"
@@ -409,16 +415,15 @@ def test_the_study_of_the_epochs_is_a_random_effect_of_the_seed() -> None:
     assert f"nearest at {study.nearest} epochs" in sentence
 
 
-def test_the_short_table_repeats_the_long_ones() -> None:
-    long = {row[0]: row for row in cells(DOCUMENT.split("\n## S0", 1)[1])}
-    short = list(cells(DOCUMENT.split("## In short")[1].split("\n## S0")[0]))
-    assert len(short) > 10
-    for name, _, reported, shown, n, verdict in short:
-        if n == "0":
-            assert "not measured yet" in verdict
-            continue
-        assert [reported, shown, n] == long[name][1:4]
-        assert verdict in long[name][6]
+def test_how_each_report_stands_is_counted_from_the_pages() -> None:
+    overview = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(S\d)\]\S+ +\| (.+) \|$", overview, re.MULTILINE)
+    assert [tag for tag, _ in rows] == list(PAGES)
+    kinds = (("reproduced", "holds"), ("differs", "contradicted"), "inconclusive", "not judged")
+    for tag, counts in rows:
+        verdicts = [row[6] for row in cells(PAGES[tag]) if len(row) == 8]
+        found = [sum(verdict.startswith(kind) for verdict in verdicts) for kind in kinds]
+        assert [int(cell) for cell in counts.split("|")[:4]] == found, tag
 
 
 def test_what_needs_no_training_is_in_the_kept_files() -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +16,6 @@ import pytest
 from synthetic_runs import history
 
 from cifar_lab import reproduce
-from cifar_lab.analysis import reproduction, reproduction_document
 from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.run_dir import RunDir
@@ -22,6 +23,12 @@ from cifar_lab.runs.summary import queued
 from cifar_lab.training.preflight import compose_checked
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    """What scripts/update_reproduction defines."""
+    return runpy.run_path(str(ROOT / "scripts" / "update_reproduction"))
 
 
 @functools.cache
@@ -105,26 +112,6 @@ def test_a_figure_is_judged_by_every_seed_that_is_there(
     assert all(str(run.path) in text for run in runs), "every figure can be traced to its runs"
 
 
-def test_the_curves_show_what_a_figure_is_compared_with(tmp_path: Path) -> None:
-    s3(tmp_path, 0.005, [0.50, 0.52])
-    s3(tmp_path, 0.0001, [0.30])
-    s3(tmp_path, 0.0001, [0.50], protocol="sound")
-    line = ["experiment=s3_learning_rate", f"output_dir={tmp_path}", "device=cpu", "-m"]
-    judged, sound = (
-        tuple(cell.config for cell in compose_checked([*line, f"protocol={protocol}"]).runs)
-        for protocol in ("report", "sound")
-    )
-    report = read_report("S3")
-    experiments = [reproduction.ReportExperiment("s3_learning_rate", judged, sound, report)]
-    found = reproduction.rows(
-        experiments, reproduction.read_finished(experiments[0].folder), "S3-best-over-worst"
-    )
-    figures = dict(reproduction_document.draw(found))
-    (legend,) = figures["s3_learning_rate"].legends
-    shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == ["lr 0.005 (n = 2)", "lr 0.0001 (n = 1)"]
-
-
 def s0(folder: Path, epochs: int, accuracies: Sequence[float], *overrides: str) -> None:
     """S0's best cell after some epochs, one run for each accuracy; the classes are as accurate."""
     for seed, accuracy in enumerate(accuracies):
@@ -139,30 +126,42 @@ def s0(folder: Path, epochs: int, accuracies: Sequence[float], *overrides: str) 
 
 
 def test_a_report_without_epochs_is_judged_by_runs_of_several_lengths(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, script: dict[str, Any]
 ) -> None:
+    """With lengths that are too short and too long, both ends are said and drawn."""
     folder = tmp_path / "runs"
     last = "evaluation.scored_weights=last"
     s0(folder, 20, [0.735, 0.740, 0.745])
     continued = [f"continue_from={next(folder.rglob('config.yaml')).parent}", last]
+    s0(folder, 8, [0.650, 0.655, 0.660], last)
     s0(folder, 24, [0.752, 0.757, 0.762], *continued)
     s0(folder, 26, [0.760, 0.765, 0.770], *continued)
     s0(folder, 28, [0.850, 0.851, 0.852], *continued)
     s0(folder, 30, [0.760, 0.760], *continued)  # two seeds say nothing
     s0(folder, 32, [0.760, 0.760, 0.760], "optimizer.lr=0.1", last)  # another recipe
-    document = tmp_path / "document.md"
-    words = ("S0", "--output-dir", str(folder), "--markdown", str(document))
-    rows = rows_of(run_reproduce(capsys, *words))
+    rows = script["read_rows"](folder, ["s0_optimizer_activation"])
+    script["write_pages"](rows, tmp_path)
+    page = (tmp_path / "reproduction" / "S0.md").read_text(encoding="utf-8")
+    by_name = rows_of(page)
     # 24 epochs are nearest; the seeds deviate alike at each length and count once: 2 to 3 df
-    assert rows["S0-accuracy"][1:3] == ["75.70 ± 1.24 %", "3"]
-    assert rows["S0-accuracy"][5] == (
-        "not judged (fitted to the report: fits from 20 to 26 of 20 to 28 epochs)"
-    )
-    assert rows["S0-cars-precision"][1] == "75.70 ± 1.24 %"
-    assert rows["S0-cars-precision"][5].startswith("differs (off by -20.30 points")
-    text = document.read_text(encoding="utf-8")
-    assert "Its accuracy of 76.00 % fits from 20 to 26 of 20 to 28 epochs" in text
-    assert "![s0_optimizer_activation by the number of epochs](" in text
+    assert by_name["S0-accuracy"][1:3] == ["75.70 ± 1.24 %", "3"]
+    fits = "fits from 20 to 26 of 8 to 28 epochs"
+    assert by_name["S0-accuracy"][5] == f"not judged (fitted to the report: {fits})"
+    assert by_name["S0-cars-precision"][1] == "75.70 ± 1.24 %"
+    assert by_name["S0-cars-precision"][5].startswith("differs (off by -20.30 points")
+    assert f"Its accuracy of 76.00 % {fits}" in page
+    assert "](../images/reproduction/s0_optimizer_activation_epochs.png)" in page
+    (study,) = script["studies"](rows)
+    (axes,) = script["epochs_figure"](study).axes
+    (curve,) = axes.lines
+    assert list(curve.get_xdata()) == [8, 20, 24, 26, 28]
+    assert list(curve.get_ydata()) == pytest.approx([0.655, 0.74, 0.757, 0.765, 0.851])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert set(band[:, 0]) == {8, 20, 24, 26, 28}
+    (reported,) = axes.patches
+    ends = (reported.get_y(), reported.get_y() + reported.get_height())
+    assert ends == pytest.approx((0.755, 0.765))
+    assert axes.get_xlim() == (8, 28)  # the reported band reaches across all lengths
 
 
 def test_what_other_code_made_is_shown_and_said(
@@ -193,35 +192,57 @@ def test_a_finding_may_compare_two_experiments(
     assert row[5].startswith("inconclusive (runs that are single or all equal")
 
 
-def test_what_is_kept_gives_the_same_table_and_the_document(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_is_kept_gives_the_same_table_and_a_page_with_its_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], script: dict[str, Any]
 ) -> None:
     (run, *_) = s3(tmp_path / "runs", 0.005, [0.50, 0.52, 0.54])
     s3(tmp_path / "runs", 0.005, [0.45], protocol="sound")
     s3(tmp_path / "runs", 0.0001, [0.30])
     (run.path / "best.pt").write_bytes(b"weights")
     kept = tmp_path / "kept"
-    words = ["S3", "--only", "S3-", "--output-dir"]
-    first = run_reproduce(capsys, *words, str(tmp_path / "runs"), "--keep", str(kept))
-    file = tmp_path / "docs" / "reproduction.md"
-    again = run_reproduce(capsys, *words, str(kept), "--markdown", str(file))
+    names = ["s3_learning_rate", "s4_small"]
+    script["keep"](script["read_rows"](tmp_path / "runs", names), kept)
+    words = ["s3_learning_rate", "--output-dir"]
+    first, again = (run_reproduce(capsys, *words, str(tmp_path / f)) for f in ("runs", "kept"))
     assert rows_of(again) == rows_of(first)
     assert not list(kept.rglob("best.pt"))
     configs = [path.read_text() for path in kept.rglob("config.yaml")]
+    assert len(configs) == 5
     assert all("output_dir: outputs\n" in text and str(tmp_path) not in text for text in configs)
-    text = file.read_text()
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "reproduction.md").write_text("a\n<!-- standing -->\n\n<!-- end -->\nb\n")
+    script["write_pages"](script["read_rows"](kept, names), docs)
+    overview, page, other = (
+        (docs / name).read_text()
+        for name in ("reproduction.md", "reproduction/S3.md", "reproduction/S4.md")
+    )
+    assert "| [S3](reproduction/S3.md) |" in overview
+    assert "5 runs, 1:40 of training" in overview
+    assert rows_of(page)["S3-0.005-test"] == rows_of(first)["S3-0.005-test"]
     for expected in (
-        "Written by `python -m cifar_lab.reproduce S3 --only S3- ",
-        "5 runs, 1:40 of training",
-        "## In short",
-        "### s3_learning_rate: CIFAR-10, two gated convolutions",
+        "## s3_learning_rate: CIFAR-10, two gated convolutions",
         "Guessed in s3_learning_rate",
+        "In the report: Fig(a) to Fig(c): loss and accuracy by epoch",
         "abc123",
     ):
-        assert expected in text
-    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
-    assert len(pictures) == 2
-    assert all((file.parent / picture).stat().st_size > 1000 for picture in pictures)
+        assert expected in page
+    assert "Not measured yet" in other
+    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", page)
+    assert (docs / "reproduction" / picture).stat().st_size > 1000
+
+
+def test_the_curves_have_what_a_report_prints(tmp_path: Path, script: dict[str, Any]) -> None:
+    s3(tmp_path, 0.005, [0.50, 0.52])
+    s3(tmp_path, 0.0001, [0.30])
+    s3(tmp_path, 0.0001, [0.50], protocol="sound")
+    rows = script["read_rows"](tmp_path, ["s3_learning_rate"])
+    figure = script["curves_of"](rows)
+    (legend,) = figure.legends
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == ["lr 0.005 (n = 2)", "lr 0.0001 (n = 1)"]
+    points = script["reported_points"](rows, rows[0].experiment)
+    assert ("lr 0.005", "test_accuracy", 30.0, 0.5224) in points
 
 
 def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
@@ -255,13 +276,6 @@ def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
         (["S3", "--jobs-per-gpu", "0"], "--jobs-per-gpu 0 is wrong: it must be from 1 to 64"),
         (["S3", "--jobs", "0"], "--jobs 0 is wrong: it must be auto or a number from 1"),
         ([], "name a report (S0 to S4), an experiment, or all"),
-        (
-            ["S3", "--dry-run", "--markdown", ""],
-            "--markdown needs the name of a file",
-        ),
-        (["S3", "--dry-run", "--markdown", "."], "--markdown needs the name of a file"),
-        (["S3", "--dry-run", "--keep", ""], "--keep: the name of a file or folder is empty"),
-        (["S3", "--dry-run", "--keep", __file__], "is wrong: it is a file"),
     ],
 )
 def test_a_wrong_request_is_one_line(
@@ -274,63 +288,58 @@ def test_a_wrong_request_is_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.real_data
-def test_a_small_reproduction_runs_adds_seeds_and_is_traced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["S3", "--only", "S3-0.005-test", "--smoke", "--output-dir", str(tmp_path)]
-    assert reproduce.main(words) == 0
-    assert rows_of(capsys.readouterr().out)["S3-0.005-test"][2] == "1"
-    written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
-    assert reproduce.main([*words, "--seeds", "2"]) == 0
-    text = capsys.readouterr().out
-    assert rows_of(text)["S3-0.005-test"][2] == "2"
-    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
-    assert len(list(tmp_path.rglob("summary.json"))) == 2
-
-
-@pytest.mark.slow
-def test_the_document_is_what_the_kept_results_give(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_pages_are_what_the_kept_results_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: dict[str, Any]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    words = ["all", "--dry-run", "--output-dir", "docs/results", "--markdown"]
-    assert reproduce.main([*words, str(tmp_path / "reproduction.md")]) == 0
-    written = (tmp_path / "reproduction.md").read_text()
-    command = re.compile("--markdown [^`]+`")
-    document = (ROOT / "docs" / "reproduction.md").read_text()
-    assert command.sub("", written) == command.sub("", document)
+    shutil.copy(ROOT / "docs" / "reproduction.md", tmp_path)
+    script["write_pages"](script["read_rows"](Path("docs/results")), tmp_path)
+    for written in tmp_path.rglob("*.md"):
+        page = ROOT / "docs" / written.relative_to(tmp_path)
+        assert written.read_text() == page.read_text(), page.name
 
 
-def test_reports_and_experiments_of_ones_own_are_found(
+def test_reports_and_experiments_of_ones_own_are_found_and_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for group in ("experiment", "report"):
         (tmp_path / group).mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(
         "# @package _global_\n"
-        "defaults: [override /dataset: digits, override /dropout: none]\n"
+        "defaults: [override /dataset: digits, override /dropout: none, override /figures: none]\n"
         "name: mine\n"
+        "model: {widths: [4, 4], hidden: 8}\n"
+        "training: {epochs: 1, batch_size: 256}\n"
         "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"  # one configuration
         "study: {report: paper}\n"
     )
-    (tmp_path / "report" / "paper.yaml").write_text(
+    paper = (
         "about: A paper.\n"
         "experiments: {mine: {guessed: [the seed], claims: [\n"
         "  {id: S9-1, metric: test_accuracy_last, value: 0.9, source: table 1,\n"
         "   where: {optimizer: adam},\n"
         "   margin: {size: 0.1, reason: made up}}]}}\n"
     )
-    own = ["--config-dir", str(tmp_path)]
-    finished_run(tmp_path / "runs", "experiment=mine", *own, "seed=0", test_accuracy_last=0.95)
+    (tmp_path / "report" / "paper.yaml").write_text(paper)
+    own = ["--config-dir", str(tmp_path), "--device", "cpu"]
     words = ["paper", *own, "--output-dir", str(tmp_path / "runs")]
-    text = run_reproduce(capsys, *words)
+    assert reproduce.main(words) == 0
+    row = rows_of(capsys.readouterr().out)["S9-1"]
+    assert (row[0], row[2:5]) == ("90.00 %", ["1", "report", "the same"])
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
+    assert reproduce.main([*words, "--seeds", "2"]) == 0
+    text = capsys.readouterr().out
+    assert rows_of(text)["S9-1"][2] == "2"
+    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
+    assert len(list(tmp_path.rglob("summary.json"))) == 2
     assert text.count("S9-1") == 1
-    row = rows_of(text)["S9-1"]
-    assert row[:5] == ["90.00 %", "95.00 %", "1", "report", "the same"]
-    assert row[5].startswith("inconclusive (runs that are single or all equal")
     assert "Guessed in mine: the seed." in text
     assert reproduce.main([*words, "--list"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["paper", "mine", "1"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["paper", "mine", "2"]
     assert reproduce.main(["mine"]) == 2
     assert "there is no report or experiment mine" in capsys.readouterr().err
+    read_report.cache_clear()
+    (tmp_path / "report" / "paper.yaml").write_text(paper.replace("_last", "_lest"))
+    assert reproduce.main([*words, "--dry-run"]) == 2
+    said = "there is no metric test_accuracy_lest (did you mean test_accuracy_last?)"
+    assert said in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_runs import OPTIMIZERS, dataset_config, make_grid, make_run, write_report
+from synthetic_runs import OPTIMIZERS, dataset_config, make_grid, make_run
 
 from cifar_lab import summarize
 from cifar_lab.analysis import drawing, effects, grouping, ranking, summary_tables
@@ -353,44 +353,7 @@ def test_a_figure_never_ends_a_table(
     assert (tmp_path / "effects.png").exists()
 
 
-# --- claims, unfinished, damaged ------------------------------------------------------------------
-
-
-def test_claims_stand_beside_what_was_measured(tmp_path: Path) -> None:
-    where = {"optimizer.lr": 0.1}
-    margin = {"size": 0.05, "reason": "made up"}
-    accuracy = {"metric": "test_accuracy", "margin": margin, "where": where}
-    seconds = {"metric": "seconds_per_epoch", "value": 9, "not_judged": "the machine"}
-    claims = [
-        {**accuracy, "value": 0.6, "source": "S0"},
-        {**accuracy, "value": 0.9, "source": "S1"},
-        {**accuracy, "value": 0.9, "source": "S2", "where": {"optimizer.lr": 0.01}},
-        {**seconds, "source": "S3", "where": where},
-        {"metric": "epochs", "at_least": 5, "source": "S4", "where": {"optimizer.lr": 7.0}},
-    ]
-    make_run(tmp_path, lr=0.01, accuracy=0.61, study={"report": "own"})
-    for seed in range(3):
-        make_run(tmp_path, lr=0.1, accuracy=0.6 + seed / 100, seed=seed, study={"report": "own"})
-    assert run_it(tmp_path, *write_report(tmp_path / "conf", "own", claims)) == 0
-    text = (tmp_path / "summary.md").read_text().split("## Reported and measured")[1]
-    lines = [line for line in text.splitlines() if line.startswith("|")][2:]
-    verdicts = [line.split("|")[8].strip() for line in lines]
-    assert [verdict.split(" (")[0] for verdict in verdicts] == [
-        "reproduced",
-        "differs",
-        "inconclusive",
-        "not judged",
-        "not measured yet",
-    ]
-
-
-def test_a_claim_of_an_unknown_metric_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_run(tmp_path, study={"report": "own"})
-    claims = [{"metric": "no_such", "at_least": 5, "source": "S4"}]
-    assert run_it(tmp_path, *write_report(tmp_path / "conf", "own", claims)) == 2
-    assert "there is no metric no_such" in capsys.readouterr().err
+# --- unfinished, damaged --------------------------------------------------------------------------
 
 
 def test_unfinished_and_failed_runs_are_listed_with_their_error(grid: Path) -> None:

@@ -2,8 +2,6 @@
 
 import argparse
 import dataclasses
-import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,24 +10,11 @@ from statistics import fmean
 from cifar_lab import cli
 from cifar_lab.analysis import reproduction
 from cifar_lab.analysis.reproduction import ReportExperiment, Row
-from cifar_lab.analysis.reproduction_document import (
-    by_report,
-    document,
-    draw,
-    full_table,
-    guesses,
-    joint_sentence,
-    other_code,
-    sources,
-)
 from cifar_lab.config import groups
 from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Unavailable, UsageError, did_you_mean
 from cifar_lab.runs.text import align, duration
-
-KEPT = ("config.yaml", "summary.json", "metrics.csv", "classification_report.json")
-"""What of a run is kept by --keep: some 10 kB that outlast the machine."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,14 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config-dir", type=cli.path, help="a folder with experiments and reports of one's own"
     )
-    parser.add_argument("--smoke", action="store_true", help="one epoch of each run, for CI")
     parser.add_argument("--dry-run", action="store_true", help="judge what is there, run nothing")
     parser.add_argument(
         "--accept-code", action="store_true", help="take results that other code made"
     )
-    parser.add_output_folder("--keep", help="copy the runs' small files to this folder")
-    page = "write all of it to this file, with pictures"
-    parser.add_output("--markdown", creates_folder=True, help=page)
     return parser
 
 
@@ -77,7 +58,16 @@ def _reproduce(argv: list[str]) -> int:
     if arguments.list:
         print(_listing(names, arguments.output_dir, arguments.config_dir))
         return 0
-    experiments = [_experiment(name, arguments) for name in names]
+    experiments = [
+        read_experiment(
+            name,
+            arguments.output_dir,
+            protocol=arguments.protocol,
+            device=arguments.device,
+            config_dir=arguments.config_dir,
+        )
+        for name in names
+    ]
     asked = reproduction.rows(experiments, [], arguments.only)
     if not asked:
         asked_for = f"--only {arguments.only}" if arguments.only else ", ".join(names)
@@ -90,28 +80,28 @@ def _reproduce(argv: list[str]) -> int:
             failure = error
     runs = [run for each in experiments for run in reproduction.read_finished(each.folder)]
     rows = reproduction.rows(experiments, runs, arguments.only)
-    joint = (joint_sentence(of_report) for of_report in by_report(rows).values())
-    shown = (full_table(rows), *joint, guesses(rows), sources(rows), other_code(rows))
-    print("\n\n".join(filter(None, shown)))
-    if arguments.keep is not None:
-        _keep(rows, arguments.keep)
-    if arguments.markdown is not None:
-        _write(rows, arguments.markdown, argv)
+    joint = map(reproduction.joint_sentence, reproduction.by_report(rows).values())
+    guesses, sources = reproduction.guesses(rows), reproduction.sources(rows)
+    print("\n\n".join(filter(None, [reproduction.table(rows), *joint, guesses, sources])))
     if failure is not None:
         raise failure
     return 0
 
 
-def _experiment(name: str, arguments: argparse.Namespace) -> ReportExperiment:
+def read_experiment(
+    name: str,
+    output_dir: Path,
+    *,
+    protocol: str = "report",
+    device: str = "auto",
+    config_dir: Path | None = None,
+) -> ReportExperiment:
     """Compose an experiment's cells, with seed 0, under the protocol to judge and the sound one."""
     from cifar_lab.training.preflight import compose_checked
 
-    line = [f"experiment={name}", f"device={arguments.device}", "-m"]
-    line += [f"output_dir={arguments.output_dir}"]
-    if arguments.config_dir is not None:
-        line += ["--config-dir", str(arguments.config_dir)]
-    if arguments.smoke:
-        line += ["training.epochs=1", "training.patience=null", "name=smoke/" + name]
+    line = [f"experiment={name}", f"device={device}", f"output_dir={output_dir}", "-m"]
+    if config_dir is not None:
+        line += ["--config-dir", str(config_dir)]
 
     def cells(protocol: str) -> tuple[RunConfig, ...]:
         """Return its configurations; where seeds are an axis of it, each with the first."""
@@ -120,8 +110,8 @@ def _experiment(name: str, arguments: argparse.Namespace) -> ReportExperiment:
             first.setdefault(reproduction.recipe(run.config), run.config)
         return tuple(first.values())
 
-    judged, sound = cells(arguments.protocol), cells("sound")
-    report = read_report(judged[0].study.report or "", arguments.config_dir)
+    judged, sound = cells(protocol), cells("sound")
+    report = read_report(judged[0].study.report or "", config_dir)
     return ReportExperiment(name, judged, sound, report)
 
 
@@ -194,37 +184,6 @@ def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:
         )
         print(closing_table(outcomes) + "\n", flush=True)
         raise_for(outcomes, stop)
-
-
-def _keep(rows: Sequence[Row], folder: Path) -> None:
-    """Copy what the table quotes: config, summary, metrics and report of each run.
-
-    A config does not tell where the run lay on this machine.
-    """
-    for run in reproduction.quoted(rows):
-        target = folder / run.config.name / run.run.path.name
-        target.mkdir(parents=True, exist_ok=True)
-        for name in KEPT:
-            if (run.run.path / name).exists():
-                shutil.copyfile(run.run.path / name, target / name)
-        config, place = target / "config.yaml", f"output_dir: {run.config.output_dir}\n"
-        text = config.read_text(encoding="utf-8").replace(place, "output_dir: outputs\n")
-        config.write_text(text, encoding="utf-8")
-
-
-def _write(rows: Sequence[Row], file: Path, argv: Sequence[str]) -> None:
-    """Write the document, and its pictures into images/reproduction beside it."""
-    from cifar_lab.runs.files import replacing, write_text
-
-    folder = file.parent / "images" / "reproduction"
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    for name, figure in draw(rows):
-        pictures[name] = f"images/reproduction/{name}.png"
-        with replacing(folder / f"{name}.png") as handle:
-            figure.savefig(handle, dpi=80, format="png")
-    command = shlex.join(["python", "-m", "cifar_lab.reproduce", *argv])
-    write_text(file, document(rows, pictures, command))
 
 
 if __name__ == "__main__":

@@ -44,9 +44,6 @@ def _summarize(argv: list[str]) -> int:
     parser.add_number("--detect", 0.001, 100.0, default=None, help=detect)
     for name, ending in PAPER_TABLES.items():
         parser.add_output(f"--{name}", ending, help=f"write the table for a paper ({ending})")
-    parser.add_argument(
-        "--config-dir", type=cli.path, help="a folder with reports of one's own, report/TAG.yaml"
-    )
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis import grouping, html_report, summary_tables
@@ -60,7 +57,6 @@ def _summarize(argv: list[str]) -> int:
         metric=arguments.metric,
         baseline=arguments.baseline,
         test=arguments.test,
-        config_dir=arguments.config_dir,
     )
     drawn = _draw(summary)
     write_text(folder / "summary.csv", summary_tables.summary_csv(collection, test=summary.test))

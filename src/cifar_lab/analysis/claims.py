@@ -8,17 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.contrasts import Deviation
 from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.load_runs import FoundRun, show_value
-from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.analysis.statistics import Interval, interval
-from cifar_lab.analysis.verdicts import NOT_MEASURED, Verdict, judge, pooled_deviation
-from cifar_lab.config.reports import Claim, reported_of
+from cifar_lab.analysis.verdicts import Verdict, judge, pooled_deviation
+from cifar_lab.config.reports import Claim
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 
 Runs = tuple[FoundRun, ...]
@@ -73,23 +71,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class JudgedClaim:
-    """A claim beside the runs of a configuration; `candidate` is None where none fits it.
-
-    `compared`: the configurations that its `above` compares with.
-    """
+    """A claim beside the runs of a configuration, and of those that its `above` compares with."""
 
     claim: Claim
-    candidate: Candidate | None = None
+    candidate: Candidate
     compared: tuple[Candidate, ...] = ()
-
-    @property
-    def metric(self) -> str:
-        """The metric that is measured."""
-        return self.candidate.metric(self.claim) if self.candidate else self.claim.metric
 
     @cached_property
     def _measured(self) -> dict[FoundRun, float]:
-        return self.candidate.values(self.claim) if self.candidate else {}
+        return self.candidate.values(self.claim)
 
     @cached_property
     def _of_others(self) -> dict[FoundRun, float]:
@@ -98,14 +88,20 @@ class JudgedClaim:
         }
 
     @property
-    def is_difference(self) -> bool:
+    def _is_difference(self) -> bool:
         """Whether the report prints a difference: runs of one seed start alike and are paired."""
         return bool(self.claim.above) and self.claim.value is not None
+
+    @property
+    def _study(self) -> EpochStudy | None:
+        """The study of the number of epochs, if this is the figure by which it was chosen."""
+        study = self.candidate.study
+        return study if study and study.claim == self.claim else None
 
     @cached_property
     def values(self) -> list[float]:
         """The claim's metric, or the difference that the report prints, one for each seed."""
-        if not self.is_difference:
+        if not self._is_difference:
             return list(self._measured.values())
         others = {run.config.seed: value for run, value in self._of_others.items()}
         measured = {run.config.seed: value for run, value in self._measured.items()}
@@ -114,37 +110,27 @@ class JudgedClaim:
     @property
     def runs(self) -> Runs:
         """Every run that it is judged by."""
-        if self.candidate and self.candidate.study and self.candidate.study.claim == self.claim:
+        if self._study:
             return tuple(run for runs in self.candidate.pool for run in runs)
         return (*self._measured, *self._of_others)
 
     @cached_property
     def interval(self) -> Interval | None:
         """Mean and interval of the measured values."""
-        limits = run_metrics.bounds(self.metric)
-        return interval(self.values, (-math.inf, math.inf) if self.is_difference else limits)
-
-    @property
-    def off(self) -> float | None:
-        """Measured minus reported, or minus the others' mean; None where there is nothing."""
-        reference = self.claim.value
-        if reference is None and (others := interval(list(self._of_others.values()))):
-            reference = others.mean
-        return self.interval.mean - reference if self.interval and reference is not None else None
+        limits = run_metrics.bounds(self.claim.metric)
+        return interval(self.values, (-math.inf, math.inf) if self._is_difference else limits)
 
     @cached_property
     def verdict(self) -> Verdict:
         """What the rule says."""
         claim, candidate = self.claim, self.candidate
-        if candidate is None:
-            return NOT_MEASURED
-        if candidate.study and candidate.study.claim == claim:
-            return candidate.study.verdict
+        if self._study:
+            return self._study.verdict
         missing = 0
         if claim.metric.startswith("reduction_to"):  # an event, which a finished run may be without
             missing = sum(run.finished for run in candidate.runs) - len(self._measured)
         deviation, other_deviation = candidate.deviation(claim), None
-        if self.is_difference:
+        if self._is_difference:
             deviation = pooled_deviation([dict(enumerate(self.values))])
         elif self.compared and not (candidate.pool and candidate.pool == self.compared[0].pool):
             other_deviation = self.compared[0].deviation(claim)
@@ -157,12 +143,6 @@ class JudgedClaim:
             other_deviation=other_deviation,
             missing=missing,
         )
-
-    @property
-    def source(self) -> str:
-        """Where the report says it, with its words and our note."""
-        claim = self.claim
-        return "; ".join(filter(None, [claim.says, claim.source, claim.note]))
 
 
 def match(claim: Claim, candidate: Candidate, every: Sequence[Candidate]) -> JudgedClaim | None:
@@ -180,51 +160,13 @@ def match(claim: Claim, candidate: Candidate, every: Sequence[Candidate]) -> Jud
     return JudgedClaim(claim, candidate, compared)
 
 
-def of_collection(
-    collection: RunCollection, config_dir: Path | None = None
-) -> list[tuple[str, SeedGroup | None, JudgedClaim]]:
-    """Return each claim of the runs of a collection: its report, its seed group (if any), judged.
-
-    Runs of one group that belong to different experiments are judged apart. `config_dir` may hold
-    one's own reports.
-    """
-    members: list[tuple[SeedGroup, Candidate]] = []
-    for group in collection.groups:
-        runs: dict[tuple[str | None, str], list[FoundRun]] = {}
-        for run in group.runs:
-            runs.setdefault((run.config.study.report, run.config.name), []).append(run)
-        members += [(group, Candidate(chosen[0].config, tuple(chosen))) for chosen in runs.values()]
-    reported = [reported_of(candidate.config, config_dir) for _, candidate in members]
-    pools = [experiment.pool for experiment in reported]
-    every = pooled([candidate for _, candidate in members], pools)
-    studies: dict[tuple[str | None, str], list[int]] = {}
-    for index, candidate in enumerate(every):
-        study = candidate.config.study.report, candidate.config.name
-        studies.setdefault(study, []).append(index)
-    rows: list[tuple[str, SeedGroup | None, JudgedClaim]] = []
-    for (report, _), indices in studies.items():
-        experiment = reported[indices[0]]
-        for claim in experiment.claims:
-            if experiment.epochs_fitted_to:  # `reproduce` sets several lengths side by side
-                claim = replace(claim, not_judged="the report does not say how long it trained")
-            matched = [
-                (report or "", members[index][0], judged)
-                for index in indices
-                if (judged := match(claim, every[index], every)) is not None
-            ]
-            rows += matched or [(report or "", None, JudgedClaim(claim))]
-    return rows
-
-
 def pooled(candidates: Sequence[Candidate], reasons: Sequence[str | None]) -> list[Candidate]:
-    """Let configurations of one reason and protocol share the runs that tell their deviation."""
-    pools: dict[tuple[str | None, str], list[Runs]] = {}
+    """Let configurations of one reason share the runs that tell their deviation."""
+    pools: dict[str | None, list[Runs]] = {}
     for candidate, reason in zip(candidates, reasons, strict=True):
-        pools.setdefault((reason, candidate.config.protocol), []).append(candidate.runs)
+        pools.setdefault(reason, []).append(candidate.runs)
     return [
-        replace(candidate, pool=tuple(pools[reason, candidate.config.protocol]))
-        if reason
-        else candidate
+        replace(candidate, pool=tuple(pools[reason])) if reason else candidate
         for candidate, reason in zip(candidates, reasons, strict=True)
     ]
 

@@ -14,7 +14,7 @@ from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.run_differences import config_differences
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.analysis.summary import Summary
-from cifar_lab.analysis.summary_tables import claims_table, shows
+from cifar_lab.analysis.summary_tables import shows
 from cifar_lab.errors import shorten
 from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.templates import render
@@ -47,9 +47,8 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
 
     `template` may be one that extends that of the page, and `more` what it needs besides.
     """
-    collection, claims, test = summary.collection, summary.claims, summary.test
+    collection, test = summary.collection, summary.test
     ranking = collection.ranking
-    places = {id(group): place for place, group in enumerate(ranking)}
     data = _data(collection, test=test)  # first: what it cannot read becomes a problem
     return render(
         PAGES / template,
@@ -61,8 +60,6 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
         testing=f"{texts.testing_text(collection)} {texts.selection_text(collection)}".strip(),
         forest=_forest(collection),
         effects=[(e.dataset, texts.effects_lines(collection, e)) for e in summary.effects],
-        claims=claims_table(collection, claims),
-        judged=[(places.get(id(group)), judged.verdict) for _, group, judged in claims],
         problems=texts.problems(collection),
         data=data,
         **more,

@@ -6,14 +6,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import Candidate, JudgedClaim, match, pooled, values_of
+from cifar_lab.analysis.claims import (
+    Candidate,
+    JudgedClaim,
+    match,
+    pooled,
+    reported,
+    values_of,
+)
 from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs, show_value
-from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
+from cifar_lab.analysis.statistics import MIN_VALUES, interval
+from cifar_lab.analysis.verdicts import REFUTED, joint
 from cifar_lab.config.identity import identity
 from cifar_lab.config.reports import Claim, Report, ReportedExperiment
 from cifar_lab.config.run_config import RunConfig, flatten
+from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import find_runs
+from cifar_lab.runs.text import Table, duration, markdown
 
 _NOT_THE_RECIPE = ("seed", "device", "precision")
 """What may differ between runs that measure the same figure; threads are no part of identity."""
@@ -63,7 +73,6 @@ class Row:
     """
 
     experiment: ReportExperiment
-    config: RunConfig
     judged: JudgedClaim
     sound: Mapping[FoundRun, float]
     same_as_sound: bool
@@ -74,9 +83,9 @@ class Row:
         return self.judged.claim
 
     @property
-    def sound_interval(self) -> Interval | None:
-        """Mean and interval under the sound protocol."""
-        return interval(list(self.sound.values()), run_metrics.bounds(self.claim.metric))
+    def config(self) -> RunConfig:
+        """The config, with seed 0, of the runs that judge it."""
+        return self.judged.candidate.config
 
     @property
     def runs(self) -> tuple[FoundRun, ...]:
@@ -85,7 +94,7 @@ class Row:
 
     @property
     def configs(self) -> list[RunConfig]:
-        """The configs, with seed 0, of the runs that judge it."""
+        """That config, and those of the runs that it is compared with."""
         return [self.config, *(other.config for other in self.judged.compared)]
 
 
@@ -131,7 +140,7 @@ def rows(
                     replace(measured.config, protocol=sound.config.protocol)
                 )
                 beside = sound.values(claim) if sound and not same and not claim.above else {}
-                result.append(Row(experiment, measured.config, judged, beside, same))
+                result.append(Row(experiment, judged, beside, same))
     return result
 
 
@@ -193,3 +202,76 @@ def quoted(rows: Iterable[Row]) -> list[FoundRun]:
 def recipe(config: RunConfig) -> str:
     """Return what runs that measure the same figure have in common."""
     return json.dumps(identity_without(config, *_NOT_THE_RECIPE), sort_keys=True)
+
+
+def by_report(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each report, by its tag."""
+    reports: dict[str, list[Row]] = {}
+    for row in rows:
+        reports.setdefault(row.config.study.report or "", []).append(row)
+    return reports
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Return a Markdown table with a line for each row."""
+    header = ("figure", "reported", "measured", "n", "protocol", "sound", "verdict", "source")
+    return Table(header, [_line(row) for row in rows]).markdown()
+
+
+def _line(row: Row) -> tuple[str, ...]:
+    claim, judged = row.claim, row.judged
+    verdict = str(judged.verdict)
+    if judged.verdict.word in REFUTED and claim.suspected:
+        verdict += f"; suspected: {claim.suspected}"
+    limits = run_metrics.bounds(claim.metric)
+    sound = run_metrics.show_interval(claim.metric, interval(list(row.sound.values()), limits))
+    if row.sound:
+        sound += f" (n = {len(row.sound)})"
+    if row.same_as_sound:
+        sound = "the same"
+    if row.config.protocol == "sound":
+        sound = "this one"
+    return (
+        claim.name,
+        reported(claim),
+        run_metrics.show_interval(claim.metric, judged.interval),
+        str(len(judged.values)),
+        row.config.protocol,
+        sound,
+        verdict,
+        "; ".join(filter(None, [claim.says, claim.source, claim.note])),
+    )
+
+
+def joint_sentence(rows: Iterable[Row]) -> str:
+    """Return one sentence about all rows of a report, adjusted for their number."""
+    return joint([row.judged.verdict for row in rows])
+
+
+def guesses(rows: Iterable[Row]) -> str:
+    """Return what had to be guessed, a paragraph for each experiment."""
+    lines = {row.experiment.name: row.experiment.reported.guessed for row in rows}
+    return "\n\n".join(
+        f"Guessed in {name}: {markdown('; '.join(guessed))}."
+        for name, guessed in lines.items()
+        if guessed
+    )
+
+
+def sources(rows: Iterable[Row]) -> str:
+    """Return the runs behind the rows: folder, device, time, commit, and how many are outdated."""
+    runs = sorted(quoted(rows), key=lambda run: run.run.path)
+    lines = [
+        (
+            f"{run.run.path}",
+            run.summary.device_name or "–",
+            run.config.precision,
+            duration(run.summary.seconds),
+            run.summary.commit or "–",
+        )
+        for run in runs
+    ]
+    header = ("run", "device", "precision", "training", "commit")
+    others = sum(other_code(run.summary, code_version(run.config)) is not None for run in runs)
+    note = f"\n\nMade by other code than today's: {others} of these {len(runs)} runs."
+    return Table(header, lines).markdown() + note * bool(others) if runs else ""

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_lab.analysis import claims, drawing, summary_tables, texts
+from cifar_lab.analysis import drawing, summary_tables, texts
 from cifar_lab.analysis.effects import MainEffects, main_effects
 from cifar_lab.analysis.ranking import rank
 from cifar_lab.analysis.seed_groups import RunCollection
@@ -16,14 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """Ranked runs, what separates them, their main effects, and what reports claim of them.
+    """Ranked runs, what separates them, and their main effects.
 
     `test`: test scores are shown for all configurations, not for the best alone.
     """
 
     collection: RunCollection
     effects: Sequence[MainEffects]
-    claims: summary_tables.Claims
     test: bool = False
 
     @property
@@ -35,7 +33,7 @@ class Summary:
     @property
     def sections(self) -> list[summary_tables.Section]:
         """The document, which summary.md and the console show."""
-        return summary_tables.sections(self.collection, self.claims, self.effects, test=self.test)
+        return summary_tables.sections(self.collection, self.effects, test=self.test)
 
     def __str__(self) -> str:
         return summary_tables.as_text(self.sections, 100)
@@ -55,9 +53,7 @@ def summary_of(
     metric: str | None = None,
     baseline: str | None = None,
     test: bool = False,
-    config_dir: Path | None = None,
 ) -> Summary:
     """Rank a collection that was read, and return what there is to say of it."""
     rank(collection, metric, baseline)
-    judged = claims.of_collection(collection, config_dir)
-    return Summary(collection, main_effects(collection), judged, test)
+    return Summary(collection, main_effects(collection), test)

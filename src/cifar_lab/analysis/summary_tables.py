@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from cifar_lab.analysis import run_metrics, texts
-from cifar_lab.analysis.claims import JudgedClaim, reported, show_where
 from cifar_lab.analysis.effects import MainEffects
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.errors import shorten
@@ -16,9 +15,6 @@ WITH_SPREAD = ("best_val_accuracy", "final_val_accuracy", "best_val_loss", "test
 
 MEANS = ("best_epoch", "epochs", "test_loss", "parameters", "seconds_per_epoch")
 """Metrics of which the mean is enough; the last is a time and never the same twice."""
-
-Claims = Sequence[tuple[str, SeedGroup | None, JudgedClaim]]
-"""What `claims.of_collection` returns."""
 
 Block = str | list[str] | Table
 """A paragraph, a list of points, or a table."""
@@ -62,7 +58,7 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
 
 
 def sections(
-    collection: RunCollection, claims: Claims, effects: Sequence[MainEffects], *, test: bool
+    collection: RunCollection, effects: Sequence[MainEffects], *, test: bool
 ) -> list[Section]:
     """Return what the folder shows: the first section has the folder's name."""
     notes = [f"Note: {note}" for note in collection.notes]
@@ -83,8 +79,6 @@ def sections(
         )
         for found in effects
     ]
-    if claims:
-        parts.append(Section("Reported and measured", [claims_table(collection, claims)]))
     unfinished = unfinished_table(collection)
     if unfinished.rows:
         parts.append(Section("Unfinished and failed", [unfinished]))
@@ -191,31 +185,6 @@ def paper(collection: RunCollection, form: str, *, test: bool) -> str:
     if form == "latex":
         return table.latex(caption)
     return table.csv() if form == "csv" else f"{table.markdown()}\n\n{markdown(caption)}\n"
-
-
-def claims_table(collection: RunCollection, claims: Claims) -> Table:
-    """Return reported against measured."""
-    rows = []
-    for report, group, judged in claims:
-        claim, found = judged.claim, judged.interval
-        where = show_where(claim.where)
-        if group is not None and sum(one.claim == claim for _, _, one in claims) > 1:
-            where = collection.label(group)
-        rows.append(
-            [
-                claim.id or report,
-                judged.metric,
-                where,
-                reported(claim),
-                run_metrics.show_interval(claim.metric, found),
-                str(found.n) if found else "0",
-                run_metrics.show_difference(claim.metric, judged.off),
-                str(judged.verdict),
-                judged.source,
-            ]
-        )
-    header = ["claim", "metric", "where", "reported", "measured", "n", "difference", "verdict"]
-    return Table([*header, "source"], rows)
 
 
 def unfinished_table(collection: RunCollection) -> Table:

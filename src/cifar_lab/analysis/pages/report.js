@@ -395,12 +395,6 @@ function showSetting(setting) {
 }
 
 // --- the rest of the page
-for (const row of document.querySelectorAll("#claims [data-setting]")) {
-  const choose = () => select(Number(row.dataset.setting));
-  row.addEventListener("click", choose);
-  row.addEventListener("keydown", event => { if (event.key === "Enter") choose(); });
-}
-
 // The address keeps sort, filter, selection and curves, so that a link to the page shows the same.
 let ready = false;
 function remember() {

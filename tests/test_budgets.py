@@ -109,7 +109,7 @@ print(json.dumps({"reads": len(reads), "frames": frames, "modules": modules}))
 """
 FRESH_RUN = (
     *("dataset=digits", "tracker=none", "model.widths=[2,2]", "model.hidden=4", "device=cpu"),
-    *("training.epochs=1", "threads=1"),
+    *("training.epochs=1", "threads=1", "split.validation=1300"),
 )
 
 

@@ -44,12 +44,20 @@ def test_hydra_composes_a_combination_of_options_once(monkeypatch: pytest.Monkey
     assert len(calls) == 1 + 2  # the defaults, and each dataset, which chooses the augmentation
 
 
-def test_options_that_stand_alone_are_as_hydra_composes_them(tmp_path: Path) -> None:
-    files = find_options()
-    for group in ("model", "optimizer", "activation", "dropout", "scheduler"):
-        line = ["-m", f"{group}={','.join(files[group])}", "dataset=digits"]
-        by_hydra = configs([*line, "--config-dir", str(tmp_path)])  # it might change any part
-        assert configs(line) == by_hydra
+@pytest.mark.parametrize(
+    "group",
+    [
+        "dropout",
+        *(
+            pytest.param(group, marks=pytest.mark.slow)
+            for group in ("model", "optimizer", "activation", "scheduler")
+        ),
+    ],
+)
+def test_options_that_stand_alone_are_as_hydra_composes_them(group: str, tmp_path: Path) -> None:
+    line = ["-m", f"{group}={','.join(find_options()[group])}", "dataset=digits"]
+    by_hydra = configs([*line, "--config-dir", str(tmp_path)])  # it might change any part
+    assert configs(line) == by_hydra
 
 
 def test_options_of_ones_own_that_change_other_parts(tmp_path: Path) -> None:
@@ -60,8 +68,8 @@ def test_options_of_ones_own_that_change_other_parts(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     fixed = ["--config-dir", str(tmp_path)]
-    grid = {"dropout": "standard,heavy,empty", "optimizer": "sgd,adam"}
+    grid = {"dropout": "heavy,empty", "optimizer": "sgd,adam"}
     sweep = [f"{key}={values}" for key, values in grid.items()]
     composed = configs(["-m", *fixed, *sweep])
     assert composed == one_by_one(grid, fixed)
-    assert len({str(config) for config in composed}) == 6
+    assert len({str(config) for config in composed}) == 4

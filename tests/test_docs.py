@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("zensical") is None, reason="the extra docs is not installed")
 def test_the_site_builds(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "build_docs"), str(tmp_path / "site")]

@@ -52,7 +52,7 @@ needs_safetensors = pytest.mark.skipif(
 )
 EACH_FORMAT = [
     pytest.param("onnx", marks=[pytest.mark.slow, needs_onnx]),
-    "pt2",
+    pytest.param("pt2", marks=pytest.mark.slow),
     pytest.param("safetensors", marks=needs_safetensors),
 ]
 

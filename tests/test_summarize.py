@@ -443,6 +443,7 @@ def test_an_unchanged_folder_gives_the_same_files(grid: Path, tmp_path: Path) ->
     assert [(moved / name).read_bytes() for name in names] == first
 
 
+@pytest.mark.slow
 def test_the_reading_needs_no_torch(tmp_path: Path) -> None:
     make_run(tmp_path)
     program = (

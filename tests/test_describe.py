@@ -45,21 +45,22 @@ def test_layers_come_in_the_order_in_which_they_run() -> None:
             return output
 
     layers = description.trace_layers(Twice(), [3, 1, 1])
-    assert [layer.name for layer in layers] == ["shared", "shared", "last"]
-    assert [layer.multiply_adds for layer in layers] == [9, 9, 6]
-    assert layers[-1].shape == (2,)
+    assert [(name, cost) for name, _, _, _, cost, _ in layers] == [
+        ("shared", 9),
+        ("shared", 9),
+        ("last", 6),
+    ]
+    assert layers[-1][2] == (2,)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("kernel", [1, 3, 4, 5])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("padding", [0, 1, "same", "valid"])
-@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation"),
+    [(5, 1, 0, 1), (3, 2, 1, 1), (4, 1, "same", 1), (5, 1, "same", 2), (3, 2, "valid", 2)],
+)
 def test_size_formula_is_what_torch_does(
     kernel: int, stride: int, padding: int | str, dilation: int
 ) -> None:
-    if padding == "same":
-        stride = 1  # torch has no strided convolution that keeps the size
     conv = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
     size = conv(torch.zeros(1, 1, 32, 32)).shape[-1]
     formula = description.size_formula(conv, (1, 1, 32, 32))
@@ -109,20 +110,3 @@ def test_cifar10s_statistics_are_s1s() -> None:
     means, stds = pixel_statistics(load_arrays(settings.dataset, data_root()).train_images)
     assert means == pytest.approx([0.49139967861519607, 0.48215840839460783, 0.44653091444546567])
     assert stds == pytest.approx([0.2470322324632819, 0.24348512800005573, 0.26158784172796434])
-
-
-def test_augmented_images_are_those_of_training_in_the_order_asked(tmp_path: Path) -> None:
-    from cifar_lab.training.data import load_splits
-    from cifar_lab.training.preflight import compose_checked
-
-    line = ["dataset=digits", "device=cpu", "model.widths=[4,8]", "model.hidden=8"]
-    plain, cut = (
-        compose_checked([*line, "augmentation=none", *more]).runs[0].config
-        for more in ([], ["augmentation.cutout=8"])
-    )
-    splits, chosen = load_splits(plain, "cpu"), [7, 3, 11]
-    for row in description.augmented_images(plain, splits, chosen, 2):
-        for image, index in zip(row, chosen, strict=True):
-            assert (image == splits.train.images[index].numpy()).all()
-    erased = description.augmented_images(cut, splits, chosen, 1)[0]
-    assert 0 < (erased[0] != splits.train.images[7].numpy()).sum() <= 64

@@ -83,21 +83,6 @@ def test_test_scores_are_the_best_settings_alone(page: Path) -> None:
     settings = data_of(page)["settings"]
     with_test = [setting for setting in settings if setting["scores"].get("test_accuracy")]
     assert [setting["rank"] for setting in with_test] == [1]
-    splits = {
-        setting["rank"]: setting["confusion"]["split"]
-        for setting in settings
-        if setting["confusion"]
-    }
-    assert splits == {rank: "test" if rank == 1 else "validation" for rank in range(1, 13)}
-
-
-def test_settings_that_differ_from_the_best_setting(page: Path) -> None:
-    settings = data_of(page)["settings"]
-    assert settings[0]["difference"] == []
-    other = next(c for c in settings if c["key"][0] == "sgd" and c["rank"])
-    rows = {name: (here, best) for name, here, best in other["difference"]}
-    assert rows["optimizer"] == ("sgd", "adam")
-    assert rows["optimizer.momentum"] == ("0.9", "–")
 
 
 def test_runs_are_linked_with_their_pictures(tmp_path: Path) -> None:
@@ -183,7 +168,6 @@ def test_pointing_and_choosing_by_mouse_and_keys(page: Path, browse: Browse) -> 
         "found.focus = document.activeElement.dataset.setting;"
         "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter'}));"
         "found.detail = document.querySelector('#detail h3').textContent;"
-        "found.matrix = document.querySelectorAll('.matrix tbody td').length;"
         "found.grew = document.documentElement.scrollHeight - height;"
         "document.querySelector('.square[data-setting=\"7\"]').click();"
         "found.second = document.querySelector('#detail h3').textContent;"
@@ -197,7 +181,6 @@ def test_pointing_and_choosing_by_mouse_and_keys(page: Path, browse: Browse) -> 
     assert found["caption"].startswith(data_of(page)["settings"][2]["label"])
     assert found["focus"] == "4"
     assert found["detail"] == labels[4]
-    assert found["matrix"] == 100
     assert found["grew"] == 0
     assert (found["second"], found["selected"]) == (labels[7], ["7"])
     assert found["slash"] == "filter"

@@ -281,8 +281,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("--figure /dev/null/images.png", "there is no folder /dev/null"),
         ("--settings trainin", "did you mean training?"),
         ("--settings training seed=1", "seed=1"),
-        ("--lr-steps 100", "--lr-steps 100 is for --lr-range, which is missing"),
-        ("--lr-range --lr-steps 49", "--lr-steps 49 is wrong: it must be from 50 to"),
         ("--lr-range --images 1", "leave out one"),
         ("--lr-range --figure loss.jpg", "--figure loss.jpg"),
         ("--lr-range optimizer.lr=0", "optimizer.lr"),

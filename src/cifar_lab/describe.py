@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_lab import cli
-from cifar_lab.errors import RunFailed, UsageError, shorten
+from cifar_lab.errors import UsageError, shorten
 
 if TYPE_CHECKING:
     import argparse
 
     from cifar_lab.config.run_config import RunConfig
-
-LR_STEPS = 300
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,17 +34,12 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--lr-range",
         action="store_true",
-        help="train some hundred steps with a growing learning rate instead, draw the loss, and "
-        "suggest a rate",
-    )
-    parser.add_argument(
-        "--lr-steps", type=int, metavar="N", help=f"steps of --lr-range (default {LR_STEPS})"
+        help="train 300 steps with a growing learning rate instead, draw the loss, and suggest a "
+        "range and a rate",
     )
     parser.add_argument(
         "--images", metavar="I,J,...", help="indices of the training images to draw, such as 5,27"
     )
-    augmented = "also draw these images as N epochs of training would augment them"
-    parser.add_number("--augmented", 0, 20, default=0, help=augmented)
     parser.add_argument(
         "--check-data",
         action="store_true",
@@ -75,7 +68,8 @@ def _describe(argv: list[str]) -> int:
         return _print_schema(arguments.schema, rest)
     if arguments.settings is not None:
         return _list_settings(arguments.settings, rest)
-    _check_lr_range(arguments)
+    if arguments.lr_range and arguments.images:
+        raise UsageError("--lr-range draws the loss, and --images draws images: leave out one")
 
     from cifar_lab.training.preflight import compose_checked
 
@@ -87,7 +81,7 @@ def _describe(argv: list[str]) -> int:
     if len(request.runs) > 1:
         print(f"the first of {len(request.runs)} runs: {' '.join(request.runs[0].overrides)}\n")
     if arguments.lr_range:
-        return _lr_range(config, arguments.lr_steps or LR_STEPS, arguments.figure)
+        return _lr_range(config, arguments.figure)
     return _describe_run(config, arguments)
 
 
@@ -121,53 +115,25 @@ def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
         print("\n".join(check_images(config.dataset, arrays)))
     path = arguments.figure or _default_path(config)
     names = config.dataset.display_names or splits.class_names
-    rows = arguments.augmented
-    description.draw_chosen(
-        arrays, names, chosen, path, description.augmented_images(config, splits, chosen, rows)
-    )
+    description.draw_chosen(arrays, names, chosen, path)
     print(f"images {', '.join(map(str, chosen))} of the training set: {path}")
-    if rows:
-        print(f"below each image: the image as it is augmented in epochs 1 to {rows}")
     return 0
 
 
-def _check_lr_range(arguments: "argparse.Namespace") -> None:
-    """Refuse options that do not go with `--lr-range`, and steps too few or too many."""
-    steps = arguments.lr_steps
-    if steps is not None and not arguments.lr_range:
-        raise UsageError(f"--lr-steps {steps} is for --lr-range, which is missing")
-    if steps is not None and not 50 <= steps <= 10_000:
-        raise UsageError(f"--lr-steps {steps} is wrong: it must be from 50 to 10,000")
-    if arguments.lr_range and (arguments.augmented or arguments.images):
-        raise UsageError(
-            "--lr-range draws the loss, and --images and --augmented draw images: leave out one"
-        )
-
-
-def _lr_range(config: "RunConfig", steps: int, figure: Path | None) -> int:
-    """Run the learning-rate range test; draw it, and print the rate that it suggests."""
-    from cifar_lab.analysis.lr_range import LOWEST, check_settings, range_test
+def _lr_range(config: "RunConfig", figure: Path | None) -> int:
+    """Run the learning-rate range test; draw it, and print the rates that it suggests."""
+    from cifar_lab.analysis.lr_range import check_settings, range_test
     from cifar_lab.figures import lr_range, style
 
     check_settings(config)
     path = figure or _default_path(config, "_lr_range")
     if figure is None:
         cli.check_output("output_dir", path, (".png",), creates_folder=True)
-    test = range_test(config, steps)
-    count = len(test.rates)
-    if not count:
-        raise RunFailed(
-            f"the loss is not finite at a learning rate of {LOWEST:g}, in the first step"
-        )
-    ended = "" if count == steps else f" of {steps}; the loss diverged"
-    print(f"learning rate from {test.rates[0]:.2g} to {test.rates[-1]:.2g} in {count} steps{ended}")
-    lowest = int(test.smoothed.argmin())
-    print(f"lowest smoothed loss: {test.smoothed[lowest]:.4f} at {test.rates[lowest]:.2g}")
-    if test.suggestion is None:
-        print("no suggestion: the smoothed loss never falls")
-    else:
-        print(f"suggestion: optimizer.lr={test.suggestion:.2g}, where it falls most steeply")
-    picture = lr_range.draw(config, test.rates, test.losses, test.smoothed, test.suggestion)
+    test = range_test(config)
+    print("\n".join(test.lines()))
+    advice = test.advice
+    marks = None if advice is None else (advice.low, advice.high, advice.suggestion)
+    picture = lr_range.draw(config, test.rates, test.losses, test.smoothed, marks)
     style.save(picture, path)
     print(f"figure: {path}")
     return 0

@@ -4,14 +4,11 @@ Multiply-adds are counted by torch's FlopCounterMode: matrix products and convol
 floating-point operations.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -22,34 +19,19 @@ from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.pixel_statistics import pixel_statistics
 from cifar_lab.errors import UsageError, shorten
 from cifar_lab.runs.text import align, class_name
-from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_model, normalisation
-from cifar_lab.training.device import derive_seed, seeded
 from cifar_lab.training.splits import Splits
 
 SHOWN_IMAGES = 4
 
-Pixels = npt.NDArray[np.uint8]
 
+def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Run a model on one image; return a row for each module without children, as they ran.
 
-@dataclass(frozen=True)
-class Layer:
-    """A module without children, as one image passes through it.
-
-    `shape` is that of its output without the batch; `note` is the size formula of a convolution.
+    A row: name, kind, shape of the output without the batch, parameters, multiply-adds, and the
+    size formula of a convolution.
     """
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    parameters: int
-    multiply_adds: int
-    note: str = ""
-
-
-def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
-    """Run a model on one image and return its layers in the order in which they ran."""
-    layers: list[Layer] = []
+    layers: list[tuple[Any, ...]] = []
     names = {module: name for name, module in model.named_modules()}
     counter = FlopCounterMode(display=False)
     started: list[int] = []
@@ -58,34 +40,26 @@ def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[Layer]:
         started.append(counter.get_total_flops())
 
     def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        source = inputs[0] if inputs else output
-        layers.append(
-            Layer(
-                name=names[module] or "model",
-                kind=type(module).__name__,
-                shape=tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else (),
-                parameters=sum(p.numel() for p in module.parameters()),
-                multiply_adds=(counter.get_total_flops() - started.pop()) // 2,
-                note=size_formula(module, source.shape) if isinstance(module, nn.Conv2d) else "",
-            )
-        )
+        shape = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else ()
+        parameters = sum(p.numel() for p in module.parameters())
+        cost = (counter.get_total_flops() - started.pop()) // 2
+        note = size_formula(module, inputs[0].shape) if isinstance(module, nn.Conv2d) else ""
+        name, kind = names[module] or "model", type(module).__name__
+        layers.append((name, kind, shape, parameters, cost, note))
 
-    leaves = [module for module in model.modules() if not list(module.children())]
-    hooks = [module.register_forward_pre_hook(before) for module in leaves]
-    hooks += [module.register_forward_hook(after) for module in leaves]
-    try:
-        model.eval()
-        with torch.no_grad(), counter:
-            model(torch.zeros(1, *image_shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_pre_hook(before)
+            module.register_forward_hook(after)
+    model.eval()
+    with torch.no_grad(), counter:
+        model(torch.zeros(1, *image_shape))
     return layers
 
 
 def multiply_adds(config: RunConfig, num_classes: int, *, backward: bool = False) -> int:
     """Return a run's multiply-adds per image: of the forward pass, or of a training step."""
-    model = _build(config, num_classes)
+    model: nn.Module = build_model(config, num_classes)
     batch = 2  # batch norm cannot train on one image
     images = torch.zeros(batch, *config.dataset.image_shape)
     labels = torch.zeros(batch, dtype=torch.int64)
@@ -99,12 +73,13 @@ def multiply_adds(config: RunConfig, num_classes: int, *, backward: bool = False
 
 def model_text(config: RunConfig, num_classes: int) -> str:
     """Return a model's layers with output shapes, parameters and multiply-adds, and the totals."""
-    model = _build(config, num_classes)
+    model: nn.Module = build_model(config, num_classes)
     layers = trace_layers(model, config.dataset.image_shape)
     rows = [("layer", "kind", "output", "parameters", "multiply-adds", "")]
-    for layer in layers:
-        costs = f"{layer.parameters:,}", f"{layer.multiply_adds:,}"
-        rows.append((layer.name, layer.kind, "x".join(map(str, layer.shape)), *costs, layer.note))
+    rows += [
+        (name, kind, "x".join(map(str, shape)), f"{parameters:,}", f"{cost:,}", note)
+        for name, kind, shape, parameters, cost, note in layers
+    ]
     parameters = sum(p.numel() for p in model.parameters())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     buffers = sum(b.numel() for b in model.buffers())
@@ -118,7 +93,7 @@ def model_text(config: RunConfig, num_classes: int) -> str:
             "",
             f"parameters: {parameters:,}{of_them} (and {buffers:,} elements of buffers)",
             "multiply-adds of convolutions and matrix products, per image: "
-            f"{sum(layer.multiply_adds for layer in layers):,}",
+            f"{sum(cost for *_, cost, _ in layers):,}",
         ]
     )
 
@@ -134,12 +109,6 @@ def size_formula(conv: nn.Conv2d, shape: Sequence[int]) -> str:
     padding = f"2*{total // 2}" if total % 2 == 0 else str(total)
     result = (size - reach + total) // stride + 1
     return f"(({size}-{reach}+{padding})/{stride})+1 = {result}"
-
-
-def _build(config: RunConfig, num_classes: int) -> nn.Module:
-    with seeded(config.seed):
-        model: nn.Module = build_model(config, num_classes)
-    return model
 
 
 def dataset_text(config: RunConfig, arrays: ImageArrays, splits: Splits) -> str:
@@ -212,56 +181,13 @@ def choose_images(asked: str | None, size: int, seed: int) -> list[int]:
     return chosen
 
 
-def augmented_images(
-    config: RunConfig, splits: Splits, chosen: Sequence[int], epochs: int
-) -> list[list[Pixels]]:
-    """Return for each epoch the chosen images (C, H, W) as training would augment them.
-
-    The images are a batch of their own, so mixup and CutMix mix them with each other.
-    """
-    indices = torch.tensor(chosen, dtype=torch.int64)
-    split = dataclasses.replace(splits.train, indices=indices)
-    batches = Batches(
-        split,
-        batch_size=max(len(chosen), 1),
-        seed=config.seed,
-        normalisation=normalisation(config),
-        augmentation=config.augmentation,
-        num_classes=len(splits.class_names),
-    )
-    scaling = batches.normalisation
-    mean, std = (
-        torch.tensor(numbers or [default]).view(-1, 1, 1)
-        for numbers, default in ((scaling.mean, 0.0), (scaling.std, 1.0))
-    )
-    rows = []
-    for epoch in range(1, epochs + 1):
-        generator = torch.Generator().manual_seed(derive_seed(config.seed, "data", epoch))
-        places = batches.order(generator).argsort()
-        images = torch.cat([images for images, _ in batches.epoch(epoch)])[places]
-        pixels = (255 * (images * std + mean)).round().clamp(0, 255).to(torch.uint8)
-        rows.append(list(pixels.numpy()))
-    return rows
-
-
 def draw_chosen(
-    arrays: ImageArrays,
-    class_names: Sequence[str],
-    chosen: Sequence[int],
-    path: Path,
-    augmented: Sequence[Sequence[Pixels]],
+    arrays: ImageArrays, class_names: Sequence[str], chosen: Sequence[int], path: Path
 ) -> None:
-    """Draw training images, each under its class and index, into a .png (S1-02).
-
-    Below them stand the `augmented` ones, a row for each epoch.
-    """
+    """Draw training images, each under its class and index, into a .png (S1-02)."""
     from cifar_lab.figures import style  # late: matplotlib
     from cifar_lab.figures.image_grid import draw_images
 
-    labels = [class_names[int(arrays.train_labels[index])] for index in chosen]
-    titles = [f"{label}\n{index}" for label, index in zip(labels, chosen, strict=True)]
+    titles = [f"{class_names[int(arrays.train_labels[index])]}\n{index}" for index in chosen]
     images = [arrays.train_images[index] for index in chosen]
-    titles += [f"epoch {epoch}" for epoch, row in enumerate(augmented, start=1) for _ in row]
-    images += [image for row in augmented for image in row]
-    columns = len(chosen) if augmented else min(len(chosen), 8)
-    style.save(draw_images(images, titles, columns), path)
+    style.save(draw_images(images, titles, min(len(chosen), 8)), path)

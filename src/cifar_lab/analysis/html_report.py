@@ -2,7 +2,7 @@
 
 import base64
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,7 +11,6 @@ import numpy as np
 
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.run_differences import config_differences
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.analysis.summary import Summary
 from cifar_lab.analysis.summary_tables import shows
@@ -27,9 +26,6 @@ CURVES = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", *BY_CLASS)
 
 MOST_POINTS = 20_000
 """Points of all lines of one kind, at most 200 and at least 30 of which one line has."""
-
-MOST_CLASSES = 25
-"""A confusion matrix of more classes is shown by its largest errors alone."""
 
 LINKED = (
     ("curves", "figures/curves.png"),
@@ -76,7 +72,6 @@ def _forest(collection: RunCollection) -> str | None:
 
 def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
     ranking = collection.ranking
-    reference = {group.dataset: group for group in reversed(ranking)}
     return {
         "metric": collection.metric,
         "reference": texts.reference_name(collection),
@@ -86,18 +81,13 @@ def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
         "axes": collection.axes,
         "main": collection.main_axes,
         "values": [collection.values(axis) for axis in collection.axes],
-        "settings": [
-            _group_data(collection, group, reference[group.dataset], test=test) for group in ranking
-        ],
+        "settings": [_group_data(collection, group, test=test) for group in ranking],
     }
 
 
-def _group_data(
-    collection: RunCollection, group: SeedGroup, best: SeedGroup, *, test: bool
-) -> dict[str, Any]:
+def _group_data(collection: RunCollection, group: SeedGroup, *, test: bool) -> dict[str, Any]:
     names = [n for n in (collection.metric, *SCORES) if shows(n, group, test=test)]
     said = texts.say_of(collection, group)
-    on_test = shows("test_", group, test=test)
     return {
         "key": group.key,
         "label": collection.label(group),
@@ -116,8 +106,6 @@ def _group_data(
             if (score := group.interval(name)) is not None
         },
         "curves": _curves(group, min(max(MOST_POINTS // len(collection.groups), 30), 200)),
-        "difference": difference(group, best),
-        "confusion": confusion(group, test=on_test),
         "runs": [_run(collection, run) for run in group.runs],
     }
 
@@ -167,50 +155,3 @@ def _curves(group: SeedGroup, most: int) -> dict[str, Any]:
 def rounded(value: float | None) -> float | None:
     """Return a number with six digits: enough to draw, and short."""
     return None if value is None else float(f"{value:.6g}")
-
-
-def difference(group: SeedGroup, best: SeedGroup) -> list[list[str]]:
-    """Return what differs between a configuration and the best one: key, its value, the best one's.
-
-    The target of a config group follows from the option, and is left out where that differs.
-    """
-    here, there = group.runs[0], best.runs[0]
-    options = {g for g in here.choices if here.choices[g] != there.choices.get(g)}
-    return [
-        [shorten(key, 80), *values]
-        for key, *values in config_differences(here, there)
-        if not (key.endswith("._target_") and key.removesuffix("._target_") in options)
-    ]
-
-
-def confusion(group: SeedGroup, *, test: bool) -> dict[str, Any] | None:
-    """Return the counts of a group's runs, of test images if `test`, else of validation images.
-
-    A matrix of test images tells the test score.
-    """
-    split = "test" if test else "validation"
-    read = (run.scored(split) for run in group.finished)
-    found = [scored.confusion for scored in read if scored is not None]
-    if not found or len({len(counts) for counts in found}) != 1:
-        return None
-    counts = np.sum(found, axis=0)
-    names = _class_names(group.finished[0], len(counts))
-    return {
-        "split": split,
-        "images": int(counts.sum()),
-        "classes": names if len(names) <= MOST_CLASSES else None,
-        "counts": counts.tolist() if len(names) <= MOST_CLASSES else None,
-        "most": _most_confused(counts, names),
-    }
-
-
-def _most_confused(counts: np.ndarray[Any, Any], names: Sequence[str]) -> list[list[Any]]:
-    errors = counts.copy()
-    np.fill_diagonal(errors, 0)
-    order = np.argsort(-errors, axis=None, kind="stable")[:5]
-    pairs = [divmod(int(i), len(counts)) for i in order]
-    return [[names[a], names[b], int(errors[a, b])] for a, b in pairs if errors[a, b]]
-
-
-def _class_names(run: FoundRun, count: int) -> list[str]:
-    return [shorten(name, 40) for name in run.run.class_names(count)]

@@ -44,11 +44,10 @@ class LiveRuns:
             named = names([run.path for run in runs])
             rows = [cells(run, named[run.path]) for run in runs]
             self._version += 1
-            before = dict(enumerate(zip(self._rows, self._changed, strict=True)))
-            kept = [before.get(place, ((), 0)) for place in range(len(rows))]
+            same = [old == row for old, row in zip(self._rows, rows, strict=False)]
+            same += [False] * (len(rows) - len(same))
             self._changed = [
-                version if old == row else self._version
-                for row, (old, version) in zip(rows, kept, strict=True)
+                self._changed[place] if kept else self._version for place, kept in enumerate(same)
             ]
             self._rows = rows
             new = [place for place, version in enumerate(self._changed) if version > since]

@@ -1,4 +1,4 @@
-"""The learning-rate range test: the loss while the rate grows, and the rate that it suggests."""
+"""The learning-rate range test: the loss while the rate grows, and the rates that it suggests."""
 
 import contextlib
 import dataclasses
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import UsageError
+from cifar_lab.errors import RunFailed, UsageError
 from cifar_lab.training.build import build_state
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import configure, select_device
@@ -20,24 +20,59 @@ from cifar_lab.training.schedule import Schedule
 LOWEST, HIGHEST = 1e-7, 10.0
 """The rates of the first and the last step, as in fastai's `lr_find`."""
 
-_SMOOTHING = 0.98
-_TOO_HIGH = 4.0  # times the lowest smoothed loss: the test ends there
-_SKIPPED_AT_END = 5
+STEPS = 300
+_WINDOW = 6.0  # steps on either side, about, whose losses are averaged: a sixth of a decade
+_TOO_HIGH = 4.0  # times the lowest smoothed loss: the test ends there, as in fastai
+_HARDLY = 0.1  # of the loss at the start: where it fell by less, the test says little
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class RangeTest:
-    """Learning rates (n,), loss of each step (n,), the same smoothed (n,), the rate suggested.
+class Advice:
+    """Learning rates worth a try.
 
-    `suggestion` is None where the loss never falls.
+    The loss begins to fall at `low`, and is lowest at `high`, beyond which it rises; `suggestion`
+    is well below that. `fall` is the share of the loss at the start that it fell by.
+    """
+
+    low: float
+    high: float
+    suggestion: float
+    fall: float
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Learning rates (n,), loss of each step (n,), the same smoothed (n,), and what they suggest.
+
+    `advice` is None where the loss never falls.
     """
 
     rates: Floats
     losses: Floats
     smoothed: Floats
-    suggestion: float | None
+    advice: Advice | None
+
+    def lines(self) -> list[str]:
+        """Return what was measured, in words."""
+        count, advice = len(self.rates), self.advice
+        ended = "" if count == STEPS else f" of {STEPS}; the loss diverged"
+        first, last = self.rates[0], self.rates[-1]
+        lines = [f"learning rate from {first:.2g} to {last:.2g} in {count} steps{ended}"]
+        if advice is None:
+            return [*lines, "no suggestion: the smoothed loss never falls"]
+        lines += [
+            f"range: {advice.low:.2g}, where the loss begins to fall, to {advice.high:.2g}, where "
+            f"it is lowest ({self.smoothed.min():.4f})",
+            f"suggestion: optimizer.lr={advice.suggestion:.2g}",
+        ]
+        if advice.fall < _HARDLY:
+            lines.append(
+                f"warning: the loss fell by {advice.fall:.0%} only, so that this says little: try "
+                "a grid of rates, or a larger batch"
+            )
+        return lines
 
 
 def check_settings(config: RunConfig) -> float:
@@ -51,11 +86,12 @@ def check_settings(config: RunConfig) -> float:
     return float(rate)
 
 
-def range_test(config: RunConfig, steps: int) -> RangeTest:
+def range_test(config: RunConfig, steps: int = STEPS) -> RangeTest:
     """Train for `steps` steps whose rate grows exponentially from LOWEST to HIGHEST (Smith 2017).
 
     Everything else is as the run has it, but for its scheduler; the rates of several groups of
-    parameters grow together. The test ends early where the loss diverges.
+    parameters grow together. The test ends early where the loss diverges; RunFailed if that is in
+    the first step.
     """
     base = check_settings(config)
     device, _ = select_device(config.device)
@@ -79,35 +115,41 @@ def range_test(config: RunConfig, steps: int) -> RangeTest:
     with contextlib.suppress(Diverged):  # a loss that is not finite has no place in a figure
         for progress in fit(state, batches, None, training):
             losses += [row.loss for row in progress.step_rows]
-            smoothed = smooth(losses)
-            diverged = len(losses) > 0 and smoothed[-1] > _TOO_HIGH * smoothed.min()
+            recent = losses[-int(_WINDOW) :]
+            diverged = losses and np.mean(recent) > _TOO_HIGH * smooth(losses).min()
             if len(losses) >= steps or diverged:
                 break
+    if not losses:
+        raise RunFailed(
+            f"the loss is not finite at a learning rate of {LOWEST:g}, in the first step"
+        )
     rates, smoothed = rates[: len(losses)], smooth(losses[:steps])
-    return RangeTest(rates, np.array(losses[:steps]), smoothed, suggest(rates, smoothed))
+    return RangeTest(rates, np.array(losses[:steps]), smoothed, advise(rates, smoothed))
 
 
 def smooth(losses: npt.ArrayLike) -> Floats:
-    """Return the exponentially weighted mean of the losses so far, without the bias of its start.
+    """Return the mean of the losses around each step, weighted by a Gaussian.
 
-    A loss counts 0.98 times as much as the one after it, as in fastai.
+    Both neighbours count, so that the curve does not lag behind the rate; at the ends the weights
+    of the steps that there are add up to one.
     """
-    smoothed, total, weight = [], 0.0, 0.0
-    for loss in np.asarray(losses, dtype=np.float64):
-        total = _SMOOTHING * total + (1 - _SMOOTHING) * loss
-        weight = _SMOOTHING * weight + (1 - _SMOOTHING)
-        smoothed.append(total / weight)
-    return np.array(smoothed)
+    values = np.asarray(losses, dtype=np.float64)
+    steps = np.arange(len(values))
+    weights = np.exp(-0.5 * ((steps[:, None] - steps) / _WINDOW) ** 2)
+    smoothed: Floats = weights @ values / weights.sum(axis=1)
+    return smoothed
 
 
-def suggest(rates: Floats, smoothed: Floats) -> float | None:
-    """Return the rate at which the smoothed loss falls most steeply, None if it never falls.
+def advise(rates: Floats, smoothed: Floats) -> Advice | None:
+    """Return the range of rates at which the loss falls, and one to train with, or None.
 
-    Steepness is the change per factor in the rate. As in fastai, the first tenth of the steps and
-    the last five do not count.
+    That one lies at two thirds of the way, on the log axis, as in fastai's `valley`.
     """
-    chosen = slice(len(rates) // 10, -_SKIPPED_AT_END)
-    slopes = np.diff(smoothed[chosen]) / np.diff(np.log(rates[chosen]))
-    if not len(slopes) or slopes.min() >= 0:
+    start = float(smoothed[: max(len(rates) // 10, 1)].mean())
+    lowest = int(smoothed.argmin())
+    fall = start - float(smoothed[lowest])
+    if fall <= 0 or lowest == 0:
         return None
-    return float(rates[chosen][slopes.argmin()])
+    fallen = np.flatnonzero(smoothed[: lowest + 1] <= start - 0.1 * fall)
+    low, high = float(rates[fallen[0]]), float(rates[lowest])
+    return Advice(low, high, low ** (1 / 3) * high ** (2 / 3), fall / start)

@@ -1,9 +1,7 @@
 """A run that is stopped again and again, beside one that never stopped: what differs."""
 
-import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +35,10 @@ def prove(config: RunConfig, folder: Path, stops: int, seed: int = 0) -> list[st
     Each part of the stopped run starts from its files alone. RunFailed if the two differ.
     """
     once, often = (_new_run(config, folder, name) for name in ("once", "often"))
-    with _quiet():
+    log = logging.getLogger("cifar_lab")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
         count = StopAfter(None)
         with count.installed():
             run_experiment(once, stop=count)
@@ -48,6 +49,8 @@ def prove(config: RunConfig, folder: Path, stops: int, seed: int = 0) -> list[st
         done = [line for line in (_run_until(often, int(step)) for step in steps) if line]
         with Stop().installed() as real:
             run_experiment(often, stop=real)
+    finally:
+        log.setLevel(level)
     found = differences(once, often)
     if found:
         raise RunFailed(f"after {len(done)} stops the run is another one: {'; '.join(found[:5])}")
@@ -71,17 +74,6 @@ def _new_run(config: RunConfig, folder: Path, name: str) -> RunDir:
             config, training=training, tracker=None, output_dir=str(folder), name=name
         )
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    log = logging.getLogger("cifar_lab")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        log.setLevel(level)
 
 
 def _run_until(run: RunDir, number: int) -> str | None:

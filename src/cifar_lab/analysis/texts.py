@@ -183,17 +183,13 @@ def testing_text(collection: RunCollection) -> str:
 
 
 def selection_text(collection: RunCollection) -> str:
-    """Return what was chosen by what, and what that does to the scores that are shown."""
+    """Return what choosing by the validation score does to it."""
     if not collection.ranked or not collection.metric.startswith("best_val_"):
         return ""
-    ranked = [group for group in collection.groups if group.rank is not None]
-    most = max(len(run.history) for group in ranked for run in group.finished)
-    best = "loss" if collection.metric.endswith("loss") else "score"
-    chosen = f", and the best configuration is chosen among {len(ranked)}" * (len(ranked) > 1)
+    count = sum(group.rank is not None for group in collection.groups)
     return (
-        f"The validation {best} is that of each run's best epoch, of up to {most} epochs{chosen}: "
-        f"{'both make' if chosen else 'that makes'} it optimistic. The test score has no part in "
-        "it."
+        "The validation score is that of each run's best epoch, and the best configuration is "
+        f"chosen among {count}: both make it optimistic. The test score has no part in it."
     )
 
 

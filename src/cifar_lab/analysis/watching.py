@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_lab.errors import RunFailed, UsageError, shorten
-from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.text import align, duration
 
@@ -26,7 +25,7 @@ _EPOCHS = re.compile(r"^training:\n(?:  .*\n)*?  epochs: (\d+)$", re.MULTILINE)
 class WatchedRun:
     """A run as it was last seen; accuracies are fractions, `epoch_seconds` None before the first.
 
-    `stamp` says which state of its files was read, `ended` when its last epoch did (a Unix time).
+    `stamp`: times and sizes of summary.json and metrics.csv as they were read.
     """
 
     path: Path
@@ -37,14 +36,13 @@ class WatchedRun:
     now: float | None = None
     best: float | None = None
     epoch_seconds: float | None = None
-    ended: float = 0.0
 
     @property
     def seconds_left(self) -> float | None:
         """About how long it will train, from the duration of its last epochs."""
         if self.epochs is None or self.epoch_seconds is None or self.status == "finished":
             return None
-        begun = time.time() - self.ended if self.status == "running" else 0.0
+        begun = time.time() - self.stamp[2] / 1e9 if self.status == "running" else 0.0
         return max(0.0, (self.epochs - self.done) * self.epoch_seconds - begun)
 
 
@@ -70,36 +68,22 @@ class Watcher:
             if known is not None and known.stamp == stamp:
                 ended = known.status == "running" and not run.is_locked()
                 return dataclasses.replace(known, status="interrupted") if ended else known
-            status, rows = run.status, run.read_metrics()
-            text = run.config_file.read_text(encoding="utf-8") if known is None else ""
+            rows = run.read_metrics()
+            scores = [row.val_accuracy for row in rows if row.val_accuracy is not None]
+            recent = [row.seconds for row in rows[-_RECENT:]]
+            epochs = _EPOCHS.search(run.config_file.read_text(encoding="utf-8"))
+            return WatchedRun(
+                run.path,
+                run.status,
+                stamp,
+                int(epochs[1]) if epochs else None,
+                done=len(rows),
+                now=scores[-1] if scores else None,
+                best=max(scores, default=None),
+                epoch_seconds=sum(recent) / len(recent) if recent else None,
+            )
         except (RunFailed, UsageError, OSError, ValueError):  # it may be removed at any time
             return WatchedRun(run.path, "damaged", stamp)
-        epochs = known.epochs if known is not None else None
-        if (found := _EPOCHS.search(text)) is not None:
-            epochs = int(found[1])
-        return _watched(run.path, status, stamp, epochs, rows)
-
-
-def _watched(
-    path: Path,
-    status: str,
-    stamp: tuple[int, ...],
-    epochs: int | None,
-    rows: Sequence[EpochMetrics],
-) -> WatchedRun:
-    scores = [row.val_accuracy for row in rows if row.val_accuracy is not None]
-    recent = [row.seconds for row in rows[-_RECENT:]]
-    return WatchedRun(
-        path,
-        status,
-        stamp,
-        epochs,
-        done=len(rows),
-        now=scores[-1] if scores else None,
-        best=max(scores, default=None),
-        epoch_seconds=sum(recent) / len(recent) if recent else None,
-        ended=stamp[2] / 1e9,
-    )
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -353,23 +353,9 @@ function mark() {
 }
 function select(i) { state.setting = i; mark(); showSetting(settings[i]); remember(); }
 
-function facts(pairs, head) {
-  return el("table", { class: "facts" }, head ? el("thead", {}, el("tr", {}, ...head.map(name => el("th", {}, name)))) : null,
+function facts(pairs) {
+  return el("table", { class: "facts" },
     el("tbody", {}, ...pairs.map(([name, ...values]) => el("tr", {}, el("th", { scope: "row" }, name), ...values.map(value => el("td", {}, value))))));
-}
-function showConfusion({ split, images, classes, counts, most }) {
-  const parts = [el("h3", {}, `Confusion matrix, ${images.toLocaleString("en")} ${split} predictions`)];
-  if (counts) {
-    const body = counts.map((line, a) => {
-      const total = line.reduce((s, v) => s + v, 0) || 1;
-      return el("tr", {}, el("th", { scope: "row" }, classes[a]), ...line.map((value, b) => el("td", { "--t": value / total, class: value / total > 0.5 ? "dark" : null,
-        title: `${classes[a]} taken for ${classes[b]}: ${value} (${(100 * value / total).toFixed(1)} %)` }, value ? (100 * value / total).toFixed(0) : "")));
-    });
-    parts.push(el("p", { class: "muted small" }, "per cent of each true class (row) by predicted class (column)"));
-    parts.push(el("div", { class: "heat" }, el("table", { class: "matrix" }, el("thead", {}, el("tr", {}, el("td", { style: "background:none" }), ...classes.map(name => el("th", { scope: "col" }, name)))), el("tbody", {}, ...body))));
-  }
-  if (most.length) parts.push(el("p", { class: "muted small" }, "most frequent confusions"), facts(most.map(([a, b, n]) => [a, `taken for ${b}`, `${n} images`])));
-  return parts;
 }
 function showRuns(runs) {
   return [el("h3", {}, "Runs"), el("table", { class: "facts runs" }, el("tbody", {}, ...runs.map(run => el("tr", {},
@@ -384,11 +370,6 @@ function showSetting(setting) {
   pairs.push(["runs", `n = ${setting.n} (${setting.status})`]);
   if (setting.verdict) pairs.push(["compared with " + data.reference, setting.detail ? `${setting.verdict} (${setting.detail})` : setting.verdict]);
   parts.push(facts(pairs));
-  if (!setting.chosen) {
-    parts.push(el("h3", {}, "What differs from the best configuration"));
-    parts.push(setting.difference.length ? facts(setting.difference, ["key", "here", "best"]) : el("p", { class: "muted" }, "nothing"));
-  }
-  if (setting.confusion) parts.push(...showConfusion(setting.confusion));
   parts.push(...showRuns(setting.runs));
   $("detail").replaceChildren(...parts);
   $("detail").scrollTop = 0;

@@ -1,4 +1,4 @@
-"""Image classification experiments: from a typed config to a folder of results."""
+"""Train image classifiers, and know which differences are real."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import matplotlib
 import pytest
 from tiny_runs import RICH, TINY
-from tiny_runs import train as trained
 
 from cifar_lab import draw, train
 from cifar_lab.figures import style
@@ -41,12 +40,10 @@ def test_features_that_a_figure_needs_are_measured_again(finished: RunDir) -> No
 
 
 def test_the_same_train_line_draws_what_changed_and_names_what_cannot_change(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = trained(tmp_path, *RICH)
-    weights = run.best.read_bytes()
-    line = [*TINY, *RICH, f"output_dir={tmp_path}"]
-    capsys.readouterr()
+    run, weights = finished, finished.best.read_bytes()
+    line = [*TINY, *RICH, f"output_dir={tmp_path / 'outputs'}"]
     assert train.main([*line, CURVES, "training.keep_last=false", "jobs=2"]) == 0
     printed = capsys.readouterr().out
     assert "is finished, and training.keep_last=false cannot be applied to it" in printed

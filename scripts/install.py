@@ -47,9 +47,6 @@ def main(key: str, extra: str) -> None:
         say("4/4 a look whether it works")
         # A torch and a torchvision of different builds install without an error and fail here.
         subprocess.run([PYTHON, "-c", "import torchvision, cifar_lab"], check=True, cwd=ROOT)
-        # Editors check the files of conf/ with them; no run needs them.
-        schemas = [PYTHON, "-m", "cifar_lab.describe", "--schema", "conf/schema"]
-        subprocess.run(schemas, check=True, cwd=ROOT)
         for stamp in stamps:
             stamp.write_text(f"{key}\n")
 

@@ -61,14 +61,12 @@ DEVICES = ("cpu", "auto", "cuda", "cuda:0", "cuda:99", "mps", "meta", "gpu", "CP
 HYDRA = [
     line.split()
     for line in """
-    --cfg job|--cfg all|--cfg hydra|--cfg|--cfg=job|-c|--cfg job --resolve|--resolve|--package seed
-    --cfg job --package seed|--cfg job --package a..b|--cfg job -p|--cfg job -p model.widths[0]
+    --cfg job|--cfg all|--cfg hydra|--cfg|--cfg=job|-c|--cfg job --resolve|--package seed
     --cfg job -p _global_|--info|--info config|--info all|--info defaults-tree|-i plugins
     --hydra-help|--run|-r|-m|--multirun|--multirun=1|-mm|-sc x|-sc install=bash|-sc install=tcsh
     -sc|-sc query=zsh|--shell-completion uninstall=fish|--experimental-rerun run|-cp conf
     --config-path conf|--config-dir conf|--config-dir nowhere|-cd|--config-dir file.txt
-    --config-dir broken_conf|--config-name config|--config-name nope|-cn model/convnet
-    --config-name ../x|--config-name mine -cd conf|--version|--|--help|-h|--hepl|--lr 0.1|--lr=0.1
+    --config-dir broken_conf|--config-name config|--version|--|--help|-h|--hepl|--lr 0.1|--lr=0.1
     -x|-|--epochs|hydra.run.dir=x|hydra.mode=MULTIRUN|hydra/launcher=basic|hydra.verbose=1
     hydra/launcher=nope|hydra/sweeper=optuna|hydra.launcher=null|hydra.launcher.x=1|hydra=x
     hydra.launcher.timeout_min=x|hydra/job_logging=none|+hydra.x=1|~hydra
@@ -107,7 +105,6 @@ OPTIONS: dict[str, Options] = {
     },
     "benchmark": {
         "--json": PATHS,
-        "--figure": PATHS,
         "--seconds": ("0.1", "0", "-1", "nan", "inf", "1e400", "abc", "", "9" * 400),
     },
     "prove_resume": {"--stops": ("0", "-1", "1001", "nan", "abc", "9" * 400), "--seed": NUMBERS},

@@ -84,16 +84,17 @@ def test_a_benchmark_ends_near_its_time_and_says_what_was_left_out(
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_table_and_writes_json_and_a_figure(
+def test_the_command_prints_a_table_and_writes_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     only = "epoch,careful,matmul,bound,data,plain_0,plain_data_0"
-    files = ["--json", f"{tmp_path}/speed.json", "--figure", f"{tmp_path}/speed.png"]
-    assert benchmark.main([*TINY, "--seconds", "1", "--only", only, *files]) == 0
+    file = tmp_path / "speed.json"
+    words = [*TINY, "--seconds", "1", "--only", only, "--json", str(file)]
+    assert benchmark.main(words) == 0
     printed = capsys.readouterr().out
     assert "our data alone / the tutorials' loop, 0 workers: data" in printed
     assert "The limit is " in printed
-    written = json.loads((tmp_path / "speed.json").read_text())
+    written = json.loads(file.read_text())
     assert [s["name"] for s in written["speeds"]] == only.split(",")
     assert all(s["images_per_second"] > 0 and len(s["rates"]) >= 3 for s in written["speeds"])
     assert {(r["name"], r["over"]) for r in written["ratios"]} == {
@@ -103,7 +104,6 @@ def test_the_command_prints_a_table_and_writes_json_and_a_figure(
         ("data", "plain_data_0"),
     }
     assert written["run"]["images"] == "real"
-    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_multiply_adds_are_those_of_forward_and_backward() -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from cifar_lab import evaluate, train
@@ -43,16 +42,11 @@ def test_a_folder_has_one_address_however_it_is_typed(project: Path) -> None:
     assert (outside.source["path"], outside.relative_to) == (str(project.parent / "pics"), None)
 
 
-@pytest.mark.parametrize("kind", ["new", "old"])
 def test_a_run_finds_its_pictures_from_any_folder(
-    kind: str, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main([*TINY, "dataset.source.path=pics"]) == 0
     (run,) = find_runs(project / "outputs")
-    if kind == "old":  # as it was written before: the path alone
-        content = yaml.safe_load(run.config_file.read_text())
-        del content["dataset"]["relative_to"]
-        run.config_file.write_text(yaml.safe_dump(content))
     (project.parent / "other").mkdir()
     monkeypatch.chdir(project.parent / "other")
     assert load(run.config_file).dataset.relative_to == str(project)

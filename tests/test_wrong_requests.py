@@ -123,12 +123,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("model.widths=[4, 8]", "put quotes around it"),
         ("seed=3 training.epochs", "write training.epochs=VALUE"),
         # flags and settings of Hydra that are not ours
-        ("--cfg all --resolve", "--cfg: invalid choice"),
+        ("--cfg all", "--cfg: invalid choice"),
         ("--cfg job training.epochs=-1", "training.epochs=-1 is wrong"),
-        ("--cfg job --package nowhere", "nowhere"),
         ("--info config", "there is no flag --info"),
         ("--config-dir nowhere", "nowhere"),
-        ("--config-name nowhere", "nowhere"),
         ("-sc x", "-sc install=bash"),
         ("hydra.launcher=null", "hydra.launcher=null is not supported"),
         ("hydra/launcher=joblib", "it must be one of ray, submitit_slurm"),
@@ -290,7 +288,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("--only epock", "did you mean epoch?"),
         ("--json /no/such/folder/speed.json", "there is no folder /no/such/folder"),
         ("--json ", "--json needs the name of a file"),
-        ("--figure x.yaml", "the name must end with .png or .pdf or .svg"),
         ("-m seed=0,1", "a benchmark is of one run, but this is 2"),
     ],
     "prove_resume": [("--stops 0", "--stops"), ("optimizer.lrr=1", "did you mean lr?")],
@@ -356,11 +353,9 @@ def test_a_pattern_lists_options() -> None:
     assert [run.config.choices["model"] for run in request.runs] == ["convnet", "convnet_plain"]
 
 
-def test_a_part_of_the_config_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main([*SMALL, "seed=7", "--cfg", "job", "--package", "seed"]) == 0
-    assert capsys.readouterr().out == "7\n"
-    assert train.main([*SMALL, "--cfg", "job", "--package", "training"]) == 0
-    assert capsys.readouterr().out.startswith("epochs: 10\n")
+def test_the_config_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*SMALL, "seed=7", "--cfg", "job"]) == 0
+    assert "seed: 7\n" in capsys.readouterr().out
 
 
 def test_a_traceback_is_shown_when_asked_for(

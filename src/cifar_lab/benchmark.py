@@ -25,7 +25,6 @@ def _parser() -> cli.Parser:
     seconds = "about how long to measure (60); what does not fit is left out"
     parser.add_number("--seconds", 0.1, 86_400.0, default=60.0, help=seconds)
     parser.add_output("--json", help="write everything measured")
-    parser.add_output("--figure", ".png", ".pdf", ".svg", help="draw a bar chart")
     parser.add_argument(
         "--profile", action="store_true", help="then show which operations the steps consist of"
     )
@@ -68,10 +67,6 @@ def _benchmark(argv: list[str]) -> int:
     print(table(report))
     if arguments.json is not None:
         write_text(arguments.json, json.dumps(report, indent=2) + "\n")
-    if arguments.figure is not None:
-        from cifar_lab.figures import speed, style
-
-        style.save(speed.draw_speeds(report), arguments.figure)
     return 0
 
 

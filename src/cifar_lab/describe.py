@@ -52,20 +52,15 @@ def _parser() -> cli.Parser:
         metavar="GROUP",
         help="list all settings, or those of a group or key such as training or optimizer.lr",
     )
-    parser.add_argument(
-        "--schema",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="print the JSON schema of a run's config.yaml, or write those of conf/ into DIR",
-    )
+    schema = "print the JSON schema of a run's config.yaml, for editors and other programs"
+    parser.add_argument("--schema", action="store_true", help=schema)
     return parser
 
 
 def _describe(argv: list[str]) -> int:
     arguments, rest = _parser().parse_known_args(argv)
-    if arguments.schema is not None:
-        return _print_schema(arguments.schema, rest)
+    if arguments.schema:
+        return _print_schema(rest)
     if arguments.settings is not None:
         return _list_settings(arguments.settings, rest)
     if arguments.lr_range and arguments.images:
@@ -139,18 +134,15 @@ def _lr_range(config: "RunConfig", figure: Path | None) -> int:
     return 0
 
 
-def _print_schema(folder: str, rest: Sequence[str]) -> int:
+def _print_schema(rest: Sequence[str]) -> int:
     import json
 
-    from cifar_lab.config.json_schema import run_schema, write_file_schemas
+    from cifar_lab.config.run_config import RunConfig
+    from cifar_lab.config.schema import json_schema
 
-    if rest or "=" in folder:
-        word = shorten(rest[0] if rest else folder)
-        raise UsageError(f"--schema takes a folder and nothing else, but there is {word}")
-    if folder:
-        write_file_schemas(Path(folder))
-    else:
-        print(json.dumps(run_schema(), indent=2))
+    if rest:
+        raise UsageError(f"--schema takes nothing else, but there is {shorten(rest[0])}")
+    print(json.dumps(json_schema(RunConfig), indent=2))
     return 0
 
 

@@ -17,10 +17,7 @@ FLAGS = (
     (("-m", "--multirun"), {"action": "store_true"}, "run every combination of listed values"),
     (("--detach",), {"action": "store_true"}, "on SLURM: send the jobs, do not wait for them"),
     (("-c", "--cfg"), {"choices": ("job",)}, "--cfg job: print the whole config, run nothing"),
-    (("-p", "--package"), {"metavar": "KEY"}, "print only this part of --cfg job"),
-    (("--resolve",), {"action": "store_true"}, "with --cfg job: resolve interpolations"),
     (("-cd", "--config-dir"), {"metavar": "FOLDER"}, "a folder with config groups of your own"),
-    (("-cn", "--config-name"), {"metavar": "NAME"}, "another file than config.yaml to start from"),
 )
 """The flags, with the arguments that argparse needs and what they are for."""
 
@@ -32,18 +29,7 @@ class CommandLine:
     overrides: tuple[str, ...]
     multirun: bool = False
     cfg: Literal["job"] | None = None
-    package: str | None = None
-    resolve: bool = False
     config_dir: str | None = None
-    config_name: str | None = None
-
-    @property
-    def config_flags(self) -> list[str]:
-        """The flags that say where the config comes from, as one types them."""
-        flags = []
-        for name, value in (("--config-dir", self.config_dir), ("--config-name", self.config_name)):
-            flags += [name, value] if value is not None else []
-        return flags
 
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
@@ -59,8 +45,6 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
             raise _unknown_flag(word, rest)
     settings = ["detach=true"] if vars(found).pop("detach") else []
     settings += [f"trust=[{','.join(modules)}]"] if (modules := vars(found).pop("trust")) else []
-    if found.package is not None:
-        found.cfg = "job"  # which it is a part of
     return CommandLine((*rest, *words[end + 1 :], *settings), **vars(found))
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Literal
 
-from cifar_lab.config.schema import TargetConfig, convert, wrong
+from cifar_lab.config.schema import TargetConfig, parse_as, wrong
 
 
 class _Component(TargetConfig):
@@ -29,7 +29,7 @@ class _Component(TargetConfig):
         """Refuse wrong values of our own settings; those of the arguments need the target."""
         for name, kind in self.own.items():
             if name in self:
-                convert(kind, self[name], f"{path}.{name}")
+                parse_as(kind, self[name], f"{path}.{name}")
 
 
 class OptimizerConfig(_Component):

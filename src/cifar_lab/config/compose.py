@@ -34,7 +34,6 @@ from cifar_lab.config.data_config import keep_place
 from cifar_lab.config.groups import (
     config_folder,
     find_options,
-    find_root,
     read_option,
     setting_keys,
 )
@@ -77,7 +76,7 @@ def compose(argv: Sequence[str]) -> Request:
     parsed = parse_overrides(words)
     with _hydra(line.config_dir):
         bases = _Compositions(line)
-        file = file or bases.finished_config() or _start_of(parsed)
+        file = file or _start_of(parsed)
         if file is None:
             return _request(bases, parsed, line)
         request = _request(_PastRun(file, parsed, bases), parsed, line)
@@ -162,7 +161,10 @@ def _request(
         launch_options = take_launch_options(plain)
         runs.append(planned_run(plain, lines_of(overrides)))
     last = bases.base(lists[-1])
-    shown = None if line.cfg is None else _show(_with_values(last, lists[-1], options), line)
+    shown = None
+    if line.cfg is not None:
+        node = OmegaConf.create(_with_values(last, lists[-1], options))
+        shown = OmegaConf.to_yaml(node).rstrip()
     return Request(
         runs,
         launch_options,
@@ -180,14 +182,8 @@ class _Compositions:
     def __init__(self, line: CommandLine) -> None:
         self._files = find_options(line.config_dir)
         self.options: Options = self._files
-        self._root = find_root(line.config_name or "config", line.config_dir)
-        self._is_ours = not line.config_flags
+        self._is_ours = line.config_dir is None
         self._kept: dict[tuple[str, ...], _Base] = {}
-
-    def finished_config(self) -> Path | None:
-        """Return the file of -cn NAME where it is the config of a run, with nothing to compose."""
-        is_file = not self._is_ours and self._root.is_file()
-        return self._root if is_file and "defaults" not in (read_option(self._root) or {}) else None
 
     def base(self, overrides: Sequence[Override]) -> _Base:
         """Return the composition of the options that are chosen."""
@@ -205,7 +201,7 @@ class _Compositions:
 
     def _compose(self, lines: tuple[str, ...]) -> _Base:
         try:
-            node = hydra.compose(self._root.stem, overrides=list(lines), return_hydra_config=True)
+            node = hydra.compose("config", overrides=list(lines), return_hydra_config=True)
             with open_dict(node):
                 own = node.pop("hydra")
             plain = cast("dict[str, Any]", OmegaConf.to_container(node))
@@ -298,14 +294,3 @@ def _hydra(config_dir: str | None) -> Iterator[None]:
             yield
     finally:
         GlobalHydra.instance().hydra = before
-
-
-def _show(plain: dict[str, Any], line: CommandLine) -> str:
-    """Return what `--cfg job` prints."""
-    node = OmegaConf.create(plain)
-    shown: Any = node if line.package is None else OmegaConf.select(node, line.package, default=...)
-    if shown is ...:
-        raise UsageError(f"--package {shorten(line.package or '')}: there is no such part")
-    if not OmegaConf.is_config(shown):
-        return str(shown)
-    return OmegaConf.to_yaml(shown, resolve=line.resolve).rstrip()

@@ -1,7 +1,6 @@
 """Settings of a run's images: the dataset, how it is split, and how training images are changed."""
 
 import contextlib
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,20 +199,3 @@ def keep_place(dataset: dict[str, Any]) -> None:
         is_below = whole.is_relative_to(here)
         source["path"] = str(whole.relative_to(here) if is_below else whole)
         dataset["relative_to"] = str(here) if is_below else None
-
-
-def place_of_run(config: DatasetConfig, output_dir: str, folder: Path) -> DatasetConfig:
-    """Return the config of a run in a folder that did not note what its path is relative to.
-
-    It was the folder that `output_dir`/.../<run> was in, unless the run was moved.
-    """
-    path = config.source.get("path")
-    known = config.relative_to is not None or not isinstance(path, str) or Path(path).is_absolute()
-    if known or Path(output_dir).is_absolute():
-        return config
-    starts = [
-        start
-        for start in folder.absolute().parents
-        if start / output_dir in folder.absolute().parents
-    ]
-    return dataclasses.replace(config, relative_to=str(starts[0])) if starts else config

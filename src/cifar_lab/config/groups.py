@@ -42,12 +42,6 @@ def _find_files(config_dir: str | Path | None) -> dict[str, dict[str, Path]]:
     return found
 
 
-def find_root(name: str, config_dir: str | None = None) -> Path:
-    """Return the file of a root config, the one in `config_dir` if there is one."""
-    own = Path(config_dir or config_folder()) / f"{name.removesuffix('.yaml')}.yaml"
-    return own if own.is_file() else config_folder() / own.name
-
-
 def experiments(config_dir: str | Path | None = None) -> dict[str, str | None]:
     """Return each experiment and the tag of the report that it reproduces, if any."""
     names = find_options(config_dir)["experiment"]

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from cifar_lab.config.command_line import unknown_key
 from cifar_lab.config.launch import LAUNCH_KEYS, MAX_RUNS, Dimension
 from cifar_lab.config.run_config import RunConfig, flatten, merge
-from cifar_lab.config.schema import as_typed, convert, find_field
+from cifar_lab.config.schema import as_typed, find_field, parse_as
 from cifar_lab.errors import UsageError, did_you_mean, first_line, listing, shorten
 
 Options = Mapping[str, Collection[str]]
@@ -76,13 +76,6 @@ def _check_supported(override: Override) -> None:
             raise UsageError(f"{text_of(override)} {why}")
 
 
-_PUBLISHED = re.compile(
-    r"(wide_)?resne[xt]t?\d+\w*|(vgg|densenet|mobilenet|efficientnet|convnext|vit|swin|alexnet|"
-    r"googlenet|inception|squeezenet|shufflenet|regnet|mnasnet|maxvit)\w*"
-)
-"""Names of architectures that torchvision or timm have."""
-
-
 def check_choice(override: Override, options: Options) -> None:
     """Refuse what is not an option of its group."""
     group = override.key_or_group
@@ -94,7 +87,7 @@ def check_choice(override: Override, options: Options) -> None:
             right = f"it must be one of {listing(options[group])}"
             if isinstance(option, str):
                 right += did_you_mean(option, options[group])
-                if group == "model" and _PUBLISHED.fullmatch(option):
+                if group == "model" and re.search(r"\d", option):  # resnet18, vit_b_16
                     right = f"write model=torchvision model.architecture={option}, or model=timm"
             raise UsageError(f"{text_of(override)} is wrong: {right}")
 
@@ -126,7 +119,7 @@ def set_value(plain: dict[str, Any], override: Override) -> None:
 def expand_points(points: Any, asked: Collection[str], options: Options) -> list[list[Override]]:
     """Return the runs of `points`, without the keys that a command line asks for; each once."""
     runs: dict[tuple[str, ...], list[Override]] = {}
-    for place, point in enumerate(convert(list[dict[str, Any]], points, "points")):
+    for place, point in enumerate(parse_as(list[dict[str, Any]], points, "points")):
         if not point:
             raise UsageError(f"points[{place}] is empty; it must be a group of settings")
         words = [f"{key}={as_typed(value)}" for key, value in point.items() if key not in asked]

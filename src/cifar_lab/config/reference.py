@@ -1,4 +1,4 @@
-"""A reference of all settings: a row a key, and beside them what each option of a group sets.
+"""All settings, by groups: a row a key, and beside them what each option of a group sets.
 
 A setting's meaning, its range, and whether it is part of a run's identity are those of its field;
 where it is an argument of a target, its comment in conf/ says what it means.
@@ -7,7 +7,7 @@ where it is an argument of a target, its comment in conf/ says what it means.
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,18 @@ from cifar_lab.config.schema import as_typed, describe_values, find_field, hints
 from cifar_lab.errors import UsageError, did_you_mean, shorten
 
 _PARTS = ("split", "training", "evaluation", "study")  # of conf/config.yaml
+_ABOUT = {
+    "run": "Single settings of a run",
+    "launch": "How runs are launched; none of it is part of a run",
+    "model": "The network, and what its constructor takes",
+    "optimizer": "The optimizer, and what it takes",
+    "activation": "The activation function of the models of this package",
+    "scheduler": "How the learning rate changes during training",
+    "figures": "What a run draws; `figures.NAME=null` leaves one out",
+    "tracker": "Where a run is sent while it trains; its files stay where they are",
+    "hydra/launcher": "Where the runs of a sweep are started; without one, on this machine",
+}
 _FREE_MAPPINGS = ("protocols", "dataset.checksums", "choices")  # the names below are the user's
-
-_PAGE_INTRODUCTION = """\
-# Settings
-
-Every setting that a command line can change, by `key=value`, and the options that `group=option`
-chooses, with the values that they bring. `python -m cifar_lab.describe --settings [GROUP]` prints
-the same on a terminal. Settings marked "yes" under *identity* are part of a run's identity: another
-value makes another run, in a folder of its own.
-
-`scripts/update_settings` writes this page from the dataclasses of the settings and from the
-comments in `conf/`; do not edit it."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,17 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Preset:
-    """An option of a group, and the values that it sets to something else than the defaults."""
-
-    choice: str
-    about: str
-    values: str
-
-
-@dataclass(frozen=True)
 class Section:
-    """The settings of a group of conf/, or of a part of conf/config.yaml, which has no presets."""
+    """The settings of a group of conf/, or of a part of conf/config.yaml, which has no presets.
+
+    `presets`: each option, what it is, and the values that it sets to something else than the
+    defaults.
+    """
 
     name: str
     about: str
     settings: tuple[Setting, ...]
-    presets: tuple[Preset, ...] = ()
+    presets: tuple[tuple[str, str, str], ...] = ()
 
 
 def find_sections(wanted: str = "") -> list[Section]:
@@ -98,34 +93,10 @@ def as_text(sections: list[Section]) -> str:
             lines.append(f"  {setting.key} = {setting.default}")
             lines.append(f"      {setting.meaning}")
             lines.append(f"      {setting.values}; {identity} the run's identity")
-        for preset in section.presets:
-            lines.append(f"  {preset.choice}")
-            lines += [f"      {text}" for text in (preset.about, preset.values) if text]
+        for choice, *texts in section.presets:
+            lines += [f"  {choice}", *(f"      {text}" for text in texts if text)]
         lines.append("")
     return "\n".join(lines).rstrip()
-
-
-def settings_page() -> str:
-    """Return docs/settings.md: an introduction, and a table or two for each section."""
-    lines = [_PAGE_INTRODUCTION, ""]
-    for section in find_sections():
-        lines += [f"## {section.name}", ""]
-        if section.about:
-            lines += [section.about[:1].upper() + section.about[1:] + ".", ""]
-        rows = [
-            (f"`{s.key}`", f"`{s.default}`", s.values, "yes" if s.identity else "no", s.meaning)
-            for s in section.settings
-        ]
-        lines += _table(("setting", "default", "values", "identity", "meaning"), rows)
-        presets = [(f"`{p.choice}`", p.about, p.values) for p in section.presets]
-        lines += _table(("option", "what it is", "sets"), presets)
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
-    cells = [head, ("---",) * len(head), *rows]
-    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells]
-    return [*lines, ""] if rows else []
 
 
 _Entry = tuple[str, Any, str]
@@ -138,11 +109,8 @@ def _sections() -> Iterator[Section]:
         head = entry[0].partition(".")[0]
         part = head if head in _PARTS else "launch" if head in LAUNCH_KEYS else "run"
         parts[part].append(entry)
-    abouts = {name: _first_sentence(hints(RunConfig)[name].__doc__) for name in _PARTS}
-    abouts["run"] = "single settings of a run"
-    abouts["launch"] = "how runs are launched; none of it is part of a run"
     for name, entries in parts.items():
-        yield Section(name, abouts[name], tuple(_setting(*entry) for entry in entries))
+        yield Section(name, _about(name), tuple(_setting(*entry) for entry in entries))
     for group, files in find_options().items():
         if group != "experiment":
             yield _group_section(group, files)
@@ -160,10 +128,8 @@ def _group_section(group: str, files: dict[str, Path]) -> Section:
             if settings.setdefault(setting.key, setting).default != setting.default:
                 values.append(f"{setting.key}={shorten(setting.default, 60)}")
         choice = f"{group}={option}" + (" (default)" if option == first else "")
-        presets.append(Preset(choice, _about_file(files[option]), ", ".join(values)))
-    kind = hints(RunConfig).get(group)
-    about = _first_sentence(kind.__doc__) if dataclasses.is_dataclass(kind) else ""
-    return Section(group, about, tuple(settings.values()), tuple(presets))
+        presets.append((choice, _about_file(files[option]), ", ".join(values)))
+    return Section(group, _about(group), tuple(settings.values()), tuple(presets))
 
 
 def _setting(key: str, default: Any, note: str) -> Setting:
@@ -202,7 +168,7 @@ def _about_file(path: Path) -> str:
     """Return the comments above a file's first setting, or the one beside its `_target_`."""
     text = path.read_text(encoding="utf-8")
     head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    above = [line for line in head if not re.match(r"# (@package|yaml-language-server:)", line)]
+    above = [line for line in head if not line.startswith("# @package")]
     target = re.search(r"^_target_:[^#\n]*#\s*(.*)$", text, re.MULTILINE)
     return " ".join(line.lstrip("# ") for line in above).rstrip(".") or (
         target[1] if target else ""
@@ -219,7 +185,10 @@ def _is_identity(key: str) -> bool:
     return all(field[0].metadata.get("identity", True) for field in above if field)
 
 
-def _first_sentence(text: str | None) -> str:
-    paragraph = (text or "").strip().split("\n\n")[0]
-    sentence = " ".join(paragraph.split()).rstrip(".")
-    return sentence[:1].lower() + sentence[1:]
+def _about(name: str) -> str:
+    """Return what a group of settings is about: the first sentence of its dataclass."""
+    if name in _ABOUT:
+        return _ABOUT[name]
+    kinds = {**hints(RunConfig), **hints(LaunchOptions)}
+    paragraph = (kinds[name].__doc__ or "").strip().split("\n\n")[0]
+    return " ".join(paragraph.split()).rstrip(".")

@@ -8,7 +8,7 @@ from typing import Any
 from cifar_lab.config import targets
 from cifar_lab.config.launch import LAUNCH_KEYS, Dimension, LaunchOptions
 from cifar_lab.config.run_config import RunConfig, flatten, merge, parse
-from cifar_lab.config.schema import convert, parse_as
+from cifar_lab.config.schema import parse_as
 from cifar_lab.errors import UsageError
 
 
@@ -97,7 +97,7 @@ def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun
 
 def _merge_protocol(plain: dict[str, Any], protocols: Any, asked: Collection[str]) -> None:
     """Lay the chosen protocol's settings over the config, except those that the user asked for."""
-    known = convert(dict[str, dict[str, Any]], protocols or {}, "protocols")
+    known = parse_as(dict[str, dict[str, Any]], protocols or {}, "protocols")
     for key, value in flatten(known.get(str(plain.get("protocol")), {})).items():
         if any(key == a or key.startswith(f"{a}.") for a in asked):
             continue

@@ -18,7 +18,6 @@ from cifar_lab.config.data_config import (
     AugmentationConfig,
     DatasetConfig,
     SplitConfig,
-    place_of_run,
 )
 from cifar_lab.config.schema import TargetConfig, parse_as, setting, wrong
 from cifar_lab.errors import UsageError, first_line, shorten, shorten_path
@@ -233,11 +232,9 @@ def load(path: Path) -> RunConfig:
         if isinstance(data, dict) and isinstance(data.get(part), dict):
             data[part] = {key: value for key, value in data[part].items() if key not in keys}
     try:
-        config = parse(data)
+        return parse(data)
     except (UsageError, RecursionError) as error:  # a list may contain itself
         raise UsageError(f"{shorten_path(path)}: {error}") from None
-    dataset = place_of_run(config.dataset, config.output_dir, path.parent)
-    return dataclasses.replace(config, dataset=dataset)
 
 
 def _read_yaml(text: str) -> Any:

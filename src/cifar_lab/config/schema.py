@@ -45,26 +45,19 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse_as(cls: type[T], data: Any, path: str, *, finite: bool = True) -> T:
-    """Turn plain containers into a dataclass; `path` is where they stand.
-
-    A dataclass, or a component, may have a method `check(path)`, which raises UsageError where its
-    values contradict each other. `finite`: numbers must not be nan or infinite.
-    """
-    parsed: T = convert(cls, data, path, finite=finite)
-    return parsed
-
-
-def convert(kind: Any, value: Any, path: str, *, finite: bool = True) -> Any:
-    """Return `value` as `kind`, any type hint of plain values; UsageError if it is something else.
+def parse_as(kind: type[T], value: Any, path: str, *, finite: bool = True) -> T:
+    """Return `value` as `kind`, a dataclass or any type hint; UsageError if it is something else.
 
     This is the one type checker of the package: for configs, for the arguments of targets, and for
-    files that a run left. A whole number counts as a float, and 2.0 as a whole number.
+    files that a run left. A whole number counts as a float, and 2.0 as a whole number. `path` is
+    where the value stands. A dataclass may have a method `check(path)`, which raises UsageError
+    where its values contradict each other. `finite`: numbers must not be nan or infinite.
     """
     from pydantic import ValidationError
 
     try:
-        (parsed,) = adapter(kind, finite).validate_python([value])
+        parsed: T
+        (parsed,) = _adapter(typing.cast(Any, kind), finite).validate_python([value])
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]
         raise _explain(kind, value, path, problem["type"], problem["loc"][1:]) from None
@@ -73,11 +66,17 @@ def convert(kind: Any, value: Any, path: str, *, finite: bool = True) -> Any:
 
 
 @functools.cache  # building one takes longer than reading a config with it
-def adapter(kind: Any, finite: bool = True) -> "TypeAdapter[Any]":
+def _adapter(kind: Any, finite: bool = True) -> "TypeAdapter[Any]":
     """Return pydantic's reader of a list of `kind`: a dataclass alone would not take a config."""
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(list[kind], config=ConfigDict(extra="forbid", allow_inf_nan=not finite))
+
+
+def json_schema(cls: type) -> dict[str, Any]:
+    """Return the JSON schema of a dataclass; targets are free, since any code may be one."""
+    definitions = _adapter(cls).json_schema()["$defs"]
+    return {**definitions.pop(cls.__name__), "$defs": definitions}
 
 
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.config.schema import TargetConfig, convert
+from cifar_lab.config.schema import TargetConfig, parse_as
 from cifar_lab.errors import (
     RunFailed,
     Stopped,
@@ -105,7 +105,7 @@ def bind(target_config: TargetConfig, role: str, injected: Mapping[str, Any]) ->
             guess = did_you_mean(name, known) or takes
             raise UsageError(f"there is no setting {shorten(full)}{guess}")
         if name in parameters:
-            arguments[name] = convert(_kind_of(parameters[name]), value, full)
+            arguments[name] = parse_as(_kind_of(parameters[name]), value, full)
     supplied = {k: v for k, v in injected.items() if k in parameters or open_ended}
     missing = [
         n

@@ -20,7 +20,8 @@ def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcom
 
     `argv` is the command line that the request is from. After a signal, `stop.signal` is set.
     """
-    flags = parse_command_line(argv).config_flags
+    config_dir = parse_command_line(argv).config_dir
+    flags = [] if config_dir is None else ["--config-dir", config_dir]
 
     def cell_of(lines: Sequence[str]) -> Cell:
         (cell,) = sweep_cells([compose_checked([*flags, *request.fixed, *lines]).runs[0].config])

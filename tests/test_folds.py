@@ -131,9 +131,7 @@ def test_folds_that_are_missing_and_seeds_among_them_are_noted(tmp_path: Path) -
     make_folds(tmp_path, 0.1, 0.6, folds=3)
     collection = collection_of(tmp_path)
     short, mixed = sorted(collection.groups, key=lambda setting: len(setting.runs))
-    notes = "\n".join(collection.notes)
-    assert "5 folds, 2 seeds." in notes
-    assert "its means are over 3 of 5 folds" in notes
+    assert "its means are over 3 of 5 folds" in "\n".join(collection.notes)
     found = mixed.interval("best_val_accuracy")
     assert found is not None
     assert found.low is not None

@@ -11,6 +11,7 @@ from cifar_lab import cli
 from cifar_lab.analysis import reproduction
 from cifar_lab.analysis.reproduction import ReportExperiment, Row
 from cifar_lab.config import groups
+from cifar_lab.config.identity import address
 from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Unavailable, UsageError, did_you_mean
@@ -96,23 +97,17 @@ def read_experiment(
     device: str = "auto",
     config_dir: Path | None = None,
 ) -> ReportExperiment:
-    """Compose an experiment's cells, with seed 0, under the protocol to judge and the sound one."""
+    """Compose an experiment's cells; where seeds are an axis of it, each with the first."""
     from cifar_lab.training.preflight import compose_checked
 
-    line = [f"experiment={name}", f"device={device}", f"output_dir={output_dir}", "-m"]
-    if config_dir is not None:
-        line += ["--config-dir", str(config_dir)]
-
-    def cells(protocol: str) -> tuple[RunConfig, ...]:
-        """Return its configurations; where seeds are an axis of it, each with the first."""
-        first: dict[str, RunConfig] = {}
-        for run in compose_checked([*line, f"protocol={protocol}"]).runs:
-            first.setdefault(reproduction.recipe(run.config), run.config)
-        return tuple(first.values())
-
-    judged, sound = cells(protocol), cells("sound")
-    report = read_report(judged[0].study.report or "", config_dir)
-    return ReportExperiment(name, judged, sound, report)
+    line = [f"experiment={name}", f"protocol={protocol}", f"device={device}", "-m"]
+    line += [f"output_dir={output_dir}"]
+    line += [] if config_dir is None else ["--config-dir", str(config_dir)]
+    first: dict[str, RunConfig] = {}
+    for run in compose_checked(line).runs:
+        first.setdefault(reproduction.recipe(run.config), run.config)
+    configs = tuple(first.values())
+    return ReportExperiment(name, configs, read_report(configs[0].study.report or "", config_dir))
 
 
 def _listing(names: Sequence[str], output_dir: Path, config_dir: Path | None) -> str:
@@ -163,15 +158,7 @@ def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:
         for config in needed.values()
         for seed in range(arguments.seeds)
     ]
-    labels = {
-        reproduction.recipe(config): row.experiment.label(config)
-        for row in asked
-        for config in row.experiment.configs
-    }
-    lines = [
-        [f"experiment={c.name}", f"run={labels[reproduction.recipe(c)]}", f"seed={c.seed}"]
-        for c in configs
-    ]
+    lines = [[f"experiment={config.name}", address(config).name] for config in configs]
     with Stop().installed() as stop:
         outcomes = run_all(
             sweep_cells(configs, lines),

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics, texts
-from cifar_lab.analysis.contrasts import CannotJudge, Difference, Sample, contrast, pooled, residual
+from cifar_lab.analysis.contrasts import CannotJudge, Difference, contrast, pooled, residual
 from cifar_lab.analysis.grouping import collect, same_pictures
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.power import Family
 from cifar_lab.analysis.run_differences import config_differences
 from cifar_lab.analysis.seed_groups import SeedGroup, pooled_in
 from cifar_lab.errors import RunFailed, UsageError, listing
-from cifar_lab.runs.metrics import wilson_interval
 from cifar_lab.runs.text import Table
 
 SCORES = (
@@ -21,7 +20,10 @@ SCORES = (
     *("best_epoch", "epochs", "final_train_accuracy"),
     *("test_accuracy", "test_accuracy_last", "test_loss", "parameters", "seconds_per_epoch"),
 )
-TESTED = ("test_accuracy", "best_val_accuracy")
+TESTED = {"test_accuracy": "test", "best_val_accuracy": "validation"}
+"""The scores whose difference is judged, and the images that they are measured on."""
+
+Cells = Sequence[tuple[SeedGroup, SeedGroup]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Comparison:
     metric, where something can be said.
     """
 
-    cells: Sequence[tuple[SeedGroup, SeedGroup]]
+    cells: Cells
     configs: Table
     scores: Table
     sentences: Sequence[str]
@@ -63,20 +65,20 @@ def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:
         )
     cells = _cells(a, b)
     differences: dict[str, Difference] = {}
-    reasons = {name: why for name in TESTED if (why := _judge(cells, name, differences))}
+    sentences = _which_runs(cells)
+    for name, images in TESTED.items():
+        try:
+            differences[name] = _difference(cells, name)
+            sentences.append(_basis(cells, name, differences[name]))
+        except CannotJudge as error:
+            sentences.append(f"No test on the {images} images: {error}.")
     one_each = len(a) == len(b) == 1
     configs = config_differences(cells[0][0].runs[0], cells[0][1].runs[0], replicates=one_each)
-    rows = [_score(cells, name, differences) for name in SCORES]
-    scores = Table(["metric", "A", "B", "B - A", "verdict"], [row for row in rows if any(row[1:3])])
-    sentences = [*_sentences(cells, differences, reasons)]
-    if one_each:
-        names = {name for name, *_ in configs} - {"threads"}
-        if names == {"seed"}:
-            sentences.append(
-                "They differ in their seed alone: what differs between them is chance."
-            )
-        elif names == {"split.fold"}:
-            sentences.append("They are folds of one configuration: what differs is chance.")
+    if one_each and {name for name, *_ in configs} - {"threads"} in ({"seed"}, {"split.fold"}):
+        what = "fold" if a[0].config.seed == b[0].config.seed else "seed"
+        sentences.append(f"They differ in their {what} alone: what differs between them is chance.")
+    rows = [row for name in SCORES if any((row := _score(cells, name, differences))[1:3])]
+    scores = Table(["metric", "A", "B", "B - A", "verdict"], rows)
     return Comparison(cells, Table(["key", "A", "B"], configs), scores, sentences, differences)
 
 
@@ -102,51 +104,44 @@ def _cells(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> list[tuple[SeedGroup
     return pairs
 
 
-def _judge(
-    cells: Sequence[tuple[SeedGroup, SeedGroup]], name: str, differences: dict[str, Difference]
-) -> str:
-    """Add the difference of a metric; return the reason where there is none."""
-    split = "test" if run_metrics.is_test(name) else "validation"
-    samples: list[list[Sample]] = [[], []]
-    for label, of_side, place in zip("AB", samples, (0, 1), strict=True):
-        for group in (pair[place] for pair in cells):
-            sample = group.sample(name)
-            damaged = [text for run in group.runs for text in run.problems if "damaged" in text]
-            if damaged:
-                raise RunFailed(damaged[0])
-            if sample is None:
-                hint = f"; python -m cifar_lab.evaluate {group.runs[0].run.path} makes them"
-                return f"{label} has no {split} predictions{hint * (split == 'test')}"
-            of_side.append(sample)
-    a, b = samples
+def _difference(cells: Cells, name: str) -> Difference:
+    """Return the difference of a metric; CannotJudge with the reason where there is none."""
+    sides = []
+    for label, groups in zip("AB", zip(*cells, strict=True), strict=True):
+        samples = [group.sample(name) for group in groups]
+        damaged = [text for g in groups for r in g.runs for text in r.problems if "damaged" in text]
+        if damaged:
+            raise RunFailed(damaged[0])
+        side = [sample for sample in samples if sample is not None]
+        if len(side) < len(samples):
+            hint = f"; python -m cifar_lab.evaluate {groups[0].runs[0].run.path} makes them"
+            where = TESTED[name]
+            raise CannotJudge(f"{label} has no {where} predictions{hint * (where == 'test')}")
+        sides.append(side)
+    a, b = sides
+    deviation = pooled([*a, *b]) if len(cells) == 1 else residual([*a, *b])
     try:
-        deviation = pooled([*a, *b]) if len(cells) == 1 else residual([*a, *b])
-        differences[name] = contrast(b, a, deviation)
+        return contrast(b, a, deviation)
     except CannotJudge as error:
-        if split == "test" and "different images" in str(error):
+        if name == "test_accuracy" and "different images" in str(error):
             raise UsageError(
                 f"{' and '.join(str(group.runs[0].run.path) for group in cells[0])} cannot be "
                 f"compared: {error}; take runs of the same dataset and test split"
             ) from None
-        return str(error)
-    return ""
+        raise
 
 
-def _score(
-    cells: Sequence[tuple[SeedGroup, SeedGroup]], name: str, differences: dict[str, Difference]
-) -> list[str]:
+def _score(cells: Cells, name: str, differences: dict[str, Difference]) -> list[str]:
     """Return a row of the table: a score of A and of B, the difference, what it is worth."""
     shown, means = [], []
-    for side in ([pair[0] for pair in cells], [pair[1] for pair in cells]):
-        values = [mean for group in side if (mean := group.mean(name)) is not None]
-        whole = len(values) == len(side)
+    for groups in zip(*cells, strict=True):
+        values = [mean for group in groups if (mean := group.mean(name)) is not None]
+        whole = len(values) == len(groups)
         means.append(sum(values) / len(values) if whole else None)
-        if whole and len(side) == 1:
-            shown.append(_interval_text(side[0], name))
-        else:
-            shown.append(run_metrics.show(name, means[-1]) if whole else "")
-    found = differences.get(name)
-    if found is not None:
+        one = run_metrics.show_interval(name, groups[0].interval(name))
+        several = run_metrics.show(name, means[-1])
+        shown.append((one if len(groups) == 1 else several) if whole else "")
+    if found := differences.get(name):
         said = texts.say(name, found)
         would_show = f"; {said.would_show} would show" * bool(said.would_show)
         verdict = f"{said.verdict} ({said.p}){would_show}"
@@ -156,21 +151,8 @@ def _score(
     return [run_metrics.in_words(name), *shown, run_metrics.show_difference(name, off), ""]
 
 
-def _interval_text(group: SeedGroup, name: str) -> str:
-    """Return a score with its interval: over the runs, or of one run over the test images."""
-    interval = group.interval(name)
-    assert interval is not None
-    images = group.finished[0].summary.test_size if group.finished else None
-    if interval.n == 1 and run_metrics.is_test(name) and "accuracy" in name and images:
-        return run_metrics.show_within(name, interval.mean, wilson_interval(interval.mean, images))
-    return run_metrics.show_interval(name, interval)
-
-
-def _sentences(
-    cells: Sequence[tuple[SeedGroup, SeedGroup]],
-    differences: dict[str, Difference],
-    reasons: dict[str, str],
-) -> list[str]:
+def _which_runs(cells: Cells) -> list[str]:
+    """Return over what the means are taken, and which seeds and folds one side lacks."""
     lines = []
     if len(cells) > 1:
         lines.append(
@@ -185,28 +167,17 @@ def _sentences(
         }
         if missing:
             lines.append(f"{label} lacks what the other has: {listing(sorted(missing))}.")
-    for name in TESTED:
-        words = "test" if run_metrics.is_test(name) else "validation"
-        if name in reasons:
-            lines.append(f"No test on the {words} images: {reasons[name]}.")
-        if name in differences:
-            lines.append(_of_difference(cells, name, differences[name]))
     return lines
 
 
-def _of_difference(
-    cells: Sequence[tuple[SeedGroup, SeedGroup]], name: str, found: Difference
-) -> str:
+def _basis(cells: Cells, name: str, found: Difference) -> str:
     """Return what a difference rests on, and what would be needed where it shows nothing."""
     title = run_metrics.in_words(name).capitalize()
     text = f"{title}: 95 % interval {texts.basis(name, found)}."
-    if found.covers == "images":
-        a, b = (group.sample(name) for group in cells[0])
-        if a is not None and b is not None and a.right is not None and b.right is not None:
-            only_a, only_b = int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
-            text += f" A alone is right on {only_a:,} of them, B alone on {only_b:,}."
+    if found.alone is not None:
+        b, a = found.alone
+        text += f" A alone is right on {a:,} of them, B alone on {b:,}."
     elif not found.told_apart and found.covers != "folds" and len(cells) == 1:
-        deviation = pooled_in(cells[0], name)
-        gap = abs(found.value)
+        deviation, gap = pooled_in(cells[0], name), abs(found.value)
         text += f" {texts.seeds_text(name, gap, deviation, found.over_images, Family())}"
     return text

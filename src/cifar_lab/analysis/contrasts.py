@@ -126,7 +126,8 @@ class Difference:
     """A's mean minus B's: its standard error and degrees of freedom, and what it is judged by.
 
     `covers`: what varied, and so of what else than these runs it speaks;
-    `over_images`: the part of the variance that is between images, with its degrees of freedom.
+    `over_images`: the part of the variance that is between images, with its degrees of freedom;
+    `alone`: of two single runs, how many images A alone and B alone gets right.
     """
 
     value: float
@@ -135,6 +136,7 @@ class Difference:
     covers: str
     over_images: tuple[float, int] | None = None
     family: Family = field(default_factory=Family)
+    alone: tuple[int, int] | None = None
 
     @property
     def images(self) -> int:
@@ -195,7 +197,8 @@ def contrast(
     _check_images([*plus, *minus])
     family = family or Family()
     pair = len(plus) == len(minus) == 1
-    if pair and plus[0].folds is not None:
+    folds = plus[0].folds is not None
+    if pair and folds:
         plus, minus = _shared_folds(plus[0], minus[0])
         deviation = residual([*plus, *minus])
     value = _mean(plus) - _mean(minus)
@@ -203,7 +206,7 @@ def contrast(
     if pair and len(plus[0].values) == len(minus[0].values) == 1 and deviation is None:
         return _two_networks(plus[0], minus[0], family)
     parts: list[tuple[float, float]] = []
-    if pair and plus[0].folds is None:
+    if pair and not folds:
         for sample in (*plus, *minus):
             own = len(sample.values) > 1 and sample.variance > 0
             if not own and deviation is None:
@@ -213,7 +216,6 @@ def contrast(
     else:
         parts += _parts(plus, deviation) + _parts(minus, deviation)
         parts = [(math.fsum(part for part, _ in parts), parts[0][1])]
-    folds = plus[0].folds is not None
     covers = "folds" if folds else "seeds" if images is None else "seeds and images"
     error, degrees = welch([*parts, *([] if images is None or folds else [images])])
     return Difference(value, error, degrees, covers, images, family)
@@ -285,9 +287,8 @@ def _two_networks(a: Sample, b: Sample, family: Family) -> Difference:
     only_a, only_b = int((a.right & ~b.right).sum()), int((b.right & ~a.right).sum())
     centre = (only_a - only_b) / (images + 2)
     error = math.sqrt(((only_a + only_b + 1) / (images + 2) - centre**2) / (images + 2))
-    value = (only_a - only_b) / images
-    over_images = (error**2, images - 1)
-    return Difference(value, error, math.inf, "images", over_images, family)
+    value, between = (only_a - only_b) / images, (error**2, images - 1)
+    return Difference(value, error, math.inf, "images", between, family, (only_a, only_b))
 
 
 def seeds_needed(

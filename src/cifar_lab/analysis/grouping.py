@@ -36,8 +36,7 @@ def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
     axes = find_axes(runs)
     datasets, other_pictures = _name_datasets(runs)
     groups, notes = _groups_and_notes(runs, axes, datasets)
-    notes += other_pictures
-    collection = RunCollection(folder, axes, groups, {}, notes)
+    collection = RunCollection(folder, axes, groups, {}, notes + other_pictures)
     collection.notes += _fold_notes(collection)
     return collection
 
@@ -138,25 +137,12 @@ def _place_in_group(run: FoundRun) -> tuple[int, int, bool, str]:
 
 
 def _fold_notes(collection: RunCollection) -> list[str]:
-    """Say which groups lack folds or have several seeds in them, and where folds meet seeds."""
-    notes = []
-    repeated = [group for group in collection.groups if len(group.finished) > 1]
-    for group in repeated:
-        label, count = collection.label(group), len(group.finished_folds)
-        seeds = len({run.config.seed for run in group.finished})
-        if group.folds is not None and count < group.folds:
-            notes.append(f"{label}: its means are over {count} of {group.folds} folds.")
-        if group.folds is not None and seeds > 1:
-            notes.append(
-                f"{label}: {count} folds, {seeds} seeds. Its deviation is that of both; its "
-                "interval and its tests average the seeds of a fold."
-            )
-    if len({group.folds is None for group in repeated}) > 1:
-        notes.append(
-            "Some configurations were repeated over folds and others over seeds: their deviations "
-            "do not measure the same, and they cannot be tested against each other."
-        )
-    return notes
+    """Say which groups lack folds."""
+    return [
+        f"{collection.label(group)}: its means are over {count} of {group.folds} folds."
+        for group in collection.groups
+        if group.folds and 0 < (count := len(group.finished_folds)) < group.folds
+    ]
 
 
 def _key(run: FoundRun, axes: Sequence[str]) -> Key:

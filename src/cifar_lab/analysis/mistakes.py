@@ -29,19 +29,10 @@ class Mistake:
 
 def confident_mistakes(predictions: Predictions, count: int) -> list[Mistake]:
     """Return at most `count` mistakes of a run, the most confident first."""
-    probabilities = class_probabilities(predictions)
-    wrong = np.flatnonzero(predictions.predicted != predictions.labels)
-    order = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
-    return [
-        Mistake(
-            int(predictions.indices[i]),
-            int(predictions.labels[i]),
-            int(predictions.predicted[i]),
-            float(probabilities[i].max()),
-            float(probabilities[i, predictions.labels[i]]),
-        )
-        for i in wrong[order[:count]]
-    ]
+    p, guesses, labels = class_probabilities(predictions), predictions.predicted, predictions.labels
+    wrong = np.flatnonzero(guesses != labels)
+    places = wrong[np.argsort(-p[wrong].max(axis=1), kind="stable")[:count]]
+    return _mistakes(predictions, places, guesses, p, np.ones(len(p), int))
 
 
 def label_errors(each: Sequence[Predictions]) -> list[Mistake]:
@@ -54,7 +45,7 @@ def label_errors(each: Sequence[Predictions]) -> list[Mistake]:
     the label.
     """
     runs = [in_order(predictions) for predictions in each]
-    labels, indices = runs[0].labels, runs[0].indices
+    labels = runs[0].labels
     mean: Probabilities = np.mean([class_probabilities(run) for run in runs], axis=0)
     guesses = np.stack([run.predicted for run in runs])
     suspected = _confident_class(mean, labels)
@@ -62,16 +53,23 @@ def label_errors(each: Sequence[Predictions]) -> list[Mistake]:
     rows = np.arange(len(labels))
     margin = mean[rows, suspected] - mean[rows, labels]
     chosen = np.flatnonzero((suspected != labels) & (2 * votes > len(runs)))
+    places = chosen[np.argsort(-margin[chosen], kind="stable")]
+    return _mistakes(runs[0], places, suspected, mean, votes)
+
+
+def _mistakes(
+    of: Predictions, places: Integers, guesses: Integers, p: Probabilities, runs: Integers
+) -> list[Mistake]:
     return [
         Mistake(
-            int(indices[i]),
-            int(labels[i]),
-            int(suspected[i]),
-            float(mean[i, suspected[i]]),
-            float(mean[i, labels[i]]),
-            int(votes[i]),
+            int(of.indices[i]),
+            int(of.labels[i]),
+            int(guesses[i]),
+            float(p[i, guesses[i]]),
+            float(p[i, of.labels[i]]),
+            int(runs[i]),
         )
-        for i in chosen[np.argsort(-margin[chosen], kind="stable")]
+        for i in places
     ]
 
 

@@ -1,26 +1,18 @@
 """The experiments of the reports, and each figure that a report gives beside the runs for it."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import (
-    Candidate,
-    JudgedClaim,
-    match,
-    pooled,
-    reported,
-    values_of,
-)
+from cifar_lab.analysis.claims import Candidate, JudgedClaim, match, pooled, reported, values_of
 from cifar_lab.analysis.epoch_study import EpochStudy
-from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs, show_value
-from cifar_lab.analysis.statistics import MIN_VALUES, interval
+from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs
+from cifar_lab.analysis.statistics import MIN_VALUES
 from cifar_lab.analysis.verdicts import REFUTED, joint
-from cifar_lab.config.identity import identity
 from cifar_lab.config.reports import Claim, Report, ReportedExperiment
-from cifar_lab.config.run_config import RunConfig, flatten
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.text import Table, duration, markdown
@@ -31,15 +23,10 @@ _NOT_THE_RECIPE = ("seed", "device", "precision")
 
 @dataclass(frozen=True)
 class ReportExperiment:
-    """A report's experiment: its configs with seed 0, by the judged protocol and the sound one.
-
-    A report chooses its own protocol; the sound one takes validation images from the training set
-    and scores the test set once.
-    """
+    """A report's experiment: its configs, with seed 0, by the protocol that is judged."""
 
     name: str
     configs: tuple[RunConfig, ...]
-    sound: tuple[RunConfig, ...]
     report: Report
 
     @property
@@ -52,30 +39,13 @@ class ReportExperiment:
         """What the report says of it."""
         return self.report.experiments.get(self.name, ReportedExperiment())
 
-    def label(self, config: RunConfig) -> str:
-        """Return what tells one of its configs from the others, for a legend."""
-        options = [other.choices for other in self.configs]
-        groups = [g for g in config.choices if len({option.get(g) for option in options}) > 1]
-        flat = [flatten(identity(other)) for other in self.configs]
-        parts = [config.choices[group] for group in groups]
-        for key, value in flatten(identity(config)).items():
-            if key.partition(".")[0] not in groups and any(o.get(key) != value for o in flat):
-                parts.append(f"{key.removeprefix('optimizer.')} {show_value(value)}")
-        return ", ".join(parts) or self.name
-
 
 @dataclass(frozen=True)
 class Row:
-    """A claim of an experiment, judged, beside the figure under the sound protocol.
-
-    `sound`: empty without a run, or where the protocol that is judged is the sound one;
-    `same_as_sound`: the two protocols make the same run of it.
-    """
+    """A claim of an experiment, judged."""
 
     experiment: ReportExperiment
     judged: JudgedClaim
-    sound: Mapping[FoundRun, float]
-    same_as_sound: bool
 
     @property
     def claim(self) -> Claim:
@@ -86,11 +56,6 @@ class Row:
     def config(self) -> RunConfig:
         """The config, with seed 0, of the runs that judge it."""
         return self.judged.candidate.config
-
-    @property
-    def runs(self) -> tuple[FoundRun, ...]:
-        """Every run that the row quotes."""
-        return (*self.judged.runs, *self.sound)
 
     @property
     def configs(self) -> list[RunConfig]:
@@ -114,34 +79,22 @@ def rows(
     by_recipe: dict[str, dict[int, FoundRun]] = {}
     for run in runs:  # one run per seed, even where two devices computed it
         by_recipe.setdefault(recipe(run.config), {}).setdefault(run.config.seed, run)
-
-    def candidate(config: RunConfig) -> Candidate:
-        return Candidate(config, _by_seed(by_recipe.get(recipe(config), {})))
-
-    configs = [(e, config) for e in experiments for config in e.configs]
+    configs = [(experiment, config) for experiment in experiments for config in experiment.configs]
+    candidates = [Candidate(c, _by_seed(by_recipe.get(recipe(c), {}))) for _, c in configs]
+    reported_of = [experiment.reported for experiment, _ in configs]
     every = pooled(
-        [_at_fitted_length(candidate(config), e.reported, runs) for e, config in configs],
-        [e.reported.pool for e, _ in configs],
+        [_at_fitted_length(*pair, runs) for pair in zip(candidates, reported_of, strict=True)],
+        [reported.pool for reported in reported_of],
     )
-    candidates = iter(every)
-    result = []
-    for experiment in experiments:
-        own = [next(candidates) for _ in experiment.configs]
-        sounds = [candidate(config) for config in experiment.sound]
-        for claim in experiment.reported.claims:
-            if only is not None and not claim.name.startswith(only):
-                continue
-            sound = next((each for each in sounds if each.fits(claim.where)), None)
-            for measured in own:
-                judged = match(claim, measured, every)
-                if judged is None:
-                    continue
-                same = sound is not None and recipe(sound.config) == recipe(
-                    replace(measured.config, protocol=sound.config.protocol)
-                )
-                beside = sound.values(claim) if sound and not same and not claim.above else {}
-                result.append(Row(experiment, judged, beside, same))
-    return result
+    owners = [experiment for experiment, _ in configs]
+    return [
+        Row(experiment, judged)
+        for experiment in experiments
+        for claim in experiment.reported.claims
+        if only is None or claim.name.startswith(only)
+        for owner, candidate in zip(owners, every, strict=True)
+        if owner is experiment and (judged := match(claim, candidate, every)) is not None
+    ]
 
 
 def _at_fitted_length(
@@ -152,15 +105,9 @@ def _at_fitted_length(
     lengths = lengths_of(candidate.config, runs) if claim else {}
     if claim is None or not lengths:
         return candidate
-    by_seed = {
-        epochs: {
-            run.config.seed: value
-            for run, value in values_of(members, candidate.metric(claim)).items()
-        }
-        for epochs, members in lengths.items()
-    }
-    study = EpochStudy(claim, by_seed)
-    pool = tuple(lengths.values())
+    values = {e: values_of(runs, candidate.metric(claim)) for e, runs in lengths.items()}
+    by_seed = {e: {run.config.seed: v for run, v in of.items()} for e, of in values.items()}
+    study, pool = EpochStudy(claim, by_seed), tuple(lengths.values())
     return replace(candidate, runs=lengths[study.nearest], pool=pool, study=study)
 
 
@@ -196,7 +143,7 @@ def _but_for_epochs(config: RunConfig) -> str:
 
 def quoted(rows: Iterable[Row]) -> list[FoundRun]:
     """Return every run that the rows quote, once."""
-    return list({run.run.path: run for row in rows for run in row.runs}.values())
+    return list({run.run.path: run for row in rows for run in row.judged.runs}.values())
 
 
 def recipe(config: RunConfig) -> str:
@@ -214,7 +161,7 @@ def by_report(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def table(rows: Iterable[Row]) -> str:
     """Return a Markdown table with a line for each row."""
-    header = ("figure", "reported", "measured", "n", "protocol", "sound", "verdict", "source")
+    header = ("figure", "reported", "measured", "n", "protocol", "verdict", "source")
     return Table(header, [_line(row) for row in rows]).markdown()
 
 
@@ -223,21 +170,12 @@ def _line(row: Row) -> tuple[str, ...]:
     verdict = str(judged.verdict)
     if judged.verdict.word in REFUTED and claim.suspected:
         verdict += f"; suspected: {claim.suspected}"
-    limits = run_metrics.bounds(claim.metric)
-    sound = run_metrics.show_interval(claim.metric, interval(list(row.sound.values()), limits))
-    if row.sound:
-        sound += f" (n = {len(row.sound)})"
-    if row.same_as_sound:
-        sound = "the same"
-    if row.config.protocol == "sound":
-        sound = "this one"
     return (
         claim.name,
         reported(claim),
         run_metrics.show_interval(claim.metric, judged.interval),
         str(len(judged.values)),
         row.config.protocol,
-        sound,
         verdict,
         "; ".join(filter(None, [claim.says, claim.source, claim.note])),
     )

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 from cifar_lab.analysis.statistics import Interval
 from cifar_lab.errors import UsageError, did_you_mean
@@ -10,9 +10,30 @@ from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
 
-Metric = Callable[[RunDir, RunSummary, Sequence[EpochMetrics]], float | None]
+_OF_SUMMARY = (
+    *("best_val_accuracy", "best_val_loss", *(f"best_{name}" for name in BY_CLASS), "best_epoch"),
+    *("epochs", "test_accuracy", "test_accuracy_last", "test_loss", "parameters"),
+    "expected_calibration_error",
+)
+_OF_EPOCHS = (
+    *(f"{split}_{what}" for split in ("train", "val", "test") for what in ("loss", "accuracy")),
+    *BY_CLASS,
+)
+_NAMES = (
+    *_OF_SUMMARY,
+    *(f"{moment}_{column}" for moment in ("first", "final") for column in _OF_EPOCHS),
+    *("macro_precision", "macro_recall", "macro_f1", "feature_knn_accuracy", "feature_silhouette"),
+    *("best_val_loss_epoch", "fall_train_loss", "fall_val_loss", "rise_train_accuracy"),
+    *("final_accuracy_gap", "seconds_per_epoch"),
+)
+"""`best_val_`: of the epoch that `training.monitor` chose. `first_`, `final_`: of the first and the
+last epoch; `test_` ones of an epoch exist where the study watched the test set, and those of
+balanced accuracy and macro F1 where the run monitors one of them. `macro_`: mean over the classes,
+of the test predictions. `feature_`: how well the features keep the classes apart.
+`fall_`, `rise_`: from the first epoch to the last. `final_accuracy_gap`: the last epoch's accuracy
+on the training images minus that on the test images."""
 
-PARAMETRIZED = {
+_NUMBERS = {
     **dict.fromkeys(("class_precision", "class_recall", "class_f1"), 1),
     **dict.fromkeys(("lowest_recall", "highest_recall", "recall_gap"), 2),
     **dict.fromkeys(("val_accuracy_from", "reduction_to"), 1),
@@ -23,109 +44,17 @@ recall are of classes: the lower and the higher of two, and how far both are bel
 the learning rate is so low."""
 
 
-def _of_summary(field: str) -> Metric:
-    return lambda run, summary, history: getattr(summary, field)
-
-
-def _of_entry(field: str, name: str) -> Metric:
-    return lambda run, summary, history: getattr(summary, field).get(name)
-
-
-def _of_epoch(column: str, index: int) -> Metric:
-    return lambda run, summary, history: getattr(history[index], column) if history else None
-
-
-def _macro(kind: str) -> Metric:
-    def mean(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
-        values = class_scores(run, summary)[kind]
-        return sum(values) / len(values) if values else None
-
-    return mean
-
-
-def _change(column: str, sign: int) -> Metric:
-    """Return how far a column fell (-1) or rose (1) from the first epoch to the last."""
-    first, final = _of_epoch(column, 0), _of_epoch(column, -1)
-
-    def change(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
-        start, end = first(run, summary, history), final(run, summary, history)
-        return None if start is None or end is None else sign * (end - start)
-
-    return change
-
-
-def _gap(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
-    """Return the last epoch's accuracy on the training images minus that on the test images."""
-    test = history[-1].test_accuracy if history else None
-    return None if test is None else history[-1].train_accuracy - test
-
-
-def _seconds(run: RunDir, summary: RunSummary, history: Sequence[EpochMetrics]) -> float | None:
-    return sum(row.seconds for row in history) / len(history) if history else None
-
-
-_MOMENTS = (("first", 0), ("final", -1))
-
-METRICS: dict[str, Metric] = {
-    **{
-        name: _of_summary(name)
-        for name in (
-            *("best_val_accuracy", "best_val_loss", *(f"best_{name}" for name in BY_CLASS)),
-            *("best_epoch", "epochs"),
-            *("test_accuracy", "test_accuracy_last", "test_loss", "parameters"),
-            "expected_calibration_error",
-        )
-    },
-    **{
-        f"{moment}_{split}_{quantity}": _of_epoch(f"{split}_{quantity}", index)
-        for moment, index in _MOMENTS
-        for split in ("train", "val", "test")
-        for quantity in ("loss", "accuracy")
-    },
-    **{
-        f"{moment}_{name}": _of_epoch(name, index)
-        for moment, index in _MOMENTS
-        for name in BY_CLASS
-    },
-    **{f"macro_{kind}": _macro(kind) for kind in ("precision", "recall", "f1")},
-    **{f"feature_{name}": _of_entry("separation", name) for name in ("knn_accuracy", "silhouette")},
-    "best_val_loss_epoch": _of_entry("diagnosis", "best_val_loss_epoch"),
-    "fall_train_loss": _change("train_loss", -1),
-    "fall_val_loss": _change("val_loss", -1),
-    "rise_train_accuracy": _change("train_accuracy", 1),
-    "final_accuracy_gap": _gap,
-    "seconds_per_epoch": _seconds,
-}
-"""`best_val_`: of the epoch that `training.monitor` chose. `first_`, `final_`: of the first and the
-last epoch; `test_` ones of an epoch exist where the study watched the test set, and those of
-balanced accuracy and macro F1 where the run monitors one of them. `macro_`: mean over the classes,
-of the test predictions. `feature_`: how well the features keep the classes apart.
-`fall_`, `rise_`: from the first epoch to the last."""
-
-
 def check(name: str) -> None:
     """UsageError unless `name` is a metric."""
-    if name in METRICS or _parametrized(name) is not None:
+    kind, *numbers = name.split(":")
+    form = r"\d*\.?\d+(e-\d+)?" if kind == "reduction_to" else r"\d+"
+    whole = all(re.fullmatch(form, number) for number in numbers)
+    if name in _NAMES or (numbers and whole and len(numbers) == _NUMBERS.get(kind)):
         return
-    known = [*METRICS, *(kind + ":<number>" * count for kind, count in PARAMETRIZED.items())]
+    known = [*_NAMES, *(kind + ":<number>" * count for kind, count in _NUMBERS.items())]
     raise UsageError(
         f"there is no metric {name[:80]}{did_you_mean(name, known)}; there are {', '.join(known)}"
     )
-
-
-def _parametrized(name: str) -> tuple[str, list[float]] | None:
-    """Return the kind and the numbers of `class_recall:3` or `reduction_to:0.0001`."""
-    kind, *numbers = name.split(":")
-    if not numbers or len(numbers) != PARAMETRIZED.get(kind):
-        return None
-    whole = kind != "reduction_to"
-    if not all(n.isdecimal() if whole else _is_number(n) for n in numbers):
-        return None
-    return kind, [float(number) for number in numbers]
-
-
-def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).replace("e-", "", 1).isdecimal()
 
 
 def of_run(
@@ -136,42 +65,59 @@ def of_run(
     UsageError for an unknown name, RunFailed for a damaged report.
     """
     check(name)
-    kind, numbers = _parametrized(name) or (name, [])
-    if kind in METRICS:
-        value = METRICS[name](run, summary, history)
-    elif kind == "val_accuracy_from":
-        late = [row.val_accuracy for row in history[int(numbers[0]) - 1 :]]
-        known = [accuracy for accuracy in late if accuracy is not None]
-        value = sum(known) / len(known) if known else None
-    elif kind == "reduction_to":
-        low = [row.epoch for row in history if row.learning_rate <= numbers[0] * (1 + 1e-9)]
-        value = low[0] - 1 if low else None
-    else:
-        value = _of_classes(kind, [int(n) for n in numbers], class_scores(run, summary))
+    kind, *numbers = name.split(":")
+    value: float | None = None
+    if kind in _OF_SUMMARY:
+        value = getattr(summary, kind)
+    elif kind == "best_val_loss_epoch":
+        value = summary.diagnosis.get(kind)
+    elif kind.startswith("feature_"):
+        value = summary.separation.get(kind.removeprefix("feature_"))
+    elif kind.startswith(("macro_", "class_")) or "recall" in kind:
+        value = _of_classes(kind, [int(n) for n in numbers], run)
+    elif history:
+        value = _of_history(kind, [float(n) for n in numbers], history)
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def _of_classes(
-    kind: str, classes: Sequence[int], scores: Mapping[str, Sequence[float]]
+def _of_history(
+    kind: str, numbers: Sequence[float], history: Sequence[EpochMetrics]
 ) -> float | None:
-    if kind.startswith("class_"):
-        values = scores[kind.removeprefix("class_")]
-        return values[classes[0]] if classes[0] < len(values) else None
-    recall = scores["recall"]
-    if max(classes) >= len(recall):
+    first, last = history[0], history[-1]
+    if kind == "seconds_per_epoch":
+        return sum(row.seconds for row in history) / len(history)
+    if kind == "final_accuracy_gap":
+        return None if last.test_accuracy is None else last.train_accuracy - last.test_accuracy
+    if kind == "val_accuracy_from":
+        late = [row.val_accuracy for row in history[int(numbers[0]) - 1 :]]
+        known = [accuracy for accuracy in late if accuracy is not None]
+        return sum(known) / len(known) if known else None
+    if kind == "reduction_to":
+        low = [row.epoch for row in history if row.learning_rate <= numbers[0] * (1 + 1e-9)]
+        return low[0] - 1 if low else None
+    moment, _, column = kind.partition("_")
+    start: float | None = getattr(first, column)
+    end: float | None = getattr(last, column)
+    if moment in ("first", "final"):
+        return start if moment == "first" else end
+    if start is None or end is None:
         return None
-    chosen = [recall[number] for number in classes]
-    others = [value for number, value in enumerate(recall) if number not in classes]
+    return end - start if moment == "rise" else start - end
+
+
+def _of_classes(kind: str, classes: Sequence[int], run: RunDir) -> float | None:
+    """Return a score of the test predictions by class; it is 0 where it is undefined."""
+    score = kind.rpartition("_")[2] if kind.startswith(("macro_", "class_")) else "recall"
+    values = [float(row["f1-score" if score == "f1" else score]) for row in run.read_report()]
+    if not values or max(classes, default=0) >= len(values):
+        return None
+    if kind.startswith("macro_"):
+        return sum(values) / len(values)
+    chosen = [values[number] for number in classes]
+    others = [value for number, value in enumerate(values) if number not in classes]
     if kind == "recall_gap":
         return min(others) - max(chosen) if others else None
-    return min(chosen) if kind == "lowest_recall" else max(chosen)
-
-
-def class_scores(run: RunDir, summary: RunSummary) -> dict[str, list[float]]:
-    """Return precision, recall and f1 of each class on the test images; 0 where undefined."""
-    rows = run.read_report()
-    columns = {"precision": "precision", "recall": "recall", "f1": "f1-score"}
-    return {kind: [row[column] for row in rows] for kind, column in columns.items()}
+    return max(chosen) if kind == "highest_recall" else min(chosen)
 
 
 def higher_is_better(name: str) -> bool:

@@ -62,18 +62,20 @@ class SeedGroup:
         Over folds, mean and interval are those of the means of the folds.
         """
         if name not in self._intervals:
-            known = [(r, v) for r in self.finished if (v := r.metric(name)) is not None]
-            bounds = run_metrics.bounds(name)
-            found = interval([value for _, value in known], bounds)
+            sample, bounds = self._values(name), run_metrics.bounds(name)
+            found = interval(sample.values, bounds)
             if found is not None and self.folds is not None:
-                values, replicates = zip(*((v, run.replicate) for run, v in known), strict=True)
-                folds = sorted({fold or 0 for _, fold in replicates})
-                means = Sample(values, replicates, folds=self.folds).over_folds(folds)
+                means = sample.over_folds(sorted({fold or 0 for _, fold in sample.replicates}))
                 over = interval(means.values, bounds, means.share)
                 assert over is not None
                 found = dataclasses.replace(found, mean=over.mean, low=over.low, high=over.high)
             self._intervals[name] = found
         return self._intervals[name]
+
+    def _values(self, name: str) -> Sample:
+        known = [(run, value) for run in self.finished if (value := run.metric(name)) is not None]
+        replicates = tuple(run.replicate for run, _ in known)
+        return Sample(tuple(value for _, value in known), replicates, folds=self.folds)
 
     def mean(self, name: str) -> float | None:
         """Return the mean of a metric over the finished runs."""
@@ -85,20 +87,17 @@ class SeedGroup:
 
         With the images that it was measured on, where the runs' predictions of them are stored.
         """
-        known = [(run, value) for run in self.finished if (value := run.metric(name)) is not None]
-        if not known:
-            return None
-        values = tuple(value for _, value in known)
-        replicates = tuple(run.replicate for run, _ in known)
-        where = run_metrics.measured_on(name)
-        scored = [run.scored(*where) for run, _ in known] if where else []
-        there = [each for each in scored if each is not None]
-        images = {each.images for each in there}
-        if self.folds is not None or len(images) != 1:
-            return Sample(values, replicates, folds=self.folds)
-        whole = len(there) == len(known) and run_metrics.counts_images(name)
-        right = np.stack([each.right for each in there]) if whole else None
-        return Sample(values, replicates, images.pop(), right)
+        sample, where = self._values(name), run_metrics.measured_on(name)
+        if where is None or self.folds is not None or not sample.values:
+            return sample if sample.values else None
+        runs = [run for run in self.finished if run.metric(name) is not None]
+        there = [scored for run in runs if (scored := run.scored(*where)) is not None]
+        images = {scored.images for scored in there}
+        if len(images) != 1:
+            return sample
+        whole = len(there) == len(runs) and run_metrics.counts_images(name)
+        right = np.stack([scored.right for scored in there]) if whole else None
+        return dataclasses.replace(sample, images=images.pop(), right=right)
 
     @property
     def is_tied(self) -> bool:
@@ -188,24 +187,21 @@ class RunCollection:
 
     def label(self, group: SeedGroup) -> str:
         """Return a group's name: the values of its main axes."""
-        parts = (f"{self.axes[i]}={group.key[i]}" for i in self.main_axes)
-        return ", ".join([*parts, *self._which_images(group)]) or "the one configuration"
+        return self._name(group, [f"{self.axes[i]}={group.key[i]}" for i in self.main_axes])
 
     def short_label(self, group: SeedGroup) -> str:
         """Return a group's name for a legend: options alone, keys by their last part."""
         parts = []
-        for i in self.main_axes:
-            names = self.axes[i].removesuffix("._target_").split(".")
-            value = group.key[i]
-            if self.axes[i].endswith("._target_"):
-                value = value.rpartition(".")[2]
-            parts.append(f"{names[-1]} {value}" if "." in self.axes[i] else value)
-        return ", ".join([*parts, *self._which_images(group)]) or "the one configuration"
+        for axis, value in ((self.axes[i], group.key[i]) for i in self.main_axes):
+            key = axis.removesuffix("._target_")
+            value = value.rpartition(".")[2] if key != axis else value
+            parts.append(f"{key.rpartition('.')[2]} {value}" if "." in axis else value)
+        return self._name(group, parts)
 
-    def _which_images(self, group: SeedGroup) -> list[str]:
-        """Return the name of a group's dataset where the axes do not say it."""
+    def _name(self, group: SeedGroup, parts: Sequence[str]) -> str:
+        """Return a group's name, with that of its dataset where the axes do not say it."""
         names = {other.dataset for other in self.groups if other.key == group.key}
-        return [group.dataset] if len(names) > 1 else []
+        return ", ".join([*parts, *[group.dataset] * (len(names) > 1)]) or "the one configuration"
 
     def select(self, words: str) -> list[SeedGroup]:
         """Return the groups that `optimizer=adam,lr=0.01` describes; UsageError if none does.

@@ -70,16 +70,12 @@ def interval(
     if n > 1:
         std = math.sqrt(variance(ordered))
         if n >= MIN_VALUES and std:
-            half = t_quantile(n - 1) * std * math.sqrt(share or 1 / n)
+            from scipy import special
+
+            quantile = float(special.stdtrit(n - 1, 1 - LEVEL / 2))
+            half = quantile * std * math.sqrt(share or 1 / n)
             low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
     return Interval(n, mean, std, low, high, ordered[0], ordered[-1])
-
-
-def t_quantile(degrees: float) -> float:
-    """Return the quantile of Student's t that bounds the middle 95 %."""
-    from scipy import special
-
-    return float(special.stdtrit(degrees, 1 - LEVEL / 2))
 
 
 def in_order(predictions: Predictions) -> Predictions:

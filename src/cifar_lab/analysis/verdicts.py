@@ -52,9 +52,6 @@ class Verdict:
         return f"{self.word} ({self.reason})" if self.reason else self.word
 
 
-NOT_MEASURED = Verdict("not measured yet")
-
-
 @dataclass(frozen=True)
 class Estimate:
     """How far a measured mean is off a reference, with the variance of that, and of a single run.
@@ -101,14 +98,13 @@ def pooled_deviation(groups: Sequence[Mapping[Any, float]]) -> Deviation | None:
     (the last epoch) do not say how much runs vary. None where no group is left.
     """
     groups = [group for group in groups if len(set(group.values())) > 1]
-    names = [(group, unit) for group, values in enumerate(groups) for unit in values]
-    values = np.array([value for group in groups for value in group.values()], dtype=np.float64)
     if not groups:
         return None
+    rows = [(g, unit, value) for g, of in enumerate(groups) for unit, value in of.items()]
+    values = np.array([value for *_, value in rows])
     degrees = len(values) - len(groups)
     # a[i, j]: subtracts the mean of the group; k[i, j]: whether i and j are one unit
-    same = np.array([[a == b for b, _ in names] for a, _ in names], dtype=np.float64)
-    k = np.array([[a == b for _, b in names] for _, a in names], dtype=np.float64)
+    same, k = (np.array([[p[i] == q[i] for q in rows] for p in rows], float) for i in (0, 1))
     a = np.eye(len(values)) - same / same.sum(axis=1, keepdims=True)
     residuals = a @ values
     variance = float(residuals @ residuals) / degrees
@@ -141,7 +137,7 @@ def judge(
     contradicted, if the 95 % interval of the difference lies on one side. All else is inconclusive.
     """
     if not values or (claim.above and claim.value is None and not others):
-        return NOT_MEASURED
+        return Verdict("not measured yet")
     if claim.not_judged:
         return Verdict("not judged", claim.not_judged)
     if missing:

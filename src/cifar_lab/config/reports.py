@@ -108,9 +108,9 @@ class Report:
     experiments: dict[str, ReportedExperiment] = setting(factory=dict)
 
 
-def reported_of(config: RunConfig, config_dir: str | Path | None = None) -> ReportedExperiment:
+def reported_of(config: RunConfig) -> ReportedExperiment:
     """Return what a run's report says of its experiment; nothing where no file says it."""
-    report = read_report(config.study.report or "", config_dir)
+    report = read_report(config.study.report or "")
     experiment = config.choices.get("experiment", config.name)
     return report.experiments.get(experiment, ReportedExperiment())
 

@@ -99,6 +99,15 @@ def test_runs_are_linked_with_their_pictures(tmp_path: Path) -> None:
         assert (tmp_path / unquote(address)).exists()
 
 
+def test_a_warning_of_several_seeds_is_said_once(tmp_path: Path) -> None:
+    for seed in range(2):
+        warning = f"the accuracy 9{seed}.5 % is measured on 144 images"
+        make_run(tmp_path, seed=seed, summary={"warnings": [warning]})
+    assert summarize.main([str(tmp_path)]) == 0
+    (setting,) = data_of(tmp_path / "report.html")["settings"]
+    assert setting["warnings"] == ["the accuracy 90.5 % is measured on 144 images (2 of 2 runs)"]
+
+
 def test_axes_that_follow_from_others_have_no_column(tmp_path: Path) -> None:
     """Label smoothing goes with the optimizer here, the learning rate does not."""
     for optimizer, decay in (("sgd", 0.0), ("adam", 0.1)):
@@ -195,6 +204,8 @@ def test_nothing_sticks_out_and_nothing_runs(page: Path, browse: Browse, width: 
         "const verdict = document.querySelector('tr[data-setting=\"1\"] .verdict');"
         "return {wide: document.documentElement.scrollWidth - innerWidth, title: document.title,"
         "verdict: verdict.textContent, right: verdict.getBoundingClientRect().right - box.right,"
+        "cut: Math.max(...[...document.querySelectorAll('#settings td.axis:not([hidden])')]"
+        ".map(t => t.getBoundingClientRect().right)) - box.right,"
         "images: document.querySelectorAll('img').length,"
         "requests: performance.getEntriesByType('resource').map(e => e.name)"
         ".filter(n => !n.startsWith('data:')),"
@@ -206,6 +217,7 @@ def test_nothing_sticks_out_and_nothing_runs(page: Path, browse: Browse, width: 
     assert found["title"].endswith("· summary")
     assert (found["images"], found["requests"], found["shown"]) == (1, [], True)
     assert found["verdict"].startswith(("not told apart", "worse"))
+    assert found["cut"] <= 0  # nor is an axis
     assert found["right"] <= 0  # the verdict stands beside the accuracy, in sight
 
 
@@ -220,6 +232,20 @@ def test_the_address_brings_back_what_was_seen(page: Path, browse: Browse) -> No
     expected = [str(c["rank"]) for c in settings if c["key"][:2] == ["adam", "Tanh"]]
     assert found[0] == expected[::-1]
     assert found[1].startswith("3. ")
+
+
+@pytest.mark.browser
+def test_the_table_as_it_is_shown_is_downloaded(page: Path, browse: Browse) -> None:
+    text = browse(
+        page,
+        "let text; window.Blob = class { constructor(parts) { text = parts.join(''); } };"
+        "URL.createObjectURL = () => '#';"
+        "document.getElementById('download-table').click(); return text",
+        address="#filter=sgd",
+    )
+    header, *rows = text.splitlines()
+    assert header.startswith('"rank","configuration","optimizer","activation","optimizer.lr",')
+    assert all('"sgd"' in row for row in rows)
 
 
 @pytest.mark.browser

@@ -2,6 +2,9 @@
 
 import base64
 import os
+import re
+import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,13 @@ import numpy as np
 
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
+from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, short_names
 from cifar_lab.analysis.summary import Summary
 from cifar_lab.analysis.summary_tables import shows
-from cifar_lab.errors import shorten
+from cifar_lab.errors import listing, shorten
 from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.templates import render
+from cifar_lab.runs.text import duration
 
 PAGES = Path(__file__).with_name("pages")
 """The pages' markup, style and script."""
@@ -50,6 +54,8 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
         PAGES / template,
         title=shorten(collection.folder.resolve().name, 120),
         counts=texts.counts_text(collection),
+        made=_made(collection),
+        command=f"python -m cifar_lab.summarize {shlex.quote(str(collection.folder))}",
         best=[texts.best_text(collection, group) for group in ranking if group.chosen],
         notes=collection.notes,
         closest=texts.seeds_lines(collection),
@@ -60,6 +66,20 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
         data=data,
         **more,
     )
+
+
+def _made(collection: RunCollection) -> str:
+    """Return when, on what and how long the runs trained."""
+    runs = collection.runs
+    ended = [run.run.summary_file.stat().st_mtime for run in runs]
+    seconds = [run.summary.seconds for run in runs if run.summary.seconds]
+    if not seconds:
+        return ""
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(ended)))
+    machines = sorted({run.summary.device_name or run.summary.device for run in runs})
+    lengths = " to ".join(dict.fromkeys(map(duration, (min(seconds), max(seconds)))))
+    whole = f", {duration(sum(seconds))} in all" * (len(seconds) > 1)
+    return f"Trained until {date} on {listing(machines, 120)}: {lengths}{whole}."
 
 
 def _forest(collection: RunCollection) -> str | None:
@@ -79,6 +99,7 @@ def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
         "fraction": run_metrics.is_fraction(collection.metric),
         "higher": run_metrics.higher_is_better(collection.metric),
         "axes": collection.axes,
+        "short": short_names(collection.axes),
         "main": collection.main_axes,
         "values": [collection.values(axis) for axis in collection.axes],
         "settings": [_group_data(collection, group, test=test) for group in ranking],
@@ -106,8 +127,21 @@ def _group_data(collection: RunCollection, group: SeedGroup, *, test: bool) -> d
             if (score := group.interval(name)) is not None
         },
         "curves": _curves(group, min(max(MOST_POINTS // len(collection.groups), 30), 200)),
+        "warnings": _warnings(group),
         "runs": [_run(collection, run) for run in group.runs],
     }
+
+
+def _warnings(group: SeedGroup) -> list[str]:
+    """Return the warnings of its runs, once each: those of seeds differ in numbers alone."""
+    texts_of: dict[str, list[str]] = {}
+    for run in group.runs:
+        for warning in run.summary.warnings:
+            texts_of.setdefault(re.sub(r"[\d.,]+", "", warning), []).append(shorten(warning, 300))
+    return [
+        f"{same[0]} ({len(same)} of {len(group.runs)} runs)" if len(group.runs) > 1 else same[0]
+        for same in texts_of.values()
+    ]
 
 
 def _run(collection: RunCollection, run: FoundRun) -> dict[str, Any]:
@@ -120,7 +154,8 @@ def _run(collection: RunCollection, run: FoundRun) -> dict[str, Any]:
         "status": run.summary.status,
         "epochs": texts.progress_text(run),
         "error": shorten(run.summary.error or "", 500),
-        "warnings": [shorten(str(warning), 300) for warning in run.summary.warnings],
+        "seconds": duration(run.summary.seconds) if run.summary.seconds else "",
+        "command": f"python -m cifar_lab.train {shlex.quote(str(run.run.config_file))}",
     }
 
 

@@ -180,10 +180,8 @@ class RunCollection:
 
     @property
     def short_axes(self) -> list[str]:
-        """The main axes' names by their last part, where that is enough to tell them apart."""
-        names = [self.axes[i].removesuffix("._target_") for i in self.main_axes]
-        short = [name.rpartition(".")[2] for name in names]
-        return [s if short.count(s) == 1 else n for s, n in zip(short, names, strict=True)]
+        """The main axes' names, as `short_names` has them."""
+        return short_names([self.axes[i] for i in self.main_axes])
 
     def label(self, group: SeedGroup) -> str:
         """Return a group's name: the values of its main axes."""
@@ -229,6 +227,13 @@ class RunCollection:
                 )
             groups = chosen
         return groups
+
+
+def short_names(axes: Sequence[str]) -> list[str]:
+    """Return axes' names by their last part, where that is enough to tell them apart."""
+    names = [axis.removesuffix("._target_") for axis in axes]
+    short = [name.rpartition(".")[2] for name in names]
+    return [s if short.count(s) == 1 else n for s, n in zip(short, names, strict=True)]
 
 
 def _determines(

@@ -60,23 +60,25 @@ const wide = data.main.length > 5;  // too many axes for a column each: the sett
 const columns = [{ id: "rank", name: "rank", get: s => s.rank === null ? null : settings.indexOf(s), text: s => s.rank ?? "–", num: true }];
 columns.push({ id: "name", name: "configuration", get: s => s.name, text: s => s.name, kind: "name" });
 if (severalDatasets) columns.push({ id: "dataset", name: "dataset", get: s => s.dataset, text: s => s.dataset });
+const columnOf = i => ({ id: "axis:" + data.axes[i], name: data.short[i], axis: i, kind: "axis", follows: wide || !data.main.includes(i),
+  get: s => data.values[i].indexOf(s.key[i]), text: s => s.key[i] });
+columns.push(...data.main.map(columnOf));
 columns.push({ id: data.metric, name: nameOf(data.metric), num: true, kind: "score", get: s => scoreOf(s) ? scoreOf(s).value : null, text: s => scoreOf(s) ? scoreOf(s).text : "–" });
 const compared = settings.some(s => s.verdict && !s.chosen);
 if (compared) columns.push({ id: "verdict", name: "compared with " + data.reference, kind: "verdict", get: s => s.rank, text: s => [s.verdict, s.detail].join(" ") });
 if (data.metric !== "test_accuracy" && settings.filter(s => s.scores.test_accuracy).length > 1) {
   columns.push({ id: "test_accuracy", name: nameOf("test_accuracy"), num: true, get: s => s.scores.test_accuracy ? s.scores.test_accuracy.value : null, text: s => s.scores.test_accuracy ? s.scores.test_accuracy.text : "–" });
 }
-columns.push({ id: "n", name: "n", num: true, get: s => s.n, text: s => s.n === s.all ? s.n : `${s.n} of ${s.all}` });
-data.axes.forEach((axis, i) => columns.push({ id: "axis:" + axis, name: axis, axis: i, kind: "axis", follows: wide || !data.main.includes(i),
-  get: s => data.values[i].indexOf(s.key[i]), text: s => s.key[i] }));
+columns.push({ id: "n", name: "n", num: true, kind: "n", get: s => s.n, text: s => s.n === s.all ? s.n : `${s.n} of ${s.all}` });
+columns.push(...data.axes.map((_, i) => i).filter(i => !data.main.includes(i)).map(columnOf));
 
 function cellOf(column, setting) {
   const text = String(column.text(setting));
   if (column.kind === "verdict") {
     return el("td", { class: "wrap verdict" }, setting.verdict, setting.detail ? el("span", { class: "verdict-detail" }, setting.detail) : null);
   }
-  if (column.kind === "score" && compared) {  // on a narrow screen the verdict stands below the score
-    return el("td", { class: "num score" }, text, el("div", { class: "verdict-below" }, setting.verdict));
+  if (column.kind === "score" && compared) {  // where the columns have no room, the verdict stands below the score
+    return el("td", { class: "num score" }, text, el("div", { class: "verdict-below" }, setting.verdict, setting.detail ? el("span", { class: "verdict-detail" }, setting.detail) : null));
   }
   return el("td", { class: [column.num ? "num" : "", column.kind || ""].join(" ").trim() || null, title: text.length > 40 ? text : null,
     "data-follows": column.follows }, text);
@@ -99,7 +101,7 @@ const rows = settings.map((setting, i) => {
 });
 const words = settings.map(s => [s.label, s.status, ...s.key, ...columns.map(c => c.text(s))].join(" ").toLowerCase());
 const headers = columns.map(column => el("th", { scope: "col", class: [column.num ? "num" : "", column.kind === "name" ? "name" : ""].join(" ").trim() || null,
-  "data-column": column.id, "data-axis": column.kind === "axis", "data-follows": column.follows },
+  "data-column": column.id, "data-axis": column.kind === "axis", "data-follows": column.follows, title: column.axis === undefined ? null : data.axes[column.axis] },
   el("button", { type: "button", onclick: () => sortBy(column.id) }, column.name)));
 $("settings").tHead.append(el("tr", {}, el("th", { scope: "col", class: "plain" }, "draw"), ...headers));
 $("settings").tBodies[0].append(...rows);
@@ -134,10 +136,16 @@ function filter() {
   $("shown").textContent = count === settings.length ? `${count} configurations` : `${count} of ${settings.length} configurations`;
   remember();
 }
+function fit() {
+  const table = $("settings");
+  table.classList.remove("tight");
+  table.classList.toggle("tight", table.scrollWidth > table.parentNode.clientWidth);
+}
 function showColumns(every) {
   state.every = every;
   $("settings").classList.toggle("every", every);
   for (const node of document.querySelectorAll("#settings [data-follows]")) node.hidden = !every;
+  fit();
 }
 data.axes.forEach((axis, i) => {
   if (data.values[i].length > 60 || !data.main.includes(i)) return;
@@ -327,7 +335,7 @@ $("curve").addEventListener("change", () => { drawCurves(); remember(); });
 $("draw-best").addEventListener("click", () => drawThese(settings.map((_, i) => i).slice(0, COLOURS)));
 $("draw-shown").addEventListener("click", () => drawThese(inOrder().filter(visible)));
 $("draw-none").addEventListener("click", () => drawThese([]));
-new ResizeObserver(drawCurves).observe($("chart-box"));
+new ResizeObserver(() => { drawCurves(); fit(); }).observe($("chart-box"));
 
 // --- what the pointer is on, and what is selected
 let marked = { hot: null, setting: null };
@@ -361,8 +369,8 @@ function showRuns(runs) {
   return [el("h3", {}, "Runs"), el("table", { class: "facts runs" }, el("tbody", {}, ...runs.map(run => el("tr", {},
     el("td", {}, run.run), el("td", { class: run.status === "failed" ? "bad" : null }, run.status),
     el("td", {}, el("div", {}, run.folder), el("div", { class: "links" }, ...run.links.map(([name, href]) => el("a", { href }, name))),
-      run.error ? el("div", { class: "bad" }, run.error) : null, run.status === "finished" ? null : el("div", { class: "muted" }, `epochs: ${run.epochs}`),
-      ...run.warnings.map(text => el("div", { class: "muted" }, text)))))))];
+      el("div", { class: "muted" }, [run.seconds, run.status === "finished" ? "" : `epochs: ${run.epochs}`].filter(Boolean).join(", "), " ", copier("copy the command", run.command)),
+      run.error ? el("div", { class: "bad" }, run.error) : null)))))];
 }
 function showSetting(setting) {
   const parts = [el("h3", { class: "name" }, (setting.rank ? `${setting.rank}. ` : "") + setting.label)];
@@ -370,10 +378,29 @@ function showSetting(setting) {
   pairs.push(["runs", `n = ${setting.n} (${setting.status})`]);
   if (setting.verdict) pairs.push(["compared with " + data.reference, setting.detail ? `${setting.verdict} (${setting.detail})` : setting.verdict]);
   parts.push(facts(pairs));
+  if (setting.warnings.length) parts.push(el("h3", {}, "Warnings"), ...setting.warnings.map(text => el("p", { class: "muted small" }, text)));
   parts.push(...showRuns(setting.runs));
   $("detail").replaceChildren(...parts);
   $("detail").scrollTop = 0;
 }
+
+// --- copies and downloads
+function copier(name, text) { return el("button", { type: "button", class: "small", title: text, onclick: event => copy(text, event.target) }, name); }
+async function copy(text, button) {
+  await navigator.clipboard.writeText(text);
+  const name = button.textContent;
+  button.textContent = "copied";
+  setTimeout(() => { button.textContent = name; }, 1200);
+}
+for (const button of document.querySelectorAll("[data-copy]")) button.addEventListener("click", () => copy(button.dataset.copy, button));
+const shownTable = () => [columns.map(c => c.axis === undefined ? c.name : data.axes[c.axis]), ...inOrder().filter(visible).map(i => columns.map(c => String(c.text(settings[i]))))];
+/** A cell for CSV: quoted, and none that a spreadsheet takes for a formula. */
+const csvCell = text => `"${(/^[=+@\t-]/.test(text) && isNaN(text) ? "'" : "") + text.replaceAll('"', '""')}"`;
+$("copy-table").addEventListener("click", event => copy(shownTable().map(row => row.join("\t")).join("\n"), event.target));
+$("download-table").addEventListener("click", () => {
+  const text = shownTable().map(row => row.map(csvCell).join(",")).join("\n") + "\n";
+  el("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: "configurations.csv" }).click();
+});
 
 // --- the rest of the page
 // The address keeps sort, filter, selection and curves, so that a link to the page shows the same.

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from cifar_lab import train
 from cifar_lab.training import device as precision
-from cifar_lab.training.device import EVIDENCE, accurate_and_faster, select_precision
+from cifar_lab.training.device import EVIDENCE, select_precision
 from cifar_lab.training.preflight import compose_checked
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "measure_precision"
@@ -33,70 +32,47 @@ def network(
     }
 
 
-def evidence(**networks: dict[str, float]) -> dict[str, Any]:
-    return {"cpu with amx_bf16": {"bf16": {"networks": networks}}}
+def decide(**networks: dict[str, float]) -> Any:
+    """What the script makes of evidence for bf16."""
+    return runpy.run_path(str(SCRIPT))["decide"]({"bf16": {"networks": networks}})
 
 
-def test_a_precision_that_is_as_accurate_and_faster_is_taken_where_it_was_measured() -> None:
-    found = evidence(small=network(speed=1.4), large=network(difference=-0.3, speed=2.1))
-    taken = accurate_and_faster("cpu with amx_bf16", found)
-    assert taken is not None
-    assert (taken.precision, taken.slowest, taken.fastest) == ("bf16", 1.4, 2.1)
-    assert accurate_and_faster("cpu", found) is None
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
+def test_the_script_decides_for_what_is_as_accurate_and_faster() -> None:
+    decided = decide(small=network(speed=1.4), large=network(difference=-0.3, speed=2.1))
+    assert decided == {"auto": "bf16", "speed": "1.4 to 2.1 times as fast"}
+    for bad in (
         network(difference=-0.6),  # the interval reaches -1.1 points
         network(half_width=1.1),
         network(seeds=4),
         network(speed=0.9),
-    ],
-    ids=["less accurate", "uncertain", "too few seeds", "slower"],
-)
-def test_one_network_without_evidence_is_enough_to_stay_with_fp32(bad: dict[str, float]) -> None:
-    assert accurate_and_faster("cpu with amx_bf16", evidence(good=network(), bad=bad)) is None
+    ):
+        assert decide(good=network(), bad=bad) == {}
 
 
-def test_auto_follows_the_kind_of_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_s_decisions_follow_from_its_evidence() -> None:
+    for entry in json.loads(EVIDENCE.read_text()).values():
+        decided = {key: entry.pop(key) for key in ("auto", "speed") if key in entry}
+        assert runpy.run_path(str(SCRIPT))["decide"](entry) == decided
+
+
+def test_auto_follows_the_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CIFAR_LAB_PRECISION")
-    table = json.loads(EVIDENCE.read_text())
-    for kind in ("cpu", *table):
+    for kind, expected in (("cpu with avx512_bf16", "bf16"), ("cpu", "fp32"), ("mps", "fp32")):
         monkeypatch.setattr(precision, "device_kind", lambda device, kind=kind: kind)
-        found = accurate_and_faster(kind, table)
-        assert select_precision("auto", "cpu") == ("fp32" if found is None else found.precision)
+        assert select_precision("auto", "cpu") == expected
         assert select_precision("fp32", "cpu") == "fp32"
-    monkeypatch.setattr(precision, "device_kind", lambda device: "cpu")
-    assert select_precision("auto", "cpu") == "fp32"  # a CPU that computes bf16 by emulation
+    monkeypatch.setattr(precision, "device_kind", lambda device: "cpu with avx512_bf16")
+    assert precision.explain_precision("fp32", "cpu") == ""
+    assert precision.explain_precision("bf16", "cpu") == (
+        " (auto: on a cpu with avx512_bf16 as accurate as fp32, and 1.4 to 1.7 times as fast)"
+    )
 
 
-def test_evidence_of_ones_own_is_followed_and_a_wrong_file_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    kind = precision.device_kind("cpu")
+def test_evidence_of_ones_own_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "evidence.json"
     monkeypatch.setenv("CIFAR_LAB_PRECISION", str(file))
-    file.write_text(json.dumps({kind: {"bf16": {"networks": {"small": network()}}}}))
-    words = ["dataset=digits", f"output_dir={tmp_path / 'runs'}", "device=cpu"]
-    (run,) = compose_checked(words).runs
-    assert run.config.precision == "bf16"
-    assert f"(auto: on a {kind} as accurate as fp32, and 1.8 to 1.8 times as fast)" in (
-        precision.explain_precision("bf16", "cpu")
-    )
-    wrong: tuple[dict[str, Any], ...] = (
-        {kind: 3},
-        {kind: {"bf16": {}}},
-        {kind: {"fp8": {"networks": {"small": network()}}}},
-    )
-    for content in (*map(json.dumps, wrong), "{"):
-        file.write_text(content)
-        assert train.main(words) == 2
-        assert f"CIFAR_LAB_PRECISION={file} is no table of" in capsys.readouterr().err
-    file.unlink()
-    assert train.main(words) == 2
-    assert "No such file" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+    file.write_text(json.dumps({precision.device_kind("cpu"): {"auto": "bf16", "speed": ""}}))
+    assert compose_checked(["dataset=digits", "device=cpu"]).runs[0].config.precision == "bf16"
 
 
 @pytest.mark.parametrize("experiment", REPORTS[:1] + [slow(name) for name in REPORTS[1:]])

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import TINY, StopAt, config_of, train
-from torch import nn
+from tiny_runs import TINY, StopAt, train
 
 from cifar_lab import compare, summarize
-from cifar_lab.config.identity import address
-from cifar_lab.errors import Stopped, UsageError
+from cifar_lab.errors import Stopped
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
-from cifar_lab.training.distributed import divide, synchronise_batch_norm
+from cifar_lab.training.distributed import divide
 from cifar_lab.training.run import run_experiment
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -94,26 +92,6 @@ def test_other_commands_refuse_torchrun_in_one_line(
         assert "torchrun is for one run" in printed.err or not lines
 
 
-def test_sync_batch_norm_is_part_of_the_address_only_where_it_is_on() -> None:
-    def one(*words: str) -> Path:
-        return address(config_of(*words))
-
-    assert one("training.sync_batch_norm=false") == one()
-    assert one("training.sync_batch_norm=true") != one()
-
-
-def test_sync_batch_norm_replaces_batch_norm_of_torch_only() -> None:
-    class Other(nn.BatchNorm2d):
-        pass
-
-    model = synchronise_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
-    assert isinstance(model[1], nn.SyncBatchNorm)  # type: ignore[index]
-    with pytest.raises(
-        UsageError, match=r"training\.sync_batch_norm=true is wrong.*module 0 is of the class Other"
-    ):
-        synchronise_batch_norm(nn.Sequential(Other(4)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("augmentation", [ALONE, MIXED], ids=["parts", "mixed"])
 def test_two_processes_train_as_one_to_rounding(
@@ -169,7 +147,6 @@ def test_sigterm_stops_all_processes_and_one_alone_resumes(tmp_path: Path) -> No
 
 BROKEN = """
 import os
-from torch import nn
 
 class Breaks(nn.ReLU):
     calls = 0

@@ -79,7 +79,6 @@ class TrainingConfig:
     cuda_graph: bool | Literal["auto"] = setting(
         "auto", "true: replay each step's passes as a CUDA graph; auto: false so far"
     )
-    sync_batch_norm: bool = setting(False, "torchrun on GPUs: batch norm of the whole batch")
     patience: int | None = setting(None, "stop after so many epochs without improvement", ge=1)
     min_delta: float = setting(0.0, "what counts as an improvement for patience", ge=0)
     monitor: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = setting(
@@ -209,8 +208,11 @@ class RunConfig:
 
 
 _MAX_CHARACTERS = 2**18
-_DROPPED = {"training": ("tensorboard",), "study": ("claims", "guessed", "hinges_on")}
-"""Settings of earlier runs: the first is a tracker now, and conf/report has the others."""
+_DROPPED = {
+    "training": ("tensorboard", "sync_batch_norm"),
+    "study": ("claims", "guessed", "hinges_on"),
+}
+"""Settings of earlier runs: a tracker now, never run on a GPU, and what conf/report has."""
 
 
 def parse(data: Any) -> RunConfig:

@@ -43,10 +43,6 @@ def build_state(
         load_initial_weights(model, config, download=True)
     _initialize(model, config, splits.train)
     group = group or Group()
-    if group.world > 1 and config.training.sync_batch_norm:
-        from cifar_lab.training.distributed import synchronise_batch_norm
-
-        model = synchronise_batch_norm(model)
     optimizer = build_optimizer(
         optimizer_settings(config.optimizer, device, config.precision), model
     )

@@ -13,9 +13,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from cifar_lab.errors import UsageError, first_line, shorten
 
@@ -25,14 +25,11 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 EVIDENCE = Path(__file__).with_name("precision_evidence.json")
-"""What scripts/measure_precision found, by kind of device and precision.
+"""What scripts/measure_precision found, by kind of device: what `auto` is, and the evidence.
 
 The environment variable CIFAR_LAB_PRECISION names another file of this form, for what was measured
 on a machine of one's own; the tests name one without evidence, so that they train in fp32.
 """
-
-_SEEDS = 5
-_POINTS = 1.0  # how far the interval of the difference from fp32 may reach, in percentage points
 
 
 def select_device(name: str) -> tuple[str, str]:
@@ -82,14 +79,6 @@ def cuda_problem() -> str | None:
     return None
 
 
-class Finding(NamedTuple):
-    """A precision that costs no accuracy, and how much faster than fp32 networks are with it."""
-
-    precision: Precision
-    slowest: float
-    fastest: float
-
-
 def select_precision(name: Precision, device: str) -> Precision:
     """Return the precision that `name` means on this device.
 
@@ -100,19 +89,16 @@ def select_precision(name: Precision, device: str) -> Precision:
         raise UsageError("precision=fp16 trains on CUDA and MPS only; use bf16 or fp32 on a CPU")
     if name != "auto":
         return name
-    found = _finding(device)
-    return "fp32" if found is None else found.precision
+    decided: Precision = _evidence(device).get("auto", "fp32")
+    return decided
 
 
 def explain_precision(precision: str, device: str) -> str:
     """Return why auto takes this precision on this device, for the log; else nothing."""
-    found = _finding(device)
-    if found is None or found.precision != precision:
+    evidence = _evidence(device)
+    if precision != evidence.get("auto"):
         return ""
-    return (
-        f" (auto: on a {device_kind(device)} as accurate as fp32, and {found.slowest:.1f} to "
-        f"{found.fastest:.1f} times as fast)"
-    )
+    return f" (auto: on a {device_kind(device)} as accurate as fp32, and {evidence['speed']})"
 
 
 def evidence_file() -> Path:
@@ -120,34 +106,9 @@ def evidence_file() -> Path:
     return Path(os.environ.get("CIFAR_LAB_PRECISION") or EVIDENCE)
 
 
-def _finding(device: str) -> Finding | None:
-    file = evidence_file()
-    try:
-        evidence = json.loads(file.read_text(encoding="utf-8"))
-        return accurate_and_faster(device_kind(device), evidence)
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"CIFAR_LAB_PRECISION={file} is no table of scripts/measure_precision: "
-            f"{first_line(error)}"
-        ) from None
-
-
-def accurate_and_faster(kind: str, evidence: Mapping[str, Any]) -> Finding | None:
-    """Return the fastest precision that costs no accuracy by the evidence for a kind of device."""
-    findings = []
-    for precision, entry in evidence.get(kind, {}).items():
-        networks = entry["networks"].values()
-        accurate = all(
-            network["seeds"] >= _SEEDS
-            and abs(network["difference_points"]) + network["half_width_points"] <= _POINTS
-            for network in networks
-        )
-        speeds = [network["speed"] for network in networks]
-        if precision not in get_args(Precision):
-            raise ValueError(f"there is no precision {precision!r}")
-        if accurate and min(speeds) > 1:
-            findings.append(Finding(precision, min(speeds), max(speeds)))
-    return max(findings, key=lambda finding: finding.slowest, default=None)
+def _evidence(device: str) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(evidence_file().read_text(encoding="utf-8"))
+    return dict(table.get(device_kind(device), {}))
 
 
 @functools.cache

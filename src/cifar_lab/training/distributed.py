@@ -28,7 +28,6 @@ log = logging.getLogger("cifar_lab")
 
 _NOTICE_SECONDS = 3.0  # how long process 0 waits for the reason why another one has ended
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "connection was aborted")
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def divide(total: int, rank: int, world: int) -> Part:
@@ -80,9 +79,6 @@ class Processes(Group):
             raise wrong("training.batch_size", size, right)
         if config.training.cuda_graph is True:
             raise wrong("training.cuda_graph", True, "auto or false with torchrun")
-        if config.training.sync_batch_norm and device == "cpu":
-            right = "false on a CPU: torch's SyncBatchNorm is for GPUs"
-            raise wrong("training.sync_batch_norm", True, right)
 
     def start(self, config: RunConfig, **others: Any) -> None:
         """Send the config of the run, and what else they need, to the other processes."""
@@ -251,14 +247,3 @@ def joined(place: Launched) -> Iterator[Processes]:
         raise
     group.end()
     dist.destroy_process_group()
-
-
-def synchronise_batch_norm(model: nn.Module) -> nn.Module:
-    """Return the model with torch's SyncBatchNorm, which uses the statistics of the whole batch."""
-    for name, module in model.named_modules():
-        if isinstance(module, _BATCH_NORMS) and type(module) not in _BATCH_NORMS:
-            kind = f"module {name} is of the class {type(module).__name__}"
-            right = f"false with this model, whose {kind}: torch replaces its own batch norm only"
-            raise wrong("training.sync_batch_norm", True, right)
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-    return converted

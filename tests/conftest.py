@@ -156,7 +156,7 @@ def tiny_finished(tmp_path_factory: pytest.TempPathFactory) -> "RunDir":
 def tiny_stopped(tmp_path_factory: pytest.TempPathFactory) -> "RunDir":
     """The run of `tiny_finished`, stopped after 3 of 9 steps of its second epoch, to read only.
 
-    It has a best.pt and a row of the first epoch, last.pt, and last.previous.pt from its end, and
+    It has a best.pt and a row of the first epoch, last.pt, and
     draws no figure when it ends.
     """
     from tiny_runs import NOTED, StopIn, make

@@ -130,24 +130,12 @@ def damage(path: Path, how: str) -> None:
         content = content[: len(content) // 2]
     else:
         content[within_the_largest_tensor(path)] ^= 0x10
-    path.unlink()  # last.previous.pt may be another name of the same file
     path.write_bytes(bytes(content))
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(
-    stopped: RunDir, tiny_finished: RunDir
-) -> None:
-    damage(stopped.last, "flipped")
-    run_experiment(stopped)
-    log = stopped.log_file.read_text()
-    assert "last.pt is damaged" in log
-    assert "continuing from the checkpoint before it, last.previous.pt" in log
-    assert differences(tiny_finished, stopped) == []
-
-
-def test_two_damaged_checkpoints_are_not_trained_over(stopped: RunDir) -> None:
-    damage(stopped.last, "flipped")
-    damage(stopped.previous, "truncated")
+@pytest.mark.parametrize("how", ["flipped", "truncated"])
+def test_a_damaged_checkpoint_is_not_trained_over(how: str, stopped: RunDir) -> None:
+    damage(stopped.last, how)
     best = stopped.best.read_bytes()
     with pytest.raises(Damaged, match=r"last\.pt is damaged.*rerun=true starts again"):
         run_experiment(stopped)
@@ -185,7 +173,6 @@ def test_a_checkpoint_of_another_model_or_version(stopped: RunDir) -> None:
     with pytest.raises(UsageError, match=r"format 2, this version reads up to 1"):
         run_experiment(stopped)
     torch.save({"weights": torch.zeros(3)}, stopped.last)
-    stopped.previous.unlink()
     with pytest.raises(Damaged, match="not a checkpoint of cifar_lab"):
         run_experiment(stopped)
 
@@ -225,10 +212,8 @@ def test_last_is_there_at_every_moment_of_its_replacement(
                 kills += 1
         assert stopped.last.read_bytes()
         assert load_checkpoint(stopped.last)["step"] == state["step"]
-        for path in (stopped.last, stopped.previous):
-            path.unlink(missing_ok=True)
-            path.write_bytes(before)
-    assert kills >= 8
+        stopped.last.write_bytes(before)
+    assert kills >= 6
     with stopped.lock():
         pass  # whoever holds the lock tidies up
     assert not list(stopped.path.glob(".*.tmp"))

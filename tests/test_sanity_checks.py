@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -142,62 +141,6 @@ def test_16_a_validation_split_that_tells_little() -> None:
     (warning,) = sanity_checks.check_interval(0.778, 1000)
     assert "±2.6 points" in warning
     assert sanity_checks.check_interval(0.989, 12000) == []
-
-
-# --- of the runs beside it ------------------------------------------------------------------------
-
-
-def queue(folder: Path, *overrides: str) -> RunDir:
-    return RunDir.create(compose(f"output_dir={folder}", *overrides))
-
-
-def test_7_one_learning_rate_for_sgd_and_adam(tmp_path: Path) -> None:
-    adam = queue(tmp_path, "optimizer=adam", "optimizer.lr=1e-4", "seed=1")
-    assert sanity_checks.check_siblings(adam) == []
-    queue(tmp_path, "optimizer=sgd_plain", "optimizer.lr=1e-4")
-    (warning,) = sanity_checks.check_siblings(adam)
-    assert "one learning rate 0.0001" in warning
-    queue(tmp_path, "optimizer=sgd_plain", "optimizer.lr=1e-2")
-    assert sanity_checks.check_siblings(adam) == []
-
-
-def test_43_one_seed_for_all(tmp_path: Path) -> None:
-    run = queue(tmp_path, "optimizer.lr=1e-3")
-    assert sanity_checks.check_siblings(run) == []
-    queue(tmp_path, "optimizer.lr=1e-2")
-    (warning,) = sanity_checks.check_siblings(run)
-    assert "all 2 comparable runs of this folder have seed 0" in warning
-    queue(tmp_path, "optimizer.lr=1e-3", "seed=1")
-    assert sanity_checks.check_siblings(run) == []
-
-
-@pytest.mark.parametrize("other", ["dataset=mnist", "experiment=smoke"])
-def test_runs_that_are_not_comparable_have_nothing_to_do_with_seeds(
-    other: str, tmp_path: Path
-) -> None:
-    run = queue(tmp_path)
-    queue(tmp_path, other, "name=runs")
-    assert len(list(run.path.parent.glob("*/summary.json"))) == 2
-    assert sanity_checks.check_siblings(run) == []
-
-
-NEIGHBOURS: dict[str, Callable[[str], str]] = {
-    "cut": lambda text: text[:1],
-    "deep": lambda text: "[" * 100_000,
-    "an endless seed": lambda text: text.replace('"seed": 1', '"seed": Infinity'),
-    "a list of rates": lambda text: text.replace("0.001", "[0.001]"),
-    "a word for a rate": lambda text: text.replace("0.001", '"fast"'),
-}
-
-
-@pytest.mark.parametrize("damage", NEIGHBOURS)
-def test_a_damaged_neighbour_is_passed_over(damage: str, tmp_path: Path) -> None:
-    run = queue(tmp_path)
-    file = queue(tmp_path, "seed=1").summary_file
-    text = file.read_text()
-    file.write_text(NEIGHBOURS[damage](text))
-    assert file.read_text() != text
-    assert sanity_checks.check_siblings(run) == []
 
 
 # --- of the losses --------------------------------------------------------------------------------

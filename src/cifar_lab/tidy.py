@@ -53,12 +53,7 @@ def _tidy(argv: list[str]) -> int:
     if not runs:
         raise UsageError(f"{shorten_path(arguments.folder)} holds no run of that kind")
     states = {run: "in use" if run.is_locked() else run.status for run in runs}
-    checkpoints = [
-        path
-        for run in runs
-        for path in (run.last, run.previous)
-        if states[run] == "finished" and path.is_file()
-    ]
+    checkpoints = [run.last for run in runs if states[run] == "finished" and run.last.is_file()]
     failed = [run.path for run in runs if states[run] == "failed"]
     if arguments.archive is not None:
         _archive(runs, arguments.folder, arguments.archive)

@@ -258,8 +258,7 @@ class RunDir(RunFiles):
         """
         config, summary = self.read_config(), self._summary_if_whole()
         figures = {*config.figures, *(summary.figures if summary is not None else ())}
-        for path in (self.last, self.previous):
-            path.unlink(missing_ok=True)
+        self.last.unlink(missing_ok=True)
         self.write_summary(queued(config))
         results = [
             *self._files_of_best(config),

@@ -6,7 +6,7 @@ crash, and the resumed run writes it again.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from cifar_lab.runs.files import (
     read_bytes,
     replacing,
     save_checkpoint,
-    sync_file,
     write_text,
 )
 from cifar_lab.runs.metrics import (
@@ -50,7 +49,6 @@ class RunFiles:
         self.summary_file = self.path / "summary.json"
         self.log_file = self.path / "train.log"
         self.last = self.path / "last.pt"
-        self.previous = self.path / "last.previous.pt"
         self.best = self.path / "best.pt"
         self.samples_file = self.path / "samples.npz"
         self.features_file = self.path / "features.npz"
@@ -109,12 +107,9 @@ class RunFiles:
     # --- checkpoints ----------------------------------------------------------------------------
 
     def write_last(self, state: Mapping[str, Any]) -> None:
-        """Replace last.pt, keeping the one before it as last.previous.pt."""
+        """Replace last.pt; at no moment is there none, or half of one."""
         with replacing(self.last) as handle:
             save_checkpoint(state, handle)
-            sync_file(handle)
-            if self.last.exists():
-                copy_at_once(self.last, self.previous)  # at no moment is there no last.pt
 
     def write_best(self, state: Mapping[str, Any], extra_name: str | None = None) -> None:
         """Replace best.pt; `extra_name` is a second name for the same file (S2-10, S2-11)."""
@@ -123,31 +118,17 @@ class RunFiles:
         if extra_name is not None:
             copy_at_once(self.best, check_inside(self.path / extra_name, self.path))
 
-    def read_last(self, report: Callable[[str], object] = print) -> dict[str, Any] | None:
-        """Return last.pt, or the checkpoint before it if last.pt is damaged; None without either.
+    def read_last(self) -> dict[str, Any] | None:
+        """Return last.pt, None if there is none.
 
-        Raises Damaged if neither can be read, so that training never starts anew unasked.
+        Raises Damaged if it cannot be read, so that training never starts anew unasked.
         """
-        problem: Damaged | None = None
-        for path in (self.last, self.previous):
-            if not path.exists():
-                continue
-            try:
-                state = load_checkpoint(path)
-            except Damaged as error:
-                problem = problem or error
-                continue
-            if problem is not None:
-                report(f"{problem}; continuing from the checkpoint before it, {path.name}")
-            return state
-        if problem is not None:
-            raise Damaged(f"{problem}, and there is no older one; rerun=true starts again")
-        return None
-
-    def drop_checkpoints(self, *, last: bool) -> None:
-        """Remove last.previous.pt, and last.pt too if `last`."""
-        for path in (self.previous, self.last) if last else (self.previous,):
-            path.unlink(missing_ok=True)
+        if not self.last.exists():
+            return None
+        try:
+            return load_checkpoint(self.last)
+        except Damaged as error:
+            raise Damaged(f"{error}; rerun=true starts again") from None
 
     # --- predictions, samples, features ---------------------------------------------------------
 
@@ -212,8 +193,6 @@ class RunFiles:
             raise UsageError(
                 f"{path} is missing; `python -m cifar_lab.evaluate {self.path}` creates it"
             ) from None
-
-    # --- figures --------------------------------------------------------------------------------
 
 
 def second_name(config: RunConfig, row: EpochMetrics) -> str | None:

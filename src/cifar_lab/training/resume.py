@@ -44,7 +44,7 @@ def restore(
             f"continue_from={source.path} is {source.status}; finish it first: "
             f"python -m cifar_lab.train {source.path}"
         )
-    found = source.read_last(log.warning)
+    found = source.read_last()
     check_same_data(config.dataset, recorded_data(found or {}, source.read_summary()), source.path)
     if found is None:
         rates = _start_from_best(state, source, config, steps)

@@ -170,7 +170,7 @@ def _prepare(
 ) -> Training:
     """Build the run, or restore it from its checkpoint, and check it; write its summary."""
     started = time.perf_counter()
-    checkpoint = run.read_last(log.warning)
+    checkpoint = run.read_last()
     # Another number of threads adds up in another order, and so gives other bits: a run is resumed
     # with the number that it began with, on whatever machine.
     threads = config.threads if checkpoint is None else run.resumed_threads(config)
@@ -207,7 +207,7 @@ def _prepare(
         dataset=state.dataset | ({} if splits.verified == "all" else {"verified": splits.verified}),
     )
     run.write_summary(summary)
-    warnings = sanity_checks.before(config, splits, state, batches, run)
+    warnings = sanity_checks.before(config, splits, state, batches)
     before = group.world if checkpoint is None else checkpoint.get("processes", 1)
     if before != group.world:
         warnings.append(
@@ -313,7 +313,8 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
     if figures := [name for name, figure in config.figures.items() if figure is not None]:
         log.info("drawing figures: %s", listing(figures))
     drawn, problems = draw_figures(run)
-    run.drop_checkpoints(last=not config.training.keep_last)
+    if not config.training.keep_last:
+        run.last.unlink(missing_ok=True)
     total = time.perf_counter() - training.started
     summary = dataclasses.replace(
         summary,

@@ -4,7 +4,6 @@ Each check returns warnings, none if all is well; `run_experiment` logs them and
 summary.json. docs/reports.md lists the reports' mistakes with what is done about each.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
-from cifar_lab.errors import Damaged, UsageError
 from cifar_lab.runs.metrics import EpochMetrics, binomial_half_width
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.summary import RunSummary
 from cifar_lab.training.batches import Batches, in_order
 from cifar_lab.training.device import seeded
 from cifar_lab.training.splits import Split, Splits
@@ -29,9 +26,7 @@ _FEATURES_KEPT = 2000  # images whose features the evaluation keeps
 _DIGITS = ("cifar_lab.datasets.digits.load", "cifar_lab.datasets.mnist.load")
 
 
-def before(
-    config: RunConfig, splits: Splits, state: TrainState, batches: Batches, run: RunDir
-) -> list[str]:
+def before(config: RunConfig, splits: Splits, state: TrainState, batches: Batches) -> list[str]:
     """Return the warnings before training: about the config, the images and the model."""
     images = probe(splits.train, batches)
     return [
@@ -39,7 +34,6 @@ def before(
         *check_config(config, splits),
         *check_outputs(state.model, images),
         *check_gates(state.model, images),
-        *check_siblings(run, folds=config.split.folds is not None),
     ]
 
 
@@ -230,46 +224,3 @@ def check_interval(accuracy: float, images: int) -> list[str]:
         f"the validation accuracy {accuracy:.2%} is measured on {images:,} images, 95 % interval "
         f"±{100 * half:.1f} points: epochs and runs that differ by less cannot be told apart"
     ]
-
-
-# --- the runs beside it ---------------------------------------------------------------------------
-
-
-def check_siblings(run: RunDir, *, folds: bool = False) -> list[str]:
-    """Check the runs beside this one: one learning rate for SGD and Adam, one seed for all.
-
-    Only runs of the same dataset and experiment are compared. Runs with `folds` may have one seed.
-    """
-    own = run.read_summary()
-    runs = [s for s in _beside(run) if _differing(s, own).isdisjoint({"dataset", "experiment"})]
-    rates: dict[str, set[float | None]] = {"sgd": set(), "adam": set()}
-    for summary in runs:
-        if _differing(summary, own) <= {"optimizer"}:
-            for family, seen in rates.items():
-                if summary.choices.get("optimizer", "").startswith(family):
-                    seen.add(summary.initial_learning_rate)
-    warnings = []
-    if rates["sgd"] == rates["adam"] and len(rates["sgd"]) == 1 and None not in rates["sgd"]:
-        (rate,) = rates["sgd"]
-        warnings.append(
-            f"SGD and Adam are compared at the one learning rate {rate:g}, which suits at most "
-            "one of them; tune it for each"
-        )
-    if len(runs) > 1 and len({summary.seed for summary in runs}) == 1 and not folds:
-        warnings.append(
-            f"all {len(runs)} comparable runs of this folder have seed {own.seed}, so differences "
-            "due to chance cannot be estimated; -m seed=0,1,2 repeats them"
-        )
-    return warnings
-
-
-def _beside(run: RunDir) -> Iterator[RunSummary]:
-    for path in run.path.parent.glob("*/summary.json"):
-        with contextlib.suppress(Damaged, UsageError):
-            yield RunDir(path.parent).read_summary()
-
-
-def _differing(a: RunSummary, b: RunSummary) -> set[str]:
-    """Return the groups of the config of which two runs have chosen different options."""
-    groups = a.choices.keys() | b.choices.keys()
-    return {group for group in groups if a.choices.get(group) != b.choices.get(group)}

@@ -147,11 +147,11 @@ def _print_schema(rest: Sequence[str]) -> int:
 
 
 def _list_settings(wanted: str, rest: Sequence[str]) -> int:
-    from cifar_lab.config.reference import as_text, find_sections
+    from cifar_lab.config.reference import as_text, find_settings
 
     if rest:
         raise UsageError(f"--settings takes nothing else, but there is {shorten(rest[0])}")
-    print(as_text(find_sections(wanted)))
+    print(as_text(find_settings(wanted)))
     return 0
 
 

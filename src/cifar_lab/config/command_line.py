@@ -6,20 +6,11 @@ import itertools
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from cifar_lab.config.groups import setting_keys
 from cifar_lab.config.launch import SearchOptions
 from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
-
-FLAGS = (
-    (("--trust",), {"metavar": "MODULE", "action": "append"}, "code of your own; or trust=MODULE"),
-    (("-m", "--multirun"), {"action": "store_true"}, "run every combination of listed values"),
-    (("--detach",), {"action": "store_true"}, "on SLURM: send the jobs, do not wait for them"),
-    (("-c", "--cfg"), {"choices": ("job",)}, "--cfg job: print the whole config, run nothing"),
-    (("-cd", "--config-dir"), {"metavar": "FOLDER"}, "a folder with config groups of your own"),
-)
-"""The flags, with the arguments that argparse needs and what they are for."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +23,35 @@ class CommandLine:
     config_dir: str | None = None
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags; what it leaves are overrides."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    add = parser.add_argument
+    add("--trust", metavar="MODULE", action="append", help="code of your own; or trust=MODULE")
+    add("-m", "--multirun", action="store_true", help="run every combination of listed values")
+    add("--detach", action="store_true", help="on SLURM: send the jobs, do not wait for them")
+    add("-c", "--cfg", choices=("job",), metavar="job", help="print the whole config, run nothing")
+    add("-cd", "--config-dir", metavar="FOLDER", help="a folder with config groups of your own")
+    return parser
+
+
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Divide a command line into flags and overrides; UsageError for a flag that is not known."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    for names, arguments, _ in FLAGS:
-        parser.add_argument(*names, **arguments)
     words = list(argv)
     end = words.index("--") if "--" in words else len(words)
-    found, rest = parser.parse_known_args(words[:end])  # overrides may stand around flags
+    flags, rest = make_parser().parse_known_args(words[:end])  # overrides may stand around flags
     for word in rest:
         if word.startswith("-"):
             raise _unknown_flag(word, rest)
-    settings = ["detach=true"] if vars(found).pop("detach") else []
-    settings += [f"trust=[{','.join(modules)}]"] if (modules := vars(found).pop("trust")) else []
-    return CommandLine((*rest, *words[end + 1 :], *settings), **vars(found))
+    settings = ["detach=true"] if flags.detach else []
+    settings += [f"trust=[{','.join(flags.trust)}]"] if flags.trust else []
+    overrides = (*rest, *words[end + 1 :], *settings)
+    return CommandLine(overrides, flags.multirun, flags.cfg, flags.config_dir)
 
 
 def _unknown_flag(word: str, rest: Sequence[str]) -> UsageError:
@@ -55,24 +61,9 @@ def _unknown_flag(word: str, rest: Sequence[str]) -> UsageError:
         following = rest[rest.index(word) + 1 :]
         value = value or (following[0] if following and "=" not in following[0] else "VALUE")
         return UsageError(f"{problem}; write {keys[0]}={shorten(value, 40)}")
-    known = [name for names, _, _ in FLAGS for name in names if name.startswith("--")]
+    known = ("--trust", "--multirun", "--detach", "--cfg", "--config-dir", "--help", "--version")
     guess = did_you_mean(flag, known) or "; settings are written KEY=VALUE, see --help"
     return UsageError(problem + guess)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
-def flag_lines() -> list[tuple[str, str]]:
-    """Return the flags as help pages show them, each with what it is for."""
-    lines: list[tuple[str, str]] = []
-    arguments: dict[str, Any]
-    for names, arguments, purpose in FLAGS:
-        value = arguments.get("metavar") or "".join(arguments.get("choices", ()))
-        lines.append((f"{', '.join(names)} {value}".rstrip(), purpose))
-    return lines
 
 
 OTHER_NAMES = {
@@ -127,15 +118,12 @@ def check_words(words: Sequence[str], keys: Collection[str]) -> None:
     for index, word in enumerate(words):
         following = words[index + 1] if index + 1 < len(words) else ""
         shown = shorten(word)
-        if word.startswith("="):  # `train =1`; after a key, the word before says so
-            raise UsageError(
-                f"{shown}: there is no setting before =; write KEY=VALUE without spaces"
-            )
         if "=" in word or word.startswith(("~", "+")):
             if word.endswith("=") and following and "=" not in following:
-                raise _space(word + following)
+                raise UsageError(f"a space beside = is wrong: write {shorten(word + following)}")
         elif following.startswith("="):
-            raise _space(word + following + (following == "=") * "".join(words[index + 2 :][:1]))
+            whole = word + following + (following == "=") * "".join(words[index + 2 :][:1])
+            raise UsageError(f"a space beside = is wrong: write {shorten(whole)}")
         elif word in keys:
             raise UsageError(f"{word} has no value: write {word}=VALUE")
         elif index and is_run_folder(word):
@@ -144,10 +132,6 @@ def check_words(words: Sequence[str], keys: Collection[str]) -> None:
             raise UsageError(f"{shown} is neither a key=value nor a run folder with a config.yaml")
         else:
             raise _stray(words, index)
-
-
-def _space(right: str) -> UsageError:
-    return UsageError(f"a space beside = is wrong: write {shorten(right)}")
 
 
 def _stray(words: Sequence[str], index: int) -> UsageError:

@@ -275,10 +275,6 @@ def _resolve(plain: dict[str, Any]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _hydra(config_dir: str | None) -> Iterator[None]:
     """Let Hydra compose from conf/, and before it from a folder of the user's own."""
-    try:
-        Path.cwd()
-    except FileNotFoundError:  # Hydra asks for it, and torch does not load without it
-        raise UsageError("the working directory was deleted: go to one that exists") from None
     before = GlobalHydra.instance().hydra  # of a program that uses Hydra itself
     GlobalHydra.instance().clear()
     try:

@@ -19,41 +19,35 @@ class DatasetConfig:
     own data below the folder where the command was started is kept relative to it, `relative_to`.
     """
 
-    name: str = setting(meaning="of the dataset, in run folders and figures")
+    name: str = setting(meaning="the name in run folders and figures")
     source: TargetConfig = setting(meaning="the function that loads the images")
-    image_shape: list[int] = setting(meaning="channels (1: grayscale, 3: RGB), height, width")
+    image_shape: list[int] = setting(meaning="channels (1 or 3), height and width")
     fit: Literal["crop", "resize", "pad"] = setting(
-        "crop",
-        "scale and cut off, scale, or scale and pad with black to that size",
+        "crop", "how a picture gets that size: cut off, distorted, or padded with black"
     )
     storage: Literal["auto", "memory", "mapped"] = setting(
-        "auto",
-        "where decoded; auto maps a file above 1 GB or RAM / 4",
-        identity=False,
+        "auto", "where images are kept; auto maps above 1 GB or RAM / 4", identity=False
     )
     max_megapixels: float = setting(
-        120.0,
-        "pictures with more pixels are refused, since they fill the memory",
-        identity=False,
-        gt=0,
+        120.0, "a picture with more million pixels is refused", identity=False, gt=0
     )
-    classes: list[str] | None = setting(None, "names of label 0, 1, ...")
+    classes: list[str] | None = setting(None, "the names of label 0, 1, ...")
     relative_to: str | None = setting(None, "filled in: where source.path is", identity=False)
-    limit: int | None = setting(None, "only so many training images, stratified", ge=2)
+    limit: int | None = setting(None, "train on so many images, stratified", ge=2)
     train_size: int | None = setting(None, "images in the official training set", ge=1)
     test_size: int | None = setting(None, "images in the official test set", ge=1)
     mean: list[float] | Literal["auto"] | None = setting(
-        None, "per channel, of pixels in [0, 1], subtracted; null: 0; auto: of the training split"
+        None, "subtracted from pixels in [0, 1], per channel; null: 0; auto: computed"
     )
     std: list[float] | Literal["auto"] | None = setting(
-        None, "per channel, what is divided by; null: 1; auto: of the training split"
+        None, "what pixels are divided by, per channel; null: 1; auto: computed"
     )
     computed: list[Literal["mean", "std"]] = setting(
         factory=list, identity=False, meaning="filled in: which of mean and std came from auto"
     )
-    checksums: dict[str, str] = setting(factory=dict, meaning="sha256 of the decoded arrays, uint8")
-    display_names: list[str] | None = setting(None, "shown instead of classes", identity=False)
-    licence: str | None = setting(None, "of the images, for a model card", identity=False)
+    checksums: dict[str, str] = setting(factory=dict, meaning="sha256 of the decoded arrays")
+    display_names: list[str] | None = setting(None, "names that are shown instead", identity=False)
+    licence: str | None = setting(None, "licence of the images", identity=False)
 
     @property
     def training_images(self) -> int | None:
@@ -104,16 +98,16 @@ class SplitConfig:
     are torch's WeightedRandomSampler and SubsetRandomSampler (S1-06, S1-07).
     """
 
-    validation: float = setting(0.1, "images held out: a fraction below 1, or a number", ge=0)
-    source: Literal["train", "test"] = setting("train", "the official set they are of (S0: test)")
+    validation: float = setting(0.1, "images that validate: a share below 1, or a number", ge=0)
+    source: Literal["train", "test"] = setting("train", "the official set they are from (S0: test)")
     method: Literal["stratified", "random", "tail", "numpy"] = setting(
-        "stratified", "stratified | random | tail (the last ones) | numpy (RandomState)"
+        "stratified", "how they are drawn; tail: the last ones; numpy: by its RandomState"
     )
-    seed: int = setting(0, "of the split alone", ge=0, le=2**32 - 1)
+    seed: int = setting(0, "draws the split, and nothing else", ge=0, le=2**32 - 1)
     folds: int | None = setting(None, "cross-validation: so many equal parts", ge=2, le=1000)
     fold: int | None = setting(None, "which part validates; split.fold=0,1,2 -m trains three", ge=0)
     sampler: Literal["permutation", "weighted", "subset"] = setting(
-        "permutation", "permutation | weighted | subset (torch's samplers, S1)"
+        "permutation", "how an epoch draws its images; weighted, subset: torch's samplers (S1)"
     )
 
     def held_out(self, size: int) -> int:
@@ -175,13 +169,19 @@ class AugmentationConfig:
     """
 
     crop_padding: int = setting(0, "pixels around an image before a random crop", ge=0, le=64)
-    padding_mode: Literal["zeros", "reflect"] = setting("zeros", "what these pixels are")
-    horizontal_flip: bool = setting(False, "mirror every second image")
-    flips: Literal["random", "alternating"] = setting("random", "alternating: every second epoch")
-    policy: Literal["trivial_augment", "rand_augment"] | None = setting(None, "a change of each")
-    cutout: int = setting(0, "side of a square that is erased at random, in pixels", ge=0)
-    erasing: float = setting(0.0, "how often a box of random size is erased", ge=0, le=1)
-    mixup: float = setting(0.0, "add up two images, with shares from Beta(mixup, mixup)", ge=0)
+    padding_mode: Literal["zeros", "reflect"] = setting(
+        "zeros", "zeros: black; reflect: the image mirrored"
+    )
+    horizontal_flip: bool = setting(False, "true mirrors every second image")
+    flips: Literal["random", "alternating"] = setting(
+        "random", "mirror at random, or every other epoch"
+    )
+    policy: Literal["trivial_augment", "rand_augment"] | None = setting(
+        None, "random change of each image"
+    )
+    cutout: int = setting(0, "pixels: the side of a square that is erased", ge=0)
+    erasing: float = setting(0.0, "share of images with an erased box", ge=0, le=1)
+    mixup: float = setting(0.0, "add two images, with shares from Beta(mixup, mixup)", ge=0)
     cutmix: float = setting(0.0, "a box of another image, its area from Beta(cutmix, cutmix)", ge=0)
 
 

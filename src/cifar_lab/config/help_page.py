@@ -1,10 +1,11 @@
 """The help page of `train`: read from conf/, without Hydra and without composing anything."""
 
+import argparse
+import functools
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_lab.config.command_line import flag_lines
+from cifar_lab.config.command_line import make_parser
 from cifar_lab.config.groups import default_options, default_settings, find_options
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
@@ -12,9 +13,9 @@ from cifar_lab.config.schema import as_typed, find_field
 
 _WIDTH = 100
 
-_INTRODUCTION = """\
-usage: python -m cifar_lab.train [RUN_DIR | FILE.yaml] [GROUP=OPTION ...] [KEY=VALUE ...] [-m]
+_USAGE = "python -m cifar_lab.train [RUN_DIR | FILE.yaml] [GROUP=OPTION ...] [KEY=VALUE ...] [-m]"
 
+_INTRODUCTION = """\
 Trains and evaluates one run, or with -m (or an experiment that is a grid) many. A run is one option
 of each group and single values that are changed. RUN_DIR is the folder of a past run: it continues,
 or with changes it is the start of another run. FILE.yaml is the config.yaml of somebody's run."""
@@ -35,27 +36,30 @@ Examples:
 
 
 def help_page(config_dir: str | None = None) -> str:
-    """Return the page: groups with their options, the settings used most, flags and examples."""
+    """Return the page: flags, groups with their options, the settings used most and examples."""
     options = find_options(config_dir)
     groups = dict.fromkeys(["dataset", *default_options(), *sorted(options)])
-    settings = [(f"{key}={as_typed(default_settings()[key])}", _meaning(key)) for key in _MOST_USED]
-    flags = [
-        *flag_lines(),
-        ("-sc install=bash", "print shell completion, to be evaluated (also zsh, fish)"),
-        ("--version", "print the versions and exit"),
-        ("-h, --help", "print this page and exit"),
-    ]
-    parts = [
-        _INTRODUCTION,
-        "\nGroups and their options (* is the default):",
+    parser = make_parser()
+    shell = "print shell completion, to be evaluated (also zsh, fish)"
+    parser.add_argument("-sc", metavar="install=bash", help=shell)
+    parser.add_argument("--version", action="store_true", help="print the versions and exit")
+    parser.add_argument("-h", "--help", action="store_true", help="print this page and exit")
+    parser.usage, parser.description = _USAGE, _INTRODUCTION
+    parser.formatter_class = functools.partial(
+        argparse.RawDescriptionHelpFormatter, width=_WIDTH, max_help_position=30
+    )
+    lines = [
+        "Groups and their options (* is the default):",
         *(_options(group, options[group]) for group in groups if group in options),
         "\nThe settings used most, with their defaults (--cfg job prints all settings):",
-        *_table(settings),
-        "\nFlags:",
-        *_table(flags),
+        *(
+            f"  {f'{key}={as_typed(default_settings()[key])}':26}{_meaning(key)}"
+            for key in _MOST_USED
+        ),
         _EXAMPLES,
     ]
-    return "\n".join(parts)
+    parser.epilog = "\n".join(lines)
+    return parser.format_help().rstrip()
 
 
 def _options(group: str, options: dict[str, Path]) -> str:
@@ -66,11 +70,6 @@ def _options(group: str, options: dict[str, Path]) -> str:
         words += " (the default depends on the dataset)"
     start = f"  {group:14} "
     return textwrap.fill(words, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
-
-
-def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    width = max(len(left) for left, _ in rows)
-    return [f"  {left:{width}}  {right}" for left, right in rows]
 
 
 def _meaning(key: str) -> str:

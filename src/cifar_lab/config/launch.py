@@ -12,13 +12,13 @@ from cifar_lab.config.schema import setting, wrong
 class SearchOptions:
     """How a sweep chooses among the values it lists: all combinations, or a search with Optuna."""
 
-    method: Literal["none", "optuna"] = setting("none", "optuna: Optuna chooses the values")
-    trials: int = setting(20, "of the study in all; with a larger number the line goes on", ge=1)
-    sampler: Literal["tpe", "random"] = setting("tpe", "tpe | random")
-    pruner: Literal["median", "hyperband", "none"] = setting("median", "ends trials that lag")
-    warmup_epochs: int = setting(2, "no trial is pruned before it has trained so many epochs", ge=0)
-    study: str = setting("search", "name and file, <output_dir>/<name>/.search/<study>.journal")
-    seed: int = setting(0, "of the sampler", ge=0, le=2**32 - 1)
+    method: Literal["none", "optuna"] = setting("none", "none: every combination; optuna: a search")
+    trials: int = setting(20, "trials of the study in all; more continue it", ge=1)
+    sampler: Literal["tpe", "random"] = setting("tpe", "tpe learns from the trials before")
+    pruner: Literal["median", "hyperband", "none"] = setting("median", "what ends trials that lag")
+    warmup_epochs: int = setting(2, "epochs before a trial can be pruned", ge=0)
+    study: str = setting("search", "its file is <output_dir>/<name>/.search/<study>.journal")
+    seed: int = setting(0, "draws what is tried", ge=0, le=2**32 - 1)
     seeds: int = setting(1, "runs of a trial, with seed, seed+1, ...; their mean counts", ge=1)
     confirm: int = setting(0, "runs of the best setting with fresh seeds, after the search", ge=0)
 
@@ -65,14 +65,14 @@ class LaunchOptions:
 
     points: list[dict[str, Any]] = setting(
         factory=list,
-        meaning='runs of a sweep that is no full grid: [{optimizer: sgd, seed: "0,1"}]',
+        meaning='a sweep that is no full grid, as [{optimizer: sgd, seed: "0,1"}]',
     )
     plan: bool | Literal["list"] = setting(
         False, "show what would run, and run nothing; list: without the times"
     )
     rerun: bool = setting(False, "run again what is finished")
     accept_code: bool = setting(False, "accept results of another version of the code")
-    detach: bool = setting(False, "on SLURM: send the jobs and do not wait for them (or --detach)")
+    detach: bool = setting(False, "on SLURM: send the jobs, do not wait for them; or --detach")
     jobs: int | Literal["auto"] = setting("auto", "runs at a time; auto: as many as fit")
     jobs_per_gpu: int = setting(1, "runs that share a GPU", ge=1, le=64)
     trust: list[str] = setting(factory=list, meaning="modules of your own that a config may name")

@@ -109,11 +109,7 @@ def set_value(plain: dict[str, Any], override: Override) -> None:
         siblings = [k for k in target if k not in hidden] if isinstance(target, dict) else []
         keys = flatten({k: value for k, value in plain.items() if k not in hidden})
         raise unknown_key(key, siblings, keys)
-    value = override.value()
-    if key == "dataset.source.path" and not isinstance(value, str | None):
-        quoted = shlex.quote(_quoted(str(override.input_line)))  # a folder called 2024, or 1e3
-        raise UsageError(f"{text_of(override)} is wrong: it must be text: {quoted}")
-    target[name] = merge(target.get(name), value)
+    target[name] = merge(target.get(name), override.value())
 
 
 def expand_points(points: Any, asked: Collection[str], options: Options) -> list[list[Override]]:

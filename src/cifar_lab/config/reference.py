@@ -1,12 +1,9 @@
-"""All settings, by groups: a row a key, and beside them what each option of a group sets.
+"""All settings, a row a key, for `describe --settings` and for docs/settings.
 
-A setting's meaning, its range, and whether it is part of a run's identity are those of its field;
+A setting's meaning, its range, and whether it is part of a run's address are those of its field;
 where it is an argument of a target, its comment in conf/ says what it means.
 """
 
-import dataclasses
-import itertools
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,22 +15,12 @@ from cifar_lab.config.groups import config_folder, default_options, find_options
 from cifar_lab.config.identity import TRANSPORT_ARGUMENTS
 from cifar_lab.config.launch import LAUNCH_KEYS, LaunchOptions
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.config.schema import as_typed, describe_values, find_field, hints
-from cifar_lab.errors import UsageError, did_you_mean, shorten
+from cifar_lab.config.schema import as_typed, describe_values, find_field
+from cifar_lab.errors import UsageError, did_you_mean
 
-_PARTS = ("split", "training", "evaluation", "study")  # of conf/config.yaml
-_ABOUT = {
-    "run": "Single settings of a run",
-    "launch": "How runs are launched; none of it is part of a run",
-    "model": "The network, and what its constructor takes",
-    "optimizer": "The optimizer, and what it takes",
-    "activation": "The activation function of the models of this package",
-    "scheduler": "How the learning rate changes during training",
-    "figures": "What a run draws; `figures.NAME=null` leaves one out",
-    "tracker": "Where a run is sent while it trains; its files stay where they are",
-    "hydra/launcher": "Where the runs of a sweep are started; without one, on this machine",
-}
 _FREE_MAPPINGS = ("protocols", "dataset.checksums", "choices")  # the names below are the user's
+_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
+_KINDS |= {dict: "a group of settings", type(None): "depends on the target"}
 
 
 @dataclass(frozen=True)
@@ -50,129 +37,65 @@ class Setting:
     identity: bool
 
 
-@dataclass(frozen=True)
-class Section:
-    """The settings of a group of conf/, or of a part of conf/config.yaml, which has no presets.
+def find_settings(wanted: str = "") -> list[Setting]:
+    """Return all settings, or those of a group, of a key, or below a key; each key once.
 
-    `presets`: each option, what it is, and the values that it sets to something else than the
-    defaults.
+    The defaults are those of the default option of a group, or of the first that has the key.
     """
+    rows: dict[str, Setting] = {}
+    for path in [config_folder() / "config.yaml", *_option_files()]:
+        for row in read_settings(path):
+            rows.setdefault(row.key, row)
+    kept = [row for row in rows.values() if f"{row.key}.".startswith(f"{wanted}.") or not wanted]
+    if not kept:
+        raise UsageError(
+            f"--settings {wanted} is wrong: there is no such group or setting"
+            f"{did_you_mean(wanted, [*{key.partition('.')[0] for key in rows}, *rows])}"
+        )
+    return kept
 
-    name: str
-    about: str
-    settings: tuple[Setting, ...]
-    presets: tuple[tuple[str, str, str], ...] = ()
+
+def _option_files() -> Iterator[Path]:
+    for group, files in find_options().items():
+        first = default_options().get(group)
+        if group != "experiment":
+            yield from sorted(files.values(), key=lambda path: (path.stem != first, path))
 
 
-def find_sections(wanted: str = "") -> list[Section]:
-    """Return all settings, or those of a group, of a key, or below a key."""
-    sections = list(_sections())
-    if not wanted:
-        return sections
-    for section in sections:
-        if wanted == section.name:
-            return [section]
-        kept = [s for s in section.settings if s.key == wanted or s.key.startswith(f"{wanted}.")]
-        if kept:
-            return [dataclasses.replace(section, settings=tuple(kept), presets=())]
-    names = [section.name for section in sections]
-    keys = [setting.key for section in sections for setting in section.settings]
-    raise UsageError(
-        f"--settings {wanted} is wrong: there is no such group or setting"
-        f"{did_you_mean(wanted, [*names, *keys])}; the groups are {', '.join(names)}"
+def as_text(settings: list[Setting]) -> str:
+    """Return settings for a terminal, a paragraph each."""
+    return "\n".join(
+        f"{row.key} = {row.default}\n    {row.meaning}\n    {row.values}; "
+        f"{'part of' if row.identity else 'not part of'} the run's address"
+        for row in settings
     )
 
 
-def as_text(sections: list[Section]) -> str:
-    """Return the sections for a terminal: a paragraph per setting."""
-    lines = []
-    for section in sections:
-        lines += [f"{section.name}: {section.about}" if section.about else section.name, ""]
-        for setting in section.settings:
-            identity = "part of" if setting.identity else "not part of"
-            lines.append(f"  {setting.key} = {setting.default}")
-            lines.append(f"      {setting.meaning}")
-            lines.append(f"      {setting.values}; {identity} the run's identity")
-        for choice, *texts in section.presets:
-            lines += [f"  {choice}", *(f"      {text}" for text in texts if text)]
-        lines.append("")
-    return "\n".join(lines).rstrip()
-
-
-_Entry = tuple[str, Any, str]
-"""The key of a setting, its default and its comment."""
-
-
-def _sections() -> Iterator[Section]:
-    parts: dict[str, list[_Entry]] = {name: [] for name in ("run", *_PARTS, "launch")}
-    for entry in _read_settings(config_folder() / "config.yaml", ""):
-        head = entry[0].partition(".")[0]
-        part = head if head in _PARTS else "launch" if head in LAUNCH_KEYS else "run"
-        parts[part].append(entry)
-    for name, entries in parts.items():
-        yield Section(name, _about(name), tuple(_setting(*entry) for entry in entries))
-    for group, files in find_options().items():
-        if group != "experiment":
-            yield _group_section(group, files)
-
-
-def _group_section(group: str, files: dict[str, Path]) -> Section:
-    """Return a row for each key that any option has, by the default option where it has it."""
-    settings: dict[str, Setting] = {}
-    presets = []
-    first = default_options().get(group)
-    for option in sorted(files, key=lambda name: (name != first, name)):
-        values = []
-        for entry in _read_settings(files[option], group.replace("/", ".")):
-            setting = _setting(*entry)
-            if settings.setdefault(setting.key, setting).default != setting.default:
-                values.append(f"{setting.key}={shorten(setting.default, 60)}")
-        choice = f"{group}={option}" + (" (default)" if option == first else "")
-        presets.append((choice, _about_file(files[option]), ", ".join(values)))
-    return Section(group, _about(group), tuple(settings.values()), tuple(presets))
-
-
-def _setting(key: str, default: Any, note: str) -> Setting:
-    field = find_field(LaunchOptions if key.partition(".")[0] in LAUNCH_KEYS else RunConfig, key)
-    meaning = field[0].metadata.get("description") if field else None
-    if field:
-        values = describe_values(*field)
-    else:
-        kinds: dict[type, str] = {bool: "true or false", int: "a number", float: "a number"}
-        kinds |= {list: "a list", dict: "a group of settings", type(None): "depends on the target"}
-        values = kinds.get(type(default), "text")
-    return Setting(key, as_typed(default), values, meaning or note, _is_identity(key))
-
-
-def _read_settings(path: Path, prefix: str) -> Iterator[_Entry]:
+def read_settings(path: Path) -> Iterator[Setting]:
     """Yield the settings of a file of conf/, without `_target_`, `defaults` and Hydra's own."""
     text = path.read_text(encoding="utf-8")
     loader, lines = yaml.SafeLoader(""), text.splitlines()
 
-    def walk(node: Any, above: str) -> Iterator[_Entry]:
+    def walk(node: Any, above: str) -> Iterator[Setting]:
         for name, value in node.value:
-            key = f"{above}.{name.value}" if above else name.value
-            is_group = isinstance(value, yaml.MappingNode) and value.value
+            key = f"{above}{name.value}"
             if name.value in ("_target_", "defaults", "hydra"):
                 continue
-            if is_group and key not in _FREE_MAPPINGS:
-                yield from walk(value, key)
+            if isinstance(value, yaml.MappingNode) and value.value and key not in _FREE_MAPPINGS:
+                yield from walk(value, f"{key}.")
             else:
-                comment = lines[name.start_mark.line].partition(" # ")[2].strip()
-                yield key, loader.construct_document(value), comment
+                note = lines[name.start_mark.line].partition(" # ")[2].strip()
+                yield _setting(key, loader.construct_document(value), note)
 
-    yield from walk(yaml.compose(text), prefix)
+    group = path.parent.relative_to(config_folder()).as_posix()
+    yield from walk(yaml.compose(text), "" if group == "." else f"{group.replace('/', '.')}.")
 
 
-def _about_file(path: Path) -> str:
-    """Return the comments above a file's first setting, or the one beside its `_target_`."""
-    text = path.read_text(encoding="utf-8")
-    head = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    above = [line for line in head if not line.startswith("# @package")]
-    target = re.search(r"^_target_:[^#\n]*#\s*(.*)$", text, re.MULTILINE)
-    return " ".join(line.lstrip("# ") for line in above).rstrip(".") or (
-        target[1] if target else ""
-    )
+def _setting(key: str, default: Any, note: str) -> Setting:
+    field = find_field(LaunchOptions if key.partition(".")[0] in LAUNCH_KEYS else RunConfig, key)
+    values = describe_values(*field) if field else _KINDS.get(type(default), "text")
+    meaning = field[0].metadata.get("description") if field else None
+    return Setting(key, as_typed(default), values, meaning or note, _is_identity(key))
 
 
 def _is_identity(key: str) -> bool:
@@ -183,12 +106,3 @@ def _is_identity(key: str) -> bool:
         return False
     above = [find_field(RunConfig, ".".join(parts[: i + 1])) for i in range(len(parts))]
     return all(field[0].metadata.get("identity", True) for field in above if field)
-
-
-def _about(name: str) -> str:
-    """Return what a group of settings is about: the first sentence of its dataclass."""
-    if name in _ABOUT:
-        return _ABOUT[name]
-    kinds = {**hints(RunConfig), **hints(LaunchOptions)}
-    paragraph = (kinds[name].__doc__ or "").strip().split("\n\n")[0]
-    return " ".join(paragraph.split()).rstrip(".")

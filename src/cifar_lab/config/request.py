@@ -18,11 +18,8 @@ class PlannedRun:
 
     config: RunConfig
     overrides: tuple[str, ...]
-
-    @property
-    def asked_keys(self) -> frozenset[str]:
-        """The keys that the overrides set: what the user asked for, not what is a default."""
-        return asked_keys(self.overrides)
+    asked_keys: frozenset[str]
+    """The keys that the overrides set: what the user asked for, not what is a default."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +45,6 @@ class Request:
         return self.is_sweep or bool(self.space) or "cluster" in self.launcher
 
 
-def asked_keys(overrides: Collection[str]) -> frozenset[str]:
-    """Return the keys that overrides set, such as optimizer and optimizer.lr."""
-    return frozenset(line.partition("=")[0].lstrip("+") for line in overrides)
-
-
 def take_launch_options(plain: dict[str, Any]) -> LaunchOptions:
     """Remove the launch options from a composed config and return them; trust what they name."""
     taken = {key: plain.pop(key) for key in list(plain) if key in LAUNCH_KEYS}
@@ -73,7 +65,7 @@ _ABSENT_WHERE_NULL = (
 def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun:
     """Turn a composed config into a run: lay the protocol over it, then parse it strictly."""
     protocols = plain.pop("protocols", None)
-    asked = asked_keys(overrides)
+    asked = frozenset(line.partition("=")[0].lstrip("+") for line in overrides)
     _merge_protocol(plain, protocols, asked)
     dataset, split = plain.get("dataset"), plain.get("split")
     if isinstance(split, dict) and not {"split", "split.validation"} & asked:
@@ -92,7 +84,7 @@ def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun
         part = plain.get(group)
         if isinstance(part, dict) and part.get(name, ...) is None:
             del part[name]
-    return PlannedRun(parse(plain), overrides)
+    return PlannedRun(parse(plain), overrides, asked)
 
 
 def _merge_protocol(plain: dict[str, Any], protocols: Any, asked: Collection[str]) -> None:

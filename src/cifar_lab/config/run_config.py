@@ -34,17 +34,17 @@ _BEST_FILE = re.compile(
 class StudyConfig:
     """What an experiment reproduces: the report's tag; conf/report has what the report says."""
 
-    report: str | None = None
-    title: str | None = None
-    target_accuracy: float | None = setting(None, gt=0, le=1)
+    report: str | None = setting(None, "the tag of a report; conf/report has its claims")
+    title: str | None = setting(None, "a line for tables and figures")
+    target_accuracy: float | None = setting(None, "a dashed line in the curves", gt=0, le=1)
 
 
 @dataclass(frozen=True)
 class DropoutConfig:
     """Dropout after convolution blocks and after dense layers; null where the model has none."""
 
-    conv: float | None = setting(None, "probability after each pooling; null: no place", ge=0, lt=1)
-    dense: float | None = setting(None, "after the hidden dense layer; null: no place", ge=0, lt=1)
+    conv: float | None = setting(None, "share of zeros after poolings; null: no place", ge=0, lt=1)
+    dense: float | None = setting(None, "the same after the hidden dense layer", ge=0, lt=1)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class LookaheadConfig:
     (arXiv:1907.08610), whose alpha is 1 - decay.
     """
 
-    every: int | None = setting(None, "steps of the optimizer between; null: none", ge=1)
+    every: int | None = setting(None, "steps between two returns; null: no slow weights", ge=1)
     decay: float = setting(0.774, "share of the slow weights that stays, at the end", ge=0, lt=1)
     ramp: float = setting(3.0, "the share grows with this power of the steps; 0: constant", ge=0)
 
@@ -68,19 +68,19 @@ class TrainingConfig:
     epochs: int = setting(10, "passes over the training images", ge=0)
     frozen_epochs: int = setting(0, "first epochs in which only the classifier trains", ge=0)
     batch_size: int = setting(128, "images per step; the last of an epoch may be smaller", ge=1)
-    label_smoothing: float = setting(0.0, "of the cross-entropy", ge=0, lt=1)
+    label_smoothing: float = setting(0.0, "share of the label that all classes get", ge=0, lt=1)
     class_weights: list[float] | Literal["balanced"] | None = setting(
-        None, "of the cross-entropy: balanced, or a number for each class"
+        None, "weights in the cross-entropy: balanced, or a number for each class"
     )
-    ema: float | None = setting(None, "average the weights with this decay, as 0.999", gt=0, lt=1)
+    ema: float | None = setting(None, "average the weights, with this decay", gt=0, lt=1)
     clip_grad_norm: float | None = setting(None, "scale a step's gradient to this norm", gt=0)
     lookahead: LookaheadConfig = setting(factory=LookaheadConfig)
-    compile: bool = setting(False, "torch.compile the network; not faster on the CPUs measured")
+    compile: bool = setting(False, "true: torch.compile; not faster on the CPUs measured")
     cuda_graph: bool | Literal["auto"] = setting(
-        "auto", "true: replay each step's passes as a CUDA graph; auto: false so far"
+        "auto", "true replays each step's passes as a CUDA graph; auto is false so far"
     )
     patience: int | None = setting(None, "stop after so many epochs without improvement", ge=1)
-    min_delta: float = setting(0.0, "what counts as an improvement for patience", ge=0)
+    min_delta: float = setting(0.0, "how much better counts as an improvement", ge=0)
     monitor: Literal["val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"] = setting(
         "val_accuracy", "the score that decides best.pt, patience, search and ranking"
     )
@@ -90,7 +90,7 @@ class TrainingConfig:
         5.0, "save last.pt this often within an epoch, and after each epoch", gt=0, identity=False
     )
     keep_last: bool = setting(
-        True, "false: a finished run has no last.pt, from which more epochs go on", identity=False
+        True, "false removes last.pt at the end; to go on with more epochs needs it", identity=False
     )
     best_file_name: str | None = setting(
         None, 'a second name of best.pt: "{model}_acc{acc:.4f}_lr{lr}.pth"', identity=False
@@ -118,15 +118,15 @@ class EvaluationConfig:
     """
 
     scored_weights: Literal["best", "last", "averaged"] = setting(
-        "best", "best (by training.monitor) | last | averaged (training.ema)"
+        "best", "best (by training.monitor), last, or averaged (by training.ema)"
     )
-    test: Literal["split", "official"] = setting("split", "official: all, whatever validates")
-    crop_padding: int = setting(0, "random crop of evaluated images (S0)", ge=0, le=64)
-    watch_test: bool = setting(False, "score the test set after each epoch, to draw it (S3, S4)")
+    test: Literal["split", "official"] = setting("split", "official: all, even those that validate")
+    crop_padding: int = setting(0, "pixels for a random crop of evaluated images (S0)", ge=0, le=64)
+    watch_test: bool = setting(False, "also score the test set after each epoch (S3, S4)")
     views: Literal["one", "mirrored", "moved", "unsure"] = setting(
-        "one", "one | mirrored | moved (mean of 1, 2, 6) | unsure (6 where needed)"
+        "one", "an image alone, or the mean over 2 (mirrored) or 6 (moved, unsure) views"
     )
-    views_margin: float = setting(0.5, "unsure: where two probabilities are this close", gt=0, le=1)
+    views_margin: float = setting(0.5, "unsure means two probabilities this close", gt=0, le=1)
     batch_size: int = setting(128, "images per step; larger is slower on a CPU", ge=1)
 
 
@@ -147,15 +147,15 @@ class RunConfig:
     figures: dict[str, TargetConfig | None] = setting(factory=dict, identity=False)
     tracker: TargetConfig | None = setting(None, identity=False)
     study: StudyConfig = setting(factory=StudyConfig, identity=False)
-    seed: int = setting(0, "of weights, order, augmentation and dropout", ge=0, le=2**32 - 1)
-    device: str = setting("cpu", "auto (cuda, mps, cpu in this order), cuda, cuda:N, mps, cpu")
+    seed: int = setting(0, "seeds weights, order, augmentation and dropout", ge=0, le=2**32 - 1)
+    device: str = setting("cpu", "auto (the first of cuda, mps, cpu), cuda, cuda:N, mps, cpu")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "fp32", "auto, fp32, bf16, fp16 (not on a CPU); auto: see docs/performance.md"
+        "fp32", "number format of the passes, fp16 on GPUs only; auto: docs/performance.md"
     )
-    deterministic: bool = setting(False, "only algorithms that give the same bits again (CUDA)")
-    threads: int | None = setting(None, "of the CPU; null: all", ge=1, le=1024, identity=False)
+    deterministic: bool = setting(False, "true: only algorithms that repeat their bits (CUDA)")
+    threads: int | None = setting(None, "CPU threads; null: all", ge=1, le=1024, identity=False)
     protocol: Literal["sound", "report"] = setting(
-        "sound", "sound: nothing is chosen on the test set; report: the report's own"
+        "sound", "sound chooses nothing on the test set; report does as the report did"
     )
     continue_from: str | None = setting(
         None, "a finished run's folder: go on with its config and last weights"
@@ -163,7 +163,7 @@ class RunConfig:
     output_dir: str = setting(
         "outputs", "runs go to <output_dir>/<name>/<choices>-<hash>/", identity=False
     )
-    name: str = setting("runs", "of the folder in output_dir that these runs share", identity=False)
+    name: str = setting("runs", "the folder in output_dir that has these runs", identity=False)
     choices: dict[str, str] = setting(factory=dict, identity=False, meaning="filled in: options")
 
     def check(self, path: str) -> None:

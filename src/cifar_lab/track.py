@@ -81,6 +81,7 @@ def _send(
     `again`: as a new run. `quiet` drops what the tracker's client prints.
     """
     from cifar_lab.trackers import build_tracker
+    from cifar_lab.trackers.process import redacted_output
     from cifar_lab.trackers.sending import follow, read_entry, write_entry
 
     if target_config is None:
@@ -105,6 +106,7 @@ def _send(
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
+        stack.enter_context(redacted_output())
         entry = follow(run, tracker, give_up)
     if entry.problem is not None:
         raise RunFailed(f"{shorten_path(run.path)} was not sent: {entry.problem}")

@@ -13,13 +13,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import TargetConfig
-from cifar_lab.errors import RunFailed, UsageError, first_line
+from cifar_lab.errors import RunFailed, UsageError, first_line, redact
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.trackers import Tracker, build_tracker
 from cifar_lab.trackers.sending import Entry, read_entry, write_entry
@@ -43,6 +44,36 @@ def tracking(run: RunDir, config: RunConfig, tracker: TargetConfig) -> Iterator[
         longest = 3600.0
     finally:
         follower.end(longest)
+
+
+@contextlib.contextmanager
+def redacted_output() -> Iterator[None]:
+    """Remove passwords from all that this process prints, clients in C and their children too.
+
+    A client prints addresses and keys in messages of its own, and they reach trackers.log.
+    """
+    reading, writing = os.pipe()
+    before = [os.dup(1), os.dup(2)]
+
+    def pass_on() -> None:
+        with os.fdopen(reading, encoding="utf-8", errors="backslashreplace") as lines:
+            for line in lines:
+                os.write(before[1], redact(line).encode("utf-8", "backslashreplace"))
+
+    thread = threading.Thread(target=pass_on, daemon=True)
+    thread.start()
+    for stream in (1, 2):
+        os.dup2(writing, stream)
+    os.close(writing)
+    try:
+        yield
+    finally:
+        for stream, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, stream)
+        thread.join(1.0)
+        if not thread.is_alive():  # a child of the client may live on, and print
+            for kept in before:
+                os.close(kept)
 
 
 class _Follower:

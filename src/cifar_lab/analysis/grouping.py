@@ -75,10 +75,11 @@ def _groups_and_notes(
                 f"{shorten(str(run.run.path), 200)} is the same run as "
                 f"{shorten(str(kept.run.path), 200)} and counts once."
             )
-    orders = [in_order(key[i] for key, _ in members) for i, _ in enumerate(axes)]
+    columns = (in_order(key[i] for key, _ in members) for i, _ in enumerate(axes))
+    orders = [{value: place for place, value in enumerate(column)} for column in columns]
 
     def place(member: tuple[Key, str]) -> tuple[list[int], str]:
-        return [o.index(v) for o, v in zip(orders, member[0], strict=True)], member[1]
+        return [order[v] for order, v in zip(orders, member[0], strict=True)], member[1]
 
     places = sorted(members, key=place)
     return [SeedGroup(p[0], list(members[p].values()), p[1]) for p in places], notes

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -153,30 +154,26 @@ class RunCollection:
         """The places of the axes that tables and names show: enough to tell the groups apart.
 
         An axis is left out if it follows from the options of config groups: a key that has one
-        value for each option of the BRINGING, or that is missing
-        where an option has no place for it; and a key or group that has one value for the same
-        options. Where most combinations of options occur once that would be chance, so a third
-        must be repetitions.
+        value for each option of the BRINGING, or that is missing where an option has no place for
+        it; and a key or group that has one value for the same options. Where most combinations of
+        options occur once that would be chance, so a third must be repetitions.
         """
         columns = list(zip(*(group.key for group in self.groups), strict=True))
         groups = [i for i, axis in enumerate(self.axes) if "." not in axis]
         for i in [i for i in groups if self.axes[i] not in BRINGING]:
             if any(_determines([columns[k]], columns[i]) for k in groups if k != i):
                 groups.remove(i)
-        options = [columns[i] for i in groups]
-        bringing = [columns[i] for i in groups if self.axes[i] in BRINGING]
-
-        def follows(i: int) -> bool:
-            brought = any(_determines([option], columns[i], repeated=False) for option in bringing)
-            lacks = {MISSING, "null"} & set(columns[i])
-            return (
-                brought
-                or _determines(options, columns[i], repeated=not lacks)
-                or any(_determines([option], columns[i]) for option in options)
+        main = list(groups)
+        for i, axis in enumerate(self.axes):
+            lacks = bool({MISSING, "null"} & set(columns[i]))
+            follows = _determines([columns[k] for k in groups], columns[i], repeated=not lacks)
+            follows |= any(
+                _determines([columns[k]], columns[i], repeated=self.axes[k] not in BRINGING)
+                for k in groups
             )
-
-        keys = [i for i, axis in enumerate(self.axes) if "." in axis]
-        return sorted([*groups, *(i for i in keys if not follows(i))])
+            if "." in axis and not follows:
+                main.append(i)
+        return sorted(main)
 
     @property
     def short_axes(self) -> list[str]:
@@ -198,8 +195,12 @@ class RunCollection:
 
     def _name(self, group: SeedGroup, parts: Sequence[str]) -> str:
         """Return a group's name, with that of its dataset where the axes do not say it."""
-        names = {other.dataset for other in self.groups if other.key == group.key}
-        return ", ".join([*parts, *[group.dataset] * (len(names) > 1)]) or "the one configuration"
+        several = self._with_key[group.key] > 1
+        return ", ".join([*parts, *[group.dataset] * several]) or "the one configuration"
+
+    @cached_property
+    def _with_key(self) -> Counter[Key]:
+        return Counter(group.key for group in self.groups)  # with the same key: other datasets
 
     def select(self, words: str) -> list[SeedGroup]:
         """Return the groups that `optimizer=adam,lr=0.01` describes; UsageError if none does.

@@ -110,7 +110,7 @@ def test_a_figure_is_judged_by_every_seed_that_is_there(
     assert best[0] == "more than with optimizer.lr=0.0001"
     assert best[4].startswith("holds (difference +22.00 points, 95 % interval ±9.94 points")
     assert "Guessed in s3_learning_rate: architecture: reading R1" in text
-    assert re.search(r"^Of \d+ figures and findings that do not follow from each", text, re.M)
+    assert re.search(r"^S3: Of \d+ figures and findings that do not follow from each", text, re.M)
     assert all(str(run.path) in text for run in runs), "every figure can be traced to its runs"
 
 

@@ -14,7 +14,7 @@ import pytest
 from synthetic_runs import OPTIMIZERS, dataset_config, make_grid, make_run
 
 from cifar_lab import summarize
-from cifar_lab.analysis import drawing, effects, grouping, ranking, summary_tables
+from cifar_lab.analysis import drawing, effects, grouping, ranking, summary_tables, texts
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
@@ -226,6 +226,10 @@ def test_a_baseline_takes_the_place_of_the_best(grid: Path) -> None:
     collection = grouping.read_collection(grid)
     ranking.rank(collection, baseline="optimizer=sgd, activation=Tanh, lr=0.001")
     (reference,) = [group for group in collection.groups if group.is_reference]
+    said = texts.best_text(collection, collection.ranking[0])
+    assert re.search(
+        r"To the baseline: \+\d+\.\d\d ± \d\.\d\d points, better \(p < 0.001\)\.$", said
+    )
     assert reference.key == ("sgd", "Tanh", "0.001")
     best = collection.ranking[0].difference
     assert best is not None

@@ -81,7 +81,8 @@ def _reproduce(argv: list[str]) -> int:
             failure = error
     runs = [run for each in experiments for run in reproduction.read_finished(each.folder)]
     rows = reproduction.rows(experiments, runs, arguments.only)
-    joint = map(reproduction.joint_sentence, reproduction.by_report(rows).values())
+    by_report = reproduction.by_report(rows).items()
+    joint = (f"{tag}: {text}" for tag, of in by_report if (text := reproduction.joint_sentence(of)))
     guesses, sources = reproduction.guesses(rows), reproduction.sources(rows)
     print("\n\n".join(filter(None, [reproduction.table(rows), *joint, guesses, sources])))
     if failure is not None:

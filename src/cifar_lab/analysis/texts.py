@@ -72,17 +72,28 @@ def best_text(collection: RunCollection, group: SeedGroup) -> str:
     if tested is not None and collection.metric != "test_accuracy":
         text += f"; test accuracy {run_metrics.show_interval('test_accuracy', tested)}"
     others = [g for g in collection.ranking if g.dataset == group.dataset and g.rank and g.rank > 1]
-    if collection.baseline or not others:
+    if not others:
         return text + "."
-    tied = [collection.label(other) for other in others if other.is_tied]
+    if collection.baseline:
+        against = (
+            f" To the baseline: {say(collection.metric, d)}." if (d := group.difference) else ""
+        )
+        return f"{text}.{against}"
+    tied = [_bracketed(collection.label(other)) for other in others if other.is_tied]
     unjudged = [other.not_judged for other in others if other.difference is None]
     if tied:
         return f"{text}. It is not told apart from {listing(tied, 160)}."
     if unjudged:
-        return f"{text}. Whether {len(unjudged)} others differ cannot be judged: {unjudged[0]}."
+        who = "the other differs" if len(others) == 1 else f"{len(unjudged)} of the others differ"
+        return f"{text}. Whether {who} cannot be judged: {unjudged[0]}."
     if any(other.difference and other.difference.covers == "images" for other in others):
         return f"{text}. As a network it differs from all others; other seeds may not."
     return f"{text}. It is told apart from all others."
+
+
+def _bracketed(label: str) -> str:
+    """Return a configuration's name so that it can stand in a list."""
+    return f"({label})" if "," in label else label
 
 
 def _n(group: SeedGroup, scores: Interval) -> str:
@@ -187,9 +198,11 @@ def selection_text(collection: RunCollection) -> str:
     if not collection.ranked or not collection.metric.startswith("best_val_"):
         return ""
     count = sum(group.rank is not None for group in collection.groups)
+    best = "loss" if collection.metric.endswith("loss") else "score"
+    chosen = f", and the best configuration is chosen among {count}: both make" * (count > 1)
     return (
-        "The validation score is that of each run's best epoch, and the best configuration is "
-        f"chosen among {count}: both make it optimistic. The test score has no part in it."
+        f"The validation {best} is that of each run's best epoch{chosen or ', which makes'} it "
+        "optimistic. The test score has no part in it."
     )
 
 
@@ -259,11 +272,11 @@ def effects_lines(collection: RunCollection, effects: MainEffects) -> list[str]:
         for effect in effects.effects
     ]
     for a, b, p in effects.interactions:
-        seen = "depends on" if p < LEVEL else "is not seen to depend on"
-        lines.append(f"the effect of {a} {seen} {b} (interaction, {show_p(p)})")
+        start = "the" if p < LEVEL else "no sign that the"
+        lines.append(f"{start} effect of {a} depends on {b} (interaction, {show_p(p)})")
     paired = "paired by seed" if effects.deviation.paired else "with the deviation of all, pooled"
     lines.append(
-        "each: mean over all values of the other axes, the best value minus another, with its "
-        f"95 % interval, {paired} ({effects.deviation.degrees:.0f} degrees of freedom)"
+        "each effect is a mean over all values of the other axes: the best value minus another, "
+        f"with its 95 % interval, {paired} ({effects.deviation.degrees:.0f} degrees of freedom)"
     )
     return lines

@@ -33,6 +33,21 @@ def test_other_figures_in_another_format_size_and_language(
     assert RunDir(finished.path).read_summary().figures == ["curves", "pca"]
 
 
+def test_a_run_without_figures_says_what_can_be_drawn(
+    finished: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert draw.main([str(finished.path), "figures=none"]) == 0
+    assert "names no figures: figures=standard draws" in capsys.readouterr().out
+
+
+def test_in_a_narrow_figure_panels_stand_below_each_other() -> None:
+    figure = style.new_figure(10.0, 4.0)
+    left, right = figure.subplots(1, 2)
+    style.Look(width=3.3).apply(figure)
+    assert left.get_position().y0 > right.get_position().y1
+    assert figure.get_size_inches()[1] > 5
+
+
 def test_features_that_a_figure_needs_are_measured_again(finished: RunDir) -> None:
     finished.features_file.unlink()
     assert draw.main([str(finished.path), "figures.pca.sample_size=20"]) == 0

@@ -110,6 +110,7 @@ def test_several_runs_have_one_page_with_likely_label_errors(
     path = runs[0].path.parents[2] / "errors.html"  # in the folder that holds both
     assert f"mistakes: {path}" in capsys.readouterr().out
     page = path.read_text(encoding="utf-8")
+    assert "Not looked for: the runs are right on" in page  # they are hardly better than chance
     titles = re.findall("<h2>(.+?)</h2>", page)
     assert titles[0] == "Likely label errors"
     assert titles[1:] == [f"Most confident mistakes of {run.path.name}" for run in runs]

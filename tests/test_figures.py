@@ -21,6 +21,7 @@ from cifar_lab.figures import (
     confusion_matrix,
     curves,
     embedding,
+    grid,
     pca,
     per_class,
     reliability,
@@ -229,6 +230,28 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path: Path) -> None
     assert np.asarray(axes.lines[0].get_ydata()) == pytest.approx(values.mean(axis=0))
     edges = np.asarray(axes.collections[0].get_paths()[0].vertices)
     assert edges[:, 1].max() == pytest.approx(values.max())
+
+
+def test_one_epoch_is_a_step_with_its_band(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, seed=i) for i in range(2)]
+    for i, run in enumerate(runs):
+        run.rewrite_metrics(history(1, seed=i))
+    axes = curves.bands({"adam": runs}).axes[3]
+    across = np.asarray(axes.lines[0].get_xdata())
+    assert across[1] - across[0] > 0.5
+    assert np.ptp(np.asarray(axes.collections[0].get_paths()[0].vertices), axis=0).min() > 0
+
+
+def test_numbers_of_a_search_are_places_on_an_axis_and_those_of_a_grid_are_squares() -> None:
+    rates = [f"{10 ** -(1 + i / 7):.16f}" for i in range(20)]
+    squares = [grid.Square((rate, "sgd"), 0.5 + i / 100) for i, rate in enumerate(rates)]
+    figure = grid.draw(["optimizer.lr", "optimizer"], [rates, ["sgd"]], squares, "accuracy")
+    check_drawn(figure)
+    (panel,) = figure.axes
+    assert panel.get_xscale() == "log"
+    assert legend_texts(figure) == ["sgd"]
+    few = grid.draw(["optimizer.lr", "optimizer"], [rates[:4], ["sgd"]], squares[:4], "accuracy")
+    assert len(few.axes[0].images) == 1
 
 
 # --- confusion matrix and classes -----------------------------------------------------------------

@@ -289,6 +289,20 @@ def test_a_table_for_a_paper(grid: Path, tmp_path: Path) -> None:
     assert text.read_text().count("|") == 14 * 7
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_sets_the_table_of_a_paper(grid: Path, tmp_path: Path) -> None:
+    assert run_it(grid, "--latex", tmp_path / "table.tex") == 0
+    begin = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{table}"
+    (tmp_path / "paper.tex").write_text(begin + r"\end{document}")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Missing character" not in done.stdout
+    assert "Overfull" not in done.stdout
+    assert (tmp_path / "paper.pdf").stat().st_size > 10_000
+
+
 def test_a_narrow_terminal_gets_lines(
     grid: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

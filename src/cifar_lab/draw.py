@@ -66,6 +66,8 @@ def _draw(argv: list[str]) -> int:
         problems += failed
         for name in drawn:
             print(run.figures / f"{name}.{look.format}")
+        if not drawn and not failed:
+            print(f"{run.path} names no figures: figures=standard draws the usual ones")
     if problems:
         raise RunFailed(problems[0])
     return 0

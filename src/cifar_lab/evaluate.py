@@ -153,13 +153,15 @@ def _write_errors(runs: "Sequence[RunDir]", count: int) -> Path:
 
 def _side_by_side(runs: "Sequence[RunDir]", folder: Path) -> None:
     """Draw the features of several runs beside each other, to compare trained and untrained."""
+    from cifar_lab.analysis.watching import names
     from cifar_lab.figures import pca, style, tsne
 
+    named = names([run.path.resolve() for run in runs])  # what differs between them
     titles = []
     for run in runs:
         summary = run.read_summary()
         epochs = summary.best_epoch if summary.scored_weights == "best" else summary.epochs
-        titles.append(f"lr {summary.initial_learning_rate}, epoch {epochs}")
+        titles.append(f"{named[run.path.resolve()]}, epoch {epochs}")
     figures = {"pca": pca.side_by_side(runs, titles), "tsne": tsne.side_by_side(runs, titles)}
     for name, figure in figures.items():
         path = folder / f"{name}.png"

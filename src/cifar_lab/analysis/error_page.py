@@ -12,6 +12,7 @@ from PIL import Image
 from cifar_lab.analysis.html_report import PAGES
 from cifar_lab.analysis.mistakes import Mistake, confident_mistakes, label_errors
 from cifar_lab.errors import shorten
+from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.templates import render
 
@@ -33,7 +34,7 @@ def error_page(
     """
     predictions = [run.read_predictions() for run in runs]
     names = runs[0].class_names(predictions[0].logits.shape[1])
-    sections = [_label_errors(label_errors(predictions), len(runs), count)] * (len(runs) > 1)
+    sections = [_label_errors(predictions, count)] * (len(runs) > 1)
     for run, stored in zip(runs, predictions, strict=True):
         wrong = int((stored.predicted != stored.labels).sum())
         sections.append(
@@ -66,14 +67,20 @@ def error_page(
     return render(template, sections=sections, names=shown, picture_of=picture_of, name_of=name_of)
 
 
-def _label_errors(suspects: list[Mistake], runs: int, count: int) -> dict[str, Any]:
+def _label_errors(predictions: Sequence[Predictions], count: int) -> dict[str, Any]:
+    """Return the section; models that are nearer to chance than to perfect doubt no label."""
+    section = {"title": "Likely label errors", "runs": len(predictions)}
+    right = float(np.mean([stored.accuracy for stored in predictions]))
+    chance = np.bincount(predictions[0].labels).max() / len(predictions[0])
+    if right < (1 + chance) / 2:
+        lead = f"Not looked for: the runs are right on {right:.0%} of the images only, too few to "
+        return section | {"lead": f"{lead}doubt a label.", "mistakes": None}
+    suspects = label_errors(predictions)
     total = len(suspects)
-    return {
-        "title": "Likely label errors",
-        "lead": f"{total:,} test image{'s are' if total != 1 else ' is'} taken for the same other "
-        f"class by most of the {runs} runs, with a mean probability that is high for that class "
+    lead = (
+        f"{total:,} test image{'s are' if total != 1 else ' is'} taken for the same other class by "
+        f"most of the {len(predictions)} runs, with a mean probability that is high for that class "
         "(confident learning, Northcutt, Jiang and Chuang 2021). The label may be wrong, or the "
-        "image may be hard: look at the picture.",
-        "mistakes": suspects[:count],
-        "runs": runs,
-    }
+        "image may be hard: look at the picture."
+    )
+    return section | {"lead": lead, "mistakes": suspects[:count]}

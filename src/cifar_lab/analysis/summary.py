@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from cifar_lab.analysis import drawing, summary_tables, texts
@@ -37,6 +38,13 @@ class Summary:
 
     def __str__(self) -> str:
         return summary_tables.as_text(self.sections, 100)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: which configuration is the best, and the ranking."""
+        chosen = [group for group in self.collection.ranking if group.chosen]
+        lines = [texts.best_text(self.collection, group) for group in chosen]
+        table = summary_tables.ranking_table(self.collection, test=self.test)
+        return "".join(f"<p>{escape(line)}</p>" for line in lines) + table.html()
 
     def seeds_needed(self, points: float) -> list[str]:
         """Return how many seeds would show a difference of so many points, for each dataset."""

@@ -96,8 +96,12 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
             values = np.array([_column(rows, name)[:length] for rows in histories])
             epochs, mean = _column(histories[0], "epoch")[:length], values.mean(axis=0)
             low, high = values.min(axis=0), values.max(axis=0)
-            axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
             dots = _dots(histories[0][:length])
+            if length == 1:  # a step as wide as the epoch: a single point has no line and no band
+                epochs = np.array([epochs[0] - 0.4, epochs[0] + 0.4])
+                mean, low, high = (np.repeat(line, 2) for line in (mean, low, high))
+                dots = {}
+            axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
             axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
     handles, labels = panels["train_loss"].get_legend_handles_labels()
     if handles:
@@ -196,7 +200,8 @@ def _column(rows: Sequence[EpochMetrics], name: str) -> Values:
 
 def _span(last: int) -> tuple[float, float]:
     """Return the limits of an epoch axis from 1 to `last`."""
-    return (1 - 0.02 * last - 0.2, last + 0.02 * last + 0.2)
+    room = 0.5 if last == 1 else 0.02 * last + 0.2
+    return 1 - room, last + room
 
 
 def _steps(rows: Sequence[StepMetrics], quantity: str) -> tuple[Values, Values]:

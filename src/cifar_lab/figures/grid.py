@@ -22,6 +22,9 @@ MOST_PANELS = 36
 MOST_NUMBERS = 400
 """Squares of a panel beyond this many have no room for their numbers."""
 
+MOST_ON_GRID = 8
+"""An axis of more numbers than this, most of which occur once, was searched."""
+
 Key = tuple[str, ...]
 
 
@@ -55,6 +58,9 @@ def draw(
     """
     unit = 100.0 if fraction else 1.0
     what = f"{label} (%)" if fraction else label
+    drawn = [i for i, values in enumerate(order) if _is_searched(values, len(squares))]
+    if drawn:
+        return _scatter(axes, drawn, squares, what, unit, higher_is_better=higher_is_better)
     if len(axes) < 2:
         return _points(axes, order, squares, what, unit)
     x, y = plane(order)
@@ -153,6 +159,63 @@ def _panel(
     axes.set_yticks(range(len(order[y])), [style.plain(v, 14) for v in order[y]])
     if len(order[x]) > 6 or max(map(len, order[x])) > 8:
         axes.tick_params(axis="x", rotation=45)
+
+
+def _is_searched(values: Sequence[str], squares: int) -> bool:
+    """Whether numbers were drawn at random, as a search does, instead of chosen for a grid."""
+    return _numbers(values) and len(values) > MOST_ON_GRID and 2 * len(values) > squares
+
+
+def _scatter(
+    axes: Sequence[str],
+    drawn: Sequence[int],
+    squares: Sequence[Square],
+    label: str,
+    unit: float,
+    *,
+    higher_is_better: bool,
+) -> Figure:
+    """Return points over one axis of numbers, by score, or over two, whose colour is the score."""
+    figure = style.new_figure(8.0, 4.6)
+    panel = figure.subplots()
+    x, y = drawn[0], drawn[1] if len(drawn) > 1 else None
+    style.dress(
+        panel, "", style.plain(axes[x], 60), style.plain(label if y is None else axes[y], 60)
+    )
+    known = [(square, unit * square.score) for square in squares if square.score is not None]
+    places = [float(square.key[x]) for square, _ in known]
+    heights = [score if y is None else float(square.key[y]) for square, score in known]
+    scores = [score for _, score in known]
+    if y is None:
+        others = [i for i in range(len(axes)) if i != x]
+        names = [", ".join(square.key[i] for i in others) for square, _ in known]
+        for index, name in enumerate(dict.fromkeys(names)):
+            own = [k for k, other in enumerate(names) if other == name]
+            look: dict[str, Any] = {
+                "color": style.PALETTE[index % len(style.PALETTE)],
+                "s": 34,
+                "alpha": 0.8,
+            }
+            across, up = [places[k] for k in own], [heights[k] for k in own]
+            panel.scatter(across, up, label=style.plain(name, 40), **look)
+        if others and known:
+            style.legend_outside(figure, *panel.get_legend_handles_labels(), columns=1)
+    else:
+        colours = style.SEQUENTIAL + "_r" * (not higher_is_better)
+        shades = panel.scatter(places, heights, c=scores, cmap=colours, s=60, edgecolors="#777777")
+        figure.colorbar(shades, ax=panel, label=style.plain(label, 60))
+    best = [k for k, (square, _) in enumerate(known) if square.best]
+    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.VERMILLION, "linewidths": 2}
+    panel.scatter([places[k] for k in best], [heights[k] for k in best], s=130, **ring)
+    for scale, values in ((panel.set_xscale, places), (panel.set_yscale, heights if y else [])):
+        if values and min(values) > 0 and max(values) / min(values) >= 20:
+            scale("log")
+    if not known:
+        style.note(panel, "no run has finished yet")
+    style.caption(
+        figure, "a point for each configuration, the mean over its runs · ringed: the best"
+    )
+    return figure
 
 
 def _points(

@@ -45,6 +45,9 @@ CLASS_MARKERS = "o^sDvPX<p>"
 SEQUENTIAL = "Blues"
 SMALL, NORMAL, LARGE = 7.5, 9.0, 10.5
 _SMALLEST = 6.0  # points, of the letters of a figure that is made small
+COLUMN = 5.0
+"""Inches: in a narrower figure, as for a column of a paper, panels stand below each other."""
+
 LONGEST_NAME = 18
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 CHARACTERS_PER_INCH = 12.5
@@ -77,6 +80,8 @@ class Look:
         """Give a figure its width, the size of its letters, and its words."""
         from matplotlib.text import Text
 
+        if self.width is not None and self.width < COLUMN:
+            _stack(figure)
         width, height = figure.get_size_inches()
         shrunk = 1.0 if self.width is None else self.width / width
         size = self.font_size or max(_SMALLEST, NORMAL * shrunk)
@@ -100,6 +105,8 @@ class Look:
         for text in texts - ticks:
             text.set_fontsize(scale * text.get_fontsize())
             text.set_text(self.rename(text.get_text()))
+        # Square panels need a pass before the one that saving makes, or their labels are cut off.
+        figure.get_layout_engine().execute(figure)  # type: ignore[union-attr]
 
     def rename(self, text: str) -> str:
         """Return a text with the words of `labels`, whole words only."""
@@ -108,6 +115,19 @@ class Look:
         words = sorted(map(re.escape, self.labels), key=len, reverse=True)
         pattern = rf"(?<!\w)({'|'.join(words)})(?!\w)"
         return re.sub(pattern, lambda match: self.labels[match[0]], text)
+
+
+def _stack(figure: "Figure") -> None:
+    """Put panels that stand side by side below each other."""
+    specs = {axes: spec for axes in figure.axes if (spec := axes.get_subplotspec()) is not None}
+    grids = {spec.get_gridspec() for spec in specs.values()}
+    if len(grids) != 1 or (grid := grids.pop()).nrows != 1 or grid.ncols < 2:
+        return
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width / grid.ncols, height * grid.ncols)
+    below = figure.add_gridspec(grid.ncols, 1)
+    for axes, spec in specs.items():
+        axes.set_subplotspec(below[spec.colspan.start, 0])
 
 
 def _renamed(formatter: Any, rename: Callable[[str], str]) -> Callable[[float, int | None], str]:

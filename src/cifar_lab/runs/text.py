@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 
@@ -43,6 +44,11 @@ class Table:
             for row in rows
         ]
         return "\n".join(fill(record, width, "* ") for record in records)
+
+    def html(self) -> str:
+        """Return a table for a notebook, in which every cell is text."""
+        rows = ("".join(f"<td>{escape(str(c))}</td>" for c in r) for r in (self.header, *self.rows))
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
     def latex(self, caption: str) -> str:
         """Return a table for LaTeX, in the look of the package booktabs."""

@@ -203,7 +203,9 @@ function heatMap(x, y) {
   }));
   if (sorted.length > 80) $("heat").append(el("p", { class: "muted" }, `${sorted.length - 80} more panels are not shown; choose longer axes.`));
 }
-if (data.main.length === 0) $("heat-section").hidden = true;
+// A search draws numbers that occur once: their map would be empty squares between long numbers.
+const searched = data.main.some(i => data.values[i].length > 8 && 2 * data.values[i].length > settings.length && data.values[i].every(v => !isNaN(v)));
+if (data.main.length === 0 || searched) $("heat-section").hidden = true;
 else {
   const byLength = [...data.main].sort((a, b) => data.values[b].length - data.values[a].length || a - b);
   const plane = byLength.slice(0, 2).sort((a, b) => data.values[a].every(v => !isNaN(v)) - data.values[b].every(v => !isNaN(v)));
@@ -269,7 +271,8 @@ function drawCurves() {
   const series = drawn.map(i => {
     const [mean, below, above] = settings[i].curves[name], epochs = settings[i].curves.epochs;
     const points = [];
-    mean.forEach((v, k) => { if (v !== null) points.push({ e: epochs[k], v, low: below ? below[k] : v, high: above ? above[k] : v }); });
+    const step = epochs.length === 1 ? [-0.3, 0.3] : [0];  // one epoch is a step
+    mean.forEach((v, k) => { if (v !== null) step.forEach(off => points.push({ e: epochs[k] + off, v, low: below ? below[k] : v, high: above ? above[k] : v })); });
     for (const p of points) { low = Math.min(low, p.low); high = Math.max(high, p.high); first = Math.min(first, p.e); last = Math.max(last, p.e); }
     return { i, points, many: Boolean(below) };
   });
@@ -282,7 +285,7 @@ function drawCurves() {
     chart.append(svg("line", { class: "gridline", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }));
     chart.append(text(shown(tick), { x: box.left - 6, y: y(tick) + 4, "text-anchor": "end" }));
   }
-  for (const tick of ticks(first, last, true)) chart.append(text(tick, { x: x(tick), y: box.bottom + 18, "text-anchor": "middle" }));
+  for (const tick of ticks(Math.ceil(first), Math.max(Math.floor(last), Math.ceil(first) + 0.5), true)) chart.append(text(tick, { x: x(tick), y: box.bottom + 18, "text-anchor": "middle" }));
   chart.append(text("epoch", { x: (box.left + box.right) / 2, y: box.bottom + 36, "text-anchor": "middle" }));
 
   const ends = series.map((s, k) => ({ k, at: y(s.points[s.points.length - 1].v) })).sort((a, b) => a.at - b.at);
@@ -298,7 +301,7 @@ function drawCurves() {
       const up = s.points.map(p => `${x(p.e).toFixed(1)} ${y(p.high).toFixed(1)}`), down = [...s.points].reverse().map(p => `${x(p.e).toFixed(1)} ${y(p.low).toFixed(1)}`);
       group.append(svg("path", { class: "band", d: `M${up.join("L")}L${down.join("L")}Z` }));
     }
-    const d = s.points.length === 1 ? `M${x(end.e) - 4} ${y(end.v)}h8` : "M" + s.points.map(p => `${x(p.e).toFixed(1)} ${y(p.v).toFixed(1)}`).join("L");
+    const d = "M" + s.points.map(p => `${x(p.e).toFixed(1)} ${y(p.v).toFixed(1)}`).join("L");
     group.append(svg("path", { class: "line" + (isDashed(slot) ? " dashed" : ""), d }));
     group.append(svg("path", { class: "leader", d: `M${x(end.e) + 2} ${y(end.v)}L${box.right + 8} ${place.get(k) - 4}`, fill: "none" }));
     const rank = settings[s.i].rank ?? "–";
@@ -325,7 +328,7 @@ function drawCurves() {
     }
     heat(nearest ? nearest.i : null);
     if (point) $("caption").textContent = `${settings[nearest.i].label}: ${KINDS[name]} ${shown(point.v)}`
-      + (nearest.many ? ` (${shown(point.low)} to ${shown(point.high)})` : "") + ` in epoch ${point.e}`;
+      + (nearest.many ? ` (${shown(point.low)} to ${shown(point.high)})` : "") + ` in epoch ${Math.round(point.e)}`;
   };
   chart.onpointerleave = () => heat(null);
   chart.onclick = () => { if (hot !== null) select(hot); };

@@ -174,12 +174,21 @@ def paper(collection: RunCollection, form: str, *, test: bool) -> str:
     whole = ranking_table(collection, test=test)
     left_out = {"rank", "p", "verdict", "would show", "validation loss", "best epoch"}
     left_out |= set() if test else {"test accuracy"}  # which only the best has
-    kept = [i for i, name in enumerate(whole.header) if name not in left_out]
-    rows = [
-        [f"{row[i]}{' †' * (whole.header[i].startswith('to the') and group.is_tied)}" for i in kept]
-        for row, group in zip(whole.rows, collection.ranking, strict=True)
-    ]
-    table = Table([whole.header[i] for i in kept], rows)
+    header, columns = [], []
+    for i, name in enumerate(whole.header):
+        if name in left_out:
+            continue
+        cells = [str(row[i]) for row in whole.rows]
+        for unit in ("%", "points"):  # once, in the header
+            if all(cell.endswith(f" {unit}") or cell in ("", "–") for cell in cells):
+                name = f"{name} ({unit})"
+                cells = [cell.removesuffix(f" {unit}") for cell in cells]
+        if name.startswith("to the"):
+            marks = (" †" * group.is_tied for group in collection.ranking)
+            cells = [cell + mark for cell, mark in zip(cells, marks, strict=True)]
+        header.append(name)
+        columns.append(cells)
+    table = Table(header, list(zip(*columns, strict=True)))
     testing = texts.testing_text(collection).partition(" Not told apart")[0]
     caption = f"Mean over n runs with its 95 % interval. {testing} †: not told apart."
     if form == "latex":

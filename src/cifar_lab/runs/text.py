@@ -113,6 +113,7 @@ def latex(text: Any) -> str:
     """Return text that LaTeX shows as it is, on one line."""
     line = one_line(text)
     line = re.sub(r"[\\{}&%$#_^~]", lambda special: _LATEX[special[0]], line)
+    line = re.sub(r"^-(?=\d)", "$-$", line)
     return line.replace("±", r"$\pm$").replace("–", "--").replace("†", r"$^{\dagger}$")
 
 

@@ -20,7 +20,7 @@ from cifar_lab.analysis.run_differences import differences
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training import batches, classify, dropout, loop, splits, step
+from cifar_lab.training import batches, classify, dropout, splits, step
 from cifar_lab.training.build import build_state, normalisation
 from cifar_lab.training.device import Precision
 from cifar_lab.training.loop import fit
@@ -38,6 +38,10 @@ MODELS = {
     "mixed_kernel": ("model=mixed_kernel_small", "model.widths=[4,4,8,8,8,8]"),
     "resnet_small": ("model=resnet_small", "model.width=4", "augmentation=crop_flip"),
     "airbench": ("experiment=airbench_small", "model.widths=[8,8,8]"),
+    "policy": (
+        *("model.widths=[4,8]", "model.hidden=16"),
+        *("augmentation=crop_flip", "augmentation.policy=trivial_augment"),
+    ),
     "airbench_muon": ("experiment=airbench_muon_small", "model.widths=[8,8,8]"),
 }
 OPERATIONS: dict[str, int] = json.loads(
@@ -67,13 +71,15 @@ def config_of(*words: str) -> RunConfig:
     return compose_checked([*common, "split.validation=0.25", *words]).runs[0].config
 
 
-def watch_epoch(monkeypatch: pytest.MonkeyPatch, batch_size: int, *words: str) -> tuple[Watch, int]:
+def watch_epoch(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, *words: str, device: Any = NAME
+) -> tuple[Watch, int]:
     """Train, validate and predict on the device; return what was seen, and the number of steps."""
     # Reading the sums twice a second is a wait that has nothing to do with the steps.
     monkeypatch.setattr("cifar_lab.training.group.Group.is_due", lambda self: False)
     config = config_of(*words, f"training.batch_size={batch_size}")
-    data = make_splits(arrays(256), config.dataset, config.split, NAME)
-    state, made = build_state(config, data, NAME)
+    data = make_splits(arrays(256), config.dataset, config.split, device)
+    state, made = build_state(config, data, device)
     with Watch() as watch:
         list(fit(state, made, data.validation, config.training, config.evaluation))
         predict(state.model, data.test, normalisation(config), config.evaluation)
@@ -82,8 +88,20 @@ def watch_epoch(monkeypatch: pytest.MonkeyPatch, batch_size: int, *words: str) -
 
 @pytest.mark.parametrize("model", MODELS)
 def test_no_step_waits_and_no_more_is_launched(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    many, steps = watch_epoch(monkeypatch, 16, *MODELS[model])
-    few, fewer = watch_epoch(monkeypatch, 64, *MODELS[model])
+    check_steps(model, monkeypatch, *MODELS[model])
+
+
+def test_a_graph_is_one_launch_and_little_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (*MODELS["convnet"], "training.cuda_graph=true")
+    with acting("cuda") as device:
+        check_steps("convnet, graph", monkeypatch, *words, device=device)
+
+
+def check_steps(
+    model: str, monkeypatch: pytest.MonkeyPatch, *words: str, device: Any = NAME
+) -> None:
+    many, steps = watch_epoch(monkeypatch, 16, *words, device=device)
+    few, fewer = watch_epoch(monkeypatch, 64, *words, device=device)
     more = many.waits - few.waits
     assert more.total() <= 2, f"the host waits in {steps} steps more often: {more}"
     assert few.waits.total() <= FEW_WAITS, few.waits
@@ -152,7 +170,14 @@ def test_images_that_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run_on(device, tmp_path)
 
 
-@pytest.mark.parametrize("more", [(), ("training.frozen_epochs=1", "training.ema=0.9")], ids=str)
+GRAPHED = (
+    ("training.frozen_epochs=1", "training.ema=0.9"),
+    ("training.lookahead.every=3", "augmentation.mixup=0.4", "precision=bf16"),
+    ("training.clip_grad_norm=0.5", "scheduler=one_cycle", "optimizer=sgd"),
+)
+
+
+@pytest.mark.parametrize("more", GRAPHED, ids=lambda words: words[0])
 def test_a_graph_computes_the_bits_of_the_plain_step(more: tuple[str, ...], tmp_path: Path) -> None:
     words = ("dropout.conv=0.2", *more)
     with acting("cuda") as device:
@@ -165,6 +190,10 @@ CROSSED = {
     # the update of the CPU: a GPU's fused one rounds otherwise
     "convnet": ("model.widths=[4,8]", "model.hidden=16", "optimizer.foreach=true"),
     "muon": ("model.widths=[4,8]", "model.hidden=16", "optimizer=muon", "augmentation=crop_flip"),
+    "policy": (
+        *("model.widths=[4,8]", "model.hidden=16", "optimizer=sgd", "augmentation=crop_flip"),
+        *("augmentation.policy=trivial_augment", "augmentation.flips=alternating"),
+    ),
     "mixup": ("model.widths=[4,8]", "model.hidden=16", "optimizer=sgd", "augmentation.mixup=0.4"),
     "airbench": ("experiment=airbench_small", "model.widths=[8,8,8]"),
 }
@@ -194,7 +223,7 @@ def waits_in_each_step(monkeypatch: pytest.MonkeyPatch) -> bool:
 
 def test_a_number_that_is_read_in_each_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     real = step.hits
-    monkeypatch.setattr(loop, "hits", lambda a, b: torch.tensor(float(real(a, b)), device=a.device))
+    monkeypatch.setattr(step, "hits", lambda a, b: torch.tensor(float(real(a, b)), device=a.device))
     assert waits_in_each_step(monkeypatch)
 
 
@@ -204,7 +233,7 @@ def test_a_boolean_mask_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         count = predicted[predicted == labels].numel()
         return torch.zeros((), device=logits.device) + count
 
-    monkeypatch.setattr(loop, "hits", masked)
+    monkeypatch.setattr(step, "hits", masked)
     assert waits_in_each_step(monkeypatch)
 
 

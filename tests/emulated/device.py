@@ -11,7 +11,7 @@ from unittest import mock
 import torch
 import torch._dynamo  # before the stand-ins below: it looks at the real torch.cuda when imported
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from emulated.build import load
@@ -179,7 +179,7 @@ class Graph:
         self.generators.append(generator)
 
     def replay(self) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), _disable_current_modes():  # one launch, whatever is in it
             for func, args, kwargs, outputs in self.operations:
                 for output, again in zip(outputs, tree_leaves(func(*args, **kwargs)), strict=True):
                     if isinstance(output, Tensor) and output.data_ptr() != again.data_ptr():
@@ -200,6 +200,8 @@ class Capture(TorchDispatchMode):
         name = func.overloadpacket.__name__
         leaves = tree_leaves((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if tensors and all(tensor.is_cpu for tensor in tensors):
+            return func(*args, **kwargs)  # done by the host, once
         if name in _READS or (
             name in ("_to_copy", "copy_") and any(tensor.is_cpu for tensor in tensors)
         ):

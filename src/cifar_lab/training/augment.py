@@ -44,6 +44,7 @@ def needs_whole_batches(config: AugmentationConfig) -> bool:
 class EpochAugmentation:
     """The augmentations of one epoch, drawn at once, for images of `split` in the given `order`.
 
+    The order is of indices (N,) on the CPU.
     `bounds` are those of the batches, or of the parts of them that are needed. `generator` draws
     crops and flips. Applied in the order of torchvision's reference recipes: crop, flip and policy
     to uint8 images, erasing to normalised ones, mixing to a finished batch.
@@ -64,10 +65,11 @@ class EpochAugmentation:
         self._config, self._bounds, self._classes = config, bounds, num_classes
         self._seed, self._epoch = seed, epoch
         device, count = split.device, len(order)
-        self._params = sample_augmentation(count, config, generator, device)
+        cropped_on = device if split.ahead else split.images.device
+        self._params = sample_augmentation(count, config, generator, cropped_on)
         if config.flips == "alternating" and config.horizontal_flip:
-            mirrored = alternating_flips(len(split.images), seed, epoch).to(device)
-            self._params = dataclasses.replace(self._params, flip=mirrored[order])
+            mirrored = alternating_flips(len(split.images), seed, epoch)[order].to(cropped_on)
+            self._params = dataclasses.replace(self._params, flip=mirrored)
         shape = (split.images.shape[2], split.images.shape[3])
         self._mixings = sample_mixings(
             config, len(bounds), shape, derive_seed(seed, "mixing", epoch)

@@ -4,6 +4,7 @@ Every random draw of an epoch is made at once by a CPU generator keyed by (seed,
 batches are the same on every device and a resumed run continues exactly.
 """
 
+import dataclasses
 import functools
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -97,6 +98,9 @@ class Batches:
         sampler: str = "permutation",
         group: Group | None = None,
     ) -> None:
+        if augmentation.policy is not None and split.device.type != "cpu":
+            # A policy changes image after image, which would be a thousand launches a step.
+            split = dataclasses.replace(split, images=split.images.cpu(), ahead=False)
         self.split = split
         self.seed = seed
         self.normalisation = normalisation
@@ -130,7 +134,7 @@ class Batches:
         augmentation = EpochAugmentation(
             self.augmentation,
             self.split,
-            order,
+            positions,
             bounds,
             self.num_classes,
             generator=generator,
@@ -141,12 +145,18 @@ class Batches:
         chunks = [slice(batches[0][0], batches[-1][1]) for batches in groups]
         batch = start
         # A GPU normalises a chunk at once, in a third of the launches; a CPU keeps a batch in its
-        # cache. A policy changes bytes, so it comes first.
-        at_once = device.type != "cpu" and self.augmentation.policy is None
+        # cache. A policy changes bytes, so it comes first, and on the host.
+        at_once = device.type != "cpu"
         read = read_images(self.split, positions, chunks)
         for batches, chunk, chosen in zip(groups, chunks, read, strict=True):
             images = augmentation.crop_and_flip(chosen, chunk)
             if at_once:
+                if self.augmentation.policy is not None:
+                    changed = [
+                        augmentation.change(images[begin - chunk.start : end - chunk.start], number)
+                        for number, (begin, end) in enumerate(batches, start=batch)
+                    ]
+                    images = torch.cat(changed).to(device)
                 images = self.normalisation(images, self.memory_format)
             labels = self.split.labels.index_select(0, order[chunk])
             for begin, end in batches:

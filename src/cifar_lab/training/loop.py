@@ -22,7 +22,7 @@ from cifar_lab.training.device import autocast, derive_seed
 from cifar_lab.training.group import Group
 from cifar_lab.training.splits import Split
 from cifar_lab.training.state import TrainState
-from cifar_lab.training.step import Step, hits, make_criterion
+from cifar_lab.training.step import Step, make_criterion
 
 
 class Diverged(RunFailed):
@@ -121,14 +121,11 @@ def train_epoch(
     followers = state.followers
     for images, labels in batches.epoch(epoch, start=state.step):
         group.part = batches.part(state.step)
-        loss, logits = step.passes(images, labels)
-        step.update()
-        with torch.no_grad():
-            loss, correct, count = group.of_batch(loss, hits(logits, labels), len(labels))
-            # Sums stay on the device: reading them would wait for a GPU at every step.
-            state.sums += torch.stack([loss * count, correct, torch.full_like(correct, count)])
-            if config.step_history:
-                recent.append(torch.stack([loss, correct / count]))
+        loss, sums = step(images, labels)
+        # On the device: reading the sums would wait for a GPU at every step.
+        state.sums += sums
+        if config.step_history:
+            recent.append(torch.stack([loss, sums[1] / sums[2]]))
         state.step += 1
         state.used_rate = state.learning_rate  # before the schedule moves it for the next step
         for follower in followers:

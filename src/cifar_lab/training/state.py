@@ -119,6 +119,10 @@ class TrainState:
         self.sums = self.sums.to(self.device)
         if not self.compiled:
             key_dropout(self.model, self.generator, self.group)
+            # Batch norm counts its batches, and each count would be a launch of its own in a step.
+            for module in self.model.modules():
+                if isinstance(getattr(module, "num_batches_tracked", None), Tensor):
+                    module.num_batches_tracked = module.num_batches_tracked.cpu()
         # What the model itself has frozen, such as a whitening layer, is never unfrozen here.
         self._trained = [p for p in self.model.parameters() if p.requires_grad]
 

@@ -1,13 +1,12 @@
 """One step of training: forward pass, loss, backward pass, update of the weights.
 
-With `training.cuda_graph=true` the two passes work on buffers that stay where they are. On CUDA
-they are captured once as a graph and replayed, so that the host launches one graph and not some
-hundred kernels; elsewhere the same passes run uncaptured. The update is not part of the graph,
-because its learning rate changes and not every optimizer can be captured.
+With `training.cuda_graph=true` the two passes are captured once on CUDA and replayed, so that the
+host launches one graph and not some hundred kernels; elsewhere they run as always. The update is
+not part of the graph: its learning rate changes, and not every optimizer can be captured.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -103,16 +102,16 @@ class Step:
 
     def __init__(self, state: TrainState, criterion: Criterion, config: TrainingConfig) -> None:
         self._state, self._clip = state, config.clip_grad_norm
-        self._graphed = config.cuda_graph is True
         self.passes: Passes = Passes(state, criterion)
+        self._graphed = config.cuda_graph is True and state.device.startswith("cuda")
         if self._graphed:
-            self.passes = GraphedPasses(self.passes)
+            self.passes = GraphedPasses(state, criterion)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on images (B, C, H, W) and labels; return the loss and the logits (B, classes)."""
-        loss, logits = self.passes(images, labels)
+        """Train on images (B, C, H, W) and labels; return what the passes measured."""
+        measured = self.passes(images, labels)
         self.update()
-        return loss, logits
+        return measured
 
     def update(self) -> None:
         """Take the optimizer's step with the gradients of all processes."""
@@ -130,27 +129,33 @@ class Step:
 class Passes:
     """The forward and the backward pass of a batch.
 
-    In a group of processes the gradients are those of this process's part of the batch, and the
-    loss is what this part adds to the batch's.
+    In a group of processes the gradients are those of this process's part of the batch, and what is
+    measured is the whole batch's.
     """
 
     def __init__(self, state: TrainState, criterion: Criterion) -> None:
-        self.state, self.criterion = state, criterion
+        self._state, self._criterion = state, criterion
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a batch to the parameters; return its loss and logits."""
-        state = self.state
+        """Add the gradients of a batch to the parameters; return its loss and its sums.
+
+        The loss is a scalar, the sums are [loss * images, correct, images].
+        """
+        state, criterion = self._state, self._criterion
         with autocast(state.device, state.precision):
             logits = state.model(images)
             # In float32: in half precision the exponentials of the loss would lose their digits.
-            loss = self.criterion(logits.float(), labels)
-        loss = state.group.part_of_loss(loss, lambda: self.criterion.weight_of(labels))
+            loss = criterion(logits.float(), labels)
+        loss = state.group.part_of_loss(loss, lambda: criterion.weight_of(labels))
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach(), logits.detach()
+        with torch.no_grad():
+            correct = hits(logits, labels)
+            loss, correct, count = state.group.of_batch(loss.detach(), correct, len(labels))
+            return loss, torch.stack([loss * count, correct, torch.full_like(correct, count)])
 
 
 class GraphedPasses(Passes):
-    """Computes the loss, the logits and the gradients of batches on static buffers.
+    """The passes as CUDA graphs, on buffers that stay where they are.
 
     A graph is for batches of one shape and one set of parameters that train, and a run has a few of
     each: a last batch that is smaller, a head that trains alone at first. The gradients belong to
@@ -158,77 +163,65 @@ class GraphedPasses(Passes):
     this shape.
     """
 
-    def __init__(self, passes: Passes) -> None:
-        super().__init__(passes.state, passes.criterion)
-        self._passes = passes
+    def __init__(self, state: TrainState, criterion: Criterion) -> None:
+        super().__init__(state, criterion)
         self._graphs: dict[object, _Graph] = {}
 
-    @property
-    def graphs(self) -> int:
-        """How many graphs there are."""
-        return len(self._graphs)
-
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss and the logits; the gradients are those of this batch alone."""
-        model = self.state.model
+        """Return the loss and the sums; the gradients are those of this batch alone."""
+        model = self._state.model
         trained = tuple(parameter.requires_grad for parameter in model.parameters())
         modes = tuple(module.training for module in model.modules())
         key = (images.shape, labels.shape, labels.dtype, trained, modes)
         if key not in self._graphs:
-            self._graphs[key] = _Graph(self._passes, images, labels)
-        return self._graphs[key].run(images, labels)
+            self._graphs[key] = _Graph(super().__call__, self._state, images, labels)
+        return self._graphs[key].replay(images, labels)
 
 
 class _Graph:
-    """The passes on buffers of one shape: captured on CUDA, repeated elsewhere."""
+    """The passes on buffers of one shape, captured on CUDA."""
 
-    def __init__(self, passes: Passes, images: Tensor, labels: Tensor) -> None:
-        self._passes, self._state = passes, passes.state
-        state = passes.state
+    def __init__(
+        self,
+        passes: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        state: TrainState,
+        images: Tensor,
+        labels: Tensor,
+    ) -> None:
         self._images, self._labels = images.clone(), labels.clone()
         self._parameters = list(state.model.parameters())
-        self._captured: torch.cuda.CUDAGraph | None = None
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with _undone(state):
-            self._warm_up()
-        if state.device.startswith("cuda"):
-            self._capture()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UP):
+                    state.optimizer.zero_grad(set_to_none=True)
+                    passes(self._images, self._labels)
+            torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        self._graph.register_generator_state(state.generator)  # of dropout masks
+        state.optimizer.zero_grad(set_to_none=True)
+        counters = [buffer for buffer in state.model.buffers() if buffer.device.type == "cpu"]
+        before = [int(counter) for counter in counters]
+        # Of this thread alone: another one may pin the images of the next steps.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._measured = passes(self._images, self._labels)
+        self._gradients = [parameter.grad for parameter in self._parameters]
+        # Of the layers that were in training mode; a replay does nothing on the host.
+        self._counters = [c for c, n in zip(counters, before, strict=True) if int(c) != n]
+        for counter in self._counters:
+            counter -= 1
 
-    def run(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss and the logits of a batch, and leave its gradients."""
+    def replay(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the passes measure on a batch, and leave its gradients."""
         self._images.copy_(images)
         self._labels.copy_(labels)
-        if self._captured is None:
-            return self._pass()
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        self._captured.replay()
-        return self._loss, self._logits
-
-    def _pass(self) -> tuple[Tensor, Tensor]:
-        self._state.optimizer.zero_grad(set_to_none=True)
-        return self._passes(self._images, self._labels)
-
-    def _warm_up(self) -> None:
-        if not self._state.device.startswith("cuda"):
-            for _ in range(_WARM_UP):
-                self._pass()
-            return
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                self._pass()
-        torch.cuda.current_stream().wait_stream(stream)
-
-    def _capture(self) -> None:
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._state.generator)  # of dropout masks
-        self._state.optimizer.zero_grad(set_to_none=True)
-        # Of this thread alone: another one may pin the images of the next steps.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._loss, self._logits = self._passes(self._images, self._labels)
-        self._gradients = [parameter.grad for parameter in self._parameters]
-        self._captured = graph
+        self._graph.replay()
+        for counter in self._counters:
+            counter += 1
+        return self._measured
 
 
 @contextlib.contextmanager

@@ -87,7 +87,7 @@ class TrainingConfig:
     print_every: int | None = setting(None, "log a line every so many steps", ge=1, identity=False)
     step_history: bool = setting(False, "keep each step's loss in steps.csv", identity=False)
     checkpoint_minutes: float = setting(
-        5.0, "save last.pt this often within an epoch, and after each epoch", gt=0, identity=False
+        5.0, "save last.pt this often, and after an epoch where that is cheap", gt=0, identity=False
     )
     keep_last: bool = setting(
         True, "false removes last.pt at the end; to go on with more epochs needs it", identity=False

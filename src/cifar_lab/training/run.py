@@ -42,6 +42,8 @@ from cifar_lab.version import RESULTS_VERSION
 
 log = logging.getLogger("cifar_lab")
 
+_SHARE_OF_TIME = 0.05  # that checkpoints at the ends of epochs may take
+
 
 def run_experiment(
     run: RunDir,
@@ -242,7 +244,8 @@ def _configure(run: RunDir, config: RunConfig, threads: int | None) -> tuple[str
 def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None]) -> None:
     """Drive `fit` to its end: the one place that handles rows, checkpoints and signals."""
     run, config, state = training.run, training.config, training.state
-    saved = time.monotonic()
+    saved, cost = time.monotonic(), 0.0  # when the last checkpoint was written, and its seconds
+    kept = (state.epoch, state.step) if run.last.exists() else None
     steps_of_run = fit(
         state,
         training.batches,
@@ -269,17 +272,22 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
                 if progress.improved:
                     write_best(run, config, state, progress.row)
             stopping = state.group.any(stop.is_wanted(progress))
-            minutes = (time.monotonic() - saved) / 60
-            due = minutes >= config.training.checkpoint_minutes
-            if progress.row is not None or stopping or due:
+            began = time.monotonic()
+            due = began - saved >= 60 * config.training.checkpoint_minutes
+            # An epoch of two seconds on a GPU is not worth a checkpoint of half a second.
+            cheap = progress.row is not None and cost <= _SHARE_OF_TIME * (began - saved)
+            if stopping or due or cheap:
                 run.write_last(state.state_dict())
-                saved = time.monotonic()
+                kept, saved = (state.epoch, state.step), time.monotonic()
+                cost = saved - began
             if stopping:
                 raise Stopped(
                     stop.signal or signal.SIGTERM,
                     f"stopped in epoch {progress.epoch}, step {progress.step} of {progress.steps}; "
                     "everything is saved, the same command resumes from there",
                 )
+    if kept != (state.epoch, state.step):  # of zero epochs, the untrained weights are the result
+        run.write_last(state.state_dict())
     if stop.signal is not None:  # it came after the last yield
         raise Stopped(stop.signal, "stopped after training; the same command evaluates the run")
     if state.stopped_early:
@@ -289,8 +297,6 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
             state.epoch,
             config.training.patience,
         )
-    if not run.last.exists():  # zero epochs: the untrained weights are the result
-        run.write_last(state.state_dict())
     check_best(run, state)
 
 

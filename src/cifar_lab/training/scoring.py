@@ -333,7 +333,10 @@ def mean_logits(model: nn.Module, images: Tensor, views: str, margin: float = 1.
     """
 
     def both(shifted: Tensor) -> Tensor:
-        logits: Tensor = (model(shifted) + model(shifted.flip(-1))) / 2
+        direct, mirrored = model(shifted), model(shifted.flip(-1))
+        if images.device.type != "cpu":  # on a CPU, half precision stays as kept results have it
+            direct, mirrored = direct.float(), mirrored.float()
+        logits: Tensor = (direct + mirrored) / 2
         return logits
 
     if views == "one":

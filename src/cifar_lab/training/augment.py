@@ -87,12 +87,19 @@ class EpochAugmentation:
         reflect = self._config.padding_mode == "reflect"
         return augment(images, self._config.crop_padding, self._params, part, reflect=reflect)
 
-    def change(self, images: Tensor, batch: int) -> Tensor:
-        """Return the uint8 images (B, C, H, W) of a batch, each changed by the policy."""
-        if self._config.policy is None:
+    def change(self, images: Tensor, batches: Sequence[slice], first: int) -> Tensor:
+        """Return uint8 images (B, C, H, W), each changed by the policy, if there is one.
+
+        `batches` are the parts of them that are batches, of which `first` is the first's number.
+        """
+        policy = self._config.policy
+        if policy is None:
             return images
-        seed = derive_seed(self._seed, "policy", self._epoch, batch)
-        return apply_policy(images, self._config.policy, seed)
+        changed = []
+        for number, part in enumerate(batches, start=first):
+            seed = derive_seed(self._seed, "policy", self._epoch, number)
+            changed.append(apply_policy(images[part], policy, seed))
+        return torch.cat(changed)
 
     def finish(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Return normalised images (B, C, H, W), erased and mixed, and their labels.

@@ -150,21 +150,15 @@ class Batches:
         read = read_images(self.split, positions, chunks)
         for batches, chunk, chosen in zip(groups, chunks, read, strict=True):
             images = augmentation.crop_and_flip(chosen, chunk)
+            parts = [slice(begin - chunk.start, end - chunk.start) for begin, end in batches]
+            images = augmentation.change(images, parts, batch).to(device)
             if at_once:
-                if self.augmentation.policy is not None:
-                    changed = [
-                        augmentation.change(images[begin - chunk.start : end - chunk.start], number)
-                        for number, (begin, end) in enumerate(batches, start=batch)
-                    ]
-                    images = torch.cat(changed).to(device)
                 images = self.normalisation(images, self.memory_format)
             labels = self.split.labels.index_select(0, order[chunk])
-            for begin, end in batches:
-                part = slice(begin - chunk.start, end - chunk.start)
+            for part in parts:
                 normalised = images[part]
                 if not at_once:
-                    changed = augmentation.change(normalised, batch)
-                    normalised = self.normalisation(changed, self.memory_format)
+                    normalised = self.normalisation(normalised, self.memory_format)
                 finished, answers = augmentation.finish(normalised, labels[part], batch)
                 if whole:
                     own = self.part(batch)

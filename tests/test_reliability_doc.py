@@ -1,4 +1,4 @@
-"""docs/reliability.md names tests for every fault, and each of them exists."""
+"""docs/reliability.md names tests for every kind and fault, and each of them exists."""
 
 import re
 from pathlib import Path
@@ -9,9 +9,10 @@ TESTS = Path(__file__).parent
 TABLE = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-    for line in TABLE.partition("## Faults")[2].partition("\n## ")[0].splitlines()
-    if line.startswith("| ")
-][1:]
+    for part in ("What comes from outside", "Faults")
+    for line in TABLE.partition(f"## {part}")[2].partition("\n## ")[0].splitlines()
+    if line.startswith("| ") and not line.startswith(("| kind |", "| fault |"))
+]
 
 
 def named_tests(cell: str) -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """What a program has set in torch, and its threads, change no result; nothing stays behind."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -47,7 +48,15 @@ AMBIENT: dict[str, Callable[[], Any]] = {
     "precision of products": lambda: changed(
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "medium"
     ),
+    "precision of products by its newer name": lambda: changed(
+        lambda: torch.backends.mkldnn.matmul.fp32_precision,  # type: ignore[attr-defined]
+        lambda value: setattr(torch.backends.mkldnn.matmul, "fp32_precision", value),  # type: ignore[attr-defined]
+        "bf16",
+    ),
     "mkldnn": mkldnn_off,
+    "logging": lambda: changed(
+        lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL
+    ),
 }
 
 
@@ -80,6 +89,7 @@ def test_a_run_under_other_settings_of_torch_has_the_same_bits(
     assert np.array_equal(probabilities, plain.predict(pictures))
     assert (weight.dtype, weight.device.type) == (torch.float32, "cpu")
     assert not weight.is_inference()
+    assert "test accuracy of the best weights" in (run.path / "train.log").read_text()
 
 
 def test_runs_of_two_threads_do_not_mix(plain: cifar_lab.Run, tmp_path: Path) -> None:

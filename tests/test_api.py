@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,37 @@ def test_what_is_for_the_command_line_or_a_sweep_is_refused(
         cifar_lab.run(*TINY, *words)
 
 
-def test_what_is_no_picture_and_no_ensemble_is_refused(run: cifar_lab.Run) -> None:
-    with pytest.raises(cifar_lab.UsageError, match="pictures of type NoneType are none"):
-        run.predict(None)  # type: ignore[arg-type]
-    with pytest.raises(cifar_lab.UsageError, match="two runs or more"):
-        cifar_lab.Ensemble([]).predict([])
+LAB: Any = cifar_lab
+WRONG: dict[str, tuple[Callable[[Any, Any], object], str]] = {
+    "no picture": (lambda run, _: run.predict(None), "pictures of type NoneType are none"),
+    "no device": (lambda run, _: run.load_model(device=None), "device=None is wrong"),
+    "no runs": (lambda *_: LAB.Ensemble([]).predict([]), "two runs or more"),
+    "no list": (lambda run, _: LAB.Ensemble(run).test_accuracy, "is a list of runs"),
+    "no run": (lambda *_: LAB.Ensemble([3, 4]).test_accuracy, "3 is wrong: it must be the path"),
+    "no folder": (lambda *_: LAB.load_run(None), "None is wrong: it must be the path"),
+    "folders": (lambda run, _: LAB.load_runs([run.path]), "it must be the path of a folder"),
+    "no metric": (lambda _, runs: runs.summarize(metric=3), "3"),
+    "no words": (lambda _, runs: runs.compare(1, None), "1 is wrong: it must be KEY=VALUE"),
+    "no figure": (lambda _, runs: runs.summarize().figure("x"), "there are grid, curves"),
+    "empty": (lambda *_: LAB.Runs().summarize(), "no runs to compare"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_picture_run_or_folder_is_one_line(name: str, run: cifar_lab.Run) -> None:
+    call, message = WRONG[name]
+    with pytest.raises(cifar_lab.UsageError, match=message):
+        call(run, cifar_lab.load_runs(run.path))
+
+
+def test_a_run_is_found_after_the_working_directory_has_changed(
+    run: cifar_lab.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.path.parent)
+    relative = cifar_lab.load_run(run.path.name)
+    monkeypatch.chdir(tmp_path)
+    assert relative == run == cifar_lab.Run(str(run.path))  # type: ignore[arg-type]
+    assert relative.status == "finished"
 
 
 def test_a_notebook_shows_runs(run: cifar_lab.Run) -> None:

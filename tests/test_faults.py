@@ -253,13 +253,17 @@ def no_locks(*_: Any) -> None:
     raise OSError(errno.ENOLCK, "No locks available")
 
 
-def test_a_file_system_that_syncs_nothing(
+def test_a_file_system_that_syncs_and_maps_nothing(
     stopped: RunDir, tiny_finished: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(descriptor: int) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
 
+    def cannot_map(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
     monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr("cifar_lab.datasets.store.np.memmap", cannot_map)
     run_experiment(stopped)
     assert differences(tiny_finished, stopped) == []
 

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import io
 import re
 import subprocess
 import sys
@@ -165,7 +166,15 @@ class Sink:
         self.text += text
 
 
-@pytest.mark.parametrize("kind", [Sink, type(None)])
+class Closed(io.StringIO):
+    """What answers every question with ValueError."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.close()
+
+
+@pytest.mark.parametrize("kind", [Sink, type(None), Closed, io.BytesIO])
 def test_commands_and_functions_run_without_standard_streams(
     kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any
 from cifar_lab.version import __version__
 
 if TYPE_CHECKING:
-    from cifar_lab.api import Ensemble, Run, compose, load_run, load_runs, run, sweep
+    from cifar_lab.api import Ensemble, Run, Runs, compose, load_run, load_runs, run, sweep
     from cifar_lab.errors import RunFailed, Unavailable, UsageError
 
 __all__ = [
     "Ensemble",
     "Run",
     "RunFailed",
+    "Runs",
     "Unavailable",
     "UsageError",
     "__version__",

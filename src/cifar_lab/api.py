@@ -38,6 +38,13 @@ class Run:
 
     path: Path
 
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "path", Path(self.path).absolute())  # after os.chdir too
+        except TypeError:
+            wrong = shorten(repr(self.path), 60)
+            raise UsageError(f"{wrong} is wrong: it must be the path of a folder") from None
+
     def __repr__(self) -> str:
         return f"<Run {self.path.name}: {self._state()}>"
 
@@ -104,7 +111,7 @@ class Run:
         from cifar_lab.training import classify
         from cifar_lab.training.device import select_device
 
-        return classify.load_model(RunDir(self.path), device=select_device(device)[0])
+        return classify.load_model(RunDir(self.path), device=select_device(str(device))[0])
 
     @as_in_a_fresh_process()
     def predict(self, images: "Pictures", *, device: str = "auto") -> "npt.NDArray[np.float64]":
@@ -116,7 +123,7 @@ class Run:
         """
         from cifar_lab.training.classify import probabilities
 
-        return probabilities(RunDir(self.path), images, device=device)
+        return probabilities(RunDir(self.path), images, device=str(device))
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ class Ensemble:
         """
         from cifar_lab.analysis import ensembles
 
-        members = [RunDir(run.path) for run in self.runs]
+        members = self._members()
         ensembles.check_members(members, same_test_set=True)
         return ensembles.mean_predictions(members).accuracy
 
@@ -145,8 +152,15 @@ class Ensemble:
         """Return the mean probability of each class for each image, (N, classes): `Run.predict`."""
         from cifar_lab.analysis.ensembles import mean_probabilities
 
-        members = [RunDir(run.path) for run in self.runs]
-        return mean_probabilities(members, images, device=device)[0]
+        return mean_probabilities(self._members(), images, device=str(device))[0]
+
+    def _members(self) -> list[RunDir]:
+        if not isinstance(self.runs, Sequence):
+            raise UsageError(
+                f"an ensemble is a list of runs, and {shorten(repr(self.runs))} is none"
+            )
+        runs = [run if isinstance(run, Run) else Run(run) for run in self.runs]
+        return [RunDir(run.path) for run in runs]
 
 
 class Runs(list[Run]):
@@ -162,6 +176,7 @@ class Runs(list[Run]):
         """
         from cifar_lab.analysis.summary import summary_of
 
+        metric, baseline = (text and str(text) for text in (metric, baseline))
         return summary_of(self._collect(), metric=metric, baseline=baseline, test=test)
 
     def compare(self, a: str, b: str) -> "Comparison":
@@ -172,7 +187,7 @@ class Runs(list[Run]):
         from cifar_lab.analysis.comparison import compare
 
         collection = self._collect()
-        sides = [[run for g in collection.select(words) for run in g.runs] for words in (a, b)]
+        sides = [[run for g in collection.select(str(x)) for run in g.runs] for x in (a, b)]
         return compare(*sides)
 
     def _repr_html_(self) -> str:
@@ -255,15 +270,16 @@ def load_run(path: Path | str, *, trust: str | Sequence[str] = ()) -> Run:
     UsageError if the folder is not a run's.
     """
     targets.trust(trust)
-    run_dir = RunDir(path)
-    run_dir.read_summary()
-    return Run(run_dir.path)
+    run = Run(Path(path) if isinstance(path, str) else path)
+    RunDir(run.path).read_summary()
+    return run
 
 
 def load_runs(folder: Path | str, *, trust: str | Sequence[str] = ()) -> Runs:
     """Return the runs at and below a folder, sorted by path; UsageError if it is not a folder."""
     targets.trust(trust)
-    return Runs(Run(run_dir.path) for run_dir in find_runs(Path(folder)))
+    below = Run(Path(folder) if isinstance(folder, str) else folder).path
+    return Runs(Run(run_dir.path) for run_dir in find_runs(below))
 
 
 @as_in_a_fresh_process()

@@ -23,6 +23,7 @@ from cifar_lab.errors import (
     Unavailable,
     UsageError,
     first_line,
+    is_terminal,
     redact,
     shorten,
     shorten_path,
@@ -39,7 +40,6 @@ NOT_TOGETHER = (
     "torchrun is for one run of python -m cifar_lab.train; start sweeps, searches and other "
     "commands without it"
 )
-"""What is wrong with every other use of torchrun."""
 
 
 _help_formatter = functools.partial(
@@ -94,8 +94,8 @@ class Parser(argparse.ArgumentParser):
             with contextlib.suppress(ValueError):
                 if low <= (number := type(low)(text)) <= high:
                     return number
-            range_in_words = f"it must be from {low:,} to {high:,}"
-            raise UsageError(f"{option} {shorten(text)} is wrong: {range_in_words}")
+            wrong = f"{option} {shorten(text)} is wrong"
+            raise UsageError(f"{wrong}: it must be from {low:,} to {high:,}")
 
         self.add_argument(option, type=parse, default=default, metavar="N", help=help)
 
@@ -191,7 +191,7 @@ def _standard_streams(*, drop_output: bool) -> Iterator[None]:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):  # a failure ended the command already
+            with contextlib.suppress(Exception):  # a failure ended the command already
                 stream.flush()
         sys.stdout, sys.stderr = before
 
@@ -213,8 +213,8 @@ class _Output:
         self._do("flush")
 
     def isatty(self) -> bool:
-        """Whether it is a terminal; an object in place of a stream may not know."""
-        return bool(getattr(self._stream, "isatty", bool)())
+        """Whether it is a terminal."""
+        return is_terminal(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -222,7 +222,7 @@ class _Output:
     def _do(self, method: str, *arguments: str) -> None:
         try:
             getattr(self._stream, method, lambda *_: None)(*arguments)
-        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+        except Exception as error:  # closed, full, or no stream of text
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.fileno())  # for what is buffered and still to come
@@ -311,7 +311,8 @@ class _Console(logging.Handler):
         from tqdm import tqdm
 
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        tqdm.write(self.format(record), file=stream)
+        if isinstance(stream, _Output):  # else the command has ended, and a function is called
+            tqdm.write(self.format(record), file=stream)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

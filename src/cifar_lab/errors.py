@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 _USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>)]*", re.IGNORECASE)
@@ -149,8 +150,17 @@ def redact_addresses(text: str) -> str:
 
 
 def shows_bars() -> bool:
-    """Whether standard error is where people watch: a terminal or a notebook.
+    """Whether standard error is where people watch: a terminal or a notebook."""
+    return "ipykernel" in sys.modules or is_terminal(sys.stderr)
 
-    In a service there is none, and what a logging library puts in its place may know no `isatty`.
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal.
+
+    In a service there is none, it may be closed, and what a logging library puts in its place may
+    know no `isatty`.
     """
-    return "ipykernel" in sys.modules or bool(getattr(sys.stderr, "isatty", bool)())
+    try:
+        return bool(stream.isatty())
+    except Exception:
+        return False

@@ -88,7 +88,14 @@ def _is_plain(value: Any) -> bool:
 
 def _model_words(model: "nn.Module | type[nn.Module]", settings: dict[str, Any]) -> list[str]:
     """Return the words for a class or an instance, as an option of a folder made for it."""
+    from torch import nn
+
     kind = model if isinstance(model, type) else type(model)
+    if not issubclass(kind, nn.Module):
+        raise UsageError(
+            f"model={shorten(repr(model))} is wrong: it must be the name of an option, or an "
+            "nn.Module, as a class or an instance"
+        )
     if not isinstance(model, type):
         settings = _arguments(model) | settings
     module = kind.__module__

@@ -9,6 +9,7 @@ from cifar_lab.analysis import drawing, summary_tables, texts
 from cifar_lab.analysis.effects import MainEffects, main_effects
 from cifar_lab.analysis.ranking import rank
 from cifar_lab.analysis.seed_groups import RunCollection
+from cifar_lab.errors import UsageError, listing, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,6 +53,9 @@ class Summary:
 
     def figure(self, name: str) -> "Figure":
         """Return the picture `grid`, `curves` or `effects`."""
+        if name not in drawing.PICTURES:
+            right = listing(drawing.PICTURES)
+            raise UsageError(f"there is no picture {shorten(repr(name))}; there are {right}")
         return drawing.PICTURES[name](self.collection)
 
 

@@ -36,15 +36,15 @@ def trust(modules: str | Sequence[str]) -> None:
 
     `modules` are names, or one text that lists them as a command line does: `a` or `[a,b]`.
     """
-    if isinstance(modules, str):
-        modules = [name.strip(" '\"") for name in modules.strip("[] ").split(",") if name.strip()]
-    for name in modules:
+    listed = modules if isinstance(modules, list | tuple) else str(modules).strip("[] ").split(",")
+    names = [name for text in listed if (name := str(text).strip(" '\""))]
+    for name in names:
         if not re.fullmatch(r"\w+(\.\w+)*", name) or name.endswith(".py"):
             right = "the name of a module, such as my_nets for my_nets.py"
             raise UsageError(f"trust={shorten(name)} is wrong: it must be {right}")
-    _TRUSTED.update(name.partition(".")[0] for name in modules)
+    _TRUSTED.update(name.partition(".")[0] for name in names)
     # A console script, unlike `python -m`, does not look for modules where it was started.
-    if modules and "" not in sys.path and str(Path.cwd()) not in sys.path:
+    if names and "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
 
 

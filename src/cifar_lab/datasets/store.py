@@ -5,6 +5,7 @@ written last and says what they are. Whoever asks maps the files into memory.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -213,7 +214,12 @@ def _map(folder: Path, name: str, entry: Mapping[str, Any], mapped: bool) -> NDA
         raise _Damaged(path, f"it has {size:,} bytes, not {expected:,}")
     # Copy on write: the pages are shared, and torch.from_numpy takes them without a copy. But Linux
     # refuses such a map where it is larger than the memory.
-    return np.memmap(path, dtype=dtype, mode="r" if mapped else "c", shape=shape)
+    try:
+        return np.memmap(path, dtype=dtype, mode="r" if mapped else "c", shape=shape)
+    except OSError as error:
+        if error.errno != errno.ENODEV:  # this file system maps nothing
+            raise
+        return np.fromfile(path, dtype=dtype).reshape(shape)
 
 
 def _decode_into(

@@ -1,9 +1,11 @@
 """The settings of torch that a program around a run may have changed, and that decide its bits."""
 
 import contextlib
+import operator
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 _ALONE = threading.RLock()
 
@@ -32,19 +34,17 @@ def as_in_a_fresh_process() -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))
+        _reset_precisions(stack)
         for backend, option, value in (
             (torch.backends.mkldnn, "enabled", True),
             (torch.backends.cudnn, "enabled", True),
             (torch.backends.cudnn, "benchmark", False),
             (torch.backends.cudnn, "deterministic", False),
-            (torch.backends.cudnn, "allow_tf32", True),
         ):
             stack.callback(setattr, backend, option, getattr(backend, option))
             setattr(backend, option, value)
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
-        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-        torch.set_float32_matmul_precision("highest")
         stack.callback(
             torch.use_deterministic_algorithms,
             torch.are_deterministic_algorithms_enabled(),
@@ -52,6 +52,45 @@ def as_in_a_fresh_process() -> Iterator[None]:
         )
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         yield
+
+
+# In torch.backends, as torch begins.
+_PRECISIONS = {
+    "none": (
+        *("backends", "backends.cuda.matmul", "backends.cudnn", "backends.mkldnn"),
+        *("backends.mkldnn.matmul", "backends.mkldnn.conv", "backends.mkldnn.rnn"),
+    ),
+    "tf32": ("backends.cudnn.conv", "backends.cudnn.rnn"),
+}
+
+
+def _reset_precisions(stack: contextlib.ExitStack) -> None:
+    """Set the precision of products as torch begins, and have `stack` restore it.
+
+    The older names raise RuntimeError where a program has used the newer ones, and have nothing to
+    restore then. They are set after the newer ones, and restored before.
+    """
+    import torch
+
+    older: list[tuple[Callable[[Any], object], Any]] = []
+    with contextlib.suppress(RuntimeError):
+        older.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
+    with contextlib.suppress(RuntimeError):
+        older.append((_allow_tf32, torch.backends.cudnn.allow_tf32))
+    for precision, names in _PRECISIONS.items():
+        for backend in operator.attrgetter(*names)(torch):
+            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            backend.fp32_precision = precision
+    for setter, before in older:
+        stack.callback(setter, before)
+    torch.set_float32_matmul_precision("highest")
+    _allow_tf32(True)
+
+
+def _allow_tf32(value: bool) -> None:
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = value
 
 
 def _restore_environment(before: dict[str, str]) -> None:

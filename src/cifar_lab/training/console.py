@@ -210,12 +210,15 @@ def log_to(run: RunDir) -> Iterator[None]:
     """Write the log to train.log too."""
     handler = _LogFile(run)
     log.addHandler(handler)
-    if log.level == logging.NOTSET:  # no command has set it: called as a function
-        log.setLevel(logging.INFO)
+    level, disabled = log.level, logging.root.manager.disable
+    log.setLevel(logging.INFO)  # whatever a program around the run has set
+    logging.disable(logging.NOTSET)
     try:
         yield
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
+        logging.disable(disabled)
 
 
 class _LogFile(logging.Handler):

@@ -20,7 +20,6 @@ class Behaviour:
     close_after: int | None = None
     claimed_length: int | None = None
     status: int = 200
-    wrong_range: bool = False
 
 
 @dataclass
@@ -51,9 +50,8 @@ class FileServer:
         length = len(body) if behaviour.claimed_length is None else behaviour.claimed_length
         handler.send_header("Content-Length", str(length))
         if status == 206:
-            first = 0 if behaviour.wrong_range else start
             last = len(behaviour.content) - 1
-            handler.send_header("Content-Range", f"bytes {first}-{last}/{last + 1}")
+            handler.send_header("Content-Range", f"bytes {start}-{last}/{last + 1}")
         handler.end_headers()
         self._send(handler, behaviour, body)
 

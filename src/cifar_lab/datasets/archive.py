@@ -4,9 +4,9 @@ import gzip
 import logging
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.download import (
@@ -25,32 +25,11 @@ Files = Mapping[str, bytes]
 """The content of files by their names."""
 
 
-@dataclass(frozen=True)
-class Archive:
-    """A published .tar.gz, .tgz or .gz file; its path is relative to the data folder.
-
-    `members` are the md5 of files in it, by their paths in the data folder: a user may also have
-    them there, unpacked as torchvision does it. `digest` is an md5 or a sha256.
-    """
+class Archive(NamedTuple):
+    """A published .tar.gz, .tgz or .gz file: its path in the data folder, its md5 or sha256."""
 
     path: str
     digest: str
-    members: Mapping[str, str] = field(default_factory=dict)
-
-    def read(self, root: Path) -> Files | None:
-        """Return the files in it by their paths, if it or all its members are there and right."""
-        if any((root / name).is_file() for name in self.members):
-            damaged = [n for n, md5 in self.members.items() if not file_matches(root / n, md5)]
-            if not damaged:
-                return {name: (root / name).read_bytes() for name in self.members}
-            log.warning("%s is missing or damaged", root / damaged[0])
-        path = root / self.path
-        if not file_matches(path, self.digest):
-            if path.is_file():
-                log.warning("%s is damaged: it has another checksum", path)
-            return None
-        folder = Path(self.path).parent
-        return {(folder / name).as_posix(): content for name, content in unpack(path).items()}
 
 
 @dataclass(frozen=True)
@@ -73,16 +52,18 @@ class Edition:
         None without an address, if one is missing. Raises as `download` does.
         """
         contents: dict[str, bytes] = {}
-        for archive in self.archives:
-            files, path = archive.read(root), root / archive.path
-            if files is None and address is not None:
+        for name, digest in self.archives:
+            path = root / name
+            if not file_matches(path, digest):
+                if path.is_file():
+                    log.warning("%s is damaged: it has another checksum", path)
+                if address is None:
+                    return None
                 several = len(self.archives) > 1
                 url = f"{address.rstrip('/')}/{path.name}" if several else address
-                download(url, path, archive.digest, options, patient=patient)
-                files = archive.read(root)
-            if files is None:
-                return None
-            contents |= files
+                download(url, path, digest, options, patient=patient)
+            folder = Path(name).parent
+            contents |= {(folder / file).as_posix(): text for file, text in unpack(path).items()}
         return self.decode(contents)
 
 

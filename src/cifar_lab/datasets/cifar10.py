@@ -23,12 +23,9 @@ def publish_pickles(dataset: Any, labels_key: str) -> Edition:
 
     `dataset` is torchvision's class of it.
     """
-    meta = (dataset.meta["filename"], dataset.meta["md5"])
-    files = [*dataset.train_list, *dataset.test_list, meta]
-    members = {f"{dataset.base_folder}/{name}": md5 for name, md5 in files}
 
     def decode(contents: Files) -> ImageArrays:
-        # A pickle can run code: none is opened before its md5, or its archive's, was verified.
+        # A pickle can run code: none is opened before the md5 of its archive was verified.
         def unpickle(name: str) -> Any:
             return pickle.loads(contents[f"{dataset.base_folder}/{name}"], encoding="latin1")
 
@@ -41,7 +38,7 @@ def publish_pickles(dataset: Any, labels_key: str) -> Edition:
         class_names = tuple(unpickle(dataset.meta["filename"])[dataset.meta["key"]])
         return ImageArrays(*stack(dataset.train_list), *stack(dataset.test_list), class_names)
 
-    return Edition([Archive(dataset.filename, dataset.tgz_md5, members)], [dataset.url], decode)
+    return Edition([Archive(dataset.filename, dataset.tgz_md5)], [dataset.url], decode)
 
 
 def decode_sheets(contents: Files) -> ImageArrays:

@@ -130,21 +130,6 @@ def test_threads_decode_in_order(folder: Path) -> None:
             assert np.array_equal(decoded[0], pictures.read_picture(path, PREPARATION))
 
 
-def test_a_picture_that_changes_while_it_is_read_is_noticed(
-    folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = pictures.decode
-
-    def changing(*options: Any) -> Any:
-        write(folder / "ant" / "40.png", np.random.default_rng(7))
-        return before(*options)
-
-    monkeypatch.setattr(pictures, "decode", changing)
-    with pytest.raises(Unavailable, match=r"pictures in .* have changed while they were read"):
-        load(folder, root, "mapped")
-    assert caches(root) == []
-
-
 def test_a_full_disk_and_a_folder_that_cannot_be_written(
     folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

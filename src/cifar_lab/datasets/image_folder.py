@@ -30,7 +30,7 @@ from cifar_lab.datasets.pictures import (
 )
 from cifar_lab.datasets.store import Add, Facts, cached, sha256_of_json, user_path
 from cifar_lab.datasets.traits import constant_warning, is_constant, trait_warnings
-from cifar_lab.errors import Unavailable, UsageError, listing, shorten, shorten_path, shows_bars
+from cifar_lab.errors import UsageError, listing, shorten, shorten_path, shows_bars
 
 log = logging.getLogger("cifar_lab")
 
@@ -80,22 +80,16 @@ def load(
     preparation = Preparation(tuple(image_shape), fit, max_megapixels)
     size = len(pictures.files) * prod(image_shape)
     mapped = storage == "mapped" or (storage == "auto" and size > _most_in_memory())
-    key = pictures.key(max_megapixels)
     decoding = [folder.resolve().as_posix(), preparation.shape, fit, test_fraction]
 
     def decode(add: Add) -> Facts:
         facts = pictures.decode(preparation, add)
-        if pictures.key(max_megapixels) != key:
-            raise Unavailable(
-                f"the pictures in {pictures.where} have changed while they were read; run the "
-                "command again when they are complete"
-            )
         pictures.check_broken(facts["broken"], skip_broken, max_broken)  # before they are kept
         return facts
 
     arrays = cached(
         root / "decoded" / "pictures" / sha256_of_json(decoding)[:24],
-        key,
+        pictures.key(max_megapixels),
         decode,
         f"the pictures in {pictures.where}",
         mapped=mapped,
@@ -115,11 +109,12 @@ def _most_in_memory() -> int:
 
 
 class _File(NamedTuple):
-    """A picture: which set it belongs to (train, validation or test), and its class."""
+    """A picture: its set (train, validation or test), class, and path from the folder."""
 
     part: str
     path: Path
     label: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -142,13 +137,13 @@ class _Pictures:
         The time of change (ctime) is there because a copy can keep the time of modification.
         """
         states: list[Any] = [PIL.__version__, _DECODER, max_megapixels, self.class_names]
-        for part, path, label in self.files:
+        for part, path, label, name in self.files:
             try:
                 state = path.stat()
                 numbers = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
             except OSError:  # a link to nowhere, which is a broken picture
                 numbers = []
-            states.append([part, self._name(path), label, *numbers])
+            states.append([part, name, label, *numbers])
         return sha256_of_json(states)
 
     def decode(self, preparation: Preparation, add: Add) -> Facts:
@@ -161,23 +156,18 @@ class _Pictures:
         def images(name: str) -> Iterator[NDArray[np.uint8]]:
             files = [file for file in self.files if (file.part == "test") == (name == "test")]
             decoded = decode_files([file.path for file in files], preparation)
-            bar = tqdm(
-                decoded,
-                f"decoding {name}",
-                len(files),
-                unit="picture",
-                disable=not shows_bars(),
-            )
+            hidden = not shows_bars()
+            bar = tqdm(decoded, f"decoding {name}", len(files), unit="picture", disable=hidden)
             for file, picture in zip(files, bar, strict=True):
                 if isinstance(picture, Unreadable):
-                    broken[self._name(file.path)] = shorten(str(picture), 100)
+                    broken[file.name] = shorten(str(picture), 100)
                     continue
                 image, noted = picture
                 read[name].append(file)
                 traits.append(noted)
                 hashes.append(pixel_hashes(image[None]))
                 if is_constant(image):
-                    constant.append(self._name(file.path))
+                    constant.append(file.name)
                 yield image[None]
 
         for name in read:
@@ -189,16 +179,13 @@ class _Pictures:
             "class_names": self.class_names,
             "validation": sum(file.part == "validation" for file in every),
             "broken": broken,
-            "files": [self._name(file.path) for file in every],
+            "files": [file.name for file in every],
             "alike": candidates(np.concatenate(hashes)) if hashes else [],
             "warnings": (
                 *constant_warning(constant, len(every)),
                 *trait_warnings(traits, [file.label for file in every], self.class_names),
             ),
         }
-
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.folder).as_posix()
 
     def check_broken(
         self, broken: Mapping[str, str], skip_broken: bool, most: int
@@ -222,7 +209,7 @@ class _Pictures:
                 f"{number} in {self.where} cannot be read, more than "
                 f"dataset.source.max_broken={most}: {shown}"
             )
-        left = [file for file in self.files if self._name(file.path) not in broken]
+        left = [file for file in self.files if file.name not in broken]
         trained = {file.label for file in left if file.part == "train"}
         absent = [name for label, name in enumerate(self.class_names) if label not in trained]
         if absent or not any(file.part == "test" for file in left):
@@ -244,16 +231,16 @@ def _list(folder: Path, test_fraction: float) -> _Pictures:
             )
         names = tuple(_class_folders(folder / "train"))
         files = [
-            _File("validation" if part in _VALIDATION else part, path, label)
+            file._replace(part="validation" if part in _VALIDATION else part)
             for part in parts
-            for path, label in _labelled(folder / part, names, skipped)
+            for file in _labelled(folder, part, names, skipped)
         ]
     else:
         names = tuple(_class_folders(folder))
-        labelled = _labelled(folder, names, skipped)
-        sets = held_out_fraction(np.array([label for _, label in labelled]), test_fraction, folder)
+        every = _labelled(folder, "", names, skipped)
+        sets = held_out_fraction(np.array([file.label for file in every]), test_fraction, folder)
         files = [
-            _File(part, *labelled[index])
+            every[index]._replace(part=part)
             for part, indices in zip(("train", "test"), sets, strict=True)
             for index in indices
         ]
@@ -272,16 +259,17 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return dict(sorted(zip(names, folders, strict=True)))
 
 
-def _labelled(folder: Path, names: Sequence[str], skipped: Counter[str]) -> list[tuple[Path, int]]:
-    """Return the pictures in the class folders of a set with their labels."""
-    folders = _class_folders(folder)
+def _labelled(folder: Path, part: str, names: Sequence[str], skipped: Counter[str]) -> list[_File]:
+    """Return the pictures in the class folders of a set; they are skipped where they are none."""
+    folders = _class_folders(folder / part)
     unknown = [path for name, path in folders.items() if name not in names]
     if unknown:
         raise UsageError(f"{shorten_path(unknown[0])} is not a class of train")
-    labelled = []
+    files = []
     for name, path in folders.items():
         pictures = list_pictures(path, skipped)
         if not pictures:
             raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")
-        labelled += [(picture, names.index(name)) for picture in pictures]
-    return labelled
+        label = names.index(name)
+        files += [_File(part, p, label, p.relative_to(folder).as_posix()) for p in pictures]
+    return files

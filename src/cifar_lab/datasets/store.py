@@ -149,29 +149,29 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
 
     `mapped` arrays are verified as `cached` says.
     """
-    index = folder / "contents.json"
+    index, note = folder / "contents.json", folder / "verified"
     try:
-        contents = json.loads(index.read_bytes())
-        if contents.get("key") != key:
+        facts = json.loads(index.read_bytes())
+        if facts.pop("key") != key:
             return None
-        facts = {name: v for name, v in contents.items() if name not in ("key", "arrays")}
-        entries = {name: contents["arrays"][name] for name in ARRAYS}
-        facts |= {name: _map(folder, name, entry, mapped) for name, entry in entries.items()}
-        everything = not mapped or _is_due(folder)
-        for name, entry in entries.items():
-            path = _file(folder, name)
-            expected = checksums.get(name, entry["sha256"])
+        asked = os.environ.get("CIFAR_LAB_VERIFY", "").strip()
+        due = not note.exists() or time.time() - note.stat().st_mtime > _DAY
+        everything = bool(not mapped or asked or due)
+        entries = facts.pop("arrays")
+        known: dict[str, str] = {}
+        for name in ARRAYS:
+            path, entry = _file(folder, name), entries[name]
+            facts[name] = _map(path, entry, mapped)
+            known[name] = checksums.get(name, entry["sha256"])
             # Of the file and not of the map, whose pages would stay in memory.
-            if everything and _sha256(path) != expected:
+            if everything and _sha256(path) != known[name]:
                 raise _Damaged(path, "its sha256 does not match")
             if not everything and _sample(path) != entry["sample"]:
                 raise _Damaged(path, "the sha256 of samples of it does not match")
-            entry["sha256"] = expected
         if mapped and everything:
             _note_verified(folder)
         for name in ("class_names", "warnings"):
             facts[name] = tuple(facts.get(name, ()))  # a list in the file
-        known = {name: entry["sha256"] for name, entry in entries.items()}
         verified = "all" if everything else "samples"
         return ImageArrays(**facts, mapped=mapped, verified=verified, known_checksums=known)
     except FileNotFoundError as error:
@@ -180,13 +180,6 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         raise _Damaged(Path(error.filename), "it is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(index, first_line(error)) from error
-
-
-def _is_due(folder: Path) -> bool:
-    """Whether a mapped dataset is to be read as a whole, because that was a day ago or is asked."""
-    note = folder / "verified"
-    asked = bool(os.environ.get("CIFAR_LAB_VERIFY", "").strip())
-    return asked or not note.exists() or time.time() - note.stat().st_mtime > _DAY
 
 
 def _note_verified(folder: Path) -> None:
@@ -205,13 +198,12 @@ def _sample(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _map(folder: Path, name: str, entry: Mapping[str, Any], mapped: bool) -> NDArray[Any]:
-    path, dtype, shape = _file(folder, name), np.dtype(entry["dtype"]), tuple(entry["shape"])
+def _map(path: Path, entry: Mapping[str, Any], mapped: bool) -> NDArray[Any]:
+    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
     if dtype.kind not in "iu":  # an array of objects would be one of addresses in memory
-        raise ValueError(f"{name} holds {dtype}")
-    size, expected = path.stat().st_size, dtype.itemsize * prod(shape)
-    if size != expected:
-        raise _Damaged(path, f"it has {size:,} bytes, not {expected:,}")
+        raise ValueError(f"{path.name} holds {dtype}")
+    if path.stat().st_size != dtype.itemsize * prod(shape):
+        raise _Damaged(path, "it has another size")
     # Copy on write: the pages are shared, and torch.from_numpy takes them without a copy. But Linux
     # refuses such a map where it is larger than the memory.
     try:
@@ -232,9 +224,15 @@ def _decode_into(
         if not entries:  # What may be there is damaged, unfinished, or of an earlier version.
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
+        digest, rows, dtype, row_shape = hashlib.sha256(), 0, "|u1", ()
         with replacing(_file(folder, name)) as file:
-            entries[name] = _pour(parts, file.write)
-        entries[name]["sample"] = _sample(_file(folder, name))
+            for part in parts:
+                content = np.ascontiguousarray(part).data
+                file.write(content)
+                digest.update(content)
+                rows, dtype, row_shape = rows + len(part), part.dtype.str, part.shape[1:]
+        state = {"sha256": digest.hexdigest(), "sample": _sample(_file(folder, name))}
+        entries[name] = {"dtype": dtype, "shape": [rows, *row_shape], **state}
 
     try:
         facts = decode(add)
@@ -247,17 +245,6 @@ def _decode_into(
     arrays = _read(folder, key, checksums, mapped)
     assert arrays is not None
     return arrays
-
-
-def _pour(parts: Iterable[NDArray[Any]], write: Callable[[memoryview], object]) -> dict[str, Any]:
-    """Write the parts of an array one after another; return its dtype, shape and sha256."""
-    digest, rows, dtype, row_shape = hashlib.sha256(), 0, "|u1", ()
-    for part in parts:
-        content = np.ascontiguousarray(part).data
-        write(content)
-        digest.update(content)
-        rows, dtype, row_shape = rows + len(part), part.dtype.str, part.shape[1:]
-    return {"dtype": dtype, "shape": [rows, *row_shape], "sha256": digest.hexdigest()}
 
 
 def _sha256(path: Path) -> str:

@@ -84,7 +84,9 @@ def _reproduce(argv: list[str]) -> int:
     by_report = reproduction.by_report(rows).items()
     joint = (f"{tag}: {text}" for tag, of in by_report if (text := reproduction.joint_sentence(of)))
     guesses, sources = reproduction.guesses(rows), reproduction.sources(rows)
-    print("\n\n".join(filter(None, [reproduction.table(rows), *joint, guesses, sources])))
+    print(
+        "\n\n".join(filter(None, [reproduction.table(rows).markdown(), *joint, guesses, sources]))
+    )
     if failure is not None:
         raise failure
     return 0

@@ -159,10 +159,10 @@ def by_report(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return reports
 
 
-def table(rows: Iterable[Row]) -> str:
-    """Return a Markdown table with a line for each row."""
+def table(rows: Iterable[Row]) -> Table:
+    """Return a table with a line for each row."""
     header = ("figure", "reported", "measured", "n", "protocol", "verdict", "source")
-    return Table(header, [_line(row) for row in rows]).markdown()
+    return Table(header, [_line(row) for row in rows])
 
 
 def _line(row: Row) -> tuple[str, ...]:

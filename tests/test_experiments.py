@@ -138,8 +138,8 @@ def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
         if claim.above:
             others = runs if "name" not in claim.above else cells(claim.above["name"])
             every = [Candidate(config) for config in (*runs, *others)]
-            (judged,) = filter(None, (match(claim, each, every) for each in every[: len(runs)]))
-            assert len({str(each.config) for each in judged.compared}) == 1, claim.id
+            (compared,) = filter(None, (match(claim, each, every) for each in every[: len(runs)]))
+            assert len({str(each.config) for each in compared}) == 1, claim.id
 
 
 def test_the_grid_that_was_asked_for_has_three_axes() -> None:

@@ -302,12 +302,19 @@ def test_the_pages_are_what_the_kept_results_give(
         assert written.read_text() == page.read_text(), page.name
 
 
-def test_reports_and_experiments_of_ones_own_are_found_and_trained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+PAPER = (
+    "about: A paper.\n"
+    "experiments: {mine: {guessed: [the seed], claims: [\n"
+    "  {id: S9-1, metric: test_accuracy_last, value: 0.9, source: table 1,\n"
+    "   where: {optimizer: adam}, margin: {size: 0.1, reason: made up}}]}}\n"
+)
+
+
+def own_report(folder: Path) -> list[str]:
+    """An experiment and a report of one's own, and the words that reproduce them."""
     for group in ("experiment", "report"):
-        (tmp_path / group).mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(
+        (folder / group).mkdir()
+    (folder / "experiment" / "mine.yaml").write_text(
         "# @package _global_\n"
         "defaults: [override /dataset: digits, override /dropout: none, override /figures: none]\n"
         "name: mine\n"
@@ -316,33 +323,42 @@ def test_reports_and_experiments_of_ones_own_are_found_and_trained(
         "hydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"  # one configuration
         "study: {report: paper}\n"
     )
-    paper = (
-        "about: A paper.\n"
-        "experiments: {mine: {guessed: [the seed], claims: [\n"
-        "  {id: S9-1, metric: test_accuracy_last, value: 0.9, source: table 1,\n"
-        "   where: {optimizer: adam},\n"
-        "   margin: {size: 0.1, reason: made up}}]}}\n"
-    )
-    (tmp_path / "report" / "paper.yaml").write_text(paper)
-    own = ["--config-dir", str(tmp_path), "--device", "cpu"]
-    words = ["paper", *own, "--output-dir", str(tmp_path / "runs")]
-    assert reproduce.main(words) == 0
-    row = rows_of(capsys.readouterr().out)["S9-1"]
-    assert (row[0], row[2:4]) == ("90.00 %", ["1", "report"])
-    written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
-    assert reproduce.main([*words, "--seeds", "2"]) == 0
-    text = capsys.readouterr().out
-    assert rows_of(text)["S9-1"][2] == "2"
-    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
-    assert len(list(tmp_path.rglob("summary.json"))) == 2
+    (folder / "report" / "paper.yaml").write_text(PAPER)
+    read_report.cache_clear()
+    return ["paper", "--config-dir", str(folder), "--output-dir", str(folder / "runs")]
+
+
+def test_reports_and_experiments_of_ones_own_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = own_report(tmp_path)
+    finished_run(tmp_path / "runs", "experiment=mine", *words[1:3], test_accuracy_last=0.95)
+    text = run_reproduce(capsys, *words)
     assert text.count("S9-1") == 1
+    row = rows_of(text)["S9-1"]
+    assert row[:4] == ["90.00 %", "95.00 %", "1", "report"]
+    assert row[4].startswith("inconclusive (runs that are single or all equal")
     assert "Guessed in mine: the seed." in text
     assert reproduce.main([*words, "--list"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["paper", "mine", "2"]
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["paper", "mine", "1"]
     assert reproduce.main(["mine"]) == 2
     assert "there is no report or experiment mine" in capsys.readouterr().err
     read_report.cache_clear()
-    (tmp_path / "report" / "paper.yaml").write_text(paper.replace("_last", "_lest"))
+    (tmp_path / "report" / "paper.yaml").write_text(PAPER.replace("_last", "_lest"))
     assert reproduce.main([*words, "--dry-run"]) == 2
     said = "there is no metric test_accuracy_lest (did you mean test_accuracy_last?)"
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_trained_and_seeds_are_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*own_report(tmp_path), "--device", "cpu"]
+    assert reproduce.main(words) == 0
+    assert rows_of(capsys.readouterr().out)["S9-1"][2] == "1"
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("summary.json")}
+    assert reproduce.main([*words, "--seeds", "2"]) == 0
+    assert rows_of(capsys.readouterr().out)["S9-1"][2] == "2"
+    assert all(path.stat().st_mtime_ns == at for path, at in written.items())
+    assert len(list(tmp_path.rglob("summary.json"))) == 2

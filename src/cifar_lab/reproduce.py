@@ -9,7 +9,7 @@ from statistics import fmean
 
 from cifar_lab import cli
 from cifar_lab.analysis import reproduction
-from cifar_lab.analysis.reproduction import ReportExperiment, Row
+from cifar_lab.analysis.claims import ReportExperiment, Row
 from cifar_lab.config import groups
 from cifar_lab.config.identity import address
 from cifar_lab.config.reports import read_report

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
@@ -16,7 +17,7 @@ from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.load_runs import FoundRun, show_value
 from cifar_lab.analysis.statistics import Interval, interval
 from cifar_lab.analysis.verdicts import Verdict, judge, pooled_deviation
-from cifar_lab.config.reports import Claim
+from cifar_lab.config.reports import Claim, Report, ReportedExperiment
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 
 Runs = tuple[FoundRun, ...]
@@ -70,12 +71,37 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class JudgedClaim:
+class ReportExperiment:
+    """A report's experiment: its configs, with seed 0, by the protocol that is judged."""
+
+    name: str
+    configs: tuple[RunConfig, ...]
+    report: Report
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs are."""
+        return Path(self.configs[0].output_dir) / self.configs[0].name
+
+    @property
+    def reported(self) -> ReportedExperiment:
+        """What the report says of it."""
+        return self.report.experiments.get(self.name, ReportedExperiment())
+
+
+@dataclass(frozen=True)
+class Row:
     """A claim beside the runs of a configuration, and of those that its `above` compares with."""
 
+    experiment: ReportExperiment
     claim: Claim
     candidate: Candidate
     compared: tuple[Candidate, ...] = ()
+
+    @property
+    def configs(self) -> list[RunConfig]:
+        """The configs, with seed 0, of the runs that judge it."""
+        return [candidate.config for candidate in (self.candidate, *self.compared)]
 
     @cached_property
     def _measured(self) -> dict[FoundRun, float]:
@@ -145,8 +171,10 @@ class JudgedClaim:
         )
 
 
-def match(claim: Claim, candidate: Candidate, every: Sequence[Candidate]) -> JudgedClaim | None:
-    """Return a claim beside a configuration's runs, None if it does not speak of these.
+def match(
+    claim: Claim, candidate: Candidate, every: Sequence[Candidate]
+) -> tuple[Candidate, ...] | None:
+    """Return what a claim compares a configuration with; None if it does not speak of this one.
 
     `every`: the configurations that the claim's `above` may compare with.
     """
@@ -156,8 +184,7 @@ def match(claim: Claim, candidate: Candidate, every: Sequence[Candidate]) -> Jud
     config = candidate.config
     same = {} if "name" in claim.above else {"name": config.name, **claim.where}
     where = {"protocol": config.protocol, **same, **claim.above}
-    compared = tuple(other for other in every if claim.above and other.fits(where))
-    return JudgedClaim(claim, candidate, compared)
+    return tuple(other for other in every if claim.above and other.fits(where))
 
 
 def pooled(candidates: Sequence[Candidate], reasons: Sequence[str | None]) -> list[Candidate]:

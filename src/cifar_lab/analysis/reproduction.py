@@ -2,16 +2,24 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import Candidate, JudgedClaim, match, pooled, reported, values_of
+from cifar_lab.analysis.claims import (
+    Candidate,
+    ReportExperiment,
+    Row,
+    match,
+    pooled,
+    reported,
+    values_of,
+)
 from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs
 from cifar_lab.analysis.statistics import MIN_VALUES
 from cifar_lab.analysis.verdicts import REFUTED, joint
-from cifar_lab.config.reports import Claim, Report, ReportedExperiment
+from cifar_lab.config.reports import ReportedExperiment
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import find_runs
@@ -19,48 +27,6 @@ from cifar_lab.runs.text import Table, duration, markdown
 
 _NOT_THE_RECIPE = ("seed", "device", "precision")
 """What may differ between runs that measure the same figure; threads are no part of identity."""
-
-
-@dataclass(frozen=True)
-class ReportExperiment:
-    """A report's experiment: its configs, with seed 0, by the protocol that is judged."""
-
-    name: str
-    configs: tuple[RunConfig, ...]
-    report: Report
-
-    @property
-    def folder(self) -> Path:
-        """Where its runs are."""
-        return Path(self.configs[0].output_dir) / self.configs[0].name
-
-    @property
-    def reported(self) -> ReportedExperiment:
-        """What the report says of it."""
-        return self.report.experiments.get(self.name, ReportedExperiment())
-
-
-@dataclass(frozen=True)
-class Row:
-    """A claim of an experiment, judged."""
-
-    experiment: ReportExperiment
-    judged: JudgedClaim
-
-    @property
-    def claim(self) -> Claim:
-        """What the report says."""
-        return self.judged.claim
-
-    @property
-    def config(self) -> RunConfig:
-        """The config, with seed 0, of the runs that judge it."""
-        return self.judged.candidate.config
-
-    @property
-    def configs(self) -> list[RunConfig]:
-        """That config, and those of the runs that it is compared with."""
-        return [self.config, *(other.config for other in self.judged.compared)]
 
 
 def read_finished(folder: Path) -> list[FoundRun]:
@@ -88,12 +54,12 @@ def rows(
     )
     owners = [experiment for experiment, _ in configs]
     return [
-        Row(experiment, judged)
+        Row(experiment, claim, candidate, others)
         for experiment in experiments
         for claim in experiment.reported.claims
         if only is None or claim.name.startswith(only)
         for owner, candidate in zip(owners, every, strict=True)
-        if owner is experiment and (judged := match(claim, candidate, every)) is not None
+        if owner is experiment and (others := match(claim, candidate, every)) is not None
     ]
 
 
@@ -143,7 +109,7 @@ def _but_for_epochs(config: RunConfig) -> str:
 
 def quoted(rows: Iterable[Row]) -> list[FoundRun]:
     """Return every run that the rows quote, once."""
-    return list({run.run.path: run for row in rows for run in row.judged.runs}.values())
+    return list({run.run.path: run for row in rows for run in row.runs}.values())
 
 
 def recipe(config: RunConfig) -> str:
@@ -155,7 +121,7 @@ def by_report(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Return the rows of each report, by its tag."""
     reports: dict[str, list[Row]] = {}
     for row in rows:
-        reports.setdefault(row.config.study.report or "", []).append(row)
+        reports.setdefault(row.candidate.config.study.report or "", []).append(row)
     return reports
 
 
@@ -166,16 +132,16 @@ def table(rows: Iterable[Row]) -> Table:
 
 
 def _line(row: Row) -> tuple[str, ...]:
-    claim, judged = row.claim, row.judged
-    verdict = str(judged.verdict)
-    if judged.verdict.word in REFUTED and claim.suspected:
+    claim = row.claim
+    verdict = str(row.verdict)
+    if row.verdict.word in REFUTED and claim.suspected:
         verdict += f"; suspected: {claim.suspected}"
     return (
         claim.name,
         reported(claim),
-        run_metrics.show_interval(claim.metric, judged.interval),
-        str(len(judged.values)),
-        row.config.protocol,
+        run_metrics.show_interval(claim.metric, row.interval),
+        str(len(row.values)),
+        row.candidate.config.protocol,
         verdict,
         "; ".join(filter(None, [claim.says, claim.source, claim.note])),
     )
@@ -183,7 +149,7 @@ def _line(row: Row) -> tuple[str, ...]:
 
 def joint_sentence(rows: Iterable[Row]) -> str:
     """Return one sentence about all rows of a report, adjusted for their number."""
-    return joint([row.judged.verdict for row in rows])
+    return joint([row.verdict for row in rows])
 
 
 def guesses(rows: Iterable[Row]) -> str:

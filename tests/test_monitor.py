@@ -117,14 +117,14 @@ def test_a_run_goes_on_from_one_that_monitored_another_score(
 def test_a_search_optimizes_the_monitored_score(tmp_path: Path) -> None:
     options = ("training.epochs=2", "training.monitor=val_loss", "search.trials=3")
     assert [outcome.after for outcome in search(tmp_path, *options)] == ["finished"] * 3
-    settings = compose_checked([*TINY_SEARCH, "-m", "search=optuna", "seed=0,1"]).options.search
-    study = open_study(settings, tmp_path, "val_loss")
+    request = compose_checked([*TINY_SEARCH, *options, "-m", "search=optuna", "seed=0,1"])
+    study = open_study(request.options.search, tmp_path, "val_loss")
     for trial in study.trials:
         losses = column(RunDir(next(iter(trial.user_attrs["runs"].values()))), "val_loss")
         assert list(trial.intermediate_values.values()) == losses
         assert trial.value == min(losses)
     assert study.best_value == min(trial.value or 0.0 for trial in study.trials)
-    assert f"best by val_loss: {study.best_value:.4f}" in closing_lines(settings, tmp_path)
+    assert f"best by val_loss: {study.best_value:.4f}" in closing_lines(request, tmp_path)
     with pytest.raises(UsageError, match=r"begun with training\.monitor=val_loss, which cannot"):
         search(tmp_path, "training.epochs=2", "search.trials=4")
 

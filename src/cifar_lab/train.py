@@ -88,7 +88,7 @@ def _run_many(request: Request, words: list[str], stop: "Stop") -> None:
     from cifar_lab.sweeps.start import closing_text, start_many
 
     outcomes = start_many(request, words, stop)
-    print(closing_text(request, outcomes), flush=True)
+    print(closing_text(request, words, outcomes), flush=True)
     raise_for(outcomes, stop)
 
 

@@ -100,7 +100,7 @@ def unknown_key(key: str, siblings: Collection[str], keys: Iterable[str]) -> Usa
     parent, _, name = key.rpartition(".")
     problem = f"there is no setting {shorten(key)}"
     if parent == "search" and name in {spec.name for spec in fields(SearchOptions)}:
-        listed = "; a grid lists its seeds: seed=0,1,2 -m" if name in ("seeds", "confirm") else ""
+        listed = "; a grid lists its seeds: seed=0,1,2 -m" if name == "seeds" else ""
         return UsageError(f"{key} is for search=optuna{listed}")
     beside, probable = did_you_mean(name, siblings), probable_keys(key, keys)
     if beside and (parent or not probable):

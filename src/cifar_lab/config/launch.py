@@ -20,7 +20,6 @@ class SearchOptions:
     study: str = setting("search", "its file is <output_dir>/<name>/.search/<study>.journal")
     seed: int = setting(0, "draws what is tried", ge=0, le=2**32 - 1)
     seeds: int = setting(1, "runs of a trial, with seed, seed+1, ...; their mean counts", ge=1)
-    confirm: int = setting(0, "runs of the best setting with fresh seeds, after the search", ge=0)
 
     def check(self, path: str) -> None:
         """Refuse a study that does not name a file, and a pruner that goes by epochs only."""

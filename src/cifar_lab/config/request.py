@@ -117,10 +117,8 @@ def check_launch(request: Request) -> None:
     if request.space and options.rerun and not options.plan:
         raise UsageError("rerun=true is wrong in a search: choose another search.study instead")
     seeds = [d.key for d in request.space if d.key in ("seed", "split.seed", "split.fold")]
-    for key in ("seeds", "confirm"):
-        count = getattr(options.search, key)
-        if seeds and count > (key == "seeds"):
-            raise UsageError(
-                f"search.{key}={count} repeats every setting with other seeds, and {seeds[0]} is "
-                "an axis of the search: leave out one of them"
-            )
+    if seeds and options.search.seeds > 1:
+        raise UsageError(
+            f"search.seeds={options.search.seeds} repeats every setting with other seeds, and "
+            f"{seeds[0]} is an axis of the search: leave out one of them"
+        )

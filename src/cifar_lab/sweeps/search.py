@@ -5,28 +5,27 @@ several lines may work on one study. Nothing is chosen on the test set: the best
 that `training.monitor` names counts, and its mean where a trial has several seeds.
 """
 
-import contextlib
+import dataclasses
 import logging
+import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.statistics import MIN_VALUES, interval
 from cifar_lab.config.launch import SearchOptions
 from cifar_lab.config.request import Request
-from cifar_lab.errors import RunFailed, UsageError, shorten
+from cifar_lab.errors import UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.summary import RunSummary
 from cifar_lab.runs.text import align
 from cifar_lab.sweeps import study as studies
-from cifar_lab.sweeps.cell import Cell, short_names
+from cifar_lab.sweeps.cell import Cell, short_names, sweep_cells
 from cifar_lab.sweeps.launcher import Job, Launcher
 from cifar_lab.sweeps.outcome import Outcome
 from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Source, fill_slots
-from cifar_lab.sweeps.study import CONFIRMED, OVERRIDES, REPEATS, RUNS, Trial
+from cifar_lab.sweeps.study import OVERRIDES, REPEATS, RUNS, Trial
 from cifar_lab.sweeps.timing import Pace
 from cifar_lab.training.signals import Stop
 
@@ -35,6 +34,7 @@ log = logging.getLogger("cifar_lab")
 _DETACHED_JOBS = 4  # trials at a time in a cluster's queue; all at once, none would learn
 _MOST_REPEATS = 50  # in a row, after which the sampler is taken to have nothing new
 _MOST_SHOWN = 20  # trials
+_FRESH_SEEDS = 5  # that measure the best setting
 
 CellOf = Callable[[Sequence[str]], Cell]
 """Turns the overrides of a trial into its first cell."""
@@ -49,10 +49,8 @@ def run_search(
     """
     wanted = request.options.search
     example = cell_of([f"{d.key}={d.samples[0]}" for d in request.space])
-    monitor = example.config.training.monitor
-    study = studies.open_study(wanted, folder, monitor)
-    studies.check_study(study, wanted, monitor)
-    slots = where.prepare([example.config] * max(wanted.trials, wanted.confirm))
+    study = studies.open_study(wanted, folder, example.config.training.monitor)
+    slots = where.prepare([example.config] * wanted.trials)
     if where.is_detached:
         jobs = request.options.jobs
         slots = min(slots, _DETACHED_JOBS if jobs == "auto" else jobs)
@@ -64,19 +62,15 @@ def run_search(
 
 
 class _Search(Source):
-    """The runs of a study's trials: those that an earlier search left open, then new ones.
-
-    After the last trial come the runs of the best setting with fresh seeds.
-    """
+    """The runs of a study's trials: those that an earlier search left open, then new ones."""
 
     def __init__(self, study: Any, request: Request, cell_of: CellOf, example: Cell) -> None:
         self._study, self._space, self._cell_of = study, request.space, cell_of
         self._options, self._example = request.options.search, example
-        self.total = self._options.trials * self._options.seeds + self._options.confirm
+        self.total = self._options.trials * self._options.seeds
         self._open: list[Trial] = []
-        self._running: dict[Path, Trial | None] = {}
+        self._running: dict[Path, Trial] = {}
         self._repeats = 0
-        self._confirming: list[Cell] | None = None
 
     def reopen(self, is_free: Callable[[Cell], bool]) -> None:
         """Take up the trials that an earlier search left open and whose folders are free.
@@ -96,13 +90,12 @@ class _Search(Source):
 
     def waiting(self) -> Sequence[Cell]:
         # What the trials to come will try is not known yet.
-        if not self._has_trials() and not self._running:
-            return self._fresh()
-        trials = len(self._open) + self._new_trials()
-        return [self._example] * (trials * self._options.seeds + self._options.confirm)
+        later = sum(trial.left - 1 for trial in self._running.values())
+        later += sum(trial.left for trial in self._open)
+        return [self._example] * (later + self._new_trials() * self._options.seeds)
 
     def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> Cell | None:
-        while self._has_trials():
+        while self._open or self._new_trials():
             trial = self._open.pop(0) if self._open else self._opened(self._study.ask())
             if trial is not None and _is_done(trial.cell):
                 self._end(trial, Outcome(trial.cell, "finished", "finished"))
@@ -110,32 +103,23 @@ class _Search(Source):
                 self._open.append(trial)  # its values differ and mean the same
                 return None
             elif trial is not None:
-                return self._started(trial.cell, trial)
-        fresh = self._fresh() if not any(self._running.values()) else []
-        return self._started(fresh.pop(0), None) if fresh else None
+                if trial.cell.state() in ("new", "queued"):
+                    RunDir.create(trial.cell.config)
+                self._running[trial.cell.run.path] = trial
+                return trial.cell
+        return None
 
     def is_behind(self, job: Job) -> bool:
-        trial = self._running[job.cell.run.path]
-        return trial is not None and trial.is_behind(self._options.warmup_epochs)
+        return self._running[job.cell.run.path].is_behind(self._options.warmup_epochs)
 
     def ended(self, outcome: Outcome) -> Outcome:
-        trial = self._running.pop(outcome.cell.run.path)
-        return outcome if trial is None else self._end(trial, outcome)
+        return self._end(self._running.pop(outcome.cell.run.path), outcome)
 
     def _end(self, trial: Trial, outcome: Outcome) -> Outcome:
         outcome = trial.ended(outcome)
         if trial.goes_on:
             self._open.insert(0, trial)
         return outcome
-
-    def _started(self, cell: Cell, trial: Trial | None) -> Cell:
-        if cell.state() in ("new", "queued"):
-            RunDir.create(cell.config)
-        self._running[cell.run.path] = trial
-        return cell
-
-    def _has_trials(self) -> bool:
-        return bool(self._open or self._new_trials())
 
     def _new_trials(self) -> int:
         if self._repeats == _MOST_REPEATS:
@@ -149,11 +133,13 @@ class _Search(Source):
         if self._is_repeated(trial):
             return None
         try:
-            cells = studies.with_seeds(self._cell_of(lines), 0, self._options.seeds)
+            config = self._cell_of(lines).config
         except UsageError as error:
             log.warning("trial %d is refused: %s", trial.number, error)
             studies.tell(self._study, trial, state="FAIL")
             return None
+        seeds = range(config.seed, config.seed + self._options.seeds)
+        cells = sweep_cells([dataclasses.replace(config, seed=seed) for seed in seeds])
         return Trial(self._study, trial, cells, lines)
 
     def _is_repeated(self, trial: Any) -> bool:
@@ -175,23 +161,6 @@ class _Search(Source):
         self._repeats = 0
         return False
 
-    def _fresh(self) -> list[Cell]:
-        """Return the runs that are to confirm the best setting; none while a trial is open."""
-        if self._confirming is None:
-            self._confirming = self._to_confirm() if self._options.confirm else []
-        return self._confirming
-
-    def _to_confirm(self) -> list[Cell]:
-        states = [trial.state.name for trial in self._study.get_trials(deepcopy=False)]
-        if "RUNNING" in states or "COMPLETE" not in states:
-            return []
-        best = self._study.best_trial
-        first = self._cell_of(best.user_attrs[OVERRIDES])
-        cells = studies.with_seeds(first, self._options.seeds, self._options.confirm)
-        noted = {"trial": best.number, RUNS: studies.by_seed(cells)}
-        self._study.set_user_attr(CONFIRMED, noted)
-        return [cell for cell in cells if not _is_done(cell)]
-
 
 def _is_done(cell: Cell) -> bool:
     """Return whether a run is finished, and its data are still those of then."""
@@ -200,86 +169,54 @@ def _is_done(cell: Cell) -> bool:
 
 def search_size(options: SearchOptions) -> str:
     """Return how many trials a search has, and of how many seeds."""
-    text = f"{options.trials} trials" + f" of {options.seeds} seeds each" * (options.seeds > 1)
-    return text + f", then {options.confirm} runs of the best setting" * bool(options.confirm)
+    return f"{options.trials} trials" + f" of {options.seeds} seeds each" * (options.seeds > 1)
 
 
-def closing_lines(options: SearchOptions, folder: Path) -> str:
-    """Return the trials of a study, the best one by validation, and how fresh seeds confirm it."""
-    study = studies.open_study(options, folder)
-    trials, monitor = studies.counted(study), studies.monitored(study)
-    states = [trial.state.name.lower() for trial in trials]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-    lines = _table(trials, monitor) if trials else []
-    lines.append(f"study {options.study}: {len(states)} trials ({counts or 'none'})")
-    if complete := states.count("complete"):
-        lines += _best_lines(study.best_trial, complete, options, monitor)
-        lines += _confirming_lines(study)
+def closing_lines(request: Request, folder: Path, flags: Sequence[str] = ()) -> str:
+    """Return the trials of a study, the best first, and the line that measures the best again.
+
+    `flags` are those of Hydra that the line needs.
+    """
+    options, monitor = request.options.search, request.runs[0].config.training.monitor
+    study = studies.open_study(options, folder, monitor)
+    sign = 1 if monitor == "val_loss" else -1
+    trials = studies.counted(study)
+    trials.sort(key=lambda trial: (trial.value is None, sign * (trial.value or 0.0)))
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    score = "mean " * (options.seeds > 1) + monitor.replace("_", " ")
+    rows = [["trial", *short_names(keys), "state", score]]
+    for trial in trials[:_MOST_SHOWN]:
+        values = [trial.params.get(key, "-") for key in keys]
+        shown = [shorten(f"{v:.4g}" if isinstance(v, float) else str(v), 30) for v in values]
+        value = run_metrics.show(f"best_{monitor}", trial.value)
+        rows.append([str(trial.number), *shown, trial.state.name.lower(), value])
+    lines = align(rows) if trials else []
+    if (more := len(trials) - _MOST_SHOWN) > 0:
+        lines.append(f"and {more} other trials")
+    counts = Counter(trial.state.name.lower() for trial in trials)
+    told = ", ".join(f"{number} {state}" for state, number in counts.items())
+    lines.append(f"study {options.study}: {len(trials)} trials ({told or 'none'})")
+    if counts["complete"]:
+        lines += _best_lines(request, study.best_trial, counts["complete"], flags)
     return "\n".join(lines)
 
 
-def _table(trials: Sequence[Any], monitor: str) -> list[str]:
-    """Return a table of trials, the best first, with the scores of their seeds."""
-    sign = 1 if monitor == "val_loss" else -1
-    ranked = sorted(trials, key=lambda trial: (trial.value is None, sign * (trial.value or 0.0)))
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
-    is_mean = any(len(trial.user_attrs.get(RUNS, ())) > 1 for trial in trials)
-    seeds = list(dict.fromkeys(s for trial in ranked for s in trial.user_attrs.get(RUNS, ())))
-    seeds = seeds if is_mean else []
-    score = "mean" if is_mean else monitor.replace("_", " ")
-    rows = [["trial", *short_names(keys), "state", *(f"seed {seed}" for seed in seeds), score]]
-    for trial in ranked[:_MOST_SHOWN]:
-        folders = trial.user_attrs.get(RUNS, {})
-        scores = [getattr(_finished(folders.get(s)), f"best_{monitor}", None) for s in seeds]
-        values = [shorten(_text(trial.params.get(key), "g"), 30) for key in keys]
-        shown = [_text(value, "f") for value in (*scores, trial.value)]
-        rows.append([str(trial.number), *values, trial.state.name.lower(), *shown])
-    more = len(ranked) - _MOST_SHOWN
-    return align(rows) + [f"and {more} other trials"] * (more > 0)
-
-
-def _text(value: object, kind: str) -> str:
-    text = f"{value:.4{kind}}" if isinstance(value, float) else str(value)
-    return "-" if value is None else text
-
-
-def _best_lines(best: Any, complete: int, options: SearchOptions, monitor: str) -> list[str]:
-    values = " ".join(best.user_attrs.get(OVERRIDES, ()))
+def _best_lines(request: Request, best: Any, complete: int, flags: Sequence[str]) -> list[str]:
+    """Return the best trial of several, whose value is too good, and how to train it again."""
+    options, config = request.options.search, request.runs[0].config
+    monitor, values = config.training.monitor, best.user_attrs.get(OVERRIDES, [])
     of_seeds = f" (mean of {options.seeds} seeds)" if options.seeds > 1 else ""
     score = "validation" if monitor == "val_accuracy" else monitor
-    end, side = ("lowest", "low") if monitor == "val_loss" else ("highest", "high")
-    lines = [f"best by {score}: {best.value:.4f}{of_seeds} with {values}"]
+    shown = run_metrics.show(f"best_{monitor}", best.value)
+    lines = [f"best by {score}: {shown}{of_seeds} with {' '.join(values)}"]
     if complete > 1:
-        lines.append(
-            f"this is the {end} of {complete} values and therefore likely to be too {side}"
-            + "; search.confirm=5 runs the setting with fresh seeds" * (not options.confirm)
-        )
+        fresh = range(config.seed + options.seeds, config.seed + options.seeds + _FRESH_SEEDS)
+        words = [w for w in (*request.fixed, *values) if not w.startswith("seed=")]
+        line = shlex.join([*flags, *words, f"seed={','.join(map(str, fresh))}"])
+        end, side = ("lowest", "low") if monitor == "val_loss" else ("highest", "high")
+        lines += [
+            f"this is the {end} of {complete} values and therefore likely to be too {side}; with "
+            "fresh seeds:",
+            f"  python -m cifar_lab.train -m {line}",
+        ]
     return [*lines, "in " + "\n   ".join(best.user_attrs.get(RUNS, {}).values())]
-
-
-def _confirming_lines(study: Any) -> list[str]:
-    """Return the scores of the best setting's runs with fresh seeds, if there are any."""
-    noted = study.user_attrs.get(CONFIRMED)
-    if not noted or noted["trial"] != study.best_trial.number:
-        return []
-    summaries = [s for name in noted[RUNS].values() if (s := _finished(name)) is not None]
-    lines = []
-    for metric in (f"best_{studies.monitored(study)}", "test_accuracy"):
-        values = [v for s in summaries if (v := getattr(s, metric)) is not None]
-        mean = interval(values, run_metrics.bounds(metric))
-        if mean is not None:
-            shown = run_metrics.show_interval(metric, mean)
-            lines.append(f"  {run_metrics.in_words(metric)} {shown}")
-    count, wanted = len(summaries), len(noted[RUNS])
-    seeds = ", ".join(str(summary.seed) for summary in summaries)
-    heading = f"with fresh seeds ({seeds or 'none yet'}), {count} of {wanted} runs"
-    what = ", mean and its 95 % interval:" if count >= MIN_VALUES else ":"
-    return [heading + what, *lines]
-
-
-def _finished(folder: str | None) -> RunSummary | None:
-    with contextlib.suppress(UsageError, RunFailed):
-        summary = FoundRun(RunDir(folder)).summary if folder else None
-        if summary is not None and summary.status == "finished":
-            return summary
-    return None

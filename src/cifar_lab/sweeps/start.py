@@ -20,8 +20,7 @@ def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcom
 
     `argv` is the command line that the request is from. After a signal, `stop.signal` is set.
     """
-    config_dir = parse_command_line(argv).config_dir
-    flags = [] if config_dir is None else ["--config-dir", config_dir]
+    flags = _flags(argv)
 
     def cell_of(lines: Sequence[str]) -> Cell:
         (cell,) = sweep_cells([compose_checked([*flags, *request.fixed, *lines]).runs[0].config])
@@ -39,12 +38,18 @@ def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcom
     return run_all(cells, request.options, stop=stop, launcher=request.launcher)
 
 
-def closing_text(request: Request, outcomes: Sequence[Outcome]) -> str:
+def closing_text(request: Request, argv: Sequence[str], outcomes: Sequence[Outcome]) -> str:
     """Return the lines with which a sweep or a search ends."""
     if request.space:
-        return search.closing_lines(request.options.search, _search_folder(request))
+        return search.closing_lines(request, _search_folder(request), _flags(argv))
     waits = "\nthe same line without detach waits for the jobs" * request.options.detach
     return closing_table(outcomes) + waits
+
+
+def _flags(argv: Sequence[str]) -> list[str]:
+    """Return the flag of a command line that its trials need too."""
+    config_dir = parse_command_line(argv).config_dir
+    return [] if config_dir is None else ["--config-dir", config_dir]
 
 
 def _search_folder(request: Request) -> Path:

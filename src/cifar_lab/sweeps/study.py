@@ -12,28 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from cifar_lab.analysis.run_metrics import in_words
+from cifar_lab.analysis.run_metrics import in_words, show
 from cifar_lab.config.launch import Dimension, SearchOptions
 from cifar_lab.errors import Damaged, RunFailed, UsageError, first_line, missing_extra
-from cifar_lab.sweeps.cell import Cell, sweep_cells
+from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.outcome import Outcome
 
 log = logging.getLogger("cifar_lab")
 
-CONFIRMED = "confirmed"
-"""What a study notes of the runs with fresh seeds: the trial's number, their folders by seed."""
-
 RUNS, OVERRIDES, REPEATS = "runs", "overrides", "repeats"
 """What a trial notes: the folders of its runs by seed, its values, the trial that it repeats."""
 
-_SEEDS = "seeds"
-_MONITOR = "monitor"  # noted where it is not val_accuracy
+_BEGUN = "begun_with"
 
 
-def open_study(options: SearchOptions, folder: Path, monitor: str = "val_accuracy") -> Any:
+def open_study(options: SearchOptions, folder: Path, monitor: str) -> Any:
     """Return the study of a journal file, made where there is none; Damaged if it is not whole.
 
-    A new one minimizes the score that the runs `monitor` if it is a loss, and maximizes it if not.
+    It minimizes the score that the runs `monitor` if it is a loss, and maximizes it if not. Raises
+    UsageError where it was begun with another score or number of seeds.
     """
     try:
         import optuna
@@ -60,12 +57,18 @@ def open_study(options: SearchOptions, folder: Path, monitor: str = "val_accurac
             pruner=pruners[options.pruner](),
             load_if_exists=True,
         )
-        study.get_trials(deepcopy=False)
+        asked = {"search.seeds": options.seeds, "training.monitor": monitor}
+        if _BEGUN not in study.user_attrs:
+            study.set_user_attr(_BEGUN, asked)
+        begun = study.user_attrs[_BEGUN]
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise Damaged(
             f"{path} is damaged: {first_line(error)}; move it away or choose another search.study "
             "(the runs of its trials stay as they are)"
         ) from None
+    for key, value in asked.items():
+        if begun[key] != value:
+            raise _begun_with(options, f"{key}={begun[key]}, which cannot become {value}")
     return study
 
 
@@ -89,29 +92,6 @@ def _repair(path: Path) -> None:
 def counted(study: Any) -> list[Any]:
     """Return the trials of a study but for those that repeat another one."""
     return [t for t in study.get_trials(deepcopy=False) if REPEATS not in t.user_attrs]
-
-
-def monitored(study: Any) -> str:
-    """Return the score by which the trials of a study are compared."""
-    monitor: str = study.user_attrs.get(_MONITOR, "val_accuracy")
-    return monitor
-
-
-def check_study(study: Any, options: SearchOptions, monitor: str = "val_accuracy") -> None:
-    """Refuse what cannot go on in the same study: another number of seeds, another score."""
-    trials = study.get_trials(deepcopy=False)
-    if monitored(study) != monitor:
-        minimizes = study.direction.name == "MINIMIZE"
-        if trials or minimizes != (monitor == "val_loss"):
-            before = f"training.monitor={monitored(study)}, which cannot become {monitor}"
-            raise _begun_with(options, before)
-        study.set_user_attr(_MONITOR, monitor)
-    seeds = study.user_attrs.get(_SEEDS, 1 if trials else None)
-    if seeds is None:
-        study.set_user_attr(_SEEDS, options.seeds)
-    elif seeds != options.seeds:
-        why = f"and means of {options.seeds} cannot be compared with its trials"
-        raise _begun_with(options, f"search.seeds={seeds}, {why}")
 
 
 def _begun_with(options: SearchOptions, before: str) -> UsageError:
@@ -175,18 +155,6 @@ def tell(study: Any, trial: Any, value: float | None = None, *, state: str = "CO
         study.tell(trial, value, state=TrialState[state])
 
 
-def with_seeds(cell: Cell, first: int, count: int) -> list[Cell]:
-    """Return `count` cells like this one, whose seeds are `first` above its own and so on."""
-    config = cell.config
-    seeds = range(config.seed + first, config.seed + first + count)
-    return sweep_cells([dataclasses.replace(config, seed=seed) for seed in seeds])
-
-
-def by_seed(cells: Sequence[Cell]) -> dict[str, str]:
-    """Return the folder of each cell, by its seed, as a study notes them."""
-    return {str(cell.config.seed): str(cell.run.path) for cell in cells}
-
-
 class Trial:
     """An open trial of a study. Its runs come one after another; its value is their mean.
 
@@ -201,7 +169,8 @@ class Trial:
         self._monitor = cells[0].config.training.monitor
         self._values: list[float] = []
         self._is_pruned = False
-        for key, noted in {OVERRIDES: list(lines), RUNS: by_seed(cells)}.items():
+        folders = {str(cell.config.seed): str(cell.run.path) for cell in cells}
+        for key, noted in {OVERRIDES: list(lines), RUNS: folders}.items():
             if trial.user_attrs.get(key) != noted:
                 trial.set_user_attr(key, noted)
 
@@ -209,6 +178,11 @@ class Trial:
     def cell(self) -> Cell:
         """The run that is going on or comes next."""
         return self.cells[len(self._values)]
+
+    @property
+    def left(self) -> int:
+        """How many runs have no value yet, the one that is going on included."""
+        return len(self.cells) - len(self._values)
 
     def is_behind(self, warmup_epochs: int) -> bool:
         """Hand new epochs of the run to the pruner; return whether it ends the trial."""
@@ -242,8 +216,9 @@ class Trial:
             tell(self._study, self._trial, mean)
         elif self._is_behind_others(done, mean):
             log.info(
-                "trial %d is pruned after %d of %d seeds: their mean %s is %.4f",
-                *(self._trial.number, done, len(self.cells), in_words(self._monitor), mean),
+                "trial %d is pruned after %d of %d seeds: their mean %s is %s",
+                *(self._trial.number, done, len(self.cells), in_words(self._monitor)),
+                show(f"best_{self._monitor}", mean),
             )
             tell(self._study, self._trial, state="PRUNED")
         else:

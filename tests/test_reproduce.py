@@ -6,8 +6,6 @@ import json
 import re
 import runpy
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -248,23 +246,6 @@ def test_the_curves_have_what_a_report_prints(tmp_path: Path, script: dict[str, 
     assert ("lr 0.005", "test_accuracy", 30.0, 0.5224) in points
 
 
-def test_the_list_is_read_from_the_yaml_and_the_finished_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing is composed, so that neither torch nor Hydra is imported, and no data are loaded."""
-    s3(tmp_path, 0.005, [0.50, 0.52])
-    program = (
-        "import sys; from cifar_lab import reproduce\n"
-        f"code = reproduce.main(['--list', '--output-dir', {str(tmp_path)!r}])\n"
-        "print(code, sorted({'torch', 'hydra'} & set(sys.modules)), file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stderr == "0 []\n"
-    lines = {line.split()[1]: line.split()[:5] for line in done.stdout.splitlines()[1:]}
-    assert lines["s3_learning_rate"][:4] == ["S3", "s3_learning_rate", "2", "20.0"]
-    assert lines["s1_dropout"][:4] == ["S1", "s1_dropout", "0", "–"]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -339,8 +320,6 @@ def test_reports_and_experiments_of_ones_own_are_found(
     assert row[:4] == ["90.00 %", "95.00 %", "1", "report"]
     assert row[4].startswith("inconclusive (runs that are single or all equal")
     assert "Guessed in mine: the seed." in text
-    assert reproduce.main([*words, "--list"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["paper", "mine", "1"]
     assert reproduce.main(["mine"]) == 2
     assert "there is no report or experiment mine" in capsys.readouterr().err
     read_report.cache_clear()

@@ -5,7 +5,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 from cifar_lab import cli
 from cifar_lab.analysis import reproduction
@@ -15,7 +14,6 @@ from cifar_lab.config.identity import address
 from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Unavailable, UsageError, did_you_mean
-from cifar_lab.runs.text import align, duration
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,9 +24,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser("reproduce", __doc__)
     parser.add_argument("report", nargs="*", help="a report's tag (S1), an experiment, or all")
-    parser.add_argument(
-        "--list", action="store_true", help="list the experiments and what is finished of them"
-    )
     parser.add_number("--seeds", 1, 1000, default=1, help="run seeds 0 to N-1 (default: 1)")
     parser.add_argument("--only", default=None, help="only claims whose id starts with this")
     parser.add_argument(
@@ -53,12 +48,7 @@ def _reproduce(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.jobs != "auto" and not (arguments.jobs.isdecimal() and int(arguments.jobs)):
         raise UsageError(f"--jobs {arguments.jobs} is wrong: it must be auto or a number from 1")
-    if not arguments.report and not arguments.list:
-        raise UsageError("name a report (S0 to S4), an experiment, or all; --list shows them")
-    names = _wanted(arguments.report or ["all"], arguments.config_dir)
-    if arguments.list:
-        print(_listing(names, arguments.output_dir, arguments.config_dir))
-        return 0
+    names = _wanted(arguments.report, arguments.config_dir)
     experiments = [
         read_experiment(
             name,
@@ -113,23 +103,14 @@ def read_experiment(
     return ReportExperiment(name, configs, read_report(configs[0].study.report or "", config_dir))
 
 
-def _listing(names: Sequence[str], output_dir: Path, config_dir: Path | None) -> str:
-    """Return a line per experiment, from its YAML and its finished runs: nothing is composed."""
-    lines = [("report", "experiment", "finished", "time of a run", "what")]
-    for name in names:
-        study = groups.read_experiment(name, config_dir).get("study") or {}
-        seconds = [r.summary.seconds for r in reproduction.read_finished(output_dir / name)]
-        time = duration(fmean(seconds)) if seconds else "–"
-        title, report = study.get("title") or "", study.get("report") or "-"
-        lines.append((report, name, str(len(seconds)), time, title))
-    return "\n".join(align(lines))
-
-
 def _wanted(asked: Sequence[str], config_dir: Path | None) -> list[str]:
     """Return the experiments that tags and names mean; "all" is every one with a report's tag."""
     experiments = groups.experiments(config_dir)
     known = {name: tag for name, tag in experiments.items() if name not in ("none", "smoke")}
     tags = {tag for tag in known.values() if tag}
+    every = ", ".join(sorted({*tags, *known, "all"}))
+    if not asked:
+        raise UsageError(f"name a report (S0 to S4), an experiment, or all; there are {every}")
     wanted: list[str] = []
     for word in asked:
         if word == "all":
@@ -139,11 +120,8 @@ def _wanted(asked: Sequence[str], config_dir: Path | None) -> list[str]:
         elif word in tags:
             wanted += [name for name, tag in known.items() if tag == word]
         else:
-            names = sorted({*tags, *known, "all"})
-            raise UsageError(
-                f"there is no report or experiment {word}{did_you_mean(word, names)}; "
-                f"there are {', '.join(names)}"
-            )
+            meant = did_you_mean(word, [*tags, *known])
+            raise UsageError(f"there is no report or experiment {word}{meant}; there are {every}")
     return list(dict.fromkeys(wanted))
 
 

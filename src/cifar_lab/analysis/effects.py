@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +16,7 @@ from cifar_lab.analysis.contrasts import (
     residual,
 )
 from cifar_lab.analysis.power import Family
-from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, in_order
+from cifar_lab.analysis.seed_groups import RunCollection, in_order
 from cifar_lab.analysis.statistics import holm
 
 
@@ -66,12 +65,18 @@ def _of_groups(collection: RunCollection, dataset: str) -> MainEffects | None:
     deviation = residual(samples)
     if deviation is None:
         return None
+    sign = 1 if run_metrics.higher_is_better(collection.metric) else -1
     try:
-        effects = [
-            effect
-            for place, values in zip(axes, levels, strict=True)
-            for effect in _of_axis(collection, groups, samples, place, values, deviation)
-        ]
+        effects: list[Effect] = []
+        for i, values in zip(axes, levels, strict=True):
+            sides: dict[str, list[Sample]] = {value: [] for value in values}
+            for group, sample in zip(groups, samples, strict=True):
+                sides[group.key[i]].append(sample)
+            best, *others = sorted(values, key=lambda v: -sign * sum(s.mean for s in sides[v]))
+            family = Family(len(others), chosen=True)
+            for other in others:
+                difference = contrast(sides[best], sides[other], deviation, family)
+                effects.append(Effect(collection.axes[i], best, other, difference))
     except CannotJudge:  # folds of some and seeds of others, or different images
         return None
     pairs = list(itertools.combinations(range(len(axes)), 2))
@@ -84,33 +89,6 @@ def _of_groups(collection: RunCollection, dataset: str) -> MainEffects | None:
     names = [collection.axes[i] for i in axes]
     interactions = [(names[a], names[b], p) for (a, b), p in zip(pairs, p_values, strict=True)]
     return MainEffects(dataset, effects, interactions, deviation)
-
-
-def _of_axis(
-    collection: RunCollection,
-    groups: Sequence[SeedGroup],
-    samples: Sequence[Sample],
-    axis: int,
-    values: Sequence[str],
-    deviation: Deviation,
-) -> list[Effect]:
-    sides = {
-        value: [s for g, s in zip(groups, samples, strict=True) if g.key[axis] == value]
-        for value in values
-    }
-    sign = 1 if run_metrics.higher_is_better(collection.metric) else -1
-    by_mean = sorted(values, key=lambda value: -sign * sum(s.mean for s in sides[value]))
-    best = by_mean[0]
-    family = Family(len(values) - 1, chosen=True)
-    return [
-        Effect(
-            collection.axes[axis],
-            best,
-            other,
-            contrast(sides[best], sides[other], deviation, family),
-        )
-        for other in by_mean[1:]
-    ]
 
 
 def _interaction(

@@ -117,21 +117,19 @@ class FoundRun:
             self.note(str(error))
             return None
 
-    def predictions(self, split: str, weights: str = "scored") -> Predictions | None:
-        """Return stored predictions, None where there are none; damaged ones become a problem."""
-        if not self.run.predictions_file(split, weights).exists():
-            return None
-        try:
-            return self.run.read_predictions(split, weights)
-        except (UsageError, RunFailed) as error:
-            self.note(str(error))
-            return None
-
     def scored(self, split: str, weights: str = "scored") -> Scored | None:
-        """Return what tests and confusion matrices need of stored predictions, read once."""
+        """Return what tests and confusion matrices need of stored predictions, read once.
+
+        None where there are none; damaged ones become a problem.
+        """
         if (split, weights) not in self._scored:
-            predictions = self.predictions(split, weights)
-            self._scored[split, weights] = None if predictions is None else Scored.of(predictions)
+            self._scored[split, weights] = None
+            try:
+                if self.run.predictions_file(split, weights).exists():
+                    stored = self.run.read_predictions(split, weights)
+                    self._scored[split, weights] = Scored.of(stored)
+            except (UsageError, RunFailed) as error:
+                self.note(str(error))
         return self._scored[split, weights]
 
     def check_scores(self) -> None:

@@ -2,9 +2,8 @@
 
     python ray_cluster.py '{"num_cpus": 1, ...}'     arguments of the head's node
 
-Answers with a line `{"address": "HOST:PORT", "raylet": PID}`. Each line `{"add": {...}, "env":
-{...}}` starts a node with these arguments and environment variables, and is answered with
-`{"raylet": PID}`.
+Answers with a line `{"address": "HOST:PORT", "raylet": PID}`. Each line `{...}`
+starts a node with these arguments, and is answered with `{"raylet": PID}`.
 """
 
 import json
@@ -44,12 +43,7 @@ def main() -> None:
     first = {"address": cluster.address, "raylet": raylet_of(cluster.head_node)}
     print(json.dumps(first), file=answers, flush=True)
     for line in sys.stdin:
-        command = json.loads(line)
-        before = dict(os.environ)
-        os.environ |= command.get("env", {})
-        node = cluster.add_node(**SMALL, **command["add"])
-        os.environ.clear()
-        os.environ |= before
+        node = cluster.add_node(**SMALL, **json.loads(line))
         print(json.dumps({"raylet": raylet_of(node)}), file=answers, flush=True)
     cluster.shutdown()
 

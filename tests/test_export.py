@@ -20,17 +20,7 @@ from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = (
-    "convnet",
-    "convnet_plain",
-    "convnet_deep",
-    "two_branch",
-    "mixed_kernel",
-    "mixed_kernel_small",
-    "resnet",
-    "resnet_small",
-    "airbench_small",
-)
+MODELS = ("convnet", "convnet_deep", "two_branch", "mixed_kernel", "resnet", "airbench_small")
 QUICK = (
     "dataset=digits",
     "training.epochs=1",

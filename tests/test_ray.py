@@ -54,9 +54,9 @@ class Nodes:
         self.address = str(first["address"])
         self.raylets = [int(first["raylet"])]
 
-    def add(self, env: dict[str, str] | None = None, **node: Any) -> None:
+    def add(self, **node: Any) -> None:
         assert self._process.stdin is not None
-        print(json.dumps({"add": node, "env": env or {}}), file=self._process.stdin, flush=True)
+        print(json.dumps(node), file=self._process.stdin, flush=True)
         self.raylets.append(int(self._answer()["raylet"]))
 
     def close(self) -> None:
@@ -257,14 +257,6 @@ def test_ctrl_c_saves_what_runs_and_the_same_line_goes_on(tmp_path: Path, cluste
 
 
 @pytest.mark.ray
-def test_a_search_runs_its_trials_on_the_nodes(tmp_path: Path, cluster: Nodes) -> None:
-    space = ("search=optuna", "search.trials=3", "optimizer.lr=tag(log,interval(1e-4,1e-1))")
-    out, err = ended(train(tmp_path, "training.epochs=1", *space, address=cluster.address))
-    assert "3 trials (3 complete)" in out, err
-    assert len(find_runs(tmp_path / "runs")) == 3
-
-
-@pytest.mark.ray
 def test_a_worker_that_lacks_the_folder_says_so_in_one_line(
     tmp_path: Path, cluster: Nodes, bare_python: Path
 ) -> None:
@@ -300,17 +292,10 @@ def test_what_a_cell_takes_of_a_node(tmp_path: Path) -> None:
     assert task_resources(on_gpu, settings, LaunchOptions(jobs_per_gpu=4))["GPU"] == 0.25
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("hydra.launcher.address=nowhere", "hydra.launcher.address=nowhere is wrong"),
-        ("hydra.launcher.mem_gb=lots", "hydra.launcher.mem_gb=lots is wrong"),
-        ("hydra.launcher.max_retries=-1", "hydra.launcher.max_retries=-1 is wrong"),
-    ],
-)
-def test_settings_of_the_launcher_are_checked(tmp_path: Path, override: str, message: str) -> None:
-    request = compose_checked([*TINY, "-m", *ON_RAY, f"output_dir={tmp_path}", override])
-    with pytest.raises(UsageError, match=re.escape(message)):
+def test_settings_of_the_launcher_are_checked(tmp_path: Path) -> None:
+    wrong = "hydra.launcher.address=nowhere"
+    request = compose_checked([*TINY, "-m", *ON_RAY, f"output_dir={tmp_path}", wrong])
+    with pytest.raises(UsageError, match=f"{wrong} is wrong"):
         make_launcher(request.launcher, request.options)
 
 

@@ -1,6 +1,7 @@
-"""Real trackers: an MLflow server with a database, W&B offline, trackio's local store."""
+"""Real trackers: an MLflow server with a database, trackio's local store, W&B offline."""
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -79,6 +80,22 @@ def test_the_cells_of_a_sweep_are_grouped_by_their_setting(place: Place, tmp_pat
         check_tracked(run, tracked)
         groups.setdefault(tracked.group, []).append(run.read_config().optimizer["lr"])
     assert sorted(groups.values()) == [[0.001] * 2, [0.01] * 2]
+
+
+@pytest.mark.slow
+def test_wandb_offline_has_the_epochs_the_scores_and_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run = make(tmp_path, "tracker=wandb", WAIT, *CURVES)
+    run_experiment(run)
+    (entry,) = json.loads(run.trackers_file.read_text()).values()
+    assert entry["complete"]
+    (file,) = tmp_path.glob(f"wandb/offline-run-*-{entry['key']}/run-{entry['key']}.wandb")
+    content = file.read_bytes()  # protocol buffers with the names as they are
+    for name in ("val_accuracy", "result/test_accuracy", "optimizer.lr", "figures/curves"):
+        assert name.encode() in content
 
 
 @pytest.fixture

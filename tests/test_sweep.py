@@ -22,9 +22,8 @@ from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import queued
 from cifar_lab.sweeps import launcher, pool
 from cifar_lab.sweeps.cell import THREADS, Cell, run_cell, sweep_cells
-from cifar_lab.sweeps.outcome import LiveLine, Outcome, closing_table, raise_for
+from cifar_lab.sweeps.outcome import LiveLine, Outcome, Pace, closing_table, plan, raise_for
 from cifar_lab.sweeps.pool import run_all
-from cifar_lab.sweeps.timing import Pace, plan
 from cifar_lab.training import device
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment

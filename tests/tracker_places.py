@@ -1,13 +1,11 @@
 """Real trackers on this machine: where their runs are, and how they are read back."""
 
 import csv
-import importlib
 import json
 import os
 import signal
 import socket
 import sqlite3
-import struct
 import subprocess
 import sys
 import time
@@ -130,60 +128,6 @@ class MLflowPlace(Place):
         return by_id
 
 
-class WandBPlace(Place):
-    """W&B without a network: files for `wandb sync`, one folder for each part of a run."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.environment = {"WANDB_DIR": str(folder), "WANDB_MODE": "offline"}
-        self.overrides = ["tracker=wandb"]
-
-    def runs(self) -> Mapping[str, Tracked]:
-        by_id: dict[str, Tracked] = {}
-        for path in sorted(self.folder.glob("wandb/offline-run-*/run-*.wandb")):
-            tracked = by_id.setdefault(path.stem.removeprefix("run-"), Tracked())
-            for record in wandb_records(path):
-                kind = record.WhichOneof("record_type")
-                if kind == "run":
-                    assert record.run.run_id == path.stem.removeprefix("run-")
-                    tracked.group = record.run.run_group
-                    for item in record.run.config.update:
-                        tracked.settings[item.key] = str(json.loads(item.value_json))
-                elif kind == "history":
-                    values = {
-                        item.key or item.nested_key[0]: json.loads(item.value_json)
-                        for item in record.history.item
-                    }
-                    tracked.add(record.history.step.num, values)
-                elif kind == "summary":
-                    for item in record.summary.update:
-                        name = item.key or item.nested_key[0]
-                        if name.startswith("result/"):
-                            tracked.scores[name] = json.loads(item.value_json)
-        return by_id
-
-
-def wandb_records(path: Path) -> Iterator[Any]:
-    """Yield the records of a file that W&B wrote: protocol buffers in LevelDB's log format."""
-    proto: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
-
-    data, block = path.read_bytes(), 32768
-    assert data[:4] == b":W&B"
-    position, parts = 7, b""
-    while position + 7 <= len(data):
-        if block - position % block < 7:  # no header fits there
-            position += block - position % block
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        part = data[position + 7 : position + 7 + length]
-        if kind == 0 or len(part) < length:  # the process was killed while it wrote
-            return
-        parts = part if kind in (1, 2) else parts + part  # 1: whole; 2, 3, 4: first, middle, last
-        position += 7 + length
-        if kind in (1, 4):
-            yield proto.Record.FromString(parts)
-
-
 class TrackioPlace(Place):
     """trackio's store on this machine."""
 
@@ -208,7 +152,7 @@ class TrackioPlace(Place):
         return by_name
 
 
-PLACES = {"mlflow": MLflowPlace, "wandb": WandBPlace, "trackio": TrackioPlace}
+PLACES = {"mlflow": MLflowPlace, "trackio": TrackioPlace}
 
 
 def check_tracked(run: RunDir, tracked: Tracked) -> None:

@@ -28,9 +28,6 @@ def _track(argv: list[str]) -> int:
     parser.usage = "%(prog)s FOLDER tracker=OPTION [tracker.KEY=VALUE ...] [options]"
     parser.add_argument("words", nargs="*", help="a run folder, or a folder of them; the tracker")
     parser.add_argument(
-        "--again", action="store_true", help="send as new runs what the tracker has lost"
-    )
-    parser.add_argument(
         "--follow",
         action="store_true",
         help="send one run, also while it trains; without tracker=OPTION to that of its config",
@@ -59,7 +56,7 @@ def _track(argv: list[str]) -> int:
     for run in runs:
         try:
             with run.lock():
-                _send(run, target_config, again=arguments.again, quiet=not debug)
+                _send(run, target_config, quiet=not debug)
         except RunFailed as error:
             if run is runs[0]:
                 raise Unavailable(str(error)) from None  # the others would fail as well
@@ -69,27 +66,19 @@ def _track(argv: list[str]) -> int:
     return 0
 
 
-def _send(
-    run: "RunDir",
-    target_config: "TargetConfig | None",
-    *,
-    again: bool = False,
-    quiet: bool = False,
-) -> None:
+def _send(run: "RunDir", target_config: "TargetConfig | None", *, quiet: bool = False) -> None:
     """Send a run, until it has ended, and say so; RunFailed if the tracker fails.
 
-    `again`: as a new run. `quiet` drops what the tracker's client prints.
+    `quiet` drops what the tracker's client prints.
     """
     from cifar_lab.trackers import build_tracker
     from cifar_lab.trackers.process import redacted_output
-    from cifar_lab.trackers.sending import follow, read_entry, write_entry
+    from cifar_lab.trackers.sending import follow, read_entry
 
     if target_config is None:
         raise _no_tracker()
     tracker = build_tracker(target_config)
     destination = tracker.destination(run.read_config().name)
-    if again:
-        write_entry(run, destination, None)
     was_there = read_entry(run, destination).complete
 
     def give_up() -> None:

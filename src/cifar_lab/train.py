@@ -109,8 +109,8 @@ def _plan(request: Request) -> str:
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.sweeps.cell import sweep_cells
     from cifar_lab.sweeps.launcher import fitting_jobs
+    from cifar_lab.sweeps.outcome import plan
     from cifar_lab.sweeps.search import search_size
-    from cifar_lab.sweeps.timing import plan
     from cifar_lab.training.preflight import run_folder
 
     cells = sweep_cells(

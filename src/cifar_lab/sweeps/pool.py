@@ -17,8 +17,7 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import local
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.outcome import LiveLine, Outcome
-from cifar_lab.sweeps.timing import Pace
+from cifar_lab.sweeps.outcome import LiveLine, Outcome, Pace
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")

@@ -7,7 +7,6 @@ process: it is sent there, and a cell that would run other code is refused.
 
 import importlib.util
 import logging
-import math
 import os
 import socket
 import time
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cifar_lab.config import targets
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting, wrong
@@ -93,23 +91,25 @@ class _Ray(Launcher):
         log.info("Ray (%s): %d node%s", self.settings.target, len(nodes), "s" * (len(nodes) != 1))
         if self.options.jobs != "auto":
             return max(1, min(self.options.jobs, len(configs)))
-        needs = [task_resources(config, self.settings, self.options) for config in configs]
-        fitting = min(sum(_fitting(node, need) for node in nodes) for need in needs)
-        if fitting == 0:
+        needs = task_resources(configs[0], self.settings, self.options)
+        fitting = [min(node.get(name, 0.0) / n for name, n in needs.items()) for node in nodes]
+        count = sum(int(cells + 1e-6) for cells in fitting)  # three thirds are one
+        if count == 0:
             self.abandon([])
-            names = " and ".join(f"{amount:g} {name}" for name, amount in needs[0].items())
+            names = " and ".join(f"{amount:g} {name}" for name, amount in needs.items())
             raise Unavailable(
                 f"no node of the Ray cluster has {names} for a cell; jobs=N waits for nodes to come"
             )
-        return min(fitting, len(configs))
+        return min(count, len(configs))
 
     def _connect(self) -> list[dict[str, float]]:
         """Start the process that speaks with Ray; return what each node has."""
         target = self.settings.target
         passed = {k: v for k, v in os.environ.items() if k.startswith("CIFAR_LAB_")}
         env_vars = {"CIFAR_LAB_COMMIT": commit() or "", **passed, **(self.settings.env_vars or {})}
-        arguments = f"{target!r}, {env_vars!r}, {_own_modules(targets.trusted())!r}"
-        code = f"from cifar_lab.sweeps import ray_driver; ray_driver.serve({arguments})"
+        code = (
+            f"from cifar_lab.sweeps import ray_driver; ray_driver.serve({target!r}, {env_vars!r})"
+        )
         self.server = Server(code, {**_RAY_DEFAULTS, **os.environ})
         nodes: list[dict[str, float]] | None = None
         try:
@@ -201,24 +201,6 @@ def task_resources(
     gpus = 1 / options.jobs_per_gpu if config.device.startswith("cuda") else 0
     needs = {"CPU": config.threads or 1, "GPU": gpus, "memory": int(settings.mem_gb * 1e9)}
     return {name: n for name, n in {**needs, **(settings.resources or {})}.items() if n}
-
-
-def _own_modules(trusted: Sequence[str]) -> list[str]:
-    """Return the files of trusted modules that are not installed packages: workers lack them."""
-    files = []
-    for name in dict.fromkeys(module.partition(".")[0] for module in trusted):
-        spec = importlib.util.find_spec(name)
-        if spec is not None and name != "cifar_lab":
-            folders = list(spec.submodule_search_locations or ())
-            path = Path(folders[0] if folders else spec.origin or "").absolute()
-            if path.exists() and not {"site-packages", "dist-packages"} & set(path.parts):
-                files.append(str(path))
-    return files
-
-
-def _fitting(node: Mapping[str, float], needs: Mapping[str, float]) -> int:
-    """Return how many cells with these needs a node holds."""
-    return math.floor(min(node.get(name, 0.0) / n for name, n in needs.items()) + 1e-6)
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

@@ -27,7 +27,7 @@ _SAVING_SECONDS = 60.0  # until cells whose sweep was killed have saved
 _STORE_BYTES = 100_000_000  # of a local Ray; cells exchange files only
 
 
-def serve(address: str, env_vars: dict[str, str], modules: list[str]) -> None:
+def serve(address: str, env_vars: dict[str, str]) -> None:
     """Be the server: connect to the cluster, or start one here; make each request a task.
 
     The answer number 0 is what each node has.
@@ -41,7 +41,7 @@ def serve(address: str, env_vars: dict[str, str], modules: list[str]) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             runtime_env={
-                "py_modules": [str(PACKAGE), *modules],
+                "py_modules": [str(PACKAGE)],
                 "excludes": ["**/__pycache__"],
                 "env_vars": env_vars,
             },

@@ -23,10 +23,9 @@ from cifar_lab.runs.text import align
 from cifar_lab.sweeps import study as studies
 from cifar_lab.sweeps.cell import Cell, short_names, sweep_cells
 from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.outcome import Outcome
+from cifar_lab.sweeps.outcome import Outcome, Pace
 from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Source, fill_slots
 from cifar_lab.sweeps.study import OVERRIDES, REPEATS, RUNS, Trial
-from cifar_lab.sweeps.timing import Pace
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")

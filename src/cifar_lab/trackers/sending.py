@@ -46,12 +46,10 @@ def read_entry(run: RunDir, destination: str) -> Entry:
     return _entries(run).get(redact(destination)) or Entry(secrets.token_hex(6))
 
 
-def write_entry(run: RunDir, destination: str, entry: Entry | None) -> None:
-    """Note the state of a run at a destination; None: it is not known there."""
-    content = {name: dataclasses.asdict(entry) for name, entry in _entries(run).items()}
-    content.pop(redact(destination), None)
-    if entry is not None:
-        content[destination] = dataclasses.asdict(entry)
+def write_entry(run: RunDir, destination: str, entry: Entry) -> None:
+    """Note the state of a run at a destination."""
+    entries = _entries(run) | {redact(destination): entry}
+    content = {name: dataclasses.asdict(entry) for name, entry in entries.items()}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_text(run.trackers_file, redact(text))  # addresses and clients' messages have passwords
 

@@ -91,7 +91,7 @@ def test_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "0.30523537" in out  # computed, beside
     assert "0.3052 " in out  # what is configured
     assert "splits verified disjoint: train 1,293, validation 144, test 360" in out
-    assert "steps of an epoch: 11 to train" in out
+    assert "steps of an epoch: 11 (batches of 128)" in out
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -114,53 +114,34 @@ def size_formula(conv: nn.Conv2d, shape: Sequence[int]) -> str:
 def dataset_text(config: RunConfig, arrays: ImageArrays, splits: Splits) -> str:
     """Return counts, class balance, pixel statistics, splits and steps per epoch."""
     train, test = len(arrays.train_labels), len(arrays.test_labels)
-    shape = "x".join(map(str, arrays.train_images.shape[1:]))
-    lines = [
-        f"dataset {config.dataset.name}: {train:,} training and {test:,} test images "
-        f"({train + test:,} in total), {shape}, {len(splits.class_names)} classes",
-        "",
-        *_balance(arrays, splits),
-        "",
-        *_statistics(config, arrays),
-        "",
-        splits.checked,
-        _steps(config, splits),
-    ]
-    return "\n".join(lines)
-
-
-def _balance(arrays: ImageArrays, splits: Splits) -> list[str]:
-    count = len(splits.class_names)
-    columns = [np.bincount(arrays.train_labels, minlength=count)]
-    columns.append(np.bincount(arrays.test_labels, minlength=count))
-    rows = [["class", "train", "share", "test", "share"]]
-    for label, name in enumerate(splits.class_names):
-        row = [name]
-        for column in columns:
-            row += [f"{int(column[label]):,}", f"{column[label] / max(column.sum(), 1):.2%}"]
-        rows.append(row)
-    return align(rows, right=range(1, 5))
-
-
-def _statistics(config: RunConfig, arrays: ImageArrays) -> list[str]:
-    means, stds = pixel_statistics(arrays.train_images)
-    configured = normalisation(config)
-    mean, std = configured.mean, configured.std
+    shape, count = "x".join(map(str, arrays.train_images.shape[1:])), len(splits.class_names)
+    balance = [["class", "train", "share", "test", "share"]]
+    of_train = np.bincount(arrays.train_labels, minlength=count)
+    of_test = np.bincount(arrays.test_labels, minlength=count)
+    for name, a, b in zip(splits.class_names, of_train, of_test, strict=True):
+        shares = f"{a / max(train, 1):.2%}", f"{b / max(test, 1):.2%}"
+        balance.append([name, f"{a:,}", shares[0], f"{b:,}", shares[1]])
     rows = [["channel", "computed mean", "configured", "computed std", "configured"]]
-    for channel, (m, s) in enumerate(zip(means, stds, strict=True)):
-        cells = [mean[channel] if mean else None, std[channel] if std else None]
-        texts = ["none" if cell is None else f"{cell:g}" for cell in cells]
-        rows.append([str(channel), f"{m:.8f}", texts[0], f"{s:.8f}", texts[1]])
-    return align(rows, right=range(5))
-
-
-def _steps(config: RunConfig, splits: Splits) -> str:
-    size, evaluated = config.training.batch_size, config.evaluation.batch_size
-    parts = [f"{-(-len(splits.train) // size):,} to train (batches of {size:,})"]
-    if splits.validation is not None:
-        parts.append(f"{-(-len(splits.validation) // evaluated):,} to validate")
-    parts.append(f"{-(-len(splits.test) // evaluated):,} to test (batches of {evaluated:,})")
-    return "steps of an epoch: " + ", ".join(parts)
+    configured = normalisation(config)
+    for channel, (mean, std) in enumerate(zip(*pixel_statistics(arrays.train_images), strict=True)):
+        known = [
+            f"{part[channel]:g}" if part else "none" for part in (configured.mean, configured.std)
+        ]
+        rows.append([str(channel), f"{mean:.8f}", known[0], f"{std:.8f}", known[1]])
+    size = config.training.batch_size
+    return "\n".join(
+        [
+            f"dataset {config.dataset.name}: {train:,} training and {test:,} test images "
+            f"({train + test:,} in total), {shape}, {count} classes",
+            "",
+            *align(balance, right=range(1, 5)),
+            "",
+            *align(rows, right=range(5)),
+            "",
+            splits.checked,
+            f"steps of an epoch: {-(-len(splits.train) // size):,} (batches of {size:,})",
+        ]
+    )
 
 
 def choose_images(asked: str | None, size: int, seed: int) -> list[int]:

@@ -32,8 +32,7 @@ class LiveRuns:
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
         self._lock = threading.Lock()
-        self._rows: list[tuple[str, ...]] = []
-        self._changed: list[int] = []
+        self._rows: dict[int, tuple[tuple[str, ...], int]] = {}  # by place: cells, and version
         self._version = 0
         self._page: tuple[int, bytes] = (-1, b"")
 
@@ -42,21 +41,19 @@ class LiveRuns:
         with self._lock:
             runs = self._watcher.look()
             named = names([run.path for run in runs])
-            rows = [cells(run, named[run.path]) for run in runs]
             self._version += 1
-            same = [old == row for old, row in zip(self._rows, rows, strict=False)]
-            same += [False] * (len(rows) - len(same))
-            self._changed = [
-                self._changed[place] if kept else self._version for place, kept in enumerate(same)
-            ]
-            self._rows = rows
-            new = [place for place, version in enumerate(self._changed) if version > since]
+            before, self._rows = self._rows, {}
+            for place, run in enumerate(runs):
+                row = cells(run, named[run.path])
+                known = before.get(place, ((), 0))
+                self._rows[place] = known if known[0] == row else (row, self._version)
+            new = [[place, *row] for place, (row, at) in self._rows.items() if at > since]
             return {
                 "version": self._version,
                 "headline": headline(runs),
                 "ended": sum(run.status not in ("running", "queued") for run in runs),
-                "count": len(rows),
-                "rows": [[place, *rows[place]] for place in new],
+                "count": len(runs),
+                "rows": new,
             }
 
     def page(self) -> bytes:
@@ -81,7 +78,6 @@ class LiveServer(ThreadingHTTPServer):
     def __init__(self, runs: LiveRuns, folder: Path, host: str, port: int) -> None:
         self.runs, self.folder = runs, folder.resolve()
         self.prefix = "/" if host in _LOCAL else f"/{secrets.token_urlsafe(16)}/"
-        self.is_local = host in _LOCAL
         super().__init__((host, port), _Handler)
         self.address = f"http://{host}:{self.server_port}{self.prefix}"
 
@@ -99,7 +95,7 @@ class _Handler(SimpleHTTPRequestHandler):
         prefix = self.server.prefix
         name = (self.headers.get("Host") or "").rpartition(":")[0].strip("[]")
         # A page of another site could reach this one under a name that leads here.
-        is_foreign = self.server.is_local and name not in _LOCAL
+        is_foreign = prefix == "/" and name not in _LOCAL
         if is_foreign or not secrets.compare_digest(self.path[: len(prefix)], prefix):
             self.send_error(HTTPStatus.FORBIDDEN)
             return

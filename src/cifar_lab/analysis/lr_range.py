@@ -56,10 +56,9 @@ class RangeTest:
 
     def lines(self) -> list[str]:
         """Return what was measured, in words."""
-        count, advice = len(self.rates), self.advice
-        ended = "" if count == STEPS else f" of {STEPS}; the loss diverged"
-        first, last = self.rates[0], self.rates[-1]
-        lines = [f"learning rate from {first:.2g} to {last:.2g} in {count} steps{ended}"]
+        advice = self.advice
+        ended = "" if self.rates[-1] == HIGHEST else f", at {self.rates[-1]:.2g} the loss diverged"
+        lines = [f"learning rate from {LOWEST:g} to {HIGHEST:g} in {STEPS} steps{ended}"]
         if advice is None:
             return [*lines, "no suggestion: the smoothed loss never falls"]
         lines += [

@@ -1,19 +1,27 @@
 """What a run sets for its process, and what that may not change."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
 
 import pytest
 import torch
-from tiny_runs import config_of
+from tiny_runs import TINY, config_of
 from torch.nn import functional
 
 from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training import device
+from cifar_lab.training import device, preflight, sanity_checks
+from cifar_lab.training.batches import read_images
 from cifar_lab.training.build import build_state, optimizer_settings
 from cifar_lab.training.console import record_end
 from cifar_lab.training.data import load_splits
+from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.scoring import mean_logits
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -53,20 +61,21 @@ def test_an_update_that_was_chosen_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("problem", "line"),
+    ("place", "problem", "line"),
     [
-        ("CUDA error: no kernel image is available for execution on the device", "no kernel image"),
-        ("The NVIDIA driver on your system is too old (found version 11040).", "too old"),
-        ("Found no NVIDIA driver on your system. Please check", "none was found"),
+        ("ones", "CUDA error: no kernel image is available for execution", "no kernel image"),
+        ("init", "The NVIDIA driver on your system is too old (found version 11040).", "too old"),
+        ("init", "Found no NVIDIA driver on your system. Please check", "none was found"),
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_told_with_the_reason(
-    problem: str, line: str, monkeypatch: pytest.MonkeyPatch
+    place: str, problem: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail(*arguments: object, **keywords: object) -> None:
         raise RuntimeError(problem)
 
-    monkeypatch.setattr(torch.cuda, "init", fail)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda if place == "init" else torch, place, fail)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     device.cuda_problem.cache_clear()
     try:
@@ -92,3 +101,109 @@ def test_out_of_memory_on_mps_names_the_batch_size(stopped: RunDir) -> None:
     error = RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, max allowed: 9.07 GB)")
     record_end(stopped, stopped.read_summary(), error)
     assert "try a smaller training.batch_size" in (stopped.read_summary().error or "")
+
+
+def test_the_current_device_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another one a captured graph would be empty, and replay the first gradients."""
+    current: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    device.configure("cuda:1", None, False)
+    assert current == ["cuda:1"]
+
+
+def test_a_cluster_s_node_decides_what_auto_is_and_whether_there_is_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "cuda_problem", lambda: "none was found")
+    words = [*TINY, "device=cuda", "precision=auto"]
+    with pytest.raises(UsageError, match="no CUDA device"):
+        compose_checked(words)
+    sent = compose_checked([*words, "hydra/launcher=submitit_slurm", "-m"]).runs[0].config
+    assert (sent.device, sent.precision) == ("cuda", "auto")
+
+
+def test_cublas_is_told_before_its_first_call() -> None:
+    line = "import cifar_lab.training, os; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
+    clean = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
+    told = subprocess.run(
+        [sys.executable, "-c", line], env=clean, capture_output=True, text=True, check=False
+    )
+    assert told.stdout == ":4096:8\n", told.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "words"),
+    [
+        ("cuda", "AdaptiveMaxPool2d", ("experiment=airbench_small", "model.widths=[8,8,8]")),
+        ("mps", "MaxPool2d", TINY),
+    ],
+)
+def test_a_layer_that_cannot_repeat_itself_is_refused_before_the_run(
+    kind: str, layer: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "select_device", lambda name: (name, ""))
+    line = [*words, "dataset=digits", "split.validation=0.1", "deterministic=true"]
+    line += [f"device={kind}", "precision=fp32"]
+    with pytest.raises(UsageError, match=f"deterministic=true is wrong: .* nn.{layer}, .*{kind}"):
+        compose_checked(line)
+
+
+def test_a_gpu_that_emulates_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of("precision=bf16")
+    splits = load_splits(config, "cpu")
+    built = build_state(config, splits, "cpu")
+    config = dataclasses.replace(config, device="cuda")
+    for supported in (True, False):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s
+        )
+        warnings = sanity_checks.before(config, splits, *built)
+        told = any("emulates bf16" in line for line in warnings)
+        assert told is not supported
+
+
+def test_parts_are_copied_by_the_thread_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy to MPS in another one can abort the process (pytorch/pytorch#197805)."""
+    threads: list[threading.Thread] = []
+    real = torch.Tensor.to
+
+    def noted(self: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
+        threads.append(threading.current_thread())
+        return real(self, *arguments, **keywords)
+
+    config = config_of()
+    split = dataclasses.replace(load_splits(config, "cpu").test, ahead=True)
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    images = list(read_images(split, split.indices, [slice(0, 8), slice(8, 16)]))
+    assert torch.equal(torch.cat(images), split.images[split.indices[:16]])
+    assert set(threads) == {threading.main_thread()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "count", "names"),
+    [(None, 2, ["0", "1"]), ("3,1,0", 2, ["3", "1"]), ("-1", 0, []), ("MIG-1/2", 1, ["MIG-1/2"])],
+)
+def test_gpus_have_the_names_that_select_them(
+    asked: str | None, count: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+    assert device.visible_gpus() == names
+
+
+def test_compiling_on_cuda_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install triton"):
+        device.check_compiler("cuda:1")
+    assert device.memory_format("mps:0") is torch.contiguous_format
+
+
+def test_views_are_averaged_in_float32_on_a_gpu() -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 3))
+    images = torch.empty(2, 3, 4, 4, device="meta", dtype=torch.bfloat16)
+    model.to("meta", torch.bfloat16)
+    assert mean_logits(model, images, "mirrored").dtype == torch.float32

@@ -191,6 +191,8 @@ class Capture(TorchDispatchMode):
 
     def __init__(self, graph: Graph, **options: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        if options.get("capture_error_mode") != "thread_local":
+            raise RuntimeError("another thread may pin images while this one captures")
         self.graph = graph
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
         self.states = [generator.get_state() for generator in graph.generators]

@@ -4,8 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from synthetic_runs import make_grid, make_run
 
 from cifar_lab import compare
@@ -17,20 +15,6 @@ from cifar_lab.runs.run_dir import RunDir
 
 def both(a: RunDir, b: RunDir, *more: str | Path) -> int:
     return compare.main([str(a.path), str(b.path), *map(str, more)])
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1), max_size=8))
-def test_holm_is_the_step_down_procedure(p_values: list[float]) -> None:
-    adjusted = statistics.holm(p_values)
-    for level in (0.01, 0.05, 0.2):
-        rejected = [False] * len(p_values)
-        order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-        for place, i in enumerate(order):
-            if (len(p_values) - place) * p_values[i] >= level:
-                break
-            rejected[i] = True
-        assert [p < level for p in adjusted] == rejected
 
 
 def test_images_are_matched_by_their_index_not_their_place() -> None:
@@ -185,6 +169,13 @@ def test_halves_of_a_sweep_are_compared_over_what_both_have(
     assert (deviation.degrees, deviation.paired) == (3, True)
 
 
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("grid")
+    make_grid(folder, seeds=1, images=50)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -196,10 +187,9 @@ def test_halves_of_a_sweep_are_compared_over_what_both_have(
     ],
 )
 def test_words_that_choose_nothing_or_too_much(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    grid: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    make_grid(tmp_path, seeds=1, images=50)
-    assert compare.main([*words, "--in", str(tmp_path)]) == 2
+    assert compare.main([*words, "--in", str(grid)]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.count("\n") == 1

@@ -1,12 +1,15 @@
 """What takes space, and its removal: only what is named, and after a question."""
 
 import dataclasses
+import importlib.util
 import os
-import zipfile
+import shutil
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
-from tiny_runs import make
+from tiny_runs import make, train
 
 from cifar_lab import load_run, tidy
 from cifar_lab.runs.run_dir import RunDir
@@ -35,13 +38,35 @@ def test_what_is_named_is_removed_and_nothing_else(
     assert finished.best.exists()
 
 
-def test_an_archive_opens_elsewhere(finished: RunDir, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["zip", "tar.zst"])
+def test_an_archive_opens_elsewhere(
+    kind: str, finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.utime(finished.summary_file, (0, 0))
-    file = tmp_path / "runs.zip"
+    file = tmp_path / f"runs.{kind}"
     line = [str(finished.path.parents[1]), "--archive", str(file), "--older-than", "30d"]
+    by_python = kind == "zip" or sys.version_info >= (3, 14)
+    if not by_python and importlib.util.find_spec("zstandard") is None:
+        assert tidy.main(line) == 2
+        assert "needs Python 3.14 or `pip install zstandard`" in capsys.readouterr().err
+        assert not list(tmp_path.glob("*runs*"))
+        return
     assert tidy.main(line) == 0
-    with zipfile.ZipFile(file) as archive:
-        archive.extractall(tmp_path / "elsewhere")
+    if by_python:
+        shutil.unpack_archive(file, tmp_path / "elsewhere")
+    else:
+        import zstandard
+
+        with zstandard.open(file) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            archive.extractall(tmp_path / "elsewhere")
     (path,) = (tmp_path / "elsewhere").rglob("summary.json")
     assert load_run(path.parent).status == "finished"
     assert tidy.main(line) == 2
+
+
+def test_auto_keeps_last_pt_where_patience_ended_the_run(tmp_path: Path) -> None:
+    auto = ["training.keep_last=auto", "training.epochs=3", "training.min_delta=1"]
+    whole = train(tmp_path / "whole", *auto)
+    stopped = train(tmp_path / "stopped", *auto, "training.patience=1")
+    assert (whole.last.exists(), stopped.last.exists()) == (False, True)
+    assert whole.best.exists()

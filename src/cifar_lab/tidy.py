@@ -3,13 +3,16 @@
 Without options nothing is removed. Runs that are in use are left alone.
 """
 
+import contextlib
 import re
 import shutil
 import sys
+import tarfile
 import time
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from cifar_lab import cli
 from cifar_lab.errors import Unavailable, UsageError, shorten, shorten_path
@@ -37,7 +40,7 @@ def _tidy(argv: list[str]) -> int:
     parser.add_argument(
         "--older-than", type=_age, metavar="30d", help="only runs that ended so long ago (h, d, w)"
     )
-    parser.add_output("--archive", ".zip", help="write the runs to a .zip")
+    parser.add_output("--archive", ".zip", ".zst", help="write the runs to a .zip or .tar.zst")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     arguments = parser.parse_args(argv)
@@ -98,18 +101,38 @@ def _show(runs: "Sequence[RunDir]", checkpoints: list[Path], failed: list[Path])
 
 
 def _archive(runs: "Sequence[RunDir]", folder: Path, file: Path) -> None:
-    """Write the files of runs into a zip, under their paths below the folder."""
-    import zipfile
-
+    """Write the files of runs into an archive, under their paths below the folder."""
     from cifar_lab.runs.files import replacing
 
-    options: Any = {"compression": zipfile.ZIP_DEFLATED, "strict_timestamps": False}
-    with replacing(file) as handle, zipfile.ZipFile(handle, "w", **options) as archive:
-        for run in runs:
-            for path in sorted(run.path.rglob("*")):
-                if path.is_file() and not path.is_symlink():
-                    archive.write(path, path.relative_to(folder.parent))
+    paths = [path for run in runs for path in sorted(run.path.rglob("*"))]
+    files = [path for path in paths if path.is_file() and not path.is_symlink()]
+    with replacing(file) as handle, _open_archive(file, handle) as add:
+        for path in files:
+            add(path, path.relative_to(folder.parent))
     print(f"archive: {file} ({len(runs)} runs,{_megabytes([file])})")
+
+
+@contextlib.contextmanager
+def _open_archive(file: Path, handle: IO[bytes]) -> "Iterator[Callable[[Path, Path], None]]":
+    """Yield the function that adds a file to an archive; Zstandard's is smaller and faster."""
+    if file.suffix.lower() == ".zip":
+        options: Any = {"compression": zipfile.ZIP_DEFLATED, "strict_timestamps": False}
+        with zipfile.ZipFile(handle, "w", **options) as archive:
+            yield archive.write
+        return
+    packing: Any
+    mode: Any = "w|"
+    if sys.version_info >= (3, 14):
+        packing, mode = contextlib.nullcontext(handle), "w|zst"
+    else:
+        try:
+            import zstandard
+        except ModuleNotFoundError:
+            problem = "a .tar.zst needs Python 3.14 or `pip install zstandard`; a .zip does not"
+            raise UsageError(f"--archive {file}: {problem}") from None
+        packing = zstandard.ZstdCompressor(level=9).stream_writer(handle, closefd=False)
+    with packing as stream, tarfile.open(fileobj=stream, mode=mode) as tar:
+        yield tar.add
 
 
 def _megabytes(paths: Sequence[Path]) -> str:

@@ -89,8 +89,10 @@ class TrainingConfig:
     checkpoint_minutes: float = setting(
         5.0, "save last.pt this often, and after an epoch where that is cheap", gt=0, identity=False
     )
-    keep_last: bool = setting(
-        True, "false removes last.pt at the end; to go on with more epochs needs it", identity=False
+    keep_last: bool | Literal["auto"] = setting(
+        True,
+        "keep last.pt for more epochs when finished; auto: if patience ended it",
+        identity=False,
     )
     best_file_name: str | None = setting(
         None, 'a second name of best.pt: "{model}_acc{acc:.4f}_lr{lr}.pth"', identity=False
@@ -241,11 +243,12 @@ def load(path: Path) -> RunConfig:
 
 def _read_yaml(text: str) -> Any:
     # A few aliases of aliases are billions of values. libyaml is six times as fast, which hundreds
-    # of runs need, but overflows the stack where Python's reader raises RecursionError.
+    # of runs need, but overflows the stack where Python's reader raises RecursionError, and reads
+    # no surrogates, which stand for the bytes of a name that is not UTF-8.
     if len(text) > _MAX_CHARACTERS or len(re.findall(r"(?:^|[\s,:\[{-])\*\w", text)) > 10:
         raise ValueError("it is larger than that of any run, or has too many aliases")
-    shallow = sum(map(text.count, ("[", "{", "- ", "? "))) < 1000
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if shallow else yaml.SafeLoader
+    plain = sum(map(text.count, ("[", "{", "- ", "? "))) < 1000 and "\\uD" not in text
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader) if plain else yaml.SafeLoader
     return yaml.load(text, Loader=loader)
 
 

@@ -319,7 +319,10 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
     if figures := [name for name, figure in config.figures.items() if figure is not None]:
         log.info("drawing figures: %s", listing(figures))
     drawn, problems = draw_figures(run)
-    if not config.training.keep_last:
+    keep = config.training.keep_last
+    if keep == "auto":  # where training may go on, and where evaluation reads it
+        keep = state.stopped_early or config.evaluation.scored_weights != "best"
+    if not keep:
         run.last.unlink(missing_ok=True)
     total = time.perf_counter() - training.started
     summary = dataclasses.replace(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MOST_POINTS = 1500
 """A line of steps is averaged to at most this many points; Agg refuses to fill far more."""
 
+LONGEST_LABEL = 90
+
 MARKED_EPOCHS = 15
 """Up to this many epochs each has its dot."""
 
@@ -83,12 +85,12 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
     lengths = {label: [len(rows) for rows in found if rows] for label, found in every.items()}
     longest = max((min(counts, default=1) for counts in lengths.values()), default=1)
     histories_of_all = [rows for found in every.values() for rows in found]
-    figure, panels = _grid_of_panels(len(groups), longest, histories_of_all)
+    figure, panels = _grid_of_panels(list(groups), longest, histories_of_all)
     for index, (label, found) in enumerate(every.items()):
         length = min(lengths[label], default=0)
         histories = [rows for rows in found if rows]
         look = style.line_style(index)
-        name_and_count = f"{style.plain(label, 50)} (n = {len(histories)})"
+        name_and_count = f"{style.plain(label, LONGEST_LABEL)} (n = {len(histories)})"
         for name, axes in panels.items():
             if not histories:
                 axes.plot([], [], label=name_and_count, **look)
@@ -164,7 +166,7 @@ def _best_epoch(run: RunDir, config: RunConfig, rows: Sequence[EpochMetrics]) ->
 
 
 def _grid_of_panels(
-    entries: int, longest: int, histories: Sequence[Sequence[EpochMetrics]]
+    labels: Sequence[str], longest: int, histories: Sequence[Sequence[EpochMetrics]]
 ) -> "tuple[Figure, dict[str, Axes]]":
     """Return panels of training and validation; of the test set where that alone was watched."""
     rows = [row for history in histories for row in history]
@@ -172,7 +174,8 @@ def _grid_of_panels(
     held_out = ("val", "Validation")
     if watched and all(row.val_loss is None for row in rows):
         held_out = ("test", "Test")
-    figure = style.new_figure(13, max(7.5, 0.17 * min(entries, 60) + 1))
+    room = 0.06 * max(0, min(max(map(len, labels), default=0), LONGEST_LABEL) - 30)  # the legend's
+    figure = style.new_figure(13 + room, max(7.5, 0.17 * min(len(labels), 60) + 1))
     panels: dict[str, Axes] = {}
     for row, quantity in enumerate(("loss", "accuracy")):
         for column, (prefix, words) in enumerate((("train", "Training"), held_out)):

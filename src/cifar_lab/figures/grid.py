@@ -1,6 +1,7 @@
 """A sweep at a glance: a heat map of two axes, once for each value of the others."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +112,7 @@ def draw(
 def _title(axes: Sequence[str], values: Sequence[str], width: int) -> str:
     """Return what a panel is of: keys by their last part, on as many lines as they need."""
     parts = [f"{axis.rpartition('.')[2]} = {v}" for axis, v in zip(axes, values, strict=True)]
-    return "\n".join(style.plain(part, width) for part in parts)
+    return "\n".join(textwrap.fill(style.plain(part, 3 * width), width) for part in parts)
 
 
 def plane(order: Sequence[Sequence[str]]) -> tuple[int, int]:

@@ -36,7 +36,7 @@ LINES = {
     "models optimizers": Budget(1280, 1200),
     "training": Budget(4940, 3700),
     "figures": Budget(1680, 1400),
-    "trackers": Budget(915, 800),
+    "trackers": Budget(950, 800),
     "sweeps": Budget(2475, 1800),
     "analysis": Budget(5050, 3300),
     "exports": Budget(500, 500),

@@ -78,11 +78,13 @@ def test_the_host_does_not_wait_within_an_epoch() -> None:
     step = Step(state, criterion, config.training)
     state.train_mode(head_only=False)
     epoch = batches.epoch(1)
-    step(*next(epoch))  # what is set up once may wait
+    step.passes(*next(epoch))  # what is set up once may wait
+    step.update()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for images, labels in epoch:
-            step(images, labels)
+            step.passes(images, labels)
+            step.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

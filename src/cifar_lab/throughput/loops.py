@@ -75,7 +75,8 @@ def train_on_one_batch(config: RunConfig, splits: Splits) -> Steps:
     criterion = make_criterion(config.training, splits.train, len(splits.class_names))
     step = Step(state, criterion, config.training)
     while True:
-        step(images, labels)
+        step.passes(images, labels)
+        step.update()
         yield len(labels)
 
 

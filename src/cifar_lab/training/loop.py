@@ -121,7 +121,8 @@ def train_epoch(
     followers = state.followers
     for images, labels in batches.epoch(epoch, start=state.step):
         group.part = batches.part(state.step)
-        loss, sums = step(images, labels)
+        loss, sums = step.passes(images, labels)
+        step.update()
         # On the device: reading the sums would wait for a GPU at every step.
         state.sums += sums
         if config.step_history:

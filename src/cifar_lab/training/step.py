@@ -107,12 +107,6 @@ class Step:
         if self._graphed:
             self.passes = GraphedPasses(state, criterion)
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on images (B, C, H, W) and labels; return what the passes measured."""
-        measured = self.passes(images, labels)
-        self.update()
-        return measured
-
     def update(self) -> None:
         """Take the optimizer's step with the gradients of all processes."""
         state = self._state

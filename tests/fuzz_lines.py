@@ -115,9 +115,6 @@ OPTIONS: dict[str, Options] = {
         "--device": DEVICES,
         "--jobs": (*NUMBERS, "auto"),
         "--output-dir": PATHS,
-        "--keep": PATHS,
-        "--markdown": PATHS,
-        "--smoke": (),
         "--accept-code": (),
     },
 }

@@ -186,12 +186,8 @@ def show_interval(name: str, found: Interval | None) -> str:
     below, above = found.mean - found.low, found.high - found.mean
     if math.isclose(below, above, rel_tol=1e-6, abs_tol=1e-12):
         return _in_unit(name, "{} ± {}", found.mean, below)
-    return show_within(name, found.mean, (found.low, found.high))
-
-
-def show_within(name: str, value: float, limits: tuple[float, float]) -> str:
-    """Return a value with the ends of its interval: `98.90 % (97.31 to 100.00)`."""
-    return f"{show(name, value)} ({_in_unit(name, '{} to {}', *limits).removesuffix(' %')})"
+    ends = _in_unit(name, "{} to {}", found.low, found.high).removesuffix(" %")
+    return f"{show(name, found.mean)} ({ends})"
 
 
 def _in_unit(name: str, form: str, *values: float) -> str:

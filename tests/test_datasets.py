@@ -386,6 +386,9 @@ def test_a_wide_picture_is_cropped_squeezed_or_padded(tmp_path: Path) -> None:
     for fit in get_args(Fit):  # a picture of the right size keeps its pixels
         same = read_picture(tmp_path / "same.png", Preparation((3, 30, 30), fit))
         assert np.array_equal(same, pixels.transpose(2, 0, 1))
+    Image.new("RGB", (1, 90), "red").save(tmp_path / "thin.png")
+    thin = read_picture(tmp_path / "thin.png", Preparation(shape, "pad"))
+    assert sorted(set(thin[0].ravel())) == [0, 255], "a line at least"
     assert seen("crop", 15) == ["blue", "blue", "blue"]
     assert seen("resize", 15) == seen("resize", 0) == ["red", "blue", "green"]
     assert seen("pad", 15) == ["red", "blue", "green"]

@@ -318,6 +318,10 @@ def fit_picture(
     if fit == "resize":
         picture = picture.resize(size, method)
     elif fit == "pad":
+        scale = min(width / picture.width, height / picture.height)
+        if scale * min(picture.size) < 1:  # Pillow would round the shorter side down to 0
+            across, down = (max(1, round(scale * side)) for side in picture.size)
+            picture = picture.resize((across, down), method)
         picture = ImageOps.pad(picture, size, method)
     else:
         picture = ImageOps.fit(picture, size, method)

@@ -9,8 +9,7 @@ import torch
 
 from cifar_lab import benchmark
 from cifar_lab.analysis.description import multiply_adds
-from cifar_lab.errors import Unavailable
-from cifar_lab.throughput import loops, report, timing
+from cifar_lab.throughput import report, timing
 from cifar_lab.training.build import build_model
 from cifar_lab.training.preflight import compose_checked
 
@@ -103,7 +102,6 @@ def test_the_command_prints_a_table_and_writes_json(
         ("epoch", "plain_0"),
         ("data", "plain_data_0"),
     }
-    assert written["run"]["images"] == "real"
 
 
 def test_multiply_adds_are_those_of_forward_and_backward() -> None:
@@ -112,19 +110,6 @@ def test_multiply_adds_are_those_of_forward_and_backward() -> None:
     dense = 4 * 16 * 16 * 16 + 16 * 10
     # backward: for weights and for inputs, but the images need no gradient
     assert multiply_adds(config, 10, backward=True) == 2 * first + 3 * (second + dense)
-
-
-def test_images_that_are_out_of_reach_are_replaced_and_the_report_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def out_of_reach(*_: object) -> None:
-        raise Unavailable("digits cannot be had")
-
-    monkeypatch.setattr(loops, "load_splits", out_of_reach)
-    config = compose_checked(TINY).runs[0].config
-    measured = report.benchmark(config, seconds=0.2, only=["data"])
-    assert measured["run"]["images"] == "synthetic (digits cannot be had)"
-    assert measured["speeds"][0]["images_per_second"]
 
 
 @pytest.mark.slow
@@ -163,6 +148,7 @@ def test_the_profile_counts_the_operations_of_a_step(
     norms = sum(isinstance(layer, kinds) for layer in model.modules())
     assert operations["aten::native_batch_norm_backward"]["calls"] == pytest.approx(norms, rel=0.05)
     assert 0 < profile["busy"] <= 1.0
+    assert profile["page_faults"] < 50
     assert sum(row["share"] for row in operations.values()) == pytest.approx(profile["busy"])
     times = [row["milliseconds"] for row in profile["operations"]]
     assert times == sorted(times, reverse=True)

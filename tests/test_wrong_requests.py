@@ -148,7 +148,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("seed=range(0,101) split.seed=range(0,101) -m", "a grid of 10,201 runs; the most"),
         ("points=[{seed:1}]", "add -m"),
         ("-m points=[{optimizer:adamm}]", "did you mean adam"),
-        ("-m points=[{seed:1}] seed=2,3 seed=4,5", "seed is listed twice"),
         ("-m points=[{sed:1}]", "there is no setting sed"),
         ("-m points=3", "points=3 is wrong: it must be a list"),
         ("search=optuna", "search=optuna has no values to choose from: add -m"),

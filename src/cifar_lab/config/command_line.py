@@ -69,12 +69,10 @@ def _unknown_flag(word: str, rest: Sequence[str]) -> UsageError:
 OTHER_NAMES = {
     "learning_rate": "lr",
     "wd": "weight_decay",
-    "bs": "batch_size",
     "epoch": "epochs",
     "num_epochs": "epochs",
     "max_epochs": "epochs",
     "gpu": "device",
-    "outdir": "output_dir",
 }
 """Names that other programs use, and ours."""
 

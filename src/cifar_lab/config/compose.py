@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -101,9 +102,8 @@ def _start_of(parsed: list[Override]) -> Path | None:
 def complete_shell(argv: Sequence[str]) -> None:
     """Let Hydra answer `-sc install=SHELL`, `-sc uninstall=SHELL` or a query of the shell."""
     words = [word for word in argv if word not in ("-sc", "--shell-completion")]
-    action, _, shell = words[0].partition("=") if len(words) == 1 else ("", "", "")
-    known = action in ("install", "uninstall", "query") and shell in ("bash", "zsh", "fish")
-    if not known or (action == "query" and "COMP_LINE" not in os.environ):
+    query = "|query" if "COMP_LINE" in os.environ else ""
+    if not re.fullmatch(rf"(install|uninstall{query})=(bash|zsh|fish)", " ".join(words)):
         raise UsageError(
             "shell completion is wrong: write -sc install=bash, or uninstall= or zsh or fish"
         )

@@ -28,9 +28,7 @@ class DatasetConfig:
     storage: Literal["auto", "memory", "mapped"] = setting(
         "auto", "where images are kept; auto maps above 1 GB or RAM / 4", identity=False
     )
-    max_megapixels: float = setting(
-        120.0, "a picture with more million pixels is refused", identity=False, gt=0
-    )
+    max_megapixels: float = setting(120.0, "larger pictures are refused", gt=0, identity=False)
     classes: list[str] | None = setting(None, "the names of label 0, 1, ...")
     relative_to: str | None = setting(None, "filled in: where source.path is", identity=False)
     limit: int | None = setting(None, "train on so many images, stratified", ge=2)
@@ -134,11 +132,8 @@ class SplitConfig:
             )
         if fold >= folds:
             raise wrong(f"{path}.fold", fold, f"from 0 to {folds - 1}: {path}.folds is {folds}")
-        for name, values in {
-            "source": ("train",),
-            "method": ("stratified", "random"),
-            "validation": (1 / folds,),
-        }.items():
+        fitting: dict[str, Any] = {"source": ["train"], "method": ["stratified", "random"]}
+        for name, values in {**fitting, "validation": [1 / folds]}.items():
             if getattr(self, name) not in values:
                 right = f"{' or '.join(map(str, values))} with {path}.folds={folds}"
                 raise wrong(f"{path}.{name}", getattr(self, name), right)
@@ -169,16 +164,10 @@ class AugmentationConfig:
     """
 
     crop_padding: int = setting(0, "pixels around an image before a random crop", ge=0, le=64)
-    padding_mode: Literal["zeros", "reflect"] = setting(
-        "zeros", "zeros: black; reflect: the image mirrored"
-    )
+    padding_mode: Literal["zeros", "reflect"] = setting("zeros", "black or mirrored padding")
     horizontal_flip: bool = setting(False, "true mirrors every second image")
-    flips: Literal["random", "alternating"] = setting(
-        "random", "mirror at random, or every other epoch"
-    )
-    policy: Literal["trivial_augment", "rand_augment"] | None = setting(
-        None, "random change of each image"
-    )
+    flips: Literal["random", "alternating"] = setting("random", "by chance or every other epoch")
+    policy: Literal["trivial_augment", "rand_augment"] | None = setting(None, "random changes")
     cutout: int = setting(0, "pixels: the side of a square that is erased", ge=0)
     erasing: float = setting(0.0, "share of images with an erased box", ge=0, le=1)
     mixup: float = setting(0.0, "add two images, with shares from Beta(mixup, mixup)", ge=0)

@@ -44,9 +44,10 @@ def _find_files(config_dir: str | Path | None) -> dict[str, dict[str, Path]]:
 
 def experiments(config_dir: str | Path | None = None) -> dict[str, str | None]:
     """Return each experiment and the tag of the report that it reproduces, if any."""
-    names = find_options(config_dir)["experiment"]
-    studies = {name: read_experiment(name, config_dir).get("study") or {} for name in names}
-    return {name: study.get("report") for name, study in studies.items()}
+    return {
+        name: (read_experiment(name, config_dir).get("study") or {}).get("report")
+        for name in find_options(config_dir)["experiment"]
+    }
 
 
 def read_experiment(name: str, config_dir: str | Path | None = None) -> dict[str, Any]:

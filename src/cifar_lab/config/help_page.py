@@ -45,17 +45,13 @@ def help_page(config_dir: str | None = None) -> str:
     parser.add_argument("--version", action="store_true", help="print the versions and exit")
     parser.add_argument("-h", "--help", action="store_true", help="print this page and exit")
     parser.usage, parser.description = _USAGE, _INTRODUCTION
-    parser.formatter_class = functools.partial(
-        argparse.RawDescriptionHelpFormatter, width=_WIDTH, max_help_position=30
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser.formatter_class = functools.partial(form, width=_WIDTH, max_help_position=30)
     lines = [
         "Groups and their options (* is the default):",
         *(_options(group, options[group]) for group in groups if group in options),
         "\nThe settings used most, with their defaults (--cfg job prints all settings):",
-        *(
-            f"  {f'{key}={as_typed(default_settings()[key])}':26}{_meaning(key)}"
-            for key in _MOST_USED
-        ),
+        *map(_setting, _MOST_USED),
         _EXAMPLES,
     ]
     parser.epilog = "\n".join(lines)
@@ -72,7 +68,8 @@ def _options(group: str, options: dict[str, Path]) -> str:
     return textwrap.fill(words, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
 
 
-def _meaning(key: str) -> str:
+def _setting(key: str) -> str:
     field = find_field(RunConfig, key) or find_field(LaunchOptions, key)
     # the optimizer's arguments are no fields
-    return str(field[0].metadata["description"]) if field else "learning rate"
+    meaning = field[0].metadata["description"] if field else "the learning rate"
+    return f"  {f'{key}={as_typed(default_settings()[key])}':26}{meaning}"

@@ -10,9 +10,7 @@ from typing import Any
 from cifar_lab.config.run_config import RunConfig, to_plain
 from cifar_lab.config.schema import default_of
 
-TRANSPORT_ARGUMENTS = frozenset(
-    {"mirrors", "stall_seconds", "patience_minutes", "npm", "max_broken"}
-)
+TRANSPORT_ARGUMENTS = ("mirrors", "stall_seconds", "patience_minutes", "npm", "max_broken")
 """Arguments of a dataset's source that say how bytes travel, never which bytes."""
 
 _ADDED_DEFAULTS = {"skip_broken": False}

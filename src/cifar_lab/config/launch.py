@@ -48,9 +48,8 @@ class Dimension:
         """Three values as text, with which a request is checked before it starts."""
         if self.choices:
             return self.choices[0], self.choices[len(self.choices) // 2], self.choices[-1]
-        inside = self.low + (self.high - self.low) * 0.618
-        if self.whole or self.step is not None:
-            inside = self.low
+        between = 0.0 if self.whole or self.step is not None else 0.618
+        inside = self.low + (self.high - self.low) * between
         return tuple(str(int(n)) if self.whole else repr(n) for n in (self.low, inside, self.high))  # type: ignore[return-value]
 
 
@@ -90,23 +89,21 @@ LAUNCH_KEYS = frozenset(spec.name for spec in fields(LaunchOptions))
 """The names of the launch options among the keys of a command line."""
 
 
-_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
 @dataclass(frozen=True)
 class Launched:
     """This process among the `world` ones of torchrun, `local_world` of them on this machine."""
 
     rank: int
-    world: int
     local_rank: int
+    world: int
     local_world: int
 
 
 def launched() -> Launched | None:
     """Return this process's place among those of torchrun; None if it is the only one."""
-    values = [os.environ.get(name, "") for name in _VARIABLES]
-    if not all(values) or not all(text.isdigit() for text in values[:4]):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    values = [os.environ.get(name, "") for name in names]
+    if not all(map(str.isdigit, values)) or not {"MASTER_ADDR", "MASTER_PORT"} <= {*os.environ}:
         return None
-    rank, local_rank, world, local_world = map(int, values[:4])
-    return Launched(rank, world, local_rank, local_world) if world > 1 else None
+    place = Launched(*map(int, values))
+    return place if place.world > 1 else None

@@ -138,19 +138,15 @@ def expand_grid(
     `points` are one further axis, which sets several keys at once.
     """
     axes: list[Sequence[list[Override]]] = []
-    keys: list[str] = []
     for override in parsed:
         if not override.is_sweep_override():
             axes.append([[override]])
             continue
-        line, key = text_of(override), override.key_or_group
+        line = text_of(override)
         if not multirun:
             raise UsageError(f"{line} names several values; add -m to run all of them")
         if override.is_interval_sweep():
             raise UsageError(f"{line} is wrong: a grid needs single values; add search=optuna")
-        if key in keys:
-            raise UsageError(f"{shorten(key)} is listed twice: it can belong to one axis only")
-        keys.append(key)
         values = [f"{override.get_key_element()}={v}" for v in listed_values(override, options)]
         axes.append([[value] for value in parse_overrides(values)])
     axes.append(points or [[]])

@@ -4,6 +4,7 @@ A setting's meaning, its range, and whether it is part of a run's address are th
 where it is an argument of a target, its comment in conf/ says what it means.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,13 @@ def find_settings(wanted: str = "") -> list[Setting]:
     The defaults are those of the default option of a group, or of the first that has the key.
     """
     rows: dict[str, Setting] = {}
-    for path in [config_folder() / "config.yaml", *_option_files()]:
-        for row in read_settings(path):
-            rows.setdefault(row.key, row)
+    paths = [config_folder() / "config.yaml"]
+    for group, files in find_options().items():
+        if group != "experiment":
+            first = default_options().get(group, "")
+            paths += [*([files[first]] if first in files else []), *files.values()]
+    for row in itertools.chain.from_iterable(map(read_settings, paths)):
+        rows.setdefault(row.key, row)
     kept = [row for row in rows.values() if f"{row.key}.".startswith(f"{wanted}.") or not wanted]
     if not kept:
         raise UsageError(
@@ -53,13 +58,6 @@ def find_settings(wanted: str = "") -> list[Setting]:
             f"{did_you_mean(wanted, [*{key.partition('.')[0] for key in rows}, *rows])}"
         )
     return kept
-
-
-def _option_files() -> Iterator[Path]:
-    for group, files in find_options().items():
-        first = default_options().get(group)
-        if group != "experiment":
-            yield from sorted(files.values(), key=lambda path: (path.stem != first, path))
 
 
 def as_text(settings: list[Setting]) -> str:

@@ -56,10 +56,7 @@ def take_launch_options(plain: dict[str, Any]) -> LaunchOptions:
 
 
 # Arguments that came later: null is the same as none, so that earlier runs keep their addresses.
-_ABSENT_WHERE_NULL = (
-    *(("optimizer", "backbone_lr"), ("model", "first_bias_epochs")),
-    ("model", "first_bias_scale"),
-)
+_LATER = {"optimizer": ("backbone_lr",), "model": ("first_bias_epochs", "first_bias_scale")}
 
 
 def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun:
@@ -80,10 +77,10 @@ def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun
             plain[optional] = None
     if plain.get("tracker") == {"_target_": None}:  # with tracker.uri=... it is wrong
         plain["tracker"] = None
-    for group, name in _ABSENT_WHERE_NULL:
+    for group, names in _LATER.items():
         part = plain.get(group)
-        if isinstance(part, dict) and part.get(name, ...) is None:
-            del part[name]
+        if isinstance(part, dict):
+            plain[group] = {k: v for k, v in part.items() if v is not None or k not in names}
     return PlannedRun(parse(plain), overrides, asked)
 
 
@@ -101,13 +98,10 @@ def _merge_protocol(plain: dict[str, Any], protocols: Any, asked: Collection[str
 def check_launch(request: Request) -> None:
     """Raise UsageError for a search that cannot work, and where nothing can be detached."""
     options = request.options
-    if options.detach and request.launcher.get("cluster") != "slurm":
+    if options.detach and (request.launcher.get("cluster") != "slurm" or request.space):
         raise UsageError(
-            "detach=true needs hydra/launcher=submitit_slurm: other runs end with the command"
-        )
-    if options.detach and request.space:
-        raise UsageError(
-            "detach=true is wrong in a search: it chooses what to try by the results before"
+            "detach=true needs hydra/launcher=submitit_slurm and no search: other runs end with "
+            "the command, and a search chooses what to try by the results before"
         )
     if options.search.method != "none" and not request.space:
         raise UsageError(

@@ -170,16 +170,15 @@ class RunConfig:
 
     def check(self, path: str) -> None:
         """Refuse settings that contradict each other."""
-        for key in ("model", "optimizer"):
-            if not isinstance(getattr(self, key).get("_target_"), str):
+        for key in ("model", "optimizer", "tracker"):
+            part = getattr(self, key)
+            if part is not None and not isinstance(part.get("_target_"), str):
                 raise UsageError(f"{key} has no _target_; choose an option with {key}=OPTION")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise wrong("device", self.device, "auto, cuda, cuda:N, mps or cpu")
         if not _FOLDERS.fullmatch(self.name):
             right = "a folder name of letters, digits, '.', '_' and '-', such as runs"
             raise wrong("name", self.name, right)
-        if self.tracker is not None and not isinstance(self.tracker.get("_target_"), str):
-            raise UsageError("tracker has no _target_; choose an option with tracker=OPTION")
         for figure in self.figures:
             check_figure_name(figure)
         if not self.output_dir.strip() or not self.output_dir.isprintable():
@@ -228,10 +227,8 @@ def load(path: Path) -> RunConfig:
         data = _read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{path.parent} is not a run folder: it has no {path.name}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid YAML: {first_line(error)}") from None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read as YAML: {first_line(error)}") from None
     for part, keys in _DROPPED.items():
         if isinstance(data, dict) and isinstance(data.get(part), dict):
             data[part] = {key: value for key, value in data[part].items() if key not in keys}

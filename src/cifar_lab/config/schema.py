@@ -29,17 +29,15 @@ def setting(
     default: Any = dataclasses.MISSING,
     meaning: str = "",
     *,
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
     identity: bool = True,
     factory: Any = dataclasses.MISSING,
+    **bounds: float,
 ) -> Any:
-    """Declare a field: its meaning, its range, and whether it is part of the address of a run."""
-    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    metadata: dict[str, Any] = {k: bound for k, bound in bounds.items() if bound is not None}
-    metadata |= {"description": meaning, "identity": identity}
+    """Declare a field: its meaning, its range, and whether it is part of the address of a run.
+
+    `bounds` are some of ge, gt, le and lt: >=, >, <=, <.
+    """
+    metadata = {**bounds, "description": meaning, "identity": identity}
     if factory is not dataclasses.MISSING:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -80,7 +78,6 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 
 _BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-_OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def _explain(kind: Any, value: Any, path: str, problem: str, keys: Sequence[Any]) -> UsageError:
@@ -109,8 +106,7 @@ def _explain(kind: Any, value: Any, path: str, problem: str, keys: Sequence[Any]
     kind = _without_none(kind)
     if dataclasses.is_dataclass(kind):
         return UsageError(f"{path or 'a run'} is {_show(value)}; it must be a group of settings")
-    whole = kind is int and isinstance(value, float) and value.is_integer()  # 1e30
-    if problem in _OUT_OF_RANGE or (whole and bounds):
+    if problem.startswith(("greater_than", "less_than")):
         return wrong(path, kind(value) if kind in (int, float) else value, bounds)
     if problem == "finite_number":
         return wrong(path, value, "a finite number")

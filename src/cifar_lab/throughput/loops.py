@@ -18,33 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.datasets import ImageArrays
-from cifar_lab.errors import Unavailable, first_line
 from cifar_lab.training.build import build_state, make_model, normalisation
-from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import autocast, memory_format
 from cifar_lab.training.loop import fit
-from cifar_lab.training.splits import Split, Splits, make_splits
+from cifar_lab.training.splits import Split, Splits
 from cifar_lab.training.state import build_optimizer
 from cifar_lab.training.step import Step, make_criterion
 
 Steps = Iterator[int]
-
-
-def load_images(config: RunConfig) -> tuple[Splits, str]:
-    """Return the run's splits and "real"; random images and the reason if they are unavailable."""
-    try:
-        return load_splits(config, config.device), "real"
-    except Unavailable as error:
-        reason = first_line(error)
-    classes = tuple(config.dataset.classes or map(str, range(10)))
-    shape = (10_000, *config.dataset.image_shape)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    labels = np.arange(len(images)) % len(classes)
-    arrays = ImageArrays(images, labels, images[:1000], labels[:1000], classes)
-    split = dataclasses.replace(config.split, validation=0.0)
-    splits = make_splits(arrays, config.dataset, split, config.device)
-    return splits, f"synthetic ({reason})"
 
 
 # --- ours -----------------------------------------------------------------------------------------

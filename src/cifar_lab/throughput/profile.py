@@ -1,8 +1,9 @@
 """Which operations the time of a training step goes to, by torch's profiler."""
 
+import itertools
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from cifar_lab.throughput import loops
 from cifar_lab.training.device import wait_for
 from cifar_lab.training.splits import Splits
 
-_WARM_UP_STEPS = 5
 _STEPS = 20
+_REHEARSALS = 2
 _SHOWN = 12
 _NAME_WIDTH = 60  # the names of kernels state all of their template's parameters
 
@@ -28,22 +29,22 @@ def profile_steps(config: RunConfig, splits: Splits) -> dict[str, Any]:
     which operations ran: what is missing from 1 is Python's on a CPU, and a GPU that waits for its
     host. `operations`, the longest first, are torch's on a CPU and kernels on CUDA, each with its
     own milliseconds and calls per step, without what it calls.
-    `page_faults` are those of a step under the profiler, with the allocator's setting of a run.
+    `page_faults` are those of a step under the profiler. Its records lie among the tensors, so that
+    glibc's heap grows at first, as it does not in a run: what counts comes after two rehearsals.
     """
     # Its library writes each start and stop to stderr, at every level that it has.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     on_gpu = config.device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     steps, batch_size = loops.train(config, splits), config.training.batch_size
-    _train(steps, _WARM_UP_STEPS * batch_size)
-    wait_for(config.device)
     # acc_events: without it, torch warns that events of earlier cycles are gone; here is only one.
-    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
-        started, faults = time.perf_counter(), _page_faults()
-        count = _train(steps, _STEPS * batch_size) / batch_size
-        wait_for(config.device)
-        total = 1e3 * (time.perf_counter() - started) / count
-        faults = (_page_faults() - faults) / count
+    for _ in range(1 + _REHEARSALS):
+        with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+            started, faults = time.perf_counter(), _page_faults()
+            count = sum(itertools.islice(steps, _STEPS)) / batch_size
+            wait_for(config.device)
+            total = 1e3 * (time.perf_counter() - started) / count
+            faults = (_page_faults() - faults) / count
     operations = []
     for event in profiler.key_averages():
         is_kernel = event.device_type.name != "CPU" and not event.is_user_annotation
@@ -67,14 +68,6 @@ def _page_faults() -> float:
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 
-def _train(steps: Iterator[int], images: int) -> int:
-    """Train on at least so many images; return how many it were."""
-    done = 0
-    while done < images:
-        done += next(steps)
-    return done
-
-
 def profile_table(profile: Mapping[str, Any]) -> str:
     """Return the longest operations as aligned text that is valid Markdown."""
     rows = [
@@ -90,6 +83,6 @@ def profile_table(profile: Mapping[str, Any]) -> str:
     return (
         f"{profile['steps']:.0f} steps under torch's profiler: {profile['milliseconds']:.3g} ms "
         f"each, {profile['busy']:.0%} of it in operations, {profile['page_faults']:,.0f} page "
-        f"faults each (scripts/measure_allocator counts those of a run)\n\n"
+        f"faults each\n\n"
         f"{markdown_table(header, rows)}"
     )

@@ -16,6 +16,7 @@ from cifar_lab.throughput import loops
 from cifar_lab.throughput.profile import profile_steps, profile_table
 from cifar_lab.throughput.timing import Loop, measure, quartiles, ratio
 from cifar_lab.training.build import make_model
+from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import configure, describe_device, wait_for
 from cifar_lab.training.splits import Splits
 
@@ -35,18 +36,17 @@ def benchmark(
     """Measure a run's training loop, its parts and two baselines, for about `seconds`.
 
     `only` picks loops by name or group, which are measured however long it takes. `profile` then
-    looks at the operations of the training epoch, in a few steps more. Images that are unavailable
-    are replaced by random ones, and the report says so. `show` is called with what is being done.
-    Returns what `--json` writes; `table` shows it.
+    looks at the operations of the training epoch, in a few steps more. `show` is called with what
+    is being done. Returns what `--json` writes; `table` shows it.
     """
     device = config.device
     configure(device, config.threads, config.deterministic)
-    load = functools.cache(lambda: loops.load_images(config))
-    chosen = _choose(_loops(config, lambda: load()[0]), only)
+    load = functools.cache(lambda: load_splits(config, device))
+    chosen = _choose(_loops(config, load), only)
     model, images_of = config.choices.get("model", "the model"), config.dataset.name
     log.info("measuring %s on %s with %s for about %g s", model, images_of, device, seconds)
     show("loading the images")
-    splits, images = load()
+    splits = load()
     measure(chosen, seconds, lambda: wait_for(device), all_of_them=bool(only), show=show)
     profiled = None
     if profile:
@@ -65,7 +65,6 @@ def benchmark(
         "run": {
             **config.choices,
             "dataset": config.dataset.name,
-            "images": images,
             "batch_size": config.training.batch_size,
             "precision": config.precision,
             "parameters": sum(
@@ -148,7 +147,7 @@ def table(report: Mapping[str, Any]) -> str:
     machine, run, limit = report["machine"], report["run"], report["limit"]
     labels = {speed["name"]: speed["label"] for speed in report["speeds"]}
     parts = [
-        f"{run.get('model', 'model')} on {run['dataset']} ({run['images']} images), "
+        f"{run.get('model', 'model')} on {run['dataset']}, "
         f"batch {run['batch_size']}, {run['precision']}, {run['parameters']:,} parameters, "
         f"{report['multiply_adds'] / 1e6:,.1f} M multiply-adds per image and step\n"
         f"{machine['device']}, {machine['cores']} cores, {machine['instructions']}, "
@@ -178,9 +177,9 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def _row(speed: Mapping[str, Any], limit: float | None) -> tuple[str, ...]:
-    median, (low, high) = speed["images_per_second"], speed["quartiles"]
-    if median is None:
+    if speed["problem"]:
         return (speed["label"], "none", speed["problem"], "")
+    median, (low, high) = speed["images_per_second"], speed["quartiles"]
     form = ".3g" if speed["group"] == "matmul" else ",.0f"
     trains = speed["group"] in ("epoch", "careful", "bound", "plain")
     share = f"{median / limit:.0%}" if trains and limit else ""

@@ -398,14 +398,6 @@ def test_a_wide_picture_is_cropped_squeezed_or_padded(tmp_path: Path) -> None:
     assert seen("pad", 2) == seen("pad", 27) == ["black", "black", "black"]
 
 
-def test_the_pictures_of_a_folder_are_fitted_as_asked(tmp_path: Path) -> None:
-    for index in range(4):
-        three_stripes(tmp_path / ("ant", "bee")[index % 2] / f"{index}.png")
-    expected = read_picture(tmp_path / "ant" / "0.png", Preparation((3, 32, 32), "pad"))
-    data = load_folder(tmp_path, fit="pad", test_fraction=0.5)
-    assert all(np.array_equal(image, expected) for image in data.train_images)
-
-
 # One's own arrays
 
 

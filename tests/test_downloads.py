@@ -17,7 +17,7 @@ import cifar_lab.datasets.download as download
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.archive import obtain
 from cifar_lab.datasets.download import DownloadOptions, SourceFailed, TooSlow
-from cifar_lab.datasets.store import add_arrays, cached, locked
+from cifar_lab.datasets.store import add_arrays, cached
 from cifar_lab.errors import Unavailable
 
 CONTENT = bytes(range(256)) * 2000  # 512 kB
@@ -128,13 +128,6 @@ def test_a_part_that_is_a_link_is_not_followed(server: FileServer, tmp_path: Pat
     assert victim.read_bytes() == b"gold"
 
 
-def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "set.lock").symlink_to(tmp_path / "victim")
-    with pytest.raises(OSError, match=r"set\.lock"), locked(tmp_path / "set.lock", "set"):
-        pass
-    assert not (tmp_path / "victim").exists()
-
-
 class Tiny:
     """A tiny set in CIFAR's format on a server, and the folder it is to come to."""
 
@@ -187,18 +180,6 @@ def test_what_is_damaged_is_named_and_fetched_and_no_pickle_in_it_opened(
     assert len(tiny.server.requests) == 1
     assert f"{tiny.path.name} is damaged" in caplog.text
     assert not (tmp_path / "ran").exists()
-
-
-def test_mirrors_are_tried_in_order_and_the_account_names_each(
-    tiny: Tiny, caplog: pytest.LogCaptureFixture
-) -> None:
-    server = tiny.server
-    server.serve("/tar", Behaviour(b"", status=404))
-    page = server.serve("/page", Behaviour(b"<html>"))
-    good = server.serve("/good", Behaviour(tiny.archive))
-    assert tiny_sets.same(tiny.load((page, good)), tiny.data)
-    assert [path for path, _ in server.requests] == ["/tar", "/page", "/good"]
-    assert f"{page}: sent something else" in caplog.text
 
 
 def test_no_source_left_says_in_one_line_what_was_tried_and_what_one_can_do(tiny: Tiny) -> None:

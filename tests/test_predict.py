@@ -144,19 +144,6 @@ def test_last_weights_can_be_asked(finished: RunDir, tmp_path: Path) -> None:
     assert probabilities(finished, [picture], weights="last")[0] == pytest.approx(np.full(10, 0.1))
 
 
-def test_a_folder_is_its_pictures_by_name(
-    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in (("b.png", 200), ("a.JPG", 20)):
-        save(tmp_path / name, np.full((32, 32), value, dtype=np.uint8))
-    (tmp_path / "notes.txt").write_text("x")
-    assert predict.main([str(run.path), str(tmp_path), "--top", "1"]) == 0
-    of_folder = capsys.readouterr().out
-    files = [str(tmp_path / "a.JPG"), str(tmp_path / "b.png")]
-    assert predict.main([str(run.path), *files, "--top", "1"]) == 0
-    assert capsys.readouterr().out == of_folder
-
-
 def test_the_answers_are_a_table_and_pictures_with_their_classes(
     run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -224,7 +224,7 @@ def test_what_is_kept_gives_the_same_table_and_a_page_with_its_picture(
     for expected in (
         "## s3_learning_rate: CIFAR-10, two gated convolutions",
         "Guessed in s3_learning_rate",
-        "In the report: Fig(a) to Fig(c): loss and accuracy by epoch",
+        r"In the report: Fig(a) to Fig\(c): loss and accuracy by epoch",
         "abc123",
     ):
         assert expected in page

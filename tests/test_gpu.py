@@ -25,29 +25,17 @@ def finished(folder: Path, *overrides: str) -> RunDir:
     return run
 
 
-@pytest.mark.parametrize(
-    "options", [(), ("augmentation=crop_flip",), ("augmentation.mixup=0.4",)], ids=str
-)
-def test_batches_are_those_of_the_cpu_bit_for_bit(options: tuple[str, ...]) -> None:
-    config = config_of(*options)
-    here, there = (
-        build_state(config, load_splits(config, device), device)[1] for device in ("cpu", "cuda")
-    )
-    for (images, labels), (on_gpu, labels_on_gpu) in zip(
-        here.epoch(2), there.epoch(2), strict=True
-    ):
-        assert torch.equal(images, on_gpu.cpu())
-        assert torch.equal(labels, labels_on_gpu.cpu())
-
-
-def test_logits_are_close_to_those_of_the_cpu() -> None:
-    config = config_of()
+def test_batches_are_those_of_the_cpu_and_logits_are_close() -> None:
+    config = config_of("augmentation=crop_flip")
     states = [
         build_state(config, load_splits(config, device), device) for device in ("cpu", "cuda")
     ]
-    images = next(states[0][1].epoch(1))[0]
     with torch.no_grad():
-        logits = [state.model.eval()(images.to(state.device)).cpu() for state, _ in states]
+        batches = [next(batches.epoch(1))[0] for _, batches in states]
+        logits = [
+            state.model.eval()(b).cpu() for (state, _), b in zip(states, batches, strict=True)
+        ]
+    assert torch.equal(batches[0], batches[1].cpu())
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-3, atol=1e-4)
 
 

@@ -100,8 +100,8 @@ def test_a_graph_is_one_launch_and_little_beside_it(monkeypatch: pytest.MonkeyPa
 def check_steps(
     model: str, monkeypatch: pytest.MonkeyPatch, *words: str, device: Any = NAME
 ) -> None:
-    many, steps = watch_epoch(monkeypatch, 16, *words, device=device)
     few, fewer = watch_epoch(monkeypatch, 64, *words, device=device)
+    many, steps = watch_epoch(monkeypatch, 16, *words, device=device)
     more = many.waits - few.waits
     assert more.total() <= 2, f"the host waits in {steps} steps more often: {more}"
     assert few.waits.total() <= FEW_WAITS, few.waits
@@ -122,20 +122,20 @@ def run_on(device: Any, folder: Path, *words: str, precision: Precision | None =
 
 
 WHOLE_RUNS = {
-    "plain": (),
     "figures": ("figures=embeddings", "training.epochs=1", "figures.tsne=null"),
     "averages": (
         *("augmentation=crop_flip", "augmentation.mixup=0.4", "augmentation.erasing=0.3"),
         *("training.ema=0.9", "training.lookahead.every=3", "training.clip_grad_norm=1"),
     ),
-    "flips": ("augmentation=crop_flip", "augmentation.flips=alternating"),
-    "class weights": ("training.class_weights=balanced", "training.monitor=val_macro_f1"),
+    "classes": (
+        *("training.class_weights=balanced", "training.monitor=val_macro_f1"),
+        *("augmentation=crop_flip", "augmentation.flips=alternating"),
+        *("training.step_history=true", "training.print_every=2"),
+    ),
     "muon": ("optimizer=muon",),
     "views": ("evaluation.views=unsure",),
-    "moved views": ("evaluation.views=moved",),
-    "bf16": ("precision=bf16",),
+    "bf16": ("precision=bf16", "evaluation.views=moved"),
     "deterministic": ("deterministic=true",),
-    "history": ("training.step_history=true", "training.print_every=2"),
 }
 
 

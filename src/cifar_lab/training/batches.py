@@ -192,11 +192,8 @@ class Batches:
         from torch.utils.data import SubsetRandomSampler, WeightedRandomSampler
 
         if self.sampler == "subset":
-            positions = range(count)
-            return torch.tensor(list(SubsetRandomSampler(positions, generator=generator)))
-        weights = [1.0] * count
-        weighted = WeightedRandomSampler(weights, count, replacement=False, generator=generator)
-        return torch.tensor(list(weighted))
+            return torch.tensor(list(SubsetRandomSampler(range(count), generator)))
+        return torch.tensor(list(WeightedRandomSampler([1.0] * count, count, False, generator)))
 
 
 def in_order(

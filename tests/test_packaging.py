@@ -86,19 +86,6 @@ def test_each_command_of_the_package_has_a_console_script() -> None:
 
 
 @pytest.mark.slow
-def test_a_test_run_ends_with_counts_per_tier_and_lists_no_skips() -> None:
-    chosen = ["tests/test_long_runs.py", "tests/test_packaging.py", "-k", "long_runs or version_is"]
-    line = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
-    ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
-    _, closing = re.split(r"=+ tiers =+\n", ran.stdout)
-    lines = closing.splitlines()
-    assert "fast: 1 passed" in lines
-    assert re.search(r"^slow: \d+ skipped \(run with --slow\)$", closing, re.MULTILINE)
-    assert "slurm: no tests" in lines
-    assert "SKIPPED" not in ran.stdout
-
-
-@pytest.mark.slow
 def test_the_installation_says_what_it_does_and_what_cannot_be_had(tmp_path: Path) -> None:
     for name in ("pyproject.toml", "constraints.txt", "scripts/install.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

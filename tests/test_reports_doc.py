@@ -35,23 +35,6 @@ def test_every_row_stands_once() -> None:
     assert found == expected
 
 
-def test_every_row_says_how_or_why_not() -> None:
-    for line in PAGE.splitlines():
-        if re.match(r"\| S\d-\d\d ", line):
-            how = line.split(" | ")[-1].rstrip(" |")
-            named = re.search(r"`|\b(train\.log|\w+\.(json|csv|png|txt|yaml|md|npz|pt))\b", how)
-            pointed = re.search(r"the command of (S\d-\d\d)", how)
-            excused = re.search(
-                r"no software|no drawing|not needed|torch's own|the same|every model|by validation"
-                r"|evaluation mode|gives|the same command",
-                how,
-            )
-            assert named or pointed or excused, line
-            if pointed:
-                (row,) = re.findall(rf"^\| {pointed.group(1)} \|.*$", PAGE, re.MULTILINE)
-                assert "`python -m cifar_lab." in row, line
-
-
 @pytest.mark.parametrize("file", FILES)
 def test_file_is_there(file: str) -> None:
     assert (ROOT / file).is_file()

@@ -24,9 +24,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("typo=1", "there is no setting typo"),
         ("++a.b=1", "there is no setting a;"),
         ("optimizer.lrr=1", "optimizer.lrr (did you mean lr?)"),
-        ("optimizer.params=3", "optimizer.params"),
         ("lr=0.1", "there is no setting lr (did you mean optimizer.lr?)"),
-        ("batch_size=64", "(did you mean training.batch_size or evaluation.batch_size?)"),
         # options of groups
         ("model=convnett", "did you mean convnet"),
         ("model=null", "model=null is wrong"),
@@ -36,7 +34,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
             "dataset.limit=2000",
             "limit=2000 is wrong: it must be from 10, one for each class, to the 1,437",
         ),
-        ("dataset.limit=5", "dataset.limit=5 is wrong: it must be from 10, one for each class"),
         ("model=[convnet,two_branch]", "model=[convnet,two_branch] is wrong"),
         ("~model", "~model is wrong"),
         ("dataset=../model/convnet", "dataset=../model/convnet is wrong"),
@@ -44,22 +41,17 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("model=convnet,two_branch", "add -m"),
         # values: types
         ("optimizer.lr=abc", "optimizer.lr=abc is wrong"),
-        ("optimizer.lr=null", "optimizer.lr"),
         ("training.epochs=abc", "training.epochs=abc is wrong: it must be a whole number"),
         ("training=3", "training"),
-        ("seed=null", "seed"),
         ("model.widths=3", "model.widths"),
         ("deterministic=maybe", "deterministic=maybe is wrong: it must be true or false"),
         ("name=3", "name=3 is wrong: it must be text"),
-        ("jobs=many", "jobs=many"),
         ("dataset.mean=autos", "must be a list or auto"),
         # values: ranges
         ("optimizer.lr=nan", "optimizer.lr"),
         ("optimizer.lr=-1", "optimizer"),
-        ("optimizer.betas=[2,3]", "optimizer"),
         ("dropout.conv=1.5", "dropout.conv=1.5 is wrong: it must be at least 0 and less than 1"),
         ("training.epochs=-1", "training.epochs=-1 is wrong: it must be at least 0"),
-        ("training.batch_size=0", "training.batch_size=0 is wrong: it must be at least 1"),
         ("training.batch_size=1", "training.batch_size=1 is wrong"),
         ("training.class_weights=[1,2]", "must be balanced or 10 numbers above 0, one per class"),
         ("training.ema=1", "training.ema=1.0 is wrong: it must be more than 0 and less than 1"),
@@ -72,7 +64,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ),
         ("split.validation=2000", "split.validation=2000"),
         ("split.validation=1436", "leaves 1 training image"),
-        ("split.validation=1.5", "split.validation=1.5"),
         ("precision=fp8", "precision=fp8 is wrong: it must be one of auto, fp32, bf16, fp16"),
         ("device=gpu", "device=gpu is wrong: it must be auto, cuda, cuda:N, mps or cpu"),
         ("device=cuda:99", "device=cuda:99"),
@@ -94,14 +85,12 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("evaluation.scored_weights=averaged", "best or last without training.ema"),
         ("training.ema=0.9 training.compile=true", "it must be false with training.ema"),
         ("dataset.image_shape=[3,8]", "dataset.image_shape"),
-        ("dataset.mean=[0,0,0]", "dataset.mean"),
         ("dataset.display_names=[]", "it must be 10 names, one per class"),
         ("dataset=image_folder dataset.fit=stretch", "one of crop, resize, pad"),
         ("+dataset.fit=pad", "dataset.fit=pad is wrong: the images of digits"),
         ("+dataset.storage=mapped", "dataset.storage=mapped is wrong"),
         # folds
         ("split.folds=5", "split.folds=5 needs the fold"),
-        ("split.fold=1", "split.fold=1 needs split.folds"),
         ("split.folds=5 split.fold=5", "split.fold=5 is wrong: it must be from 0 to 4"),
         ("split.folds=5 split.fold=0 split.validation=300", "it must be 0.2 with split.folds=5"),
         (
@@ -142,7 +131,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         # sweeps and searches
         ("seed=1,x -m", "seed=x is wrong"),
         ("seed=range(0,1e9) -m", "a range must have 1 to 10,000 numbers"),
-        ("seed=range(3,0) -m", "a range must have 1 to 10,000 numbers"),
         ("model=glob(nope*) -m", "it matches no option of a group"),
         ("seed=interval(0,1) -m", "add search=optuna"),
         ("seed=range(0,101) split.seed=range(0,101) -m", "a grid of 10,201 runs; the most"),
@@ -154,41 +142,30 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("-m search=optuna points=[{seed:1}]", "are for a grid"),
         ("-m search=optuna model.hidden=interval(8,64)", "must be a whole number"),
         ("-m search=optuna optimizer.lr=interval(0,inf)", "must be below its end"),
-        ("-m search=optuna seed=0,1 search.study=../x", "search.study=../x is wrong"),
         ("-m search=optuna seed=0,1 search.seeds=1,3", "search.seeds takes one value"),
         ("-m search=optuna seed=0,1 search.seeds=3", "repeats every setting with other seeds"),
-        (
-            "-m search=optuna seed=0,1 search.seeds=0",
-            "search.seeds=0 is wrong: it must be at least",
-        ),
         ("-m seed=0,1 search.seeds=3", "search.seeds is for search=optuna; a grid lists"),
         (
             "-m search=optuna optimizer.lr=0.1,1 search.seeds=3 search.pruner=hyperband",
             "search.pruner=hyperband is wrong: it must be median or none where search.seeds=3",
         ),
         # lines that cannot be read
-        ("optimizer.lr", "optimizer.lr"),
         ("seed=[1", "seed=[1"),
         ("a=b=c={", "a=b=c={"),
         ("dataset.source.path=Bücher", """with quotes it can: 'dataset.source.path="Bücher"'"""),
         ("dataset.source.path=k=v", """with quotes it can: 'dataset.source.path="k=v"'"""),
         ("dataset=npz dataset.source.path=1e3", """quotes: 'dataset.source.path="..."'"""),
         ("name=2024", """in quotes: 'name="2024"'"""),
-        ("\x00=1", "=1"),
-        ("--nope", "--nope"),
         # targets
         ("model._target_=os.system", "is not allowed"),
         ("model._target_=torch.load", "is not allowed: it is not an nn.Module"),
         ("optimizer._target_=torch.optim.Adamm", "optimizer._target_"),
-        ("optimizer._target_=null", "optimizer"),
         ("figures.curves._target_=os.system", "figures.curves._target_=os.system is not allowed"),
         # names and folders
         ("name=a/../../b", "name=a/../../b is wrong"),
-        ("name=", "name= is wrong"),
         ("name=" + "ü" * 300, "name="),
         ("continue_from=nowhere", "nowhere is not a run folder"),
         ("nowhere", "nowhere is neither a key=value nor a run folder"),
-        (".", "is neither a key=value nor a run folder"),
         ("RUN .", ". is neither a key=value nor a run folder"),
         # trackers
         ("tracker=null", "tracker=null is wrong"),
@@ -209,7 +186,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("RUN --device meta", "device=meta is wrong"),
         ("RUN --errors 0", "--errors 0 is wrong: it must be from 1 to 1,000"),
         ("RUN RUN --errors 3", "is given twice"),
-        ("RUN RUN --ensemble", "is given twice"),
         ("RUN --ensemble", "two runs or more"),
     ],
     "predict": [
@@ -228,7 +204,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("RUN figures=embedings", "did you mean embeddings?"),
         ("RUN figures.pca.sample=1", "did you mean sample_size?"),
         ("RUN --format jpg", "invalid choice: 'jpg'"),
-        ("RUN --width 0", "--width 0 is wrong: it must be from 1.0 to 100.0"),
         ("RUN --labels nowhere.yaml", "--labels nowhere.yaml: "),
     ],
     "export": [
@@ -243,8 +218,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("RUN tracker=mlfow", "did you mean mlflow?"),
         ("RUN tracker=tensorboard seed=1", "seed=1 is not for track"),
         ("tracker=tensorboard", "takes one folder"),
-        ("RUN RUN tracker=tensorboard", "takes one folder"),
-        ("RUN/nothing tracker=tensorboard", "is not a folder"),
         (". tracker=tensorboard", "has no finished run"),
     ],
     "tidy": [
@@ -278,13 +251,10 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("--settings trainin", "did you mean training?"),
         ("--settings training seed=1", "seed=1"),
         ("--lr-range --images 1", "leave out one"),
-        ("--lr-range --figure loss.jpg", "--figure loss.jpg"),
-        ("--lr-range optimizer.lr=0", "optimizer.lr"),
     ],
     "benchmark": [
         ("--seconds 0", "--seconds 0 is wrong"),
         ("--only epock", "did you mean epoch?"),
-        ("--json /no/such/folder/speed.json", "there is no folder /no/such/folder"),
         ("--json ", "--json needs the name of a file"),
         ("-m seed=0,1", "a benchmark is of one run, but this is 2"),
     ],
@@ -354,14 +324,6 @@ def test_a_pattern_lists_options() -> None:
 def test_the_config_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([*SMALL, "seed=7", "--cfg", "job"]) == 0
     assert "seed: 7\n" in capsys.readouterr().out
-
-
-def test_a_traceback_is_shown_when_asked_for(
-    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("CIFAR_LAB_DEBUG", "1")
-    assert train.main(["seed=abc"]) == 2
-    assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -25,29 +25,30 @@ class Budget:
     target: float
 
 
-# The targets are those of the program as it was at the redesigns. What came since has raised the
-# ceilings: verdicts with margins, differences with intervals, effects and power (analysis), one
-# intake of pictures (datasets), the caller's torch, file systems and devices (training, runs), and
-# draw, watch, tidy and models as objects (commands). What is above its target is still to be cut.
+# The targets are those of the program as it was at the redesigns. What came since weighs more:
+# verdicts with margins, differences with intervals, effects and power (analysis), one intake of
+# pictures (datasets), the caller's torch, file systems and devices (training, runs), passwords in
+# what clients print (trackers), and draw, watch, tidy and models as objects (commands). The
+# ceilings are what there is: what is above its target is still to be cut.
 LINES = {
-    "config": Budget(2790, 1900),
-    "runs": Budget(1780, 1250),
-    "datasets": Budget(1975, 1350),
+    "config": Budget(2440, 1900),
+    "runs": Budget(1770, 1250),
+    "datasets": Budget(1935, 1350),
     "models optimizers": Budget(1280, 1200),
-    "training": Budget(4940, 3700),
-    "figures": Budget(1680, 1400),
-    "trackers": Budget(950, 800),
-    "sweeps": Budget(2475, 1800),
-    "analysis": Budget(5050, 3300),
+    "training": Budget(4890, 3700),
+    "figures": Budget(1615, 1400),
+    "trackers": Budget(945, 800),
+    "sweeps": Budget(2370, 1800),
+    "analysis": Budget(4565, 3300),
     "exports": Budget(500, 500),
     "throughput": Budget(600, 450),
-    "commands": Budget(2960, 2000),  # the modules beside the packages
-    "src": Budget(26880, 19500),
-    "tests": Budget(18600, 14500),
+    "commands": Budget(2865, 2000),  # the modules beside the packages
+    "src": Budget(25740, 19500),
+    "tests": Budget(18400, 14500),
 }
 FRAMES = Budget(8, 8)
 CONFIG_READS = Budget(1, 1)
-MODULES = Budget(62, 50)
+MODULES = Budget(60, 50)
 GENERATED_JSON = Budget(0, 0)
 HELP_SECONDS = Budget(0.2, 0.2)
 CFG_JOB_SECONDS = Budget(0.7, 0.7)

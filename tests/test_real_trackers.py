@@ -1,12 +1,9 @@
 """Real trackers: an MLflow server with a database, trackio's local store, W&B offline."""
 
-import contextlib
 import json
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +12,7 @@ import pytest
 from tiny_runs import TINY, make
 from tracker_places import CURVES, PLACES, Place, check_tracked, no_users_tracker
 
-from cifar_lab import track
-from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.training.run import run_experiment
 
 __all__ = ["no_users_tracker"]  # a fixture that is used by being here
@@ -96,55 +92,3 @@ def test_wandb_offline_has_the_epochs_the_scores_and_the_figures(
     content = file.read_bytes()  # protocol buffers with the names as they are
     for name in ("val_accuracy", "result/test_accuracy", "optimizer.lr", "figures/curves"):
         assert name.encode() in content
-
-
-@pytest.fixture
-def silent_server() -> Iterator[tuple[str, list[socket.socket]]]:
-    """A server that accepts connections and never answers; its address, and the connections."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        accepted: list[socket.socket] = []
-
-        def accept() -> None:
-            with contextlib.suppress(OSError):  # closed at the end of the test
-                while True:
-                    accepted.append(server.accept()[0])
-
-        thread = threading.Thread(target=accept)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}", accepted
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        for connection in accepted:
-            connection.close()
-
-
-def tracker_warnings(run: RunDir, title: str) -> list[str]:
-    lines = run.log_file.read_text().splitlines()
-    return [line for line in lines if line.startswith(f"warning: {title}: ")]
-
-
-@pytest.mark.slow
-def test_a_server_that_never_answers_costs_one_warning_and_a_limited_time(
-    silent_server: tuple[str, list[socket.socket]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """MLflow's client by itself waits for 120 seconds and tries again seven times."""
-    address, connections = silent_server
-    words = ["tracker=mlflow", f"tracker.uri={address}", "tracker.wait_seconds=300"]
-    run = make(tmp_path, *words)
-    began = time.monotonic()
-    run_experiment(run)
-    assert time.monotonic() - began < 240
-    assert connections, "it was contacted"
-    assert run.status == "finished"
-    (warning,) = tracker_warnings(run, "MLflow")
-    assert f"MlflowException: API request to {address}" in warning
-    capsys.readouterr()  # warnings of the run, if a test before this one has set up the console
-    began = time.monotonic()
-    assert track.main([str(run.path), *words]) == 3
-    assert time.monotonic() - began < 240
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "was not sent: " in line

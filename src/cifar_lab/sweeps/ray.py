@@ -35,6 +35,8 @@ _RAY_DEFAULTS = {
     "RAY_prestart_worker_first_driver": "0",
 }
 
+_EARLY_SECONDS = 60.0  # after it was found, within which a cluster that works is not lost
+
 
 @dataclass(frozen=True)
 class RaySettings:
@@ -81,6 +83,7 @@ class _Ray(Launcher):
         super().__init__(options)
         self.settings = settings
         self.server: Server
+        self._connected, self._early_losses = 0.0, 0
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Connect to the cluster; return how many cells its nodes hold, or `jobs` if it is set.
@@ -119,6 +122,7 @@ class _Ray(Launcher):
                 self.abandon([])
         if nodes is None:
             raise Unavailable(f"Ray ({target}) cannot be used: {self.server.last_words}")
+        self._connected = time.monotonic()
         return nodes
 
     def start(self, cells: Sequence[Cell]) -> list["_RayJob"]:
@@ -142,6 +146,10 @@ class _Ray(Launcher):
         target, seconds = self.settings.target, self.settings.reconnect_seconds
         self.abandon([])
         why = self.server.last_words
+        is_early = time.monotonic() - self._connected < _EARLY_SECONDS
+        self._early_losses = self._early_losses + 1 if is_early else 0
+        if self._early_losses > self.settings.max_retries:  # it would go on like this for ever
+            raise Unavailable(f"Ray ({target}) is lost again and again: {why}")
         log.warning("Ray (%s) is lost: %s; waiting up to %g s", target, why, seconds)
         deadline = time.monotonic() + seconds
         while stop.signal is None:

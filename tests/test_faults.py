@@ -378,7 +378,7 @@ def test_a_signal_while_a_figure_is_drawn_is_no_failed_figure(
 
     make(stopped.path.parents[1], *RICH)  # with a figure
     with monkeypatch.context() as patch:
-        patch.setattr("cifar_lab.training.scoring.save", interrupted)
+        patch.setattr("cifar_lab.training.console.save", interrupted)
         with pytest.raises(Stopped):
             run_experiment(stopped)
     assert stopped.status == "interrupted"

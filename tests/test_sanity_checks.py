@@ -218,11 +218,3 @@ def test_warnings_are_said_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptu
         assert said(logged, words), words
     assert json.loads(run.summary_file.read_text())["warnings"] == summary.warnings
     assert summary.protocol == "report"
-
-
-def test_a_run_says_how_small_its_validation_is_and_that_it_learns_nothing(tmp_path: Path) -> None:
-    slow = ["optimizer=sgd", "optimizer.lr=1e-9", "training.epochs=2"]
-    run = RunDir.create(compose(*slow, f"output_dir={tmp_path}"))
-    nothing, small = run_experiment(run).warnings
-    assert "cannot be told apart" in small
-    assert "learnt nothing" in nothing

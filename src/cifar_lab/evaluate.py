@@ -56,7 +56,8 @@ def _evaluate(argv: list[str]) -> int:
     from cifar_lab.analysis import ensembles
     from cifar_lab.analysis.load_runs import FoundRun
     from cifar_lab.runs.run_dir import RunDir
-    from cifar_lab.training.scoring import check_scorable, draw_figures, evaluate
+    from cifar_lab.training.console import draw_figures
+    from cifar_lab.training.scoring import check_scorable, evaluate
 
     runs = [RunDir(folder) for folder in arguments.run_dir]
     if arguments.ensemble or (arguments.errors and len(runs) > 1):

@@ -1,4 +1,4 @@
-"""What a run shows and records of itself: bars, lines of the log, train.log, and how it ended."""
+"""What a run shows and records of itself: bars, the log, figures, and how it ended."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,10 @@ import numpy as np
 import torch
 
 from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.targets import build
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, first_line, shows_bars
+from cifar_lab.figures.style import Look, save
+from cifar_lab.runs.files import check_inside
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, diagnosis, show_interval
 from cifar_lab.runs.run_dir import RunDir, TakenOver
 from cifar_lab.runs.summary import RunSummary, Status
@@ -63,24 +66,20 @@ class Bars:
         key = (progress.epoch, progress.phase)
         if key != self._key:
             self.close()
-            self._open(progress)
+            short = "train" if progress.phase == "train" else "valid"
             self._key = key
+            self._bar = bar_class()(
+                total=progress.steps,
+                initial=progress.step,  # a resumed epoch does not start at 0
+                desc=f"{progress.epoch}/{self._epochs} {short} progress",
+                unit="step",
+                leave=False,
+                dynamic_ncols=True,
+            )
         self._bar.set_postfix(
             acc=f"{progress.accuracy:.4f}", loss=f"{progress.loss:.4f}", refresh=False
         )
         self._bar.update(progress.step - self._bar.n)
-
-    def _open(self, progress: Progress) -> None:
-        tqdm = bar_class()
-        short = "train" if progress.phase == "train" else "valid"
-        self._bar = tqdm(
-            total=progress.steps,
-            initial=progress.step,  # a resumed epoch does not start at 0
-            desc=f"{progress.epoch}/{self._epochs} {short} progress",
-            unit="step",
-            leave=False,
-            dynamic_ncols=True,
-        )
 
     def close(self) -> None:
         """Remove the bar."""
@@ -202,9 +201,6 @@ def log_result(config: RunConfig, state: TrainState, summary: RunSummary) -> Non
     log.info("\n".join(lines))
 
 
-log = logging.getLogger("cifar_lab")
-
-
 @contextlib.contextmanager
 def log_to(run: RunDir) -> Iterator[None]:
     """Write the log to train.log too."""
@@ -230,6 +226,24 @@ class _LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._run.append_log(self.format(record))
+
+
+def draw_figures(run: RunDir, look: Look | None = None) -> tuple[list[str], list[str]]:
+    """Draw the figures that the config names; return those drawn, and a warning for each other."""
+    drawn, warnings, look = [], [], look or Look()
+    for name, target_config in run.read_config().figures.items():
+        if target_config is None:
+            continue
+        try:
+            figure = build(target_config, f"figures.{name}", run=run)
+            look.apply(figure)
+            path = check_inside(run.figures / f"{name}.{look.format}", run.path)
+            save(figure, path, look.dpi)
+            drawn.append(name)
+        except Exception as error:  # a figure is no reason to lose a run
+            warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
+            log.warning(warnings[-1])
+    return drawn, warnings
 
 
 def training_fields(state: TrainState) -> dict[str, Any]:

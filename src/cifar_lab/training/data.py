@@ -68,7 +68,7 @@ def with_numbers(config: RunConfig) -> RunConfig:
     from cifar_lab.datasets.pixel_statistics import pixel_statistics
 
     arrays = load_dataset(dataset)
-    indices = divide(arrays, config.split).train
+    (indices, _, _), _, _ = divide(arrays, config.split)
     key = (arrays.checksums["train_images"], indices.tobytes())
     if key not in _COMPUTED:  # a sweep asks for every cell
         means, stds = pixel_statistics(arrays.train_images, indices)

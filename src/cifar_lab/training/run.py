@@ -22,7 +22,7 @@ from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
 from cifar_lab.training.best import check_best, write_best
 from cifar_lab.training.build import build_state
-from cifar_lab.training.console import log_to, record_end, training_fields
+from cifar_lab.training.console import draw_figures, log_to, record_end, training_fields
 from cifar_lab.training.data import check_data, check_finished, data_record, load_splits
 from cifar_lab.training.device import (
     configure,
@@ -34,7 +34,7 @@ from cifar_lab.training.device import (
 from cifar_lab.training.group import Group
 from cifar_lab.training.loop import fit
 from cifar_lab.training.preflight import run_folder
-from cifar_lab.training.scoring import draw_again, draw_figures, evaluate
+from cifar_lab.training.scoring import draw_again, evaluate
 from cifar_lab.training.signals import Stop
 from cifar_lab.training.splits import Splits
 from cifar_lab.training.state import TrainState

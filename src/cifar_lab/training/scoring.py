@@ -1,4 +1,4 @@
-"""From a folder with weights to predictions, reports, figures and the fields of a summary."""
+"""From a folder with weights to predictions, reports and the fields of a summary."""
 
 import dataclasses
 import json
@@ -14,16 +14,15 @@ from torch.nn import functional
 
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import EvaluationConfig, RunConfig
-from cifar_lab.config.targets import build
 from cifar_lab.errors import Damaged, UsageError, shorten
-from cifar_lab.figures.style import Look, save
+from cifar_lab.figures.style import Look
 from cifar_lab.runs.calibration import calibration
-from cifar_lab.runs.files import MAX_BYTES, check_inside, load_checkpoint, write_text
+from cifar_lab.runs.files import MAX_BYTES, load_checkpoint, write_text
 from cifar_lab.runs.metrics import Predictions, best_row, separation
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import Normalisation, in_order
 from cifar_lab.training.build import make_model, normalisation
-from cifar_lab.training.console import progress_bar
+from cifar_lab.training.console import draw_figures, progress_bar
 from cifar_lab.training.data import check_same_data, load_splits
 from cifar_lab.training.device import autocast, derive_seed, select_device
 from cifar_lab.training.splits import Split, Splits
@@ -115,24 +114,6 @@ def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
             for label, guess, count in test.most_confused()
         ],
     }
-
-
-def draw_figures(run: RunDir, look: Look | None = None) -> tuple[list[str], list[str]]:
-    """Draw the figures that the config names; return those drawn, and a warning for each other."""
-    drawn, warnings, look = [], [], look or Look()
-    for name, target_config in run.read_config().figures.items():
-        if target_config is None:
-            continue
-        try:
-            figure = build(target_config, f"figures.{name}", run=run)
-            look.apply(figure)
-            path = check_inside(run.figures / f"{name}.{look.format}", run.path)
-            save(figure, path, look.dpi)
-            drawn.append(name)
-        except Exception as error:  # a figure is no reason to lose a run
-            warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
-            log.warning(warnings[-1])
-    return drawn, warnings
 
 
 def draw_again(run: RunDir, look: Look | None = None) -> tuple[list[str], list[str]]:
@@ -255,20 +236,8 @@ def _write_samples(run: RunDir, splits: Splits, test: Predictions, seed: int) ->
     )
 
 
-class _Features(nn.Module):
-    """What a model computes before its last layer, (B, D)."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model.features(images)
-        return features.float().flatten(1)
-
-
 def _write_features(
-    run: RunDir, model: nn.Module, split: Split, config: RunConfig
+    run: RunDir, model: Any, split: Split, config: RunConfig
 ) -> dict[str, float | None]:
     """Keep the features of the first test images for PCA and t-SNE.
 
@@ -277,7 +246,14 @@ def _write_features(
     part = dataclasses.replace(split, indices=split.indices[:_FEATURES])
     plain = EvaluationConfig(batch_size=config.evaluation.batch_size)
     # In the precision of the predictions, so that both speak of the same network.
-    kept = predict(_Features(model), part, normalisation(config), plain, precision=config.precision)
+    kept = predict(
+        model,
+        part,
+        normalisation(config),
+        plain,
+        precision=config.precision,
+        outputs=lambda images: model.features(images).float().flatten(1),
+    )
     points, classes = kept.logits, kept.labels
     run.write_arrays(run.features_file, features=points, labels=classes, indices=kept.indices)
     if len(points) < 3 or not np.isfinite(points).all():
@@ -295,10 +271,12 @@ def predict(
     precision: str = "fp32",
     crop_seed: int = 0,
     advance: Callable[[int], object] = lambda images: None,
+    outputs: Callable[[Tensor], Tensor] | None = None,
 ) -> Predictions:
     """Return the logits of a split's images in evaluation mode, in the split's order.
 
-    `advance` is called with the number of images of each batch that is done.
+    `advance` is called with the number of images of each batch that is done. `outputs` takes the
+    place of the model's logits: its features (B, D).
     """
     model.eval()
     logits, done = torch.empty(0), 0
@@ -310,7 +288,7 @@ def predict(
             crop_padding=evaluation.crop_padding,
             crop_seed=crop_seed,
         ):
-            part = mean_logits(model, images, evaluation.views, evaluation.views_margin)
+            part = mean_logits(outputs or model, images, evaluation.views, evaluation.views_margin)
             if done == 0:
                 # One array for all: small results kept beside large activations fragment glibc's
                 # heap, which grew by 40 kB per image.
@@ -322,7 +300,9 @@ def predict(
     return Predictions(logits.cpu().numpy(), labels.cpu().numpy(), split.indices.numpy())
 
 
-def mean_logits(model: nn.Module, images: Tensor, views: str, margin: float = 1.0) -> Tensor:
+def mean_logits(
+    model: Callable[[Tensor], Tensor], images: Tensor, views: str, margin: float = 1.0
+) -> Tensor:
     """Return the logits (B, C) of float images (B, C, H, W), averaged over views of each image.
 
     `one` is the image alone, `mirrored` the image and its mirror image. `moved` gives half of the
@@ -336,12 +316,10 @@ def mean_logits(model: nn.Module, images: Tensor, views: str, margin: float = 1.
         direct, mirrored = model(shifted), model(shifted.flip(-1))
         if images.device.type != "cpu":  # on a CPU, half precision stays as kept results have it
             direct, mirrored = direct.float(), mirrored.float()
-        logits: Tensor = (direct + mirrored) / 2
-        return logits
+        return (direct + mirrored) / 2
 
     if views == "one":
-        logits: Tensor = model(images)
-        return logits
+        return model(images)
     if views == "unsure":
         logits = model(images).float()
         largest = logits.softmax(1).topk(2, dim=1).values

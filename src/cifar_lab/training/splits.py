@@ -135,8 +135,7 @@ def make_splits(
 
     Images that are too many for the device stay where they are, and are copied in parts.
     """
-    division = divide(arrays, split)
-    train, validation, test = division.train, division.validation, division.test
+    (train, validation, test), leaks, trained_on = divide(arrays, split)
     ahead = _reads_ahead(arrays, dataset, device)
     place = "cpu" if ahead else device
     official = {
@@ -169,25 +168,19 @@ def make_splits(
         ),
         storage=_describe_storage(arrays, ahead, device),
         verified=arrays.verified,
-        warnings=(*arrays.warnings, *division.warnings),
-        trained_on=division.trained_on,
+        warnings=(*arrays.warnings, *leaks),
+        trained_on=trained_on,
         test_files=arrays.files[len(arrays.train_labels) :],
     )
 
 
-@dataclass(frozen=True)
-class Division:
-    """The indices of `split_indices`, warnings about them, and `trained_on` as in Splits."""
+def divide(
+    arrays: ImageArrays, split: SplitConfig
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], list[str], tuple[int, ...]]:
+    """Return the indices of `split_indices`, warnings about them, and `trained_on` as in Splits.
 
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
-    warnings: tuple[str, ...]
-    trained_on: tuple[int, ...]
-
-
-def divide(arrays: ImageArrays, split: SplitConfig) -> Division:
-    """Divide a dataset; UsageError if that is impossible, or if the test images are trained on."""
+    Raises UsageError if the division is impossible, or if the test images are trained on.
+    """
     train, validation, test = split_indices(
         split, arrays.train_labels, arrays.test_labels, arrays.validation
     )
@@ -205,8 +198,7 @@ def divide(arrays: ImageArrays, split: SplitConfig) -> Division:
         if absent and len(positions):
             names = listing([shorten(name, 40) for name in absent], 80)
             warnings.append(f"there is no {name} image of {names}")
-    indices = tuple(position - first_test for position in trained_on)
-    return Division(train, validation, test, tuple(warnings), indices)
+    return (train, validation, test), warnings, tuple(at - first_test for at in trained_on)
 
 
 def split_indices(

@@ -242,8 +242,8 @@ def test_main_effects_of_a_full_factorial_are_paired_by_seed(
 
 
 def test_a_table_for_a_paper(grid: Path, tmp_path: Path) -> None:
-    latex, table = (tmp_path / f"table.{ending}" for ending in ("tex", "csv"))
-    assert run_it(grid, "--latex", latex, "--csv", table) == 0
+    latex, table, text = (tmp_path / f"table.{ending}" for ending in ("tex", "csv", "md"))
+    assert run_it(grid, "--latex", latex, "--csv", table, "--markdown", text) == 0
     lines = latex.read_text().splitlines()
     assert r"\toprule" in lines
     rows = [line for line in lines if line.endswith(r" \\")]
@@ -253,6 +253,8 @@ def test_a_table_for_a_paper(grid: Path, tmp_path: Path) -> None:
     assert r"validation accuracy (\%) & to the best (points)" in rows[0]
     assert r"95 \% interval" in latex.read_text()
     assert len(table.read_text().splitlines()) == 13
+    assert len([line for line in text.read_text().splitlines() if line.startswith("|")]) == 14
+    assert "95 % interval" in text.read_text()
 
 
 @pytest.mark.slow

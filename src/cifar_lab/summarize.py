@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WIDE = 160
 """Columns of what is printed where no terminal says how many it has."""
 
-PAPER_TABLES = {"latex": ".tex", "csv": ".csv"}
+PAPER_TABLES = {"latex": ".tex", "csv": ".csv", "markdown": ".md"}
 """The formats of the table for a paper, and how their files end."""
 
 

@@ -170,7 +170,7 @@ def ranking_table(collection: RunCollection, *, test: bool) -> Table:
 
 
 def paper(collection: RunCollection, form: str, *, test: bool) -> str:
-    """Return the ranking for a paper as `latex` or `csv`; its caption has the marks."""
+    """Return the ranking for a paper as `latex`, `csv` or `markdown`, with the marks explained."""
     whole = ranking_table(collection, test=test)
     left_out = {"rank", "p", "verdict", "would show", "validation loss", "best epoch"}
     left_out |= set() if test else {"test accuracy"}  # which only the best has
@@ -191,6 +191,8 @@ def paper(collection: RunCollection, form: str, *, test: bool) -> str:
     table = Table(header, list(zip(*columns, strict=True)))
     testing = texts.testing_text(collection).partition(" Not told apart")[0]
     caption = f"Mean over n runs with its 95 % interval. {testing} †: not told apart."
+    if form == "markdown":
+        return f"{table.markdown()}\n\n{markdown(caption)}\n"
     return table.latex(caption) if form == "latex" else table.csv()
 
 

@@ -68,6 +68,8 @@ def test_the_same_train_line_draws_what_changed_and_names_what_cannot_change(
     assert run.best.read_bytes() == weights
     assert train.main(line) == 0
     assert "cannot be applied" not in capsys.readouterr().out
+    assert train.main([*line, "tracker=tensorboard"]) == 0
+    assert "`cifar_lab.track` sends it as it is" in capsys.readouterr().out
     assert RunDir(run.path).read_config().training.keep_last
 
 

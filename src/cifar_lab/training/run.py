@@ -117,9 +117,10 @@ def open_run(request: Request) -> RunDir:
     ]
     if ignored:
         log.info(
-            "%s is finished, and %s cannot be applied to it: rerun=true trains it again",
+            "%s is finished, and %s cannot be applied to it: rerun=true trains it again%s",
             run.path,
             listing(ignored),
+            "; `cifar_lab.track` sends it as it is" * (config.tracker is not None),
         )
     run = RunDir.create(redrawn, run.path)
     if redrawn != before:

@@ -147,6 +147,7 @@ def test_sigterm_stops_all_processes_and_one_alone_resumes(tmp_path: Path) -> No
 
 BROKEN = """
 import os
+from torch import nn
 
 class Breaks(nn.ReLU):
     calls = 0

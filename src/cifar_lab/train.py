@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -129,4 +130,11 @@ def _plan(request: Request) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if launched() is not None:
+        # A thread of gloo may outlive its group, and then aborts the process as Python ends
+        # ("terminate called without an active exception", pytorch#190489). All is written by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

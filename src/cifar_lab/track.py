@@ -82,6 +82,7 @@ def _send(run: "RunDir", target_config: "TargetConfig | None", *, quiet: bool = 
     was_there = read_entry(run, destination).complete
 
     def give_up() -> None:
+        restore()  # else the thread that passes on what is printed would end before it does
         print(
             f"cifar_lab: {shorten_path(run.path)} was not sent: the tracker gave no answer within "
             f"{tracker.wait_seconds:g} seconds (tracker.wait_seconds); what was sent stays there",
@@ -95,7 +96,7 @@ def _send(run: "RunDir", target_config: "TargetConfig | None", *, quiet: bool = 
             nowhere = stack.enter_context(Path(os.devnull).open("w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
-        stack.enter_context(redacted_output())
+        restore = stack.enter_context(redacted_output())
         entry = follow(run, tracker, give_up)
     if entry.problem is not None:
         raise RunFailed(f"{shorten_path(run.path)} was not sent: {entry.problem}")

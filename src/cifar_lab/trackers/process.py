@@ -47,10 +47,11 @@ def tracking(run: RunDir, config: RunConfig, tracker: TargetConfig) -> Iterator[
 
 
 @contextlib.contextmanager
-def redacted_output() -> Iterator[None]:
+def redacted_output() -> Iterator[Callable[[], None]]:
     """Remove passwords from all that this process prints, clients in C and their children too.
 
-    A client prints addresses and keys in messages of its own, and they reach trackers.log.
+    A client prints addresses and keys in messages of its own, and they reach trackers.log. Yields
+    what ends it, for a process that is about to end at once: nothing printed before is lost then.
     """
     reading, writing = os.pipe()
     before = [os.dup(1), os.dup(2)]
@@ -60,17 +61,20 @@ def redacted_output() -> Iterator[None]:
             for line in lines:
                 os.write(before[1], redact(line).encode("utf-8", "backslashreplace"))
 
+    def restore() -> None:
+        for stream, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, stream)
+        thread.join(1.0)
+
     thread = threading.Thread(target=pass_on, daemon=True)
     thread.start()
     for stream in (1, 2):
         os.dup2(writing, stream)
     os.close(writing)
     try:
-        yield
+        yield restore
     finally:
-        for stream, kept in zip((1, 2), before, strict=True):
-            os.dup2(kept, stream)
-        thread.join(1.0)
+        restore()
         if not thread.is_alive():  # a child of the client may live on, and print
             for kept in before:
                 os.close(kept)

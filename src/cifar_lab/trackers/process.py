@@ -48,11 +48,8 @@ def tracking(run: RunDir, config: RunConfig, tracker: TargetConfig) -> Iterator[
 
 @contextlib.contextmanager
 def redacted_output() -> Iterator[Callable[[], None]]:
-    """Remove passwords from all that this process prints, clients in C and their children too.
-
-    A client prints addresses and keys in messages of its own, and they reach trackers.log. Yields
-    what ends it, for a process that is about to end at once: nothing printed before is lost then.
-    """
+    """Redact what this process and its children print into trackers.log; yield what ends that."""
+    # Not sys.stdout alone: clients in C and processes of theirs print addresses and keys, too.
     reading, writing = os.pipe()
     before = [os.dup(1), os.dup(2)]
 

@@ -1,7 +1,8 @@
 """What is measured: a run's training loop without its files, parts of it, and two baselines.
 
-Each loop never ends; it yields the number of images of each step. All of them run in one process,
-so that the baselines have the run's threads and allocator as well.
+Each loop never ends; it yields the number of images since it yielded last: those of a step, or, in
+a run's loop, of the steps of half a second. All of them run in one process, so that the baselines
+have the run's threads and allocator as well.
 """
 
 import dataclasses

@@ -1,6 +1,5 @@
 """Which operations the time of a training step goes to, by torch's profiler."""
 
-import itertools
 import os
 import time
 from collections.abc import Mapping
@@ -41,7 +40,9 @@ def profile_steps(config: RunConfig, splits: Splits) -> dict[str, Any]:
     for _ in range(1 + _REHEARSALS):
         with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
             started, faults = time.perf_counter(), _page_faults()
-            count = sum(itertools.islice(steps, _STEPS)) / batch_size
+            count = 0.0
+            while count < _STEPS:  # each item is what was done in half a second, not one step
+                count += next(steps) / batch_size
             wait_for(config.device)
             total = 1e3 * (time.perf_counter() - started) / count
             faults = (_page_faults() - faults) / count

@@ -84,7 +84,6 @@ OPTIONS: dict[str, Options] = {
     "evaluate": {"--probabilities": NUMBERS, "--side-by-side": PATHS, "--device": DEVICES},
     "predict": {
         "--top": NUMBERS,
-        "--weights": ("best", "last", "x", ""),
         "--fit": ("crop", "resize", "pad", "x"),
         "--device": DEVICES,
     },

@@ -124,9 +124,8 @@ LAB: Any = cifar_lab
 WRONG: dict[str, tuple[Callable[[Any, Any], object], str]] = {
     "no picture": (lambda run, _: run.predict(None), "pictures of type NoneType are none"),
     "no device": (lambda run, _: run.load_model(device=None), "device=None is wrong"),
-    "no runs": (lambda *_: LAB.Ensemble([]).predict([]), "two runs or more"),
-    "no list": (lambda run, _: LAB.Ensemble(run).test_accuracy, "is a list of runs"),
-    "no run": (lambda *_: LAB.Ensemble([3, 4]).test_accuracy, "3 is wrong: it must be the path"),
+    "no runs": (lambda *_: LAB.Runs().predict([]), "two runs or more"),
+    "no run": (lambda *_: LAB.Run(3), "3 is wrong: it must be the path"),
     "no folder": (lambda *_: LAB.load_run(None), "None is wrong: it must be the path"),
     "folders": (lambda run, _: LAB.load_runs([run.path]), "it must be the path of a folder"),
     "no metric": (lambda _, runs: runs.summarize(metric=3), "3"),

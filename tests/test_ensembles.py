@@ -41,7 +41,7 @@ def test_evaluate_scores_the_mean_of_probabilities(
     assert len(members) == 3
     accuracy = expected_accuracy(runs)
     assert f"ensemble of 3 runs: test accuracy {accuracy:.2%}" in last
-    found = cifar_lab.Ensemble([cifar_lab.load_run(path) for path in paths])
+    found = cifar_lab.Runs(cifar_lab.load_run(path) for path in paths)
     assert found.test_accuracy == accuracy
 
 
@@ -52,7 +52,7 @@ def test_predict_takes_several_runs(
     picture = tmp_path / "a.png"
     Image.fromarray(pixels).save(picture)
     loaded = [cifar_lab.load_run(run.path) for run in runs]
-    rows = cifar_lab.Ensemble(loaded).predict(picture, device="cpu")
+    rows = cifar_lab.Runs(loaded).predict(picture, device="cpu")
     each = [run.predict(picture, device="cpu") for run in loaded]
     assert rows == pytest.approx((each[0] + each[1] + each[2]) / 3)
     assert predict.main([*(str(run.path) for run in runs), str(picture), "--top", "2"]) == 0

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cifar_lab import predict
 from cifar_lab.datasets.pictures import Fit
 from cifar_lab.errors import UsageError
-from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.classify import probabilities
 from cifar_lab.training.data import load_splits
@@ -134,14 +132,6 @@ def test_a_run_that_has_no_weights_yet_says_how_to_train_it(
     picture = save(tmp_path / "picture.png", np.zeros((9, 9), dtype=np.uint8))
     assert predict.main([str(queued.path), str(picture)]) == 2
     assert "python -m cifar_lab.train" in capsys.readouterr().err
-
-
-def test_last_weights_can_be_asked(finished: RunDir, tmp_path: Path) -> None:
-    picture = save(tmp_path / "picture.png", np.full((32, 32), 90, dtype=np.uint8))
-    state = load_checkpoint(finished.last)
-    changed = {k: torch.zeros_like(v) for k, v in state["model"].items()}
-    finished.write_last({**state, "model": changed})
-    assert probabilities(finished, [picture], weights="last")[0] == pytest.approx(np.full(10, 0.1))
 
 
 def test_the_answers_are_a_table_and_pictures_with_their_classes(

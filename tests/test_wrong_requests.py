@@ -195,7 +195,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("RUN RUN", "there is no picture"),
         ("RUN x.png --csv out.txt", "the name must end with .csv"),
         ("RUN x.png --save /dev/null", "--save /dev/null is wrong: it is a file"),
-        ("RUN x.png --weights first", "first"),
     ],
     "draw": [
         ("nowhere", "nowhere is not a folder"),

@@ -126,24 +126,22 @@ class Run:
         return probabilities(RunDir(self.path), images, device=str(device))
 
 
-@dataclass(frozen=True)
-class Ensemble:
-    """Several runs as one classifier: the mean of their probabilities.
+class Runs(list[Run]):
+    """Runs in a list, with what `summarize` and `compare` say of them; nothing is written.
 
-    The runs have the same classes, and are the seeds or the folds of a setting, for example.
+    Those of the same classes, such as the seeds or folds of a setting, are one classifier together:
+    the mean of their probabilities.
     """
-
-    runs: Sequence[Run]
 
     @property
     def test_accuracy(self) -> float:
-        """The ensemble's accuracy on the test images, from the predictions that its runs stored.
+        """The accuracy of their mean probabilities, from the predictions that they stored.
 
         UsageError for runs that were tested on different images.
         """
         from cifar_lab.analysis import ensembles
 
-        members = self._members()
+        members = self._folders()
         ensembles.check_members(members, same_test_set=True)
         return ensembles.mean_predictions(members).accuracy
 
@@ -152,19 +150,7 @@ class Ensemble:
         """Return the mean probability of each class for each image, (N, classes): `Run.predict`."""
         from cifar_lab.analysis.ensembles import mean_probabilities
 
-        return mean_probabilities(self._members(), images, device=str(device))[0]
-
-    def _members(self) -> list[RunDir]:
-        if not isinstance(self.runs, Sequence):
-            raise UsageError(
-                f"an ensemble is a list of runs, and {shorten(repr(self.runs))} is none"
-            )
-        runs = [run if isinstance(run, Run) else Run(run) for run in self.runs]
-        return [RunDir(run.path) for run in runs]
-
-
-class Runs(list[Run]):
-    """Runs in a list, with what `summarize` and `compare` say of them; nothing is written."""
+        return mean_probabilities(self._folders(), images, device=str(device))[0]
 
     def summarize(
         self, *, metric: str | None = None, baseline: str | None = None, test: bool = False
@@ -195,6 +181,9 @@ class Runs(list[Run]):
         cells = [(escape(run.path.name), escape(run._state())) for run in self]
         rows = "".join(f"<tr><td>{name}</td><td>{state}</td></tr>" for name, state in cells)
         return f"<table>{rows}</table>"
+
+    def _folders(self) -> list[RunDir]:
+        return [RunDir(run.path) for run in self]
 
     def _collect(self) -> "RunCollection":
         from cifar_lab.analysis.grouping import collect_folders
@@ -291,9 +280,10 @@ def _compose(words: Sequence[str], function: str) -> Request:
                 f"cifar_lab.{function} takes words such as 'optimizer.lr=0.1', and "
                 f"{shorten(repr(word), 40)} is of type {type(word).__name__}"
             )
-    asked = {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & set(words)
-    if asked:
-        raise UsageError(f"{asked.pop()} is for the command line: python -m cifar_lab.train")
+    for flag in {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & {
+        *words
+    }:
+        raise UsageError(f"{flag} is for the command line: python -m cifar_lab.train")
     if function != "compose" and launched() is not None:
         raise UsageError(
             f"cifar_lab.{function} is for one process; torchrun is for python -m cifar_lab.train"

@@ -14,8 +14,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from cifar_lab.config.command_line import StrictParser
 from cifar_lab.config.launch import launched
 from cifar_lab.errors import (
     RunFailed,
@@ -48,8 +49,8 @@ _help_formatter = functools.partial(
 """Keeps the line breaks of descriptions, and the same width on every terminal."""
 
 
-class Parser(argparse.ArgumentParser):
-    """The argument parser of every command but `train`; what it refuses is a UsageError.
+class Parser(StrictParser):
+    """The argument parser of every command but `train`.
 
     `takes_overrides`: the command takes GROUP=OPTION and KEY=VALUE too, before, between and after
     its own options. `parse_known_args` returns them for `compose`, which checks them.
@@ -99,29 +100,31 @@ class Parser(argparse.ArgumentParser):
 
         self.add_argument(option, type=parse, default=default, metavar="N", help=help)
 
-    def add_output(
-        self, option: str, *suffixes: str, help: str, creates_folder: bool = False
-    ) -> None:
-        """Add an option that names a file to write, which is checked: `check_output`."""
+    def add_flag(self, option: str, help: str) -> None:
+        """Add an option without a value."""
+        self.add_argument(option, action="store_true", help=help)
+
+    def add_output(self, option: str, *suffixes: str, help: str, **kind: bool) -> None:
+        """Add an option that names a file or folder to write: `check_output` takes `kind`."""
+        of_folder = kind.get("is_folder", False)
 
         def parse(text: str) -> Path:
-            check_output(option, Path(text), suffixes, creates_folder=creates_folder)
-            return Path(text)
+            place = path(text) if of_folder else Path(text)
+            check_output(option, place, suffixes, **kind)
+            return place
 
-        self.add_argument(option, type=parse, metavar="FILE", help=help)
+        metavar = "FOLDER" if of_folder else "FILE"
+        self.add_argument(option, type=parse, metavar=metavar, help=help)
 
-    def add_output_folder(self, option: str, *, default: Path | None = None, help: str) -> None:
-        """Add an option that names a folder to write to, which is checked."""
 
-        def parse(text: str) -> Path:
-            check_output(option, path(text), creates_folder=True, is_folder=True)
-            return Path(text)
+def command(function: Callable[[list[str]], int]) -> Callable[..., int]:
+    """Return a command's `main`: `run` of what takes the words, by default those of the process."""
 
-        self.add_argument(option, type=parse, default=default, metavar="FOLDER", help=help)
+    @functools.wraps(function)
+    def main(argv: Sequence[str] | None = None) -> int:
+        return run(function, argv)
 
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
-        raise UsageError(f"{message}; see --help")
+    return main
 
 
 def run(
@@ -240,6 +243,12 @@ def path(text: str) -> Path:
     return Path(text)
 
 
+def folders_and_settings(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Divide words into folders and KEY=VALUE."""
+    settings = [word for word in words if "=" in word and not Path(word).is_dir()]
+    return [Path(word) for word in words if word not in settings], settings
+
+
 def _trust(module: str) -> None:
     from cifar_lab.config import targets
 
@@ -256,7 +265,7 @@ def check_output(
 ) -> None:
     """UsageError if `path`, the value of `option`, cannot be written; nothing is written.
 
-    `creates_folder`: the folders above it are created when it is written.
+    `creates_folder`: the folders above a file are created when it is written, as those of a folder.
     """
     if path == Path() and not is_folder:
         raise UsageError(f"{option} needs the name of a file")
@@ -267,7 +276,7 @@ def check_output(
         kind = "a folder" if path.is_dir() else "a file" if is_folder else "no file"
         raise UsageError(f"{text} is wrong: it is {kind}")
     folder = path if is_folder else path.parent
-    while creates_folder and not folder.exists():
+    while (creates_folder or is_folder) and not folder.exists():
         folder = folder.parent
     where = shorten_path(folder)
     if not folder.is_dir():

@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,29 +13,26 @@ if TYPE_CHECKING:
     from cifar_lab.analysis.seed_groups import RunCollection
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.compare A B`."""
-    return cli.run(_compare, argv)
-
-
-def _compare(argv: list[str]) -> int:
     parser = cli.Parser("compare", __doc__)
     what = "a run folder, a folder with the runs of a configuration, or KEY=VALUE,... (see --in)"
     parser.add_argument("a", metavar="A", help=what)
     parser.add_argument("b", metavar="B", help="the same; differences are B - A")
-    parser.add_argument(
-        "--in",
-        dest="folder",
-        type=cli.path,
-        metavar="FOLDER",
-        help="the folder in which KEY=VALUE chooses runs (default: the current one)",
-    )
+    where = "the folder in which KEY=VALUE chooses runs (default: the current one)"
+    parser.add_argument("--in", dest="folder", type=cli.path, metavar="FOLDER", help=where)
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis.comparison import compare
+    from cifar_lab.analysis.grouping import read_collection
 
     words = (arguments.a, arguments.b)
-    sweep = _read_sweep(words, arguments.folder)
+    sweep = None
+    if any(map(_is_choice, words)):
+        sweep = read_collection(arguments.folder or Path())
+    elif arguments.folder is not None:
+        raise UsageError("--in is for KEY=VALUE, and A and B are folders")
     sides = [_runs(word, sweep) for word in words]
     found = compare(*sides)
     for run in (*sides[0], *sides[1]):
@@ -54,15 +50,8 @@ def _compare(argv: list[str]) -> int:
     return 0
 
 
-def _read_sweep(words: Sequence[str], folder: Path | None) -> "RunCollection | None":
-    """Return the runs that KEY=VALUE chooses from, None where neither word is one."""
-    if not any("=" in word and not Path(word).exists() for word in words):
-        if folder is not None:
-            raise UsageError("--in is for KEY=VALUE, and A and B are folders")
-        return None
-    from cifar_lab.analysis.grouping import read_collection
-
-    return read_collection(folder or Path())
+def _is_choice(word: str) -> bool:
+    return "=" in word and not Path(word).exists()
 
 
 def _runs(word: str, sweep: "RunCollection | None") -> "list[FoundRun]":
@@ -70,7 +59,7 @@ def _runs(word: str, sweep: "RunCollection | None") -> "list[FoundRun]":
     from cifar_lab.analysis.load_runs import FoundRun
     from cifar_lab.runs.run_dir import RunDir, find_runs
 
-    if sweep is not None and "=" in word and not Path(word).exists():
+    if sweep is not None and _is_choice(word):
         return [run for group in sweep.select(word) for run in group.runs]
     folder = Path(word)
     if not word.strip():

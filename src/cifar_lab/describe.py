@@ -3,66 +3,45 @@
 It takes what `train` takes, and trains nothing, but for the steps of `--lr-range`.
 """
 
+import argparse
+import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cifar_lab import cli
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.schema import json_schema
 from cifar_lab.errors import UsageError, shorten
 
-if TYPE_CHECKING:
-    import argparse
 
-    from cifar_lab.config.run_config import RunConfig
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.describe [GROUP=OPTION] [key=value]`."""
-    return cli.run(_describe, argv)
-
-
-def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        "describe",
-        "Describe a dataset (counts, balance, mean and std, images) and a model (layers, shapes,\n"
-        "parameters, cost). Nothing is trained.",
-        takes_overrides=True,
-    )
+    parser = cli.Parser("describe", __doc__, takes_overrides=True)
     where = "where to draw (a .png)"
     parser.add_output("--figure", ".png", creates_folder=True, help=where)
-    parser.add_argument(
-        "--lr-range",
-        action="store_true",
-        help="train 300 steps with a growing learning rate instead, draw the loss, and suggest a "
-        "range and a rate",
-    )
-    parser.add_argument(
-        "--images", metavar="I,J,...", help="indices of the training images to draw, such as 5,27"
-    )
-    parser.add_argument(
-        "--check-data",
-        action="store_true",
-        help="also look for near duplicates, and for dark, blurred, odd and empty images",
-    )
-    parser.add_argument(
-        "--settings",
-        nargs="?",
-        const="",
-        metavar="GROUP",
-        help="list all settings, or those of a group or key such as training or optimizer.lr",
-    )
+    lr_range = "train 300 steps with a growing learning rate, and suggest a range and a rate"
+    parser.add_flag("--lr-range", lr_range)
+    images = "indices of the training images to draw, such as 5,27"
+    parser.add_argument("--images", metavar="I,J,...", help=images)
+    check = "also look for near duplicates, and for dark, blurred, odd and empty images"
+    parser.add_flag("--check-data", check)
+    some = "list all settings, or those of a group or key such as training or optimizer.lr"
+    parser.add_argument("--settings", nargs="?", const="", metavar="GROUP", help=some)
     schema = "print the JSON schema of a run's config.yaml, for editors and other programs"
-    parser.add_argument("--schema", action="store_true", help=schema)
-    return parser
-
-
-def _describe(argv: list[str]) -> int:
-    arguments, rest = _parser().parse_known_args(argv)
+    parser.add_flag("--schema", schema)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (arguments.schema or arguments.settings is not None):
+        option = "--schema" if arguments.schema else "--settings"
+        raise UsageError(f"{option} takes nothing else, but there is {shorten(rest[0])}")
     if arguments.schema:
-        return _print_schema(rest)
+        print(json.dumps(json_schema(RunConfig), indent=2))
+        return 0
     if arguments.settings is not None:
-        return _list_settings(arguments.settings, rest)
+        from cifar_lab.config.reference import as_text, find_settings
+
+        print(as_text(find_settings(arguments.settings)))
+        return 0
     if arguments.lr_range and arguments.images:
         raise UsageError("--lr-range draws the loss, and --images draws images: leave out one")
 
@@ -80,7 +59,7 @@ def _describe(argv: list[str]) -> int:
     return _describe_run(config, arguments)
 
 
-def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
+def _describe_run(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Print what the model and the dataset of a run are; draw some of its images."""
     from cifar_lab.analysis import description
     from cifar_lab.datasets.store import data_root
@@ -101,8 +80,7 @@ def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
     print(description.dataset_text(config, arrays, splits))
     if splits.storage is not None:
         print(splits.storage)
-    warnings = check_config(config, splits)
-    for warning in (*splits.warnings, *warnings):
+    for warning in (*splits.warnings, *check_config(config, splits)):
         print(f"warning: {warning}")
     if arguments.check_data:
         from cifar_lab.analysis.data_check import check_images
@@ -115,7 +93,7 @@ def _describe_run(config: "RunConfig", arguments: "argparse.Namespace") -> int:
     return 0
 
 
-def _lr_range(config: "RunConfig", figure: Path | None) -> int:
+def _lr_range(config: RunConfig, figure: Path | None) -> int:
     """Run the learning-rate range test; draw it, and print the rates that it suggests."""
     from cifar_lab.analysis.lr_range import check_settings, range_test
     from cifar_lab.figures import lr_range, style
@@ -128,34 +106,12 @@ def _lr_range(config: "RunConfig", figure: Path | None) -> int:
     print("\n".join(test.lines()))
     advice = test.advice
     marks = None if advice is None else (advice.low, advice.high, advice.suggestion)
-    picture = lr_range.draw(config, test.rates, test.losses, test.smoothed, marks)
-    style.save(picture, path)
+    style.save(lr_range.draw(config, test.rates, test.losses, test.smoothed, marks), path)
     print(f"figure: {path}")
     return 0
 
 
-def _print_schema(rest: Sequence[str]) -> int:
-    import json
-
-    from cifar_lab.config.run_config import RunConfig
-    from cifar_lab.config.schema import json_schema
-
-    if rest:
-        raise UsageError(f"--schema takes nothing else, but there is {shorten(rest[0])}")
-    print(json.dumps(json_schema(RunConfig), indent=2))
-    return 0
-
-
-def _list_settings(wanted: str, rest: Sequence[str]) -> int:
-    from cifar_lab.config.reference import as_text, find_settings
-
-    if rest:
-        raise UsageError(f"--settings takes nothing else, but there is {shorten(rest[0])}")
-    print(as_text(find_settings(wanted)))
-    return 0
-
-
-def _default_path(config: "RunConfig", ending: str = "") -> Path:
+def _default_path(config: RunConfig, ending: str = "") -> Path:
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in config.dataset.name)[:80]
     return Path(config.output_dir) / "describe" / f"{name}{ending}.png"
 

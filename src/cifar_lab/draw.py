@@ -1,8 +1,8 @@
 """Draw the figures of finished runs again: other ones, in another format, size or language."""
 
 import dataclasses
+import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,55 +13,44 @@ if TYPE_CHECKING:
     from cifar_lab.config.run_config import RunConfig
     from cifar_lab.runs.run_dir import RunDir
 
-_KEYS = ("figures", "dataset.display_names")
 
-
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.draw RUN_DIR... [figures=OPTION] [figures.NAME.KEY=VALUE]`."""
-    return cli.run(_draw, argv)
-
-
-def _draw(argv: list[str]) -> int:
     parser = cli.Parser("draw", __doc__)
     parser.usage = "%(prog)s RUN_DIR... [figures=OPTION] [figures.NAME.KEY=VALUE ...] [options]"
-    parser.add_argument(
-        "words", nargs="+", help="run folders, or folders of them; then settings of the figures"
-    )
+    words = "run folders, or folders of them; then settings of the figures"
+    parser.add_argument("words", nargs="+", help=words)
     parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="png")
     parser.add_number("--dpi", 10, 2400, default=150, help="dots per inch of a png (150)")
     parser.add_number("--width", 1.0, 100.0, default=None, help="inches; a paper's column has 3.3")
     parser.add_number("--font-size", 2.0, 72.0, default=None, help="points (9)")
-    parser.add_argument(
-        "--labels", type=cli.path, metavar="FILE", help="YAML: lines of `word: word to show`"
-    )
+    labels = "YAML: lines of `word: word to show`"
+    parser.add_argument("--labels", type=cli.path, metavar="FILE", help=labels)
     arguments = parser.parse_intermixed_args(argv)
-    folders = [word for word in arguments.words if "=" not in word or Path(word).is_dir()]
-    settings = [word for word in arguments.words if word not in folders]
+    folders, settings = cli.folders_and_settings(arguments.words)
     for word in settings:
-        if word.lstrip("+~").partition("=")[0].split(".")[0] != "figures" and not word.startswith(
-            "dataset.display_names="
-        ):
+        if not re.match(r"[+~]*figures[.=]|dataset\.display_names=", word):
             raise UsageError(
                 f"{shorten(word)} is not for draw: it takes figures=OPTION, figures.NAME.KEY=VALUE "
                 "and dataset.display_names=[...]"
             )
-    labels = {} if arguments.labels is None else _labels(arguments.labels)
+    shown_as = {} if arguments.labels is None else _labels(arguments.labels)
 
     from cifar_lab.figures.style import Look
     from cifar_lab.runs.run_dir import RunDir, find_runs
     from cifar_lab.training.scoring import draw_again
 
-    runs = [run for folder in folders for run in find_runs(Path(folder))]
+    runs = [run for folder in folders for run in find_runs(folder)]
     runs = [run for run in runs if run.status == "finished"]
     if not runs:
-        raise UsageError(f"{shorten_path(Path(folders[0]))} has no finished run")
-    changed = {run: _changed(run, settings) for run in runs} if settings else {}
-    options = (arguments.dpi, arguments.width, arguments.font_size, labels)
-    look = Look(arguments.format, *options)
+        raise UsageError(f"{shorten_path(folders[0])} has no finished run")
+    changed = [_changed(run, settings) for run in runs] if settings else []
+    look = Look(arguments.format, arguments.dpi, arguments.width, arguments.font_size, shown_as)
+    if settings:
+        runs = [RunDir.create(config, run.path) for run, config in zip(runs, changed, strict=True)]
     problems: list[str] = []
     for run in runs:
-        if run in changed:
-            run = RunDir.create(changed[run], run.path)
         drawn, failed = draw_again(run, None if look == Look() else look)
         problems += failed
         for name in drawn:

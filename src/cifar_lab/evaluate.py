@@ -1,6 +1,7 @@
 """Evaluate past runs from their folders alone."""
 
-import argparse
+import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,41 +18,21 @@ if TYPE_CHECKING:
     from cifar_lab.runs.summary import RunSummary
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.evaluate RUN_DIR...`."""
-    return cli.run(_evaluate, argv)
-
-
-def _parse(argv: list[str]) -> argparse.Namespace:
     parser = cli.Parser("evaluate", __doc__)
     parser.add_argument("run_dir", nargs="+", type=cli.path, help="a run folder")
-    parser.add_argument(
-        "--ensemble",
-        action="store_true",
-        help="score the mean of the runs' probabilities too: an ensemble of seeds or folds",
-    )
-    parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
+    parser.add_flag("--ensemble", "score the mean of the runs' probabilities too")
+    parser.add_argument("--device", help="auto, cuda, cuda:N, mps or cpu")
     some = "print all probabilities of N random test images"
     parser.add_number("--probabilities", 0, 10_000_000, default=0, help=some)
     together = "draw PCA and t-SNE of these runs' features side by side into FOLDER"
-    parser.add_output_folder("--side-by-side", help=together)
-    mistakes = (
-        "write errors.html: pictures of each run's N most confident mistakes and, of several "
-        "runs, of N likely label errors"
-    )
+    parser.add_output("--side-by-side", is_folder=True, help=together)
+    mistakes = "write errors.html: N confident mistakes, and of several runs N likely label errors"
     parser.add_number("--errors", 1, 1000, default=None, help=mistakes)
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="end with exit code 1 if scores in a run's folder are not those that are measured",
-    )
-    return parser.parse_args(argv)
-
-
-def _evaluate(argv: list[str]) -> int:
-    arguments = _parse(argv)
-
-    import dataclasses
+    parser.add_flag("--verify", "exit code 1 if a folder has scores that are not those measured")
+    arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis import ensembles
     from cifar_lab.analysis.load_runs import FoundRun
@@ -62,27 +43,29 @@ def _evaluate(argv: list[str]) -> int:
     runs = [RunDir(folder) for folder in arguments.run_dir]
     if arguments.ensemble or (arguments.errors and len(runs) > 1):
         ensembles.check_members(runs, same_test_set=True)
-    wants_features = arguments.side_by_side is not None
+    beside = arguments.side_by_side
     for run in runs:
         check_scorable(run, arguments.device)
-    contradictions = 0
+    contradicted = False
     for run in runs:
         summary = run.read_summary()
         stored = FoundRun(run)
         stored.check_scores()
         with run.lock():
-            fields = evaluate(run, device=arguments.device, features=wants_features)
+            fields = evaluate(run, device=arguments.device, features=beside is not None)
             drawn, _ = draw_figures(run)
             drawn = sorted({*summary.figures, *drawn})
             run.write_summary(dataclasses.replace(summary, **fields, figures=drawn))
         problems = [*stored.problems, *_changed(stored.summary, fields)]
-        contradictions += len(problems)
+        contradicted |= bool(problems)
         for problem in problems:
             print(f"warning: {run.path}: {problem}", file=sys.stderr)
+        calibration = fields["expected_calibration_error"]
+        error = "" if calibration is None else f", expected calibration error {calibration:.2%}"
         print(
             f"{run.path}: test accuracy of the {fields['scored_weights']} weights: "
             f"{fields['test_accuracy']:.2%} (error {1 - fields['test_accuracy']:.2%}), "
-            f"loss {fields['test_loss']:.4f}{_calibration(fields)}, {fields['test_size']:,} images"
+            f"loss {fields['test_loss']:.4f}{error}, {fields['test_size']:,} images"
         )
         if arguments.probabilities > 0:
             from cifar_lab.figures import samples
@@ -92,9 +75,9 @@ def _evaluate(argv: list[str]) -> int:
         print(_ensemble_text(runs))
     if arguments.errors:
         print(f"mistakes: {_write_errors(runs, arguments.errors)}")
-    if wants_features:
-        _side_by_side(runs, arguments.side_by_side)
-    return 1 if contradictions and arguments.verify else 0
+    if beside is not None:
+        _side_by_side(runs, beside)
+    return int(contradicted and arguments.verify)
 
 
 def _changed(stored: "RunSummary", fields: "dict[str, Any]") -> list[str]:
@@ -107,11 +90,6 @@ def _changed(stored: "RunSummary", fields: "dict[str, Any]") -> list[str]:
         if known and abs(before - now) * images > 0.5:
             changed.append(f"the folder had {name} {before:.2%}, and {now:.2%} is measured now")
     return changed
-
-
-def _calibration(fields: "dict[str, Any]") -> str:
-    error = fields["expected_calibration_error"]
-    return "" if error is None else f", expected calibration error {error:.2%}"
 
 
 def _ensemble_text(runs: "Sequence[RunDir]") -> str:
@@ -129,8 +107,6 @@ def _ensemble_text(runs: "Sequence[RunDir]") -> str:
 
 def _write_errors(runs: "Sequence[RunDir]", count: int) -> Path:
     """Write the page of mistakes into the run's folder, or that of all runs; return its path."""
-    import os
-
     import torch
 
     from cifar_lab.analysis.error_page import error_page

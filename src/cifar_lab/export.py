@@ -21,23 +21,15 @@ PACKAGES = {
 CARD = "README.md"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.export RUN_DIR --format FORMAT`."""
-    return cli.run(_export, argv)
-
-
-def _export(argv: list[str]) -> int:
     parser = cli.Parser("export", __doc__)
     parser.add_argument("run_dir", type=cli.path, help="a finished run's folder")
     parser.add_argument("--format", required=True, choices=PACKAGES, dest="kind")
-    parser.add_argument(
-        "--output",
-        type=cli.path,
-        metavar="FILE",
-        help="the file to write (RUN_DIR/model.onnx or model.pt2); for safetensors the folder "
-        "(RUN_DIR/safetensors)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    output = "the file to write (RUN_DIR/model.onnx); for safetensors the folder"
+    parser.add_argument("--output", type=cli.path, metavar="FILE", help=output)
+    parser.add_flag("--overwrite", "replace files that are there")
     arguments = parser.parse_args(argv)
     _check_packages(arguments.kind)
 
@@ -52,13 +44,7 @@ def _export(argv: list[str]) -> int:
             f"{run.path.name} is {run.status}; finish it first: "
             f"python -m cifar_lab.train {run.path}"
         )
-    output: Path | None = arguments.output
-    if output is not None and (suffix := output.suffix[1:].lower()) in PACKAGES:
-        if suffix != arguments.kind:
-            raise UsageError(f"--output {output} is wrong: that is no name for {arguments.kind}")
-        if suffix == "safetensors":
-            raise UsageError(f"--output {output} is wrong: it is the folder for two files")
-    files = _files(run.path, arguments.kind, output)
+    files = _files(run.path, arguments.kind, arguments.output)
     for path in files:
         cli.check_output("--output", path, creates_folder=True)
         if path.exists() and not arguments.overwrite:
@@ -80,6 +66,11 @@ def _check_packages(kind: str) -> None:
 
 def _files(run: Path, kind: str, output: Path | None) -> list[Path]:
     """Return the file of the network, and for safetensors its model card."""
+    suffix = output.suffix[1:].lower() if output is not None else None
+    if suffix in PACKAGES and suffix != kind:
+        raise UsageError(f"--output {output} is wrong: that is no name for {kind}")
+    if suffix == "safetensors":
+        raise UsageError(f"--output {output} is wrong: it is the folder for two files")
     if kind == "safetensors":
         folder = output or run / "safetensors"
         return [folder / "model.safetensors", folder / CARD]

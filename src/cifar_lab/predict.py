@@ -21,36 +21,20 @@ if TYPE_CHECKING:
     Probabilities = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.predict RUN_DIR... IMAGE...`."""
-    return cli.run(_predict, argv)
-
-
-def _predict(argv: list[str]) -> int:
     parser = cli.Parser("predict", __doc__)
-    parser.add_argument(
-        "run_dir",
-        type=cli.path,
-        help="a run folder; more may follow, and their probabilities are averaged",
-    )
-    parser.add_argument(
-        "image",
-        nargs="+",
-        type=cli.path,
-        help="a picture, or a folder of them or of class folders; broken ones are left out",
-    )
+    several = "a run folder; more may follow, and their probabilities are averaged"
+    parser.add_argument("run_dir", type=cli.path, help=several)
+    what = "a picture, or a folder of them or of class folders; broken ones are left out"
+    parser.add_argument("image", nargs="+", type=cli.path, help=what)
     parser.add_number("--top", 1, 1000, default=3, help="classes shown (3)")
-    parser.add_argument(
-        "--weights", choices=("best", "last", "averaged"), help="default: as the run scored"
-    )
-    parser.add_argument(
-        "--fit",
-        choices=("crop", "resize", "pad"),
-        help="how a picture is brought to the model's size; default: as the run's dataset",
-    )
-    parser.add_argument("--device", default=None, help="auto, cuda, cuda:N, mps or cpu")
+    fit = "how a picture is brought to the model's size; default: as the run's dataset"
+    parser.add_argument("--fit", choices=("crop", "resize", "pad"), help=fit)
+    parser.add_argument("--device", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_output("--csv", ".csv", help="write every class's probability to a table")
-    parser.add_output_folder("--save", help="write the pictures with their classes")
+    parser.add_output("--save", is_folder=True, help="write the pictures with their classes")
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis.ensembles import mean_probabilities
@@ -59,7 +43,6 @@ def _predict(argv: list[str]) -> int:
     from cifar_lab.runs.files import write_text
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.runs.text import Table
-    from cifar_lab.training.classify import probabilities
 
     paths = list(arguments.image)
     runs = [RunDir(arguments.run_dir)]
@@ -70,20 +53,12 @@ def _predict(argv: list[str]) -> int:
     paths, broken = _readable(paths, runs[0], arguments.fit)
     if arguments.save and arguments.save.resolve() in {path.parent.resolve() for path in paths}:
         raise UsageError(f"--save {arguments.save} holds the pictures themselves: name another")
-    options = {"weights": arguments.weights, "device": arguments.device, "fit": arguments.fit}
-    of_runs: list[Probabilities] = []
-    if len(runs) == 1:
-        rows = probabilities(runs[0], paths, **options)
-    else:
-        rows, of_runs = mean_probabilities(runs, paths, **options)
+    rows, of_runs = mean_probabilities(runs, paths, device=arguments.device, fit=arguments.fit)
     names = runs[0].class_names()
-    print(table(paths, rows, names, arguments.top, of_runs))
+    print(table(paths, rows, names, arguments.top, of_runs if len(runs) > 1 else ()))
     best = [(names[row.argmax()], float(row.max())) for row in rows]
     if arguments.csv is not None:
-        cells = [
-            [str(path), *choice, *row.tolist()]
-            for path, choice, row in zip(paths, best, rows, strict=True)
-        ]
+        cells = [[str(p), *b, *row] for p, b, row in zip(paths, best, rows.tolist(), strict=True)]
         header = ("picture", "class", "probability", *names)
         write_text(arguments.csv, Table(header, cells).csv())
         print(f"table: {arguments.csv}")
@@ -105,28 +80,22 @@ def _readable(
     A folder is read as in training: hidden files and what is no picture are left out, with a
     warning. Raises UsageError if no picture can be read.
     """
-    from cifar_lab.datasets.pictures import (
-        Preparation,
-        Unreadable,
-        cannot_be_read,
-        decode_files,
-        find_pictures,
-    )
+    from cifar_lab.datasets import pictures as intake
 
     dataset = run.read_config().dataset
-    prepared = Preparation(dataset.image_shape, fit or dataset.fit, dataset.max_megapixels)
+    prepared = intake.Preparation(dataset.image_shape, fit or dataset.fit, dataset.max_megapixels)
     readable: list[Path] = []
     broken: list[str] = []
     for path in given:
         if not path.is_dir():  # named by the user: the classifier refuses it if it is broken
             readable.append(path)
             continue
-        pictures, warnings = find_pictures(path)
+        pictures, warnings = intake.find_pictures(path)
         for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        for picture, decoded in zip(pictures, decode_files(pictures, prepared), strict=True):
-            if isinstance(decoded, Unreadable):
-                broken.append(cannot_be_read(picture, str(decoded)))
+        for picture, decoded in zip(pictures, intake.decode_files(pictures, prepared), strict=True):
+            if isinstance(decoded, intake.Unreadable):
+                broken.append(intake.cannot_be_read(picture, str(decoded)))
             else:
                 readable.append(picture)
     if not readable:
@@ -150,10 +119,8 @@ def table(
         choices = [int(member[number].argmax()) for member in of_runs]
         for rank, label in enumerate((-row).argsort(kind="stable")[:top]):
             votes = [f"{choices.count(int(label))} of {len(of_runs)}"] if of_runs else []
-            shown = f"{100 * row[label]:.2f} %"
-            lines.append(
-                ("" if rank else shorten_path(path, 1000), names[int(label)], shown, *votes)
-            )
+            name = "" if rank else shorten_path(path, 1000)
+            lines.append((name, names[int(label)], f"{100 * row[label]:.2f} %", *votes))
     return "\n".join(align(lines, right={2}))
 
 

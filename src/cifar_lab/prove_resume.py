@@ -2,18 +2,14 @@
 
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab import cli
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.prove_resume [GROUP=OPTION] [key=value] [--stops N]`."""
-    return cli.run(_prove, argv)
-
-
-def _prove(argv: list[str]) -> int:
     parser = cli.Parser("prove_resume", __doc__, takes_overrides=True)
     parser.add_number("--stops", 1, 1000, default=20, help="how often to stop (20)")
     parser.add_number("--seed", 0, 2**32, default=0, help="seed of where it stops (0)")

@@ -32,15 +32,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
     parser.add_argument("--jobs", default="auto", help="runs at a time (default: auto)")
     parser.add_number("--jobs-per-gpu", 1, 64, default=1, help="runs that share a GPU (default: 1)")
-    outputs = Path("outputs")
-    parser.add_output_folder("--output-dir", default=outputs, help="where the runs are")
+    parser.add_output("--output-dir", is_folder=True, help="where the runs are (outputs)")
+    parser.set_defaults(output_dir=Path("outputs"))
     parser.add_argument(
         "--config-dir", type=cli.path, help="a folder with experiments and reports of one's own"
     )
-    parser.add_argument("--dry-run", action="store_true", help="judge what is there, run nothing")
-    parser.add_argument(
-        "--accept-code", action="store_true", help="take results that other code made"
-    )
+    parser.add_flag("--dry-run", "judge what is there, run nothing")
+    parser.add_flag("--accept-code", "take results that other code made")
     return parser
 
 

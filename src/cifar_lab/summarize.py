@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,27 +18,15 @@ PAPER_TABLES = {"latex": ".tex", "csv": ".csv", "markdown": ".md"}
 """The formats of the table for a paper, and how their files end."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.summarize FOLDER`."""
-    return cli.run(_summarize, argv)
-
-
-def _summarize(argv: list[str]) -> int:
     parser = cli.Parser("summarize", __doc__)
     parser.add_argument("folder", type=cli.path, help="a folder with run folders at or below it")
-    parser.add_argument(
-        "--test",
-        action="store_true",
-        help="show the test score of every configuration, not of the best one only",
-    )
-    parser.add_argument(
-        "--metric", default=None, help="rank by this metric instead of the monitored score"
-    )
-    parser.add_argument(
-        "--baseline",
-        metavar="KEY=VALUE,...",
-        help="set every configuration against this one instead of the best: optimizer=sgd",
-    )
+    parser.add_flag("--test", "show the test score of every configuration, not only of the best")
+    parser.add_argument("--metric", help="rank by this metric instead of the monitored score")
+    baseline = "set every configuration against this one instead of the best: optimizer=sgd"
+    parser.add_argument("--baseline", metavar="KEY=VALUE,...", help=baseline)
     detect = "say how many seeds per configuration would show a difference of so many points"
     parser.add_number("--detect", 0.001, 100.0, default=None, help=detect)
     for name, ending in PAPER_TABLES.items():
@@ -52,12 +39,8 @@ def _summarize(argv: list[str]) -> int:
 
     folder: Path = arguments.folder
     collection = grouping.read_collection(folder)
-    summary = summary_of(
-        collection,
-        metric=arguments.metric,
-        baseline=arguments.baseline,
-        test=arguments.test,
-    )
+    chosen = {name: getattr(arguments, name) for name in ("metric", "baseline", "test")}
+    summary = summary_of(collection, **chosen)
     drawn = _draw(summary)
     write_text(folder / "summary.csv", summary_tables.summary_csv(collection, test=summary.test))
     parts = summary.sections

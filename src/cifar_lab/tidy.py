@@ -23,26 +23,19 @@ if TYPE_CHECKING:
 _DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.tidy FOLDER [--last-checkpoints] [--failed] ...`."""
-    return cli.run(_tidy, argv)
-
-
-def _tidy(argv: list[str]) -> int:
     parser = cli.Parser("tidy", __doc__)
     parser.add_argument("folder", type=cli.path, help="a folder of runs")
-    parser.add_argument(
-        "--last-checkpoints",
-        action="store_true",
-        help="remove last.pt of finished runs, which then cannot be continued for more epochs",
-    )
-    parser.add_argument("--failed", action="store_true", help="remove runs that failed, whole")
-    parser.add_argument(
-        "--older-than", type=_age, metavar="30d", help="only runs that ended so long ago (h, d, w)"
-    )
+    last = "remove last.pt of finished runs, which then cannot be continued for more epochs"
+    parser.add_flag("--last-checkpoints", last)
+    parser.add_flag("--failed", "remove runs that failed, whole")
+    age = "only runs that ended so long ago (h, d, w)"
+    parser.add_argument("--older-than", type=_age, metavar="30d", help=age)
     parser.add_output("--archive", ".zip", ".zst", help="write the runs to a .zip or .tar.zst")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be removed")
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    parser.add_flag("--dry-run", "only say what would be removed")
+    parser.add_flag("--yes", "do not ask")
     arguments = parser.parse_args(argv)
     if arguments.archive is not None and arguments.archive.exists():
         raise UsageError(f"--archive {arguments.archive} is there already; name another file")

@@ -18,23 +18,16 @@ if TYPE_CHECKING:
     from cifar_lab.runs.run_dir import RunDir
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.track FOLDER tracker=OPTION [tracker.KEY=VALUE ...]`."""
-    return cli.run(_track, argv)
-
-
-def _track(argv: list[str]) -> int:
     parser = cli.Parser("track", __doc__)
     parser.usage = "%(prog)s FOLDER tracker=OPTION [tracker.KEY=VALUE ...] [options]"
     parser.add_argument("words", nargs="*", help="a run folder, or a folder of them; the tracker")
-    parser.add_argument(
-        "--follow",
-        action="store_true",
-        help="send one run, also while it trains; without tracker=OPTION to that of its config",
-    )
+    follow = "send one run, also while it trains; without tracker=OPTION to that of its config"
+    parser.add_flag("--follow", follow)
     arguments = parser.parse_intermixed_args(argv)
-    folders = [word for word in arguments.words if "=" not in word or Path(word).is_dir()]
-    overrides = [word for word in arguments.words if word not in folders]
+    folders, overrides = cli.folders_and_settings(arguments.words)
     if len(folders) != 1:
         raise UsageError(
             f"track takes one folder, and {len(folders)} are named: python -m cifar_lab.track "
@@ -49,9 +42,9 @@ def _track(argv: list[str]) -> int:
         run = RunDir(folders[0])
         _send(run, target_config or run.read_config().tracker)
         return 0
-    runs, problems = _finished(find_runs(Path(folders[0])))
+    runs, problems = _finished(find_runs(folders[0]))
     if not runs:
-        raise UsageError(f"{shorten_path(Path(folders[0]))} has no finished run")
+        raise UsageError(f"{shorten_path(folders[0])} has no finished run")
     debug = os.environ.get("CIFAR_LAB_DEBUG") == "1"
     for run in runs:
         try:

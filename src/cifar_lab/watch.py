@@ -6,7 +6,6 @@ Only files are read, so that it works for runs of any terminal and of a cluster 
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab import cli
@@ -15,21 +14,16 @@ from cifar_lab.errors import UsageError, shorten_path
 _SECONDS = 2.0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@cli.command
+def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.watch FOLDER [--serve PORT] [--once]`."""
-    return cli.run(_watch, argv)
-
-
-def _watch(argv: list[str]) -> int:
     parser = cli.Parser("watch", __doc__)
     parser.add_argument("folder", type=cli.path, help="a run folder, or a folder of them")
-    parser.add_argument("--once", action="store_true", help="print the table, and end")
-    parser.add_number(
-        "--serve", 0, 65535, default=None, help="show the summary page at this port (0: any)"
-    )
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="with --serve: 0.0.0.0 lets other machines read, too"
-    )
+    parser.add_flag("--once", "print the table, and end")
+    page = "show the summary page at this port (0: any)"
+    parser.add_number("--serve", 0, 65535, default=None, help=page)
+    host = "with --serve: 0.0.0.0 lets other machines read, too"
+    parser.add_argument("--host", default="127.0.0.1", help=host)
     arguments = parser.parse_args(argv)
     folder: Path = arguments.folder
 

@@ -65,7 +65,8 @@ def mean_probabilities(
 
     `options` are those of `classify.probabilities`.
     """
-    check_members(runs)
+    if len(runs) != 1:
+        check_members(runs)
     each = [probabilities(run, pictures, **options) for run in runs]
     return np.mean(each, axis=0), each
 

@@ -23,14 +23,17 @@ class CommandLine:
     config_dir: str | None = None
 
 
-class _Parser(argparse.ArgumentParser):
+class StrictParser(argparse.ArgumentParser):
+    """An argument parser that raises UsageError instead of printing its usage and leaving."""
+
     def error(self, message: str) -> NoReturn:
+        """Raise what is wrong."""
         raise UsageError(f"{message}; see --help")
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the flags; what it leaves are overrides."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser = StrictParser(add_help=False, allow_abbrev=False)
     add = parser.add_argument
     add("--trust", metavar="MODULE", action="append", help="code of your own; or trust=MODULE")
     add("-m", "--multirun", action="store_true", help="run every combination of listed values")

@@ -31,13 +31,12 @@ def benchmark(
     seconds: float = 60.0,
     only: Sequence[str] = (),
     profile: bool = False,
-    show: Callable[[str], None] = lambda label: None,
 ) -> dict[str, Any]:
     """Measure a run's training loop, its parts and two baselines, for about `seconds`.
 
     `only` picks loops by name or group, which are measured however long it takes. `profile` then
-    looks at the operations of the training epoch, in a few steps more. `show` is called with what
-    is being done. Returns what `--json` writes; `table` shows it.
+    looks at the operations of the training epoch, in a few steps more. Returns what `--json`
+    writes; `table` shows it.
     """
     device = config.device
     configure(device, config.threads, config.deterministic)
@@ -45,13 +44,9 @@ def benchmark(
     chosen = _choose(_loops(config, load), only)
     model, images_of = config.choices.get("model", "the model"), config.dataset.name
     log.info("measuring %s on %s with %s for about %g s", model, images_of, device, seconds)
-    show("loading the images")
     splits = load()
-    measure(chosen, seconds, lambda: wait_for(device), all_of_them=bool(only), show=show)
-    profiled = None
-    if profile:
-        show("the profile of our training epoch")
-        profiled = profile_steps(config, splits)
+    measure(chosen, seconds, lambda: wait_for(device), all_of_them=bool(only))
+    profiled = profile_steps(config, splits) if profile else None
     measured = {loop.name: loop for loop in chosen if loop.problem is None}
     cost = multiply_adds(config, len(splits.class_names), backward=True)
     product = measured.get("matmul")

@@ -41,19 +41,17 @@ def measure(
     wait: Callable[[], None],
     *,
     all_of_them: bool = False,
-    show: Callable[[str], None] = lambda label: None,
 ) -> None:
     """Let the loops take turns for about `seconds`, at least three each; fill in their rates.
 
     Loops that are not started within the first third of the time are left out, unless
     `all_of_them` are asked for. `wait` waits for the device, whose work would otherwise count for
-    the next turn; `show` is called with the label of each loop as its turn begins.
+    the next turn.
     """
     began = time.perf_counter()
     started: dict[str, Iterator[int]] = {}
 
     def turn(loop: Loop, length: float) -> None:
-        show(loop.label)
         try:
             steps = started.get(loop.name) or started.setdefault(loop.name, loop.start())
             for _ in range(loop.ahead):

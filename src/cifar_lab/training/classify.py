@@ -17,12 +17,11 @@ from cifar_lab.training.scoring import load_weights, predict, weights_to_score
 from cifar_lab.training.splits import Split
 
 
-def load_model(run: RunDir, *, weights: str | None = None, device: str = "cpu") -> nn.Module:
-    """Return a run's model on a device, in evaluation mode.
+def load_model(run: RunDir, *, device: str = "cpu") -> nn.Module:
+    """Return a run's model on a device, in evaluation mode, with the weights that were scored.
 
-    `weights` is best or last; None takes those that the run was scored with. The model takes images
-    that are normalised with the dataset's mean and std. Raises UsageError if there are no weights
-    yet.
+    It takes images that are normalised with the dataset's mean and std. Raises UsageError if there
+    are no weights yet.
     """
     config = run.read_config()
     num_classes = len(run.class_names())
@@ -31,7 +30,7 @@ def load_model(run: RunDir, *, weights: str | None = None, device: str = "cpu") 
             f"{run.path} does not name its classes yet; finish the run first: "
             f"python -m cifar_lab.train {run.path}"
         )
-    weights = weights or weights_to_score(run, config)
+    weights = weights_to_score(run, config)
     model = make_model(config, num_classes, device)
     load_weights(run, weights, model)
     return model.eval()
@@ -41,7 +40,6 @@ def probabilities(
     run: RunDir,
     pictures: Pictures,
     *,
-    weights: str | None = None,
     device: str | None = None,
     fit: Fit | None = None,
 ) -> npt.NDArray[np.float64]:
@@ -56,7 +54,7 @@ def probabilities(
     prepared = Preparation(dataset.image_shape, fit or dataset.fit, dataset.max_megapixels)
     pixels = torch.from_numpy(to_pixels(pictures, prepared))
     device, _ = select_device(device or config.device)
-    model = load_model(run, weights=weights, device=device)
+    model = load_model(run, device=device)
     if not len(pixels):
         return np.empty((0, len(run.class_names())))
     unknown = torch.zeros(len(pixels), dtype=torch.int64)

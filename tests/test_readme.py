@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_lab import summarize
+from cifar_lab import summarize, train
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,8 +25,15 @@ def test_the_summary_is_that_of_the_sweep(
         assert any(other.startswith(line) for other in printed), line
 
 
+def test_the_sweep_shown_is_that_of_the_kept_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = re.findall(r"scripts/train (-m .*?)  +#", README)
+    assert train.main([*line.split(), "plan=list"]) == 0
+    planned = set(re.findall(r"digits-convnet-\S+", capsys.readouterr().out))
+    assert planned == {path.name for path in (ROOT / "docs/results/digits_sweep").glob("digits-*")}
+
+
 def test_the_readme_is_short_and_names_every_command() -> None:
     from cifar_lab.__main__ import COMMANDS
 
-    assert len(README.split()) < 900
+    assert len(README.split()) < 660
     assert {name for name in COMMANDS if f"| `{name}" not in README} == set()

@@ -14,7 +14,7 @@ from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestIndPower
 
-from cifar_lab.analysis import power, statistics
+from cifar_lab.analysis import statistics
 from cifar_lab.analysis.contrasts import (
     CannotJudge,
     Deviation,
@@ -24,7 +24,7 @@ from cifar_lab.analysis.contrasts import (
     residual,
     seeds_needed,
 )
-from cifar_lab.analysis.power import Family
+from cifar_lab.analysis.statistics import Family
 
 Draw = np.random.Generator
 
@@ -51,7 +51,7 @@ def nets(draw: Draw, seeds: int, images: int = 400, better: float = 0.0) -> Samp
 def test_the_studentized_range_is_scipys(groups: int, degrees: float) -> None:
     for q in (1.0, 3.5, 6.0):
         expected = stats.studentized_range.cdf(q, groups, degrees)
-        assert power.studentized_range(q, groups, degrees) == pytest.approx(expected, abs=1e-7)
+        assert statistics.studentized_range(q, groups, degrees) == pytest.approx(expected, abs=1e-7)
     expected = stats.studentized_range.ppf(0.95, groups, degrees) / math.sqrt(2)
     assert Family(groups - 1, chosen=True).critical(degrees) == pytest.approx(expected, rel=1e-6)
 
@@ -60,7 +60,7 @@ def test_the_studentized_range_is_scipys(groups: int, degrees: float) -> None:
 def test_power_is_that_of_the_noncentral_t_distribution(seeds: int) -> None:
     expected = TTestIndPower().solve_power(nobs1=seeds, alpha=0.05, power=0.8)
     degrees = 2 * (seeds - 1)
-    effect = power.detectable(stats.t.ppf(0.975, degrees), degrees)
+    effect = statistics.detectable(stats.t.ppf(0.975, degrees), degrees)
     assert effect * math.sqrt(2 / seeds) == pytest.approx(expected, rel=1e-4)
 
 
@@ -284,7 +284,7 @@ def test_a_best_of_six_equal_groups_is_told_from_another_in_about_one_case_of_tw
 def test_the_smallest_difference_is_shown_in_four_cases_of_five(seeds: int) -> None:
     draw = np.random.default_rng(seeds)
     degrees = 2 * (seeds - 1)
-    gap = power.detectable(stats.t.ppf(0.975, degrees), degrees) * math.sqrt(2 / seeds)
+    gap = statistics.detectable(stats.t.ppf(0.975, degrees), degrees) * math.sqrt(2 / seeds)
     deviation_known = Deviation(1.0, degrees)
     assert seeds_needed(gap * 1.0001, deviation_known, None) == seeds
     shown = [

@@ -21,7 +21,7 @@ import torch
 from tiny_runs import RICH, TINY, at_yield, make
 
 from cifar_lab import train as train_command
-from cifar_lab.analysis.run_differences import differences
+from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.errors import Damaged, RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.files import CHECKPOINT_FORMAT, load_checkpoint
 from cifar_lab.runs.run_dir import RunDir

@@ -7,7 +7,7 @@ import torch
 from tiny_runs import TINY, config_of
 
 from cifar_lab import train as train_command
-from cifar_lab.analysis import resume_proof, run_differences
+from cifar_lab.analysis import resume_proof
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_state
 from cifar_lab.training.data import load_splits
@@ -43,7 +43,7 @@ def test_batches_are_those_of_the_cpu_and_logits_are_close() -> None:
 def test_deterministic_runs_are_equal_and_resume_exactly(tmp_path: Path, graph: str) -> None:
     words = (*ON_GPU, "dropout.conv=0.2", f"training.cuda_graph={graph}")
     twice = [finished(tmp_path / name, *words[2:]) for name in ("one", "other")]
-    assert run_differences.differences(*twice) == []
+    assert resume_proof.differences(*twice) == []
     config = config_of(f"output_dir={tmp_path}", *words)
     assert "bit for bit" in resume_proof.prove(config, tmp_path / "proof", stops=4)[-1]
 

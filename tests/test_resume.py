@@ -27,7 +27,7 @@ from tiny_runs import (
 
 from cifar_lab import prove_resume
 from cifar_lab.analysis import resume_proof
-from cifar_lab.analysis.run_differences import differences
+from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.config.compose import compose
 from cifar_lab.config.run_config import load
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError

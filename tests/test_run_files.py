@@ -11,7 +11,7 @@ from test_damages import flip
 
 from cifar_lab import evaluate, predict
 from cifar_lab import train as train_command
-from cifar_lab.analysis.run_differences import differences
+from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.errors import Unavailable
 from cifar_lab.runs import files
 from cifar_lab.runs.files import load_checkpoint

@@ -11,8 +11,7 @@ from scipy import stats
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.contrasts import Deviation
-from cifar_lab.analysis.epoch_study import EpochStudy
-from cifar_lab.analysis.verdicts import Verdict, joint, judge, pooled_deviation
+from cifar_lab.analysis.verdicts import EpochStudy, Verdict, joint, judge, pooled_deviation
 from cifar_lab.config.reports import Claim, Margin, read_report
 from cifar_lab.errors import UsageError
 

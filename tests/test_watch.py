@@ -15,8 +15,7 @@ import pytest
 from tiny_runs import make
 
 from cifar_lab import watch
-from cifar_lab.analysis.live_page import LiveServer, open_server
-from cifar_lab.analysis.watching import Watcher, headline, names
+from cifar_lab.analysis.watching import LiveServer, Watcher, headline, names, open_server
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 

@@ -83,7 +83,7 @@ def _describe_run(config: RunConfig, arguments: argparse.Namespace) -> int:
     for warning in (*splits.warnings, *check_config(config, splits)):
         print(f"warning: {warning}")
     if arguments.check_data:
-        from cifar_lab.analysis.data_check import check_images
+        from cifar_lab.analysis.description import check_images
 
         print("\n".join(check_images(config.dataset, arrays)))
     path = arguments.figure or _default_path(config)

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if not watcher.look():
         raise UsageError(f"{shorten_path(folder)} holds no run yet")
     if arguments.serve is not None:
-        from cifar_lab.analysis.live_page import open_server
+        from cifar_lab.analysis.watching import open_server
 
         with open_server(watcher, arguments.host, arguments.serve) as server:
             print(f"{server.address} shows {folder} until Ctrl-C", flush=True)

@@ -16,7 +16,7 @@ import tiny_runs
 import torch
 
 from cifar_lab.analysis import resume_proof
-from cifar_lab.analysis.run_differences import differences
+from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.runs.run_dir import RunDir

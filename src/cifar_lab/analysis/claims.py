@@ -13,10 +13,9 @@ from typing import Any
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.contrasts import Deviation
-from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.load_runs import FoundRun, show_value
 from cifar_lab.analysis.statistics import Interval, interval
-from cifar_lab.analysis.verdicts import Verdict, judge, pooled_deviation
+from cifar_lab.analysis.verdicts import EpochStudy, Verdict, judge, pooled_deviation
 from cifar_lab.config.reports import Claim, Report, ReportedExperiment
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 

@@ -4,14 +4,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.contrasts import CannotJudge, Difference, contrast, pooled, residual
 from cifar_lab.analysis.grouping import collect, same_pictures
-from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.power import Family
-from cifar_lab.analysis.run_differences import config_differences
+from cifar_lab.analysis.load_runs import MISSING, REPLICATES, FoundRun, show_value
 from cifar_lab.analysis.seed_groups import SeedGroup, pooled_in
+from cifar_lab.analysis.statistics import Family
 from cifar_lab.errors import RunFailed, UsageError, listing
 from cifar_lab.runs.text import Table
 
@@ -80,6 +80,24 @@ def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:
     rows = [row for name in SCORES if any((row := _score(cells, name, differences))[1:3])]
     scores = Table(["metric", "A", "B", "B - A", "verdict"], rows)
     return Comparison(cells, Table(["key", "A", "B"], configs), scores, sentences, differences)
+
+
+def config_differences(a: FoundRun, b: FoundRun, *, replicates: bool = False) -> list[list[str]]:
+    """Return options and keys that differ, as text: key, value of A, value of B.
+
+    `replicates`: with the seed, the fold and the number of threads.
+    """
+    values: list[dict[str, Any]] = [{**run.choices, **run.identity} for run in (a, b)]
+    if replicates:
+        for run, own in zip((a, b), values, strict=True):
+            own |= dict(zip(REPLICATES, run.replicate, strict=True))
+            own["threads"] = run.summary.threads
+    rows = []
+    for key in dict.fromkeys([*values[0], *values[1]]):
+        shown = [show_value(own[key]) if key in own else MISSING for own in values]
+        if shown[0] != shown[1]:
+            rows.append([key, *shown])
+    return rows
 
 
 def _cells(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> list[tuple[SeedGroup, SeedGroup]]:

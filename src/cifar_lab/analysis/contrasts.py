@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from cifar_lab.analysis.power import Family, detectable
-from cifar_lab.analysis.statistics import LEVEL, variance
+from cifar_lab.analysis.statistics import LEVEL, Family, detectable, variance
 
 Right = npt.NDArray[np.bool_]
 Replicate = tuple[int, int | None]

@@ -15,10 +15,9 @@ from cifar_lab.analysis.claims import (
     reported,
     values_of,
 )
-from cifar_lab.analysis.epoch_study import EpochStudy
 from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs
 from cifar_lab.analysis.statistics import MIN_VALUES
-from cifar_lab.analysis.verdicts import REFUTED, joint
+from cifar_lab.analysis.verdicts import REFUTED, EpochStudy, joint
 from cifar_lab.config.reports import ReportedExperiment
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.provenance import code_version, other_code

@@ -8,11 +8,10 @@ from statistics import median
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.contrasts import Deviation, Difference, seeds_needed
-from cifar_lab.analysis.effects import MainEffects
 from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.power import Family, detectable
+from cifar_lab.analysis.ranking import MainEffects, rank
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, pooled_in
-from cifar_lab.analysis.statistics import LEVEL, Interval, show_p
+from cifar_lab.analysis.statistics import LEVEL, Family, Interval, detectable, show_p
 from cifar_lab.errors import listing, shorten
 
 _STATUSES = ("finished", "running", "interrupted", "queued", "failed")
@@ -280,3 +279,14 @@ def effects_lines(collection: RunCollection, effects: MainEffects) -> list[str]:
         f"with its 95 % interval, {paired} ({effects.deviation.degrees:.0f} degrees of freedom)"
     )
     return lines
+
+
+def conclusion(collection: RunCollection) -> list[str]:
+    """Rank the runs of a sweep; return what `summarize` says of the best, of each dataset.
+
+    Which configuration has the best score, which ones it is not told apart from, and how many seeds
+    would tell the best two apart.
+    """
+    rank(collection)
+    best = [best_text(collection, group) for group in collection.ranking if group.chosen]
+    return [*best, *seeds_lines(collection)]

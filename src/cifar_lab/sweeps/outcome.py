@@ -21,7 +21,7 @@ from typing import Any
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.grouping import collect
 from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.ranking import conclusion
+from cifar_lab.analysis.texts import conclusion
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shows_bars
 from cifar_lab.runs.run_dir import find_runs

@@ -39,7 +39,7 @@ LINES = {
     "figures": Budget(1615, 1400),
     "trackers": Budget(945, 800),
     "sweeps": Budget(2370, 1800),
-    "analysis": Budget(4565, 3300),
+    "analysis": Budget(4468, 3300),
     "exports": Budget(500, 500),
     "throughput": Budget(600, 450),
     "commands": Budget(2870, 2000),  # the modules beside the packages

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold
 from synthetic_runs import make_run
 from tiny_runs import TINY
 
-from cifar_lab.analysis import ranking, summary, texts
+from cifar_lab.analysis import ranking, summary_tables, texts
 from cifar_lab.analysis.grouping import read_collection
 from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.config.data_config import SplitConfig
@@ -119,7 +119,7 @@ def test_folds_of_a_setting_are_one_row_with_the_corrected_interval(tmp_path: Pa
     half = stats.t.ppf(0.975, 4) * math.sqrt((1 / 5 + 1 / 4) * np.var(values, ddof=1))
     assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
     assert "mean of 5 folds and its 95 % interval" in texts.best_text(collection, setting)
-    header, row = summary.summary_csv(collection, test=False).splitlines()
+    header, row = summary_tables.summary_csv(collection, test=False).splitlines()
     cells = dict(zip(header.split(","), row.split(","), strict=True))
     assert (cells["n"], cells["seeds"], cells["folds"]) == ("5", "0", "0 1 2 3 4")
     assert collection.notes == []

@@ -13,7 +13,7 @@ import pytest
 from synthetic_runs import OPTIMIZERS, dataset_config, make_grid, make_run
 
 from cifar_lab import summarize
-from cifar_lab.analysis import drawing, grouping, ranking, summary, texts
+from cifar_lab.analysis import drawing, grouping, ranking, summary_tables, texts
 from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
@@ -123,7 +123,7 @@ def test_ranking_is_by_validation_and_only_the_best_shows_its_test_score(
     shown = f"{100 * float(best['test_accuracy']):.2f}"
     assert f"test accuracy {shown}" in text
     assert "optimizer=adam, activation=ReLU, optimizer.lr=0.01 has the best" in text
-    shown = summary.summary_csv(collection, test=True)
+    shown = summary_tables.summary_csv(collection, test=True)
     assert all(row["test_accuracy"] for row in csv.DictReader(io.StringIO(shown)))
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from cifar_lab.analysis.comparison import Comparison
     from cifar_lab.analysis.seed_groups import RunCollection
-    from cifar_lab.analysis.summary import Summary
+    from cifar_lab.analysis.summary_tables import Summary
     from cifar_lab.datasets.pictures import Pictures
     from cifar_lab.training.signals import Stop
 
@@ -160,7 +160,7 @@ class Runs(list[Run]):
         `metric` ranks instead of the monitored score, `baseline` ("optimizer=sgd") stands in place
         of the best, and `test` shows the test score of every configuration.
         """
-        from cifar_lab.analysis.summary import summary_of
+        from cifar_lab.analysis.summary_tables import summary_of
 
         metric, baseline = (text and str(text) for text in (metric, baseline))
         return summary_of(self._collect(), metric=metric, baseline=baseline, test=test)

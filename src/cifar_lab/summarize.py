@@ -9,7 +9,7 @@ from cifar_lab import cli
 from cifar_lab.errors import first_line
 
 if TYPE_CHECKING:
-    from cifar_lab.analysis.summary import Summary
+    from cifar_lab.analysis.summary_tables import Summary
 
 WIDE = 160
 """Columns of what is printed where no terminal says how many it has."""
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis import grouping, html_report
-    from cifar_lab.analysis.summary import (
+    from cifar_lab.analysis.summary_tables import (
         Section,
         as_markdown,
         as_text,

@@ -15,7 +15,7 @@ import numpy as np
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, short_names
-from cifar_lab.analysis.summary import Summary, shows
+from cifar_lab.analysis.summary_tables import Summary, shows
 from cifar_lab.errors import listing, shorten
 from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.templates import render

@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from cifar_lab.analysis import html_report
 from cifar_lab.analysis.grouping import read_collection
-from cifar_lab.analysis.summary import summary_of
+from cifar_lab.analysis.summary_tables import summary_of
 from cifar_lab.errors import RunFailed, UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.text import align, duration

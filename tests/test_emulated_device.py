@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from emulated import build
 
-TESTS = Path(__file__).resolve().parent
+
 
 
 @pytest.mark.slow

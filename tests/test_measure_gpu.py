@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "measure_gpu"
 
 
 def measure(*words: str | Path) -> "subprocess.CompletedProcess[str]":

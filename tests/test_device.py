@@ -1,27 +1,33 @@
 """What a run sets for its process, and what that may not change."""
 
 import dataclasses
+import json
 import os
+import runpy
 import subprocess
 import sys
+import tarfile
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from emulated import build
 from tiny_runs import TINY, config_of
 from torch.nn import functional
 
 from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.errors import UsageError
-from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training import device, preflight, sanity_checks
 from cifar_lab.training.batches import read_images
 from cifar_lab.training.build import build_state, optimizer_settings
-from cifar_lab.training.console import record_end
 from cifar_lab.training.data import load_splits
+from cifar_lab.training.device import EVIDENCE, select_precision
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.scoring import mean_logits
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -95,12 +101,6 @@ def test_a_run_of_another_kind_of_device_is_resumed_with_masks_drawn_anew() -> N
     before = state.generator.get_state()
     state.load_state_dict(saved)
     assert not torch.equal(state.generator.get_state(), before)
-
-
-def test_out_of_memory_on_mps_names_the_batch_size(stopped: RunDir) -> None:
-    error = RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, max allowed: 9.07 GB)")
-    record_end(stopped, stopped.read_summary(), error)
-    assert "try a smaller training.batch_size" in (stopped.read_summary().error or "")
 
 
 def test_the_current_device_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,3 +207,138 @@ def test_views_are_averaged_in_float32_on_a_gpu() -> None:
     images = torch.empty(2, 3, 4, 4, device="meta", dtype=torch.bfloat16)
     model.to("meta", torch.bfloat16)
     assert mean_logits(model, images, "mirrored").dtype == torch.float32
+
+
+# --- which precision `precision=auto` is, and the script that gathers the evidence for it ---------
+
+SCRIPT = ROOT / "scripts" / "measure_precision"
+
+
+def test_the_script_decides_for_what_is_as_accurate_and_faster() -> None:
+    decide = runpy.run_path(str(SCRIPT))["decide"]
+    good = {"seeds": 5, "difference_points": 0.1, "half_width_points": 0.5, "speed": 1.8}
+
+    def decided(**changes: float) -> Any:
+        return decide({"bf16": {"networks": {"good": good, "other": good | changes}}})
+
+    faster = decided(difference_points=-0.3, speed=2.1)
+    assert faster == {"auto": "bf16", "speed": "1.8 to 2.1 times as fast"}
+    for bad in (  # the interval of the first reaches -1.1 points
+        *({"difference_points": -0.6}, {"half_width_points": 1.1}, {"seeds": 4}, {"speed": 0.9}),
+    ):
+        assert decided(**bad) == {}
+    for entry in json.loads(EVIDENCE.read_text()).values():  # the package's own
+        known = {key: entry.pop(key) for key in ("auto", "speed") if key in entry}
+        assert decide(entry) == known
+
+
+def test_auto_follows_the_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CIFAR_LAB_PRECISION")
+    for kind, expected in (("cpu with avx512_bf16", "bf16"), ("cpu", "fp32"), ("mps", "fp32")):
+        monkeypatch.setattr(device, "device_kind", lambda device, kind=kind: kind)
+        assert select_precision("auto", "cpu") == expected
+        assert select_precision("fp32", "cpu") == "fp32"
+    monkeypatch.setattr(device, "device_kind", lambda device: "cpu with avx512_bf16")
+    assert device.explain_precision("fp32", "cpu") == ""
+    assert device.explain_precision("bf16", "cpu") == (
+        " (auto: on a cpu with avx512_bf16 as accurate as fp32, and 1.4 to 1.7 times as fast)"
+    )
+
+
+def test_evidence_of_ones_own_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "evidence.json"
+    monkeypatch.setenv("CIFAR_LAB_PRECISION", str(file))
+    file.write_text(json.dumps({device.device_kind("cpu"): {"auto": "bf16", "speed": ""}}))
+    assert compose_checked(["dataset=digits", "device=cpu"]).runs[0].config.precision == "bf16"
+
+
+@pytest.mark.slow
+def test_the_experiments_of_the_reports_are_fp32_on_every_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "select_precision", lambda name, device: f"auto was {name}")
+    for path in (ROOT / "conf" / "experiment").glob("s[0-9]_*.yaml"):
+        runs = compose_checked([f"experiment={path.stem}", "-m"]).runs
+        assert {run.config.precision for run in runs} == {"fp32"}, path
+
+
+@pytest.mark.slow
+def test_the_evidence_is_gathered_by_a_command_that_can_be_stopped_and_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = runpy.run_path(str(SCRIPT))
+    words = [str(tmp_path), "--seeds", "2", "--only", "two_branch"]
+    words += ["dataset=digits", "training.epochs=1", "threads=1"]
+    script["main"](words)
+    first = capsys.readouterr().out
+    table = json.loads(first[first.index("{") :])
+    ((_, entry),) = table.items()
+    found = entry["bf16"]["networks"]["two_branch"]
+    assert found["seeds"] == 2
+    assert 0 <= found["accuracy"] <= 1
+    assert found["speed"] > 0
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best.pt")}
+    assert len(finished) == 4
+    script["main"](words)  # nothing is trained twice
+    second = capsys.readouterr().out
+    assert json.loads(second[second.index("{") :]) == table
+    assert finished == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best.pt")}
+
+
+# --- runs on a GPU that is not there --------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the emulated device is compiled on Linux only")
+@pytest.mark.skipif(build.compiler() is None, reason="there is no C++ compiler")
+def test_the_checks_of_the_emulated_device_pass() -> None:
+    build.library()
+    # In a process of its own: torch can be given another device once per process.
+    checks = str(ROOT / "tests" / "emulated" / "checks.py")
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", checks]
+    ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-8000:]
+    assert " passed" in ran.stdout
+    assert "skipped" not in ran.stdout
+
+
+# --- scripts/measure_gpu --------------------------------------------------------------------------
+
+
+def measure(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+    line = [sys.executable, ROOT / "scripts" / "measure_gpu", *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=900, check=False)
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_both_calls_keeps_every_figure_in_one_archive(tmp_path: Path) -> None:
+    for call in ("1", "2"):
+        rehearsed = measure(call, tmp_path, "--rehearse")
+        assert rehearsed.returncode == 0, rehearsed.stdout + rehearsed.stderr
+        assert rehearsed.stdout.count("exit code 0") == 3
+    rows = json.loads((tmp_path / "measured.json").read_text())["rows"]
+    values = {(row["what"], row["quantity"]): row["value"] for row in rows}
+    assert {row["stage"] for row in rows} == {
+        *("digits", "gpu_tests", "speed", "profile", "precision", "cells")
+    }
+    assert values["deterministic", "weights equal those of the same run"] == 1
+    assert values["convnet graph", "our training epoch, images/s"] > 0
+    assert values["convnet", "bf16 beside fp32: seeds"] == 2
+    assert any(row["expected"] for row in rows)
+    with tarfile.open(tmp_path / "measured.tar.gz") as archive:
+        names = archive.getnames()
+    assert {"measured.json", "tests.log", "precision.log"} <= set(names)
+    assert any(name.endswith("metrics.csv") for name in names)
+    assert not any(name.endswith(".pt") for name in names)
+
+
+@pytest.mark.slow
+def test_without_a_gpu_only_a_rehearsal_is_possible(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    refused = measure("1", tmp_path / "out")
+    assert refused.returncode == 2
+    assert "--rehearse runs the stages on a CPU" in refused.stderr
+    assert not (tmp_path / "out").exists()

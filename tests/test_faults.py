@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_damages import Damage, cut, flip
 from tiny_runs import RICH, TINY, at_yield, make
 
 from cifar_lab import train as train_command
@@ -115,27 +115,9 @@ def test_a_disk_that_is_full_or_read_only_at_the_start(
 # --- damaged checkpoints -----------------------------------------------------------------------
 
 
-def within_the_largest_tensor(path: Path) -> int:
-    """Return the place of a byte that matters; the padding between records does not."""
-    with zipfile.ZipFile(path) as archive:
-        record = max(archive.infolist(), key=lambda member: member.file_size)
-    header = path.read_bytes()[record.header_offset :][:30]
-    name, extra = (int.from_bytes(header[i : i + 2], "little") for i in (26, 28))
-    return record.header_offset + 30 + name + extra + record.file_size // 2
-
-
-def damage(path: Path, how: str) -> None:
-    content = bytearray(path.read_bytes())
-    if how == "truncated":
-        content = content[: len(content) // 2]
-    else:
-        content[within_the_largest_tensor(path)] ^= 0x10
-    path.write_bytes(bytes(content))
-
-
-@pytest.mark.parametrize("how", ["flipped", "truncated"])
-def test_a_damaged_checkpoint_is_not_trained_over(how: str, stopped: RunDir) -> None:
-    damage(stopped.last, how)
+@pytest.mark.parametrize("damage", [flip, cut])
+def test_a_damaged_checkpoint_is_not_trained_over(damage: Damage, stopped: RunDir) -> None:
+    damage(stopped.last)
     best = stopped.best.read_bytes()
     with pytest.raises(Damaged, match=r"last\.pt is damaged.*rerun=true starts again"):
         run_experiment(stopped)
@@ -318,18 +300,24 @@ def test_whatever_ends_a_run_is_recorded_with_its_reason(
     assert type(error).__name__ in stopped.log_file.read_text()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, max allowed: 9.07 GB)"),
+    ],
+)
 def test_the_memory_of_a_gpu_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, stopped: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        raise error
 
     at_yield(monkeypatch, 2, full)
-    assert train_command.main([*TINY, f"output_dir={tmp_path}"]) == 1
-    assert "try a smaller training.batch_size" in capsys.readouterr().err.splitlines()[-1]
-    run = only_run(tmp_path)
-    assert run.status == "failed"
-    assert "CUDA out of memory" in (run.read_summary().error or "")
+    with pytest.raises(RunFailed, match="try a smaller"):
+        run_experiment(stopped)
+    assert stopped.status == "failed"
+    assert "out of memory" in (stopped.read_summary().error or "")
 
 
 def test_a_figure_that_fails_is_no_reason_to_lose_a_run(

@@ -7,12 +7,10 @@ import torch
 from tiny_runs import StopIn, make, train, weights
 from torch import nn
 
-from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import LookaheadConfig
 from cifar_lab.errors import Stopped
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.averages import Lookahead
-from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 
 ON = ["training.lookahead.every=4"]  # of 18 steps: the last one is not a multiple
@@ -72,11 +70,3 @@ def test_a_run_ends_on_its_slow_weights_and_begins_them_anew_where_they_are_lost
     assert same(checkpoint["model"], checkpoint["lookahead"])
     assert not same(weights(run), weights(tiny_finished))
     assert "lookahead" not in torch.load(tiny_finished.last, weights_only=True)
-
-
-def test_settings_of_lookahead_leave_other_addresses_alone() -> None:
-    def one(*words: str) -> Path:
-        return address(compose_checked(["dataset=digits", "device=cpu", *words]).runs[0].config)
-
-    assert one("training.lookahead.every=null") == one()
-    assert one("training.lookahead.every=5") != one()

@@ -29,12 +29,6 @@ __all__ = ["no_users_tracker"]  # a fixture that is used by being here
 # --- what a tracker is no part of -----------------------------------------------------------------
 
 
-def test_a_tracker_is_no_part_of_a_runs_address(tmp_path: Path) -> None:
-    plain, tracked = make(tmp_path), make(tmp_path, "tracker=mlflow")
-    assert tracked.path == plain.path
-    assert "tracker" not in tracked.read_config().choices
-
-
 @pytest.mark.slow
 def test_a_tracker_changes_no_bit_of_a_run(tmp_path: Path) -> None:
     plain = train(tmp_path / "plain")

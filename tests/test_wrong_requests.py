@@ -55,6 +55,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("training.batch_size=1", "training.batch_size=1 is wrong"),
         ("training.class_weights=[1,2]", "must be balanced or 10 numbers above 0, one per class"),
         ("training.ema=1", "training.ema=1.0 is wrong: it must be more than 0 and less than 1"),
+        ("training.cuda_graph=true training.compile=true", "cuda_graph=true is wrong: it must be"),
         ("training.monitor=val_macro", "did you mean val_macro_f1"),
         ("seed=" + "9" * 5000, "seed="),
         ("augmentation.cutout=33", "cutout=33 is wrong: it must be at most the image's"),

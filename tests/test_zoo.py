@@ -124,18 +124,6 @@ def test_given_weights_are_loaded_but_for_the_head_and_a_replaced_stem(tmp_path:
         assert torch.equal(model.classifier.weight, head)
 
 
-def test_a_run_s_own_best_weights_can_be_the_start_of_another(tmp_path: Path) -> None:
-    first = build("shufflenet_v2_x0_5")
-    torch.save({"model": first.state_dict(), "epoch": 3}, tmp_path / "best.pt")
-    torch.manual_seed(5)
-    second: Any = TorchvisionModel(
-        RGB, 7, architecture="shufflenet_v2_x0_5", weights=str(tmp_path / "best.pt")
-    )
-    second.load_initial_weights(download=False)
-    expected = first.network.state_dict()
-    assert all(torch.equal(t, expected[k]) for k, t in second.network.state_dict().items())
-
-
 @pytest.mark.slow
 def test_resnet18_is_fine_tuned_from_a_file_and_evaluated_without_it(tmp_path: Path) -> None:
     file = tmp_path / "resnet18.pt"
@@ -311,13 +299,6 @@ def test_backbone_lr_is_the_rate_of_all_but_the_classifier(tmp_path: Path) -> No
     rates = {group["lr"] for group in torch.load(run.last)["optimizer"]["param_groups"]}
     assert rates == {0.01, 0.0}
     assert [row.learning_rate for row in run.read_metrics()] == [0.01]
-
-
-def test_null_and_zero_are_the_run_without_these_settings() -> None:
-    plain = one()
-    same = one("optimizer.backbone_lr=null", "training.frozen_epochs=0")
-    assert address(same) == address(plain)
-    assert "backbone_lr" not in same.optimizer
 
 
 def test_timm_is_named_where_it_is_missing(

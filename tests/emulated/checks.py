@@ -1,4 +1,4 @@
-"""What runs on the emulated device: `tests/test_emulated_device.py` starts these checks.
+"""What runs on the emulated device: `tests/test_device.py` starts these checks.
 
 They need a process of their own, because torch can be given another device once per process.
 """

@@ -79,8 +79,9 @@ def _at_fitted_length(
 def lengths_of(config: RunConfig, runs: Sequence[FoundRun]) -> dict[int, tuple[FoundRun, ...]]:
     """Return runs like these, of a constant learning rate, by the number of epochs they trained.
 
-    Only those count that were scored by their last weights, whether they began anew or continued
-    another run, and only numbers of epochs with three seeds or more; {} if there is only one.
+    Only those count that were told to be scored by their last weights: those whose best epoch
+    happens to be the last are the luckier ones. Only numbers of epochs with three seeds or more
+    count; {} if there is only one.
     """
     if config.scheduler is not None:
         return {}
@@ -88,8 +89,7 @@ def lengths_of(config: RunConfig, runs: Sequence[FoundRun]) -> dict[int, tuple[F
     lengths: dict[int, dict[int, FoundRun]] = {}
     for run in runs:
         epochs = run.config.training.epochs
-        scored_last = run.summary.scored_weights == "last" or run.summary.best_epoch == epochs
-        if scored_last and _but_for_epochs(run.config) == wanted:
+        if run.summary.scored_weights == "last" and _but_for_epochs(run.config) == wanted:
             lengths.setdefault(epochs, {}).setdefault(run.config.seed, run)
     ordered = sorted(lengths.items())
     enough = {epochs: _by_seed(seeds) for epochs, seeds in ordered if len(seeds) >= MIN_VALUES}

@@ -117,9 +117,10 @@ class Pace:
             self._said = True
             log.warning(
                 "a training step takes %.1f times as long as at best in epoch %d: is another "
-                "process computing on this machine? Beside it, threads=1 is the fastest",
+                "process computing on this machine?%s",
                 pace / self._best,
                 self._first,
+                " Beside it, threads=1 is the fastest" if torch.get_num_threads() > 1 else "",
             )
 
 

@@ -38,7 +38,7 @@ class Job(ABC):
             self.stop()
 
     def outcome(self) -> Outcome:
-        """Return what became of an ended job, by its exit code and what is in its folder."""
+        """Return how a job ended, by its exit code and what is in its folder."""
         code, after = self.poll() or 0, self.cell.state()
         if after == "finished":
             code = 0  # the signal came too late

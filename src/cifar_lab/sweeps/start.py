@@ -16,7 +16,7 @@ from cifar_lab.training.signals import Stop
 
 
 def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcome]:
-    """Run all cells of a request, or a search among its values; return what became of each.
+    """Run all cells of a request, or a search among its values; return how each ended.
 
     `argv` is the command line that the request is from. After a signal, `stop.signal` is set.
     """

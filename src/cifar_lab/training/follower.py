@@ -1,4 +1,4 @@
-"""A process of torchrun other than the first: it trains along, and neither writes nor prints."""
+"""A process of torchrun other than the first: it trains the same run, and writes nothing."""
 
 from typing import Any
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import runpy
 import subprocess
@@ -75,18 +76,25 @@ def test_an_update_that_was_chosen_stays() -> None:
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_told_with_the_reason(
-    place: str, problem: str, line: str, monkeypatch: pytest.MonkeyPatch
+    place: str,
+    problem: str,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(*arguments: object, **keywords: object) -> None:
         raise RuntimeError(problem)
 
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda if place == "init" else torch, place, fail)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     device.cuda_problem.cache_clear()
     try:
-        name, reason = device.select_device("auto")
-        assert (name, line in reason) == ("cpu", True)
+        with caplog.at_level(logging.WARNING, logger="cifar_lab"):
+            assert [device.select_device("auto") for _ in range(2)] == ["cpu"] * 2
+        told = [record.getMessage() for record in caplog.records]
+        assert [line in text for text in told] == [True] * (line != "none was found")
         with pytest.raises(UsageError, match=line):
             device.select_device("cuda")
     finally:
@@ -142,7 +150,7 @@ def test_cublas_is_told_before_its_first_call() -> None:
 def test_a_layer_that_cannot_repeat_itself_is_refused_before_the_run(
     kind: str, layer: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "select_device", lambda name: (name, ""))
+    monkeypatch.setattr(preflight, "select_device", lambda name: name)
     line = [*words, "dataset=digits", "split.validation=0.1", "deterministic=true"]
     line += [f"device={kind}", "precision=fp32"]
     with pytest.raises(UsageError, match=f"deterministic=true is wrong: .* nn.{layer}, .*{kind}"):

@@ -9,8 +9,8 @@ from torch import nn
 
 from cifar_lab.config.run_config import LookaheadConfig
 from cifar_lab.errors import Stopped
+from cifar_lab.optimizers.averages import Lookahead
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.averages import Lookahead
 from cifar_lab.training.run import run_experiment
 
 ON = ["training.lookahead.every=4"]  # of 18 steps: the last one is not a multiple

@@ -78,18 +78,6 @@ def test_checks_of_the_config(overrides: list[str], words: str) -> None:
     assert said(warnings, words) if words else warnings == []
 
 
-def test_10_and_39_settings_for_which_the_report_prints_nothing(splits: Splits) -> None:
-    def warnings(rate: str) -> list[str]:
-        composed = compose_checked(
-            ["experiment=s3_learning_rate", f"optimizer.lr={rate}", "device=cpu"]
-        )
-        return sanity_checks.check_config(composed.runs[0].config, splits)
-
-    # the text's 0.001 stands in no table
-    assert said(warnings("0.001"), "S3 gives no figure for these settings (optimizer.lr=0.001)")
-    assert not any("gives no figure" in warning for warning in warnings("0.0001"))
-
-
 # --- of the model ---------------------------------------------------------------------------------
 
 
@@ -208,7 +196,6 @@ def test_warnings_are_said_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptu
         "cropped at random",
         "chosen on test images",
         "not normalised",
-        "S0 gives no figure for these settings",
         "360 images, but the test split has 72",
         "cannot be told apart",
     ]

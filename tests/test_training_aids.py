@@ -13,9 +13,9 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifar_lab.errors import UsageError
+from cifar_lab.optimizers.averages import WeightAverage
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.averages import WeightAverage
 from cifar_lab.training.build import build_state, make_model
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit

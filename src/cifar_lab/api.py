@@ -111,7 +111,7 @@ class Run:
         from cifar_lab.training import classify
         from cifar_lab.training.device import select_device
 
-        return classify.load_model(RunDir(self.path), device=select_device(str(device))[0])
+        return classify.load_model(RunDir(self.path), device=select_device(str(device)))
 
     @as_in_a_fresh_process()
     def predict(self, images: "Pictures", *, device: str = "auto") -> "npt.NDArray[np.float64]":

@@ -30,8 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_together(place: Launched, words: list[str]) -> int:
     """Train one run in the processes of torchrun; the first one reads the command line."""
-    from cifar_lab.training.distributed import joined
-    from cifar_lab.training.follower import follow
+    from cifar_lab.training.distributed import follow, joined
     from cifar_lab.training.signals import Stop
 
     with joined(place) as group:

@@ -273,7 +273,7 @@ def acting(role: str) -> Iterator[Acting]:
             # Not in preflight: a config is composed as for a CPU, and names its device as text.
             checks = name == "cifar_lab.training.preflight"
             if name.startswith("cifar_lab.") and hasattr(imported, "select_device") and not checks:
-                chosen = mock.patch.object(imported, "select_device", return_value=(device, ""))
+                chosen = mock.patch.object(imported, "select_device", return_value=device)
                 stack.enter_context(chosen)
         COMPILED.forbid_float64(role == "mps")
         stack.callback(COMPILED.forbid_float64, False)

@@ -93,7 +93,7 @@ def range_test(config: RunConfig, steps: int = STEPS) -> RangeTest:
     the first step.
     """
     base = check_settings(config)
-    device, _ = select_device(config.device)
+    device = select_device(config.device)
     configure(device, config.threads, config.deterministic)
     splits = load_splits(config, device)
     constant = dataclasses.replace(config, scheduler=None)

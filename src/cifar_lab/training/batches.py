@@ -9,7 +9,7 @@ import functools
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -77,6 +77,7 @@ def batch_bounds(images: int, batch_size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], images], strict=True))
 
 
+@dataclass(eq=False)
 class Batches:
     """The training batches of each epoch: float images (B, C, H, W), labels (B,), on the device.
 
@@ -85,31 +86,24 @@ class Batches:
     merged into the batch before it. In a `group` of processes each gets its part of every batch.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        seed: int,
-        normalisation: Normalisation,
-        augmentation: AugmentationConfig,
-        num_classes: int,
-        memory_format: torch.memory_format = torch.contiguous_format,
-        sampler: str = "permutation",
-        group: Group | None = None,
-    ) -> None:
-        if augmentation.policy is not None and split.device.type != "cpu":
+    split: Split
+    _: dataclasses.KW_ONLY
+    batch_size: int
+    seed: int
+    normalisation: Normalisation
+    augmentation: AugmentationConfig
+    num_classes: int
+    memory_format: torch.memory_format = torch.contiguous_format
+    sampler: str = "permutation"
+    group: Group = field(default_factory=Group)
+
+    def __post_init__(self) -> None:
+        if self.augmentation.policy is not None and self.split.device.type != "cpu":
             # A policy changes image after image, which would be a thousand launches a step.
-            split = dataclasses.replace(split, images=split.images.cpu(), ahead=False)
-        self.split = split
-        self.seed = seed
-        self.normalisation = normalisation
-        self.augmentation = augmentation
-        self.num_classes = num_classes
-        self.memory_format = memory_format
-        self.sampler = sampler
-        self.group = group or Group()
-        self.bounds = batch_bounds(len(split), batch_size)
+            self.split = dataclasses.replace(
+                self.split, images=self.split.images.cpu(), ahead=False
+            )
+        self.bounds = batch_bounds(len(self.split), self.batch_size)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""

@@ -61,7 +61,7 @@ def build_state(
     average = lookahead = None
     ema, slow = config.training.ema, config.training.lookahead
     if ema or slow.every:
-        from cifar_lab.training.averages import Lookahead, WeightAverage
+        from cifar_lab.optimizers.averages import Lookahead, WeightAverage
 
         total = config.training.epochs * len(batches)
         average = WeightAverage(model, ema) if ema else None

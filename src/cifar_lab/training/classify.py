@@ -53,7 +53,7 @@ def probabilities(
     dataset = config.dataset
     prepared = Preparation(dataset.image_shape, fit or dataset.fit, dataset.max_megapixels)
     pixels = torch.from_numpy(to_pixels(pictures, prepared))
-    device, _ = select_device(device or config.device)
+    device = select_device(device or config.device)
     model = load_model(run, device=device)
     if not len(pixels):
         return np.empty((0, len(run.class_names())))

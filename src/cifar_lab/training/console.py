@@ -1,4 +1,4 @@
-"""What a run shows and records of itself: bars, the log, figures, and how it ended."""
+"""What a run shows and records of itself: bars, the log, best.pt, figures, and how it ended."""
 
 import contextlib
 import dataclasses
@@ -14,11 +14,20 @@ import torch
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.targets import build
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, first_line, shows_bars
+from cifar_lab.errors import (
+    Damaged,
+    RunFailed,
+    Stopped,
+    Unavailable,
+    UsageError,
+    first_line,
+    shows_bars,
+)
 from cifar_lab.figures.style import Look, save
-from cifar_lab.runs.files import check_inside
-from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, diagnosis, show_interval
+from cifar_lab.runs.files import check_inside, load_checkpoint, weights_checksum
+from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, best_row, diagnosis, show_interval
 from cifar_lab.runs.run_dir import RunDir, TakenOver
+from cifar_lab.runs.run_files import second_name
 from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.runs.text import align, class_name
 from cifar_lab.training.loop import Progress
@@ -245,6 +254,44 @@ def draw_figures(run: RunDir, look: Look | None = None) -> tuple[list[str], list
             warnings.append(f"figure {name} was not drawn: {type(error).__name__}: {error}")
             log.warning(warnings[-1])
     return drawn, warnings
+
+
+def write_best(run: RunDir, config: RunConfig, state: TrainState, row: EpochMetrics) -> None:
+    """Write best.pt of the epoch just done; its second name replaces that of the best before."""
+    weights, name = state.scored_weights(), second_name(config, row)
+    state.best_checksum = weights_checksum(weights)
+    best = {"model": weights, "epoch": state.epoch, "val_accuracy": row.val_accuracy}
+    run.write_best(best, name)
+    if name is None:
+        log.info("best epoch so far: its weights are in %s", run.best.name)
+        return
+    log.info("Best model saved to %s", run.path / name)  # the words of the reports' logs (S2)
+    before = best_row(state.history[:-1], config.training.monitor)
+    former = second_name(config, before) if before is not None else None
+    if former is not None and former != name:
+        (run.path / former).unlink(missing_ok=True)
+
+
+def check_best(run: RunDir, state: TrainState) -> None:
+    """Raise Damaged if best.pt does not hold the weights of the best epoch so far.
+
+    After a process was killed, best.pt may be of an epoch that last.pt does not include yet; the
+    resumed run trains that epoch again.
+    """
+    if state.best is None:
+        return
+    remedy = f"the best epoch, {state.best.epoch}, is lost: rerun=true trains again"
+    try:
+        best = load_checkpoint(run.best)
+    except Damaged as error:
+        raise Damaged(f"{error}; {remedy}") from None
+    if best.get("epoch", 0) > state.epoch:
+        return
+    checksum = state.best_checksum
+    if best.get("epoch") != state.best.epoch or (
+        checksum is not None and weights_checksum(best["model"]) != checksum
+    ):
+        raise Damaged(f"{run.best} holds other weights than it should; {remedy}")
 
 
 def training_fields(state: TrainState) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from cifar_lab.errors import UsageError, first_line, shorten
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("cifar_lab")
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 EVIDENCE = Path(__file__).with_name("precision_evidence.json")
@@ -32,8 +35,8 @@ on a machine of one's own; the tests name one without evidence, so that they tra
 """
 
 
-def select_device(name: str) -> tuple[str, str]:
-    """Return the device that `name` means on this machine and the reason, for the log.
+def select_device(name: str) -> str:
+    """Return the device that `name` means on this machine.
 
     auto is cuda if there is one that works, else mps, else cpu. Raises UsageError for a device that
     is not available.
@@ -44,38 +47,39 @@ def select_device(name: str) -> tuple[str, str]:
         raise UsageError(
             f"device={shorten(name)} is wrong: it must be auto, cuda, cuda:N, mps or cpu"
         )
-    mps, problem, asked = torch.backends.mps.is_available(), cuda_problem(), name
+    has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "mps" if mps else "cpu" if problem else "cuda"
+        return "mps" if has_mps else "cpu" if cuda_problem() else "cuda"
+    if name == "mps" and not has_mps:
+        raise UsageError("device=mps: no Apple GPU here; use device=auto or cpu")
     if name.startswith("cuda"):
-        if problem is not None:
+        if (problem := cuda_problem()) is not None:
             raise UsageError(f"device={name}: no CUDA device ({problem}); use device=auto or cpu")
-        index, count = int(name.partition(":")[2] or 0), torch.cuda.device_count()
-        if index >= count:
+        count = torch.cuda.device_count()
+        if int(name.partition(":")[2] or 0) >= count:
             raise UsageError(f"device={name}: there are {count} CUDA devices, numbered from 0")
-        return name, torch.cuda.get_device_name(torch.device(name))
-    if name == "mps":
-        if not mps:
-            raise UsageError("device=mps: no Apple GPU here; use device=auto or cpu")
-        return name, "Apple GPU"
-    if asked == "auto":
-        return name, f"there is no MPS device and no CUDA device: {problem}"
-    return name, "as asked"
+    return name
 
 
 @functools.cache
 def cuda_problem() -> str | None:
     """Return why CUDA cannot be used on this machine; None if a tiny operation succeeds.
 
-    A driver that is too old, or a GPU for which this torch has no kernels, is there and unusable.
+    A driver that is too old, or a GPU for which this torch has no kernels, is there and unusable:
+    that is said once, since device=auto falls back on the CPU.
     """
     import torch
 
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch was built without CUDA"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.ones(1, device="cuda").add_(1).item()
     except (RuntimeError, AssertionError) as error:
-        return "none was found" if "no NVIDIA driver" in str(error) else first_line(error)
+        if "no NVIDIA driver" in str(error):
+            return "none was found"
+        log.warning("warning: CUDA cannot be used here: %s", first_line(error))
+        return first_line(error)
     return None
 
 
@@ -172,10 +176,8 @@ def describe_device(device: str) -> str:
 
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
-    if device == "mps":
-        return "Apple GPU"
     threads = torch.get_num_threads()
-    return f"cpu ({threads} thread{'s' if threads != 1 else ''})"
+    return "Apple GPU" if device == "mps" else f"cpu ({threads} thread{'s' * (threads != 1)})"
 
 
 def configure(device: str, threads: int | None, deterministic: bool) -> int:

@@ -3,7 +3,7 @@
 The images and random draws of a batch are those of a run in one process. Each process takes its
 rows, and the gradients are added up before the optimizer's step, so that all of them have the same
 weights after it. Process 0 alone opens the run folder, decides where training yields, and scores
-the trained run.
+the trained run; the others train the same run, and neither write nor print.
 """
 
 import contextlib
@@ -11,22 +11,30 @@ import io
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cifar_lab.config import targets
 from cifar_lab.config.launch import Launched
-from cifar_lab.config.run_config import RunConfig, to_plain
+from cifar_lab.config.run_config import RunConfig, parse, to_plain
 from cifar_lab.config.schema import wrong
-from cifar_lab.errors import RunFailed, UsageError, first_line
+from cifar_lab.errors import RunFailed, Stopped, UsageError, first_line
+from cifar_lab.runs.provenance import code_version
+from cifar_lab.training.build import build_state
+from cifar_lab.training.data import load_splits
+from cifar_lab.training.device import configure
 from cifar_lab.training.dropout import is_dense
 from cifar_lab.training.group import YIELD_SECONDS, Group, Part
+from cifar_lab.training.loop import Diverged, fit
+from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
 
-_NOTICE_SECONDS = 3.0  # how long process 0 waits for the reason why another one has ended
+_NOTICE = timedelta(seconds=3)  # how long process 0 waits for the reason why another one has ended
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "connection was aborted")
 
 
@@ -96,10 +104,6 @@ class Processes(Group):
         """Return the device of this process in a run whose device is `name`."""
         return f"cuda:{self._gpu}" if name == "cuda" and self.rank else name
 
-    def own_seed(self, seed: int) -> int:
-        """Return the seed of process 0 plus this process's number."""
-        return (seed + self.rank) % 2**63
-
     def divide(self, total: int) -> Part:
         """Return this process's rows of a batch."""
         return divide(total, self.rank, self.world)
@@ -128,19 +132,10 @@ class Processes(Group):
         return total
 
     def gather(self, columns: Tensor) -> Tensor:
-        """Return the columns of all processes: a sum of what is zero but for each one's own."""
-        counts = torch.zeros(self.world, dtype=torch.long)
-        counts[self.rank] = columns.shape[1]
-        ends = self.sum(counts).cumsum(0).tolist()
-        gathered = torch.zeros(2, ends[-1], dtype=torch.long)
-        gathered[:, ends[self.rank] - columns.shape[1] : ends[self.rank]] = columns
-        return self.sum(gathered)
-
-    def any(self, wanted: bool) -> bool:
-        """Whether at least one process wants it."""
-        flag = torch.tensor([int(wanted)])
-        dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return bool(flag)
+        """Return the columns of all processes."""
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, columns)
+        return torch.cat(parts, dim=1)
 
     def is_due(self) -> bool:
         """Whether training yields after this step, at the same one in all processes.
@@ -212,12 +207,9 @@ class Processes(Group):
         """Return the error that another process has left in the store, where it is the cause."""
         if not lost_connection(error):
             return error
-        deadline = time.monotonic() + _NOTICE_SECONDS
-        while time.monotonic() < deadline:
-            with contextlib.suppress(RuntimeError):  # torchrun, which holds the store, has ended
-                if self._store.check(["failure"]):
-                    return RunFailed(self._store.get("failure").decode(errors="replace"))
-            time.sleep(0.1)
+        with contextlib.suppress(RuntimeError):  # none came, or torchrun's store is gone too
+            self._store.wait(["failure"], _NOTICE)
+            return RunFailed(self._store.get("failure").decode(errors="replace"))
         return RunFailed(
             f"the connection to another of the {self.world} processes was lost: it was killed, or "
             "its machine cannot be reached; the same line resumes the run"
@@ -247,3 +239,44 @@ def joined(place: Launched) -> Iterator[Processes]:
         raise
     group.end()
     dist.destroy_process_group()
+
+
+def follow(group: Processes, stop: Stop) -> int:
+    """Train the run that process 0 opens, until it ends; return the exit code.
+
+    What process 0 says too, and what follows from the end of another process, is not repeated
+    here. Raises RunFailed where this process is the one that failed.
+    """
+    try:
+        request = group.share()
+        if request["config"] is not None:
+            _train_part(group, stop, request)
+    except Diverged:
+        return Diverged.exit_code
+    except Stopped as stopped:
+        return 128 + stopped.signal
+    except Exception as error:
+        if lost_connection(error):
+            return 1
+        raise group.report(error) from error
+    return 0
+
+
+def _train_part(group: Processes, stop: Stop, request: dict[str, Any]) -> None:
+    """Build the run as process 0 does, take over its state, and train."""
+    targets.trust(request["trust"])
+    config = parse(request["config"])
+    if code_version(config) != request["code"]:
+        raise UsageError("its code is not that of process 0; install the same on all machines")
+    device = group.device(config.device)
+    configure(device, request["threads"], config.deterministic)
+    torch.manual_seed(config.seed)
+    splits = load_splits(config, device)
+    state, batches = build_state(config, splits, device, group=group)
+    state.take_over(group.share())
+    watched = splits.test if config.evaluation.watch_test else None
+    settings = config.training, config.evaluation
+    with stop.graceful():
+        for progress in fit(state, batches, splits.validation, *settings, watched=watched):
+            if group.any(stop.is_wanted(progress)):
+                return

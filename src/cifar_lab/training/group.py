@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cifar_lab.config.run_config import RunConfig
@@ -51,13 +52,9 @@ class Group:
         """Note that training has just yielded."""
         self._noted = time.perf_counter()
 
-    def own_seed(self, seed: int) -> int:
-        """Return a seed that differs between the processes; that of process 0 is `seed`."""
-        return seed
-
     def any(self, wanted: bool) -> bool:
         """Whether at least one process wants something; all of them ask at the same time."""
-        return wanted
+        return bool(self.sum(torch.tensor(int(wanted))))
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""

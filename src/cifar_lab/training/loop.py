@@ -110,7 +110,7 @@ def train_epoch(
         seed = derive_seed(state.seed, "dropout", epoch)
         state.generator.manual_seed(seed)
         if state.compiled:
-            torch.manual_seed(group.own_seed(seed))
+            torch.manual_seed(seed + group.rank)
         state.sums.zero_()
         state.seconds = 0.0
     # Validation, or whoever was yielded to, left the model in evaluation mode.

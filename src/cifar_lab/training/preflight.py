@@ -97,7 +97,7 @@ def on_this_machine(config: RunConfig) -> RunConfig:
 
     Raises UsageError for a device that is not there.
     """
-    device, _ = select_device(config.device)
+    device = select_device(config.device)
     precision = select_precision(config.precision, device)
     return dataclasses.replace(config, device=device, precision=precision)
 
@@ -278,28 +278,22 @@ def _without_unused_settings(config: RunConfig, asked: Collection[str]) -> RunCo
     return dataclasses.replace(config, dropout=dropout, activation=activation)
 
 
-def _with_digest_of_weights(config: RunConfig) -> RunConfig:
-    """Note the digest of the file that any model may start from; nothing where there is none."""
-    target = target_of_model(config.model)
-    if target == config.model:
-        return config
-    if config.model.get("weights") is None:
-        return dataclasses.replace(config, model=target)
-    from cifar_lab.models.pretrained import complete_file_settings
-
-    right = "a file of torch.save or safetensors"
-    return dataclasses.replace(config, model=complete_file_settings(config.model, right))
-
-
 def _with_settings_of_weights(config: RunConfig, asked: Collection[str]) -> RunConfig:
-    """Let a model that can start from given weights complete its settings and the normalisation.
+    """Let a model that starts from given weights complete its settings and the normalisation.
 
-    Such a model has a function `complete_settings`, which downloads nothing.
+    Those of other packages have a function `complete_settings` for that, which downloads nothing;
+    any other model gets the digest of its file.
     """
     model = targets.resolve(config.model["_target_"], "model")
     complete = getattr(model, "complete_settings", None)
     if complete is None:
-        return _with_digest_of_weights(config)
+        target = target_of_model(config.model)
+        if config.model.get("weights") is None or target == config.model:
+            return dataclasses.replace(config, model=target)
+        from cifar_lab.models.pretrained import complete_file_settings
+
+        digested = complete_file_settings(config.model, "a file of torch.save or safetensors")
+        return dataclasses.replace(config, model=digested)
     targets.bind(config.model, "model", {"image_shape": None, "num_classes": None})
     settings, statistics = complete(config.model)
     if statistics is None:

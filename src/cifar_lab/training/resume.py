@@ -78,13 +78,17 @@ def _start_from_best(state: TrainState, source: RunDir, config: RunConfig, steps
     state.best, state.best_checksum = state.history[-1], weights_checksum(best["model"])
     state.best_monitored = gain(state.best, config.training.monitor)
     left = config.training.epochs - state.epoch
-    state.optimizer = build_optimizer(
-        optimizer_settings(config.optimizer, state.device, config.precision), state.model
-    )
-    state.schedule = make_schedule(config.scheduler, state.optimizer, left, steps)
+    _build_anew(state, config, left, steps)
     return (
         f"from best.pt, as last.pt was not kept: optimizer and rate start anew over {left} epochs"
     )
+
+
+def _build_anew(state: TrainState, config: RunConfig, epochs: int, steps: int) -> None:
+    """Build optimizer and schedule for `epochs`: that of the whole run has changed the rates."""
+    settings = optimizer_settings(config.optimizer, state.device, config.precision)
+    state.optimizer = build_optimizer(settings, state.model)
+    state.schedule = make_schedule(config.scheduler, state.optimizer, epochs, steps)
 
 
 def _keeps_rates(config: RunConfig, before: RunConfig) -> bool:
@@ -100,14 +104,8 @@ def _load_with_new_rates(
     state: TrainState, found: dict[str, Any], config: RunConfig, epochs: int, steps: int
 ) -> None:
     """Load a checkpoint, but not its learning rates: the schedule starts anew over `epochs`."""
-    # The schedule of the whole run has changed the settings of the optimizer that was built.
-    optimizer = optimizer_settings(config.optimizer, state.device, config.precision)
-    state.optimizer = build_optimizer(optimizer, state.model)
-    state.schedule = make_schedule(config.scheduler, state.optimizer, epochs, steps)
-    fresh = [
-        {key: value for key, value in group.items() if key != "params"}
-        for group in state.optimizer.param_groups
-    ]
+    _build_anew(state, config, epochs, steps)
+    fresh = [{**group} for group in state.optimizer.param_groups]
     state.load_state_dict({**found, "scheduler": None})
     for group, values in zip(state.optimizer.param_groups, fresh, strict=True):
         group.update(values)

@@ -20,9 +20,15 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, queued
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
-from cifar_lab.training.best import check_best, write_best
 from cifar_lab.training.build import build_state
-from cifar_lab.training.console import draw_figures, log_to, record_end, training_fields
+from cifar_lab.training.console import (
+    check_best,
+    draw_figures,
+    log_to,
+    record_end,
+    training_fields,
+    write_best,
+)
 from cifar_lab.training.data import check_data, check_finished, data_record, load_splits
 from cifar_lab.training.device import (
     configure,
@@ -194,6 +200,13 @@ def _prepare(
         check_best(run, state)
     if group.world > 1:
         group.share(state.state_dict())
+    warnings = sanity_checks.before(config, splits, state, batches)
+    before = group.world if checkpoint is None else checkpoint.get("processes", 1)
+    if before != group.world:
+        warnings.append(
+            f"the number of processes changes from {before} to {group.world}: sums are rounded "
+            "differently, and batch norm sees other parts of a batch"
+        )
     summary = dataclasses.replace(
         queued(config),
         status="running",
@@ -207,17 +220,9 @@ def _prepare(
         commit=provenance.commit(),
         results_version=RESULTS_VERSION,
         targets_hash=code.partition("-")[2],
+        warnings=console.log_warnings([], warnings),
         dataset=state.dataset | ({} if splits.verified == "all" else {"verified": splits.verified}),
     )
-    run.write_summary(summary)
-    warnings = sanity_checks.before(config, splits, state, batches)
-    before = group.world if checkpoint is None else checkpoint.get("processes", 1)
-    if before != group.world:
-        warnings.append(
-            f"the number of processes changes from {before} to {group.world}: sums are rounded "
-            "differently, and batch norm sees other parts of a batch"
-        )
-    summary = dataclasses.replace(summary, warnings=console.log_warnings([], warnings))
     run.write_summary(summary)
     # Rows past the checkpoint go: their epochs and steps will be done again.
     run.rewrite_metrics(
@@ -233,12 +238,13 @@ def _prepare(
 
 def _configure(run: RunDir, config: RunConfig, threads: int | None) -> tuple[str, int]:
     """Set what torch keeps for the process; return the device and the number of threads."""
-    device, reason = select_device(config.device)
+    device = select_device(config.device)
     threads = configure(device, threads, config.deterministic)
     torch.manual_seed(config.seed)  # for models of one's own that draw from torch's generator
     log.info("run folder: %s", run.path)
+    name = f" ({describe_device(device)})" if device != "cpu" else ""
     precision = config.precision + explain_precision(config.precision, device)
-    log.info("device: %s (%s), precision: %s, threads: %d", device, reason, precision, threads)
+    log.info("device: %s%s, precision: %s, threads: %d", device, name, precision, threads)
     return device, threads
 
 
@@ -247,14 +253,10 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
     run, config, state = training.run, training.config, training.state
     saved, cost = time.monotonic(), 0.0  # when the last checkpoint was written, and its seconds
     kept = (state.epoch, state.step) if run.last.exists() else None
-    steps_of_run = fit(
-        state,
-        training.batches,
-        training.splits.validation,
-        config.training,
-        config.evaluation,
-        watched=training.splits.test if config.evaluation.watch_test else None,
-    )
+    watched = training.splits.test if config.evaluation.watch_test else None
+    settings = config.training, config.evaluation
+    validation = training.splits.validation
+    steps_of_run = fit(state, training.batches, validation, *settings, watched=watched)
     tell_tracker()
     bars, pace = console.Bars(config.training.epochs), console.Pace(config)
     with contextlib.closing(bars), stop.graceful():

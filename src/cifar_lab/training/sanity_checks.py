@@ -5,12 +5,12 @@ summary.json. docs/reports.md lists the reports' mistakes with what is done abou
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.config.run_config import RunConfig, flatten, to_plain
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.metrics import EpochMetrics, binomial_half_width
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import Batches, in_order
@@ -54,71 +54,55 @@ def after(run: RunDir, splits: Splits, state: TrainState, batches: Batches) -> l
 
 def check_config(config: RunConfig, splits: Splits) -> list[str]:
     """Return the warnings that follow from the config and the sizes of the splits."""
-    return list(_of_the_config(config, len(splits.test), len(splits.official_test)))
-
-
-def _of_the_config(config: RunConfig, test_size: int, official_size: int) -> Iterator[str]:
     dataset, split, evaluation = config.dataset, config.split, config.evaluation
-    if evaluation.crop_padding:
-        yield (
-            f"evaluated images are cropped at random (evaluation.crop_padding="
-            f"{evaluation.crop_padding}): scores are noisy and too low"
-        )
-    if split.source == "test" and split.validation:
-        yield (
-            "the validation images come from the official test set (split.source=test): the best "
-            "epoch is chosen on test images, and a test score that includes them is too high"
-        )
-    if evaluation.test == "official" and official_size != test_size:
-        yield (
-            f"the supports add up to {official_size:,} images, but the test split has "
-            f"{test_size:,}: the others were there when the model was chosen"
-        )
-    if not split.validation:
-        seen = "; the test set is watched each epoch" if evaluation.watch_test else ""
-        yield (
-            f"no validation images (split.validation=0){seen}: an epoch or a learning rate chosen "
-            "by these scores is chosen on the test set"
-        )
-    if dataset.mean is None and dataset.std is None:
-        yield (
-            "images are not normalised (dataset.mean and dataset.std are null); dataset.mean=auto "
-            "dataset.std=auto computes them from the training images"
-        )
-    if dataset.source["_target_"] in _DIGITS and config.augmentation.horizontal_flip:
-        yield (
-            f"training images of {dataset.name} are mirrored (augmentation.horizontal_flip=true): "
-            "a mirrored digit is not that digit, and the accuracy is lower; augmentation=none "
-            "leaves them as they are"
-        )
+    tested, official = len(splits.test), len(splits.official_test)
+    seen = "; the test set is watched each epoch" if evaluation.watch_test else ""
     on_cuda = config.device.startswith("cuda") and config.precision == "bf16"
-    if on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield "this GPU emulates bf16, slower than fp32; precision=fp16 is what it computes fast"
-    if config.study.report is not None:
-        yield from _no_claim(config)
-    kept = min(_FEATURES_KEPT, test_size)
     drawn = (config.figures.get("tsne") or {}, config.figures.get("pca") or {})
     asked = max(int(figure.get("sample_size") or 0) for figure in drawn)
-    if asked > kept:
-        yield f"pca and tsne show {kept:,} test images instead of the requested {asked:,}"
-
-
-def _no_claim(config: RunConfig) -> Iterator[str]:
-    """Settings of a reproduced study for which its report gives no figure (S1, S3)."""
-    from cifar_lab.config.reports import reported_of
-
-    claims = reported_of(config).claims
-    known = flatten(to_plain(config))
-    keys = sorted({key for claim in claims for key in claim.where})
-    if claims and not any(
-        all(known.get(k) == v for k, v in claim.where.items()) for claim in claims
-    ):
-        stated = ", ".join(f"{key}={known.get(key)}" for key in keys)
-        settings = [", ".join(f"{k}={v}" for k, v in claim.where.items()) for claim in claims]
-        yield (
-            f"{config.study.report} gives no figure for these settings ({stated}); its figures are "
-            f"for {'; '.join(dict.fromkeys(settings))}"
-        )
+    kept = min(_FEATURES_KEPT, tested)
+    checks = [
+        (
+            evaluation.crop_padding,
+            f"evaluated images are cropped at random (evaluation.crop_padding="
+            f"{evaluation.crop_padding}): scores are noisy and too low",
+        ),
+        (
+            split.source == "test" and split.validation,
+            "the validation images come from the official test set (split.source=test): the best "
+            "epoch is chosen on test images, and a test score that includes them is too high",
+        ),
+        (
+            evaluation.test == "official" and official != tested,
+            f"the supports add up to {official:,} images, but the test split has {tested:,}: the "
+            "others were there when the model was chosen",
+        ),
+        (
+            not split.validation,
+            f"no validation images (split.validation=0){seen}: an epoch or a learning rate chosen "
+            "by these scores is chosen on the test set",
+        ),
+        (
+            dataset.mean is None and dataset.std is None,
+            "images are not normalised (dataset.mean and dataset.std are null); dataset.mean=auto "
+            "dataset.std=auto computes them from the training images",
+        ),
+        (
+            dataset.source["_target_"] in _DIGITS and config.augmentation.horizontal_flip,
+            f"training images of {dataset.name} are mirrored (augmentation.horizontal_flip=true): "
+            "a mirrored digit is not that digit, and the accuracy is lower; augmentation=none "
+            "leaves them as they are",
+        ),
+        (
+            on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False),
+            "this GPU emulates bf16, slower than fp32; precision=fp16 is what it computes fast",
+        ),
+        (
+            asked > kept,
+            f"pca and tsne show {kept:,} test images instead of the requested {asked:,}",
+        ),
+    ]
+    return [warning for holds, warning in checks if holds]
 
 
 # --- the model ------------------------------------------------------------------------------------

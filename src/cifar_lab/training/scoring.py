@@ -44,7 +44,7 @@ def evaluate(
     true. Raises UsageError if the folder has no weights yet, Unavailable if its data have changed.
     """
     config = run.own_config()
-    device, _ = select_device(device or config.device)
+    device = select_device(device or config.device)
     scored = weights_to_score(run, config)
     if splits is None:
         check_same_data(config.dataset, run.read_summary().dataset, run.path)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from cifar_lab.training.group import Group
 from cifar_lab.training.schedule import Schedule
 
 if TYPE_CHECKING:
-    from cifar_lab.training.averages import Lookahead, WeightAverage
+    from cifar_lab.optimizers.averages import Lookahead, WeightAverage
 
 _PLAIN = (
     "epoch",
@@ -28,13 +28,6 @@ _PLAIN = (
     "best_monitored",
     "stopped_early",
 )
-
-
-class Follower(Protocol):
-    """What follows the optimizer; `steps` are those taken so far, over all epochs."""
-
-    def after_step(self, steps: int) -> None:
-        """Do what is to be done after a step."""
 
 
 def classifier_of(model: Any, setting: str) -> nn.Module:
@@ -157,7 +150,7 @@ class TrainState:
         return logits
 
     @property
-    def followers(self) -> list[Follower]:
+    def followers(self) -> "list[Schedule | Lookahead | WeightAverage]":
         """What has something to do after each step of the optimizer, in this order."""
         candidates = (self.schedule, self.lookahead, self.average)
         return [follower for follower in candidates if follower is not None]
@@ -232,7 +225,7 @@ class TrainState:
         """Load the state of process 0; draws from torch's global generators stay this process's."""
         self.load_state_dict(state)
         seed = derive_seed(self.seed, "global", self.epoch, self.step)
-        torch.manual_seed(self.group.own_seed(seed))
+        torch.manual_seed(seed + self.group.rank)
 
 
 def history_tensor(rows: list[EpochMetrics]) -> Tensor:

@@ -1,4 +1,8 @@
-"""Measure images per second of training and of its parts, beside a plain PyTorch loop."""
+"""Measure images per second of training and of its parts, beside two plain PyTorch loops.
+
+They are that of the tutorials and a careful one. Everything is measured in turns, in one run; a
+ratio is the median of the rounds' ratios.
+"""
 
 import json
 import sys
@@ -9,13 +13,7 @@ from cifar_lab import cli
 @cli.command
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.benchmark [GROUP=OPTION] [key=value] [--seconds N] ...`."""
-    parser = cli.Parser(
-        "benchmark",
-        "Measure images per second of training and of its parts, beside two plain PyTorch loops:\n"
-        "that of the tutorials, and a careful one.\n"
-        "Everything is measured in turns, in one run; a ratio is the median of the rounds' ratios.",
-        takes_overrides=True,
-    )
+    parser = cli.Parser("benchmark", __doc__, takes_overrides=True)
     seconds = "about how long to measure (60); what does not fit is left out"
     parser.add_number("--seconds", 0.1, 86_400.0, default=60.0, help=seconds)
     parser.add_output("--json", help="write everything measured")

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from cifar_lab.config import targets
 from cifar_lab.config.command_line import StrictParser
 from cifar_lab.config.launch import launched
 from cifar_lab.errors import (
@@ -24,7 +25,6 @@ from cifar_lab.errors import (
     Unavailable,
     UsageError,
     first_line,
-    is_terminal,
     redact,
     shorten,
     shorten_path,
@@ -43,12 +43,6 @@ NOT_TOGETHER = (
 )
 
 
-_help_formatter = functools.partial(
-    argparse.RawDescriptionHelpFormatter, max_help_position=28, width=100
-)
-"""Keeps the line breaks of descriptions, and the same width on every terminal."""
-
-
 class Parser(StrictParser):
     """The argument parser of every command but `train`.
 
@@ -62,12 +56,14 @@ class Parser(StrictParser):
             "GROUP=OPTION and KEY=VALUE are those of python -m cifar_lab.train: see its --help.\n"
             "--cfg job prints the config that they make, and nothing runs."
         )
+        plain = argparse.RawDescriptionHelpFormatter
+        formatter = functools.partial(plain, max_help_position=28, width=100)
         super().__init__(
             prog=f"python -m cifar_lab.{command}",
             usage=usage if takes_overrides else None,
             description=description,
             epilog=epilog if takes_overrides else None,
-            formatter_class=_help_formatter,
+            formatter_class=formatter,  # with line breaks, as wide on every terminal
             allow_abbrev=False,
         )
         # `run` answers it, for all commands.
@@ -75,7 +71,7 @@ class Parser(StrictParser):
         self._takes_overrides = takes_overrides
         if not takes_overrides:
             trust = "a module of your own that a run's config names; also trust=MODULE"
-            self.add_argument("--trust", type=_trust, metavar="MODULE", help=trust)
+            self.add_argument("--trust", type=targets.trust, metavar="MODULE", help=trust)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -184,25 +180,23 @@ def _standard_streams(*, drop_output: bool) -> Iterator[None]:
     terminal's encoding lacks is shown as a question mark. What standard error cannot take is
     dropped, and with `drop_output` what standard output cannot take too.
     """
-    before = sys.stdout, sys.stderr
-    for stream in before:
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")
-    sys.stdout = cast("TextIO", _Output(before[0], drop=drop_output))
-    sys.stderr = cast("TextIO", _Output(before[1], drop=True))
-    try:
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # a failure ended the command already
-                stream.flush()
-        sys.stdout, sys.stderr = before
+    out = cast("TextIO", _Output(sys.stdout, drop=drop_output))
+    err = cast("TextIO", _Output(sys.stderr, drop=True))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            yield
+        finally:
+            for stream in (out, err):
+                with contextlib.suppress(Exception):  # a failure ended the command already
+                    stream.flush()
 
 
 class _Output:
     """A text stream without passwords. Once it fails, it discards the rest, or raises."""
 
     def __init__(self, stream: TextIO | None, *, drop: bool) -> None:
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
         self._stream = stream
         self._drop = drop
 
@@ -214,10 +208,6 @@ class _Output:
     def flush(self) -> None:
         """Write what is buffered, if the stream has a buffer (loggers in its place have none)."""
         self._do("flush")
-
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        return is_terminal(self._stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -247,12 +237,6 @@ def folders_and_settings(words: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Divide words into folders and KEY=VALUE."""
     settings = [word for word in words if "=" in word and not Path(word).is_dir()]
     return [Path(word) for word in words if word not in settings], settings
-
-
-def _trust(module: str) -> None:
-    from cifar_lab.config import targets
-
-    targets.trust(module)
 
 
 def check_output(

@@ -3,14 +3,14 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cifar_lab import cli
+from cifar_lab.analysis.comparison import compare
+from cifar_lab.analysis.grouping import read_collection
+from cifar_lab.analysis.load_runs import FoundRun
+from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.errors import UsageError, shorten_path
-
-if TYPE_CHECKING:
-    from cifar_lab.analysis.load_runs import FoundRun
-    from cifar_lab.analysis.seed_groups import RunCollection
+from cifar_lab.runs.run_dir import RunDir, find_runs
 
 
 @cli.command
@@ -23,9 +23,6 @@ def main(argv: list[str]) -> int:
     where = "the folder in which KEY=VALUE chooses runs (default: the current one)"
     parser.add_argument("--in", dest="folder", type=cli.path, metavar="FOLDER", help=where)
     arguments = parser.parse_args(argv)
-
-    from cifar_lab.analysis.comparison import compare
-    from cifar_lab.analysis.grouping import read_collection
 
     words = (arguments.a, arguments.b)
     sweep = None
@@ -54,11 +51,8 @@ def _is_choice(word: str) -> bool:
     return "=" in word and not Path(word).exists()
 
 
-def _runs(word: str, sweep: "RunCollection | None") -> "list[FoundRun]":
+def _runs(word: str, sweep: RunCollection | None) -> list[FoundRun]:
     """Return the runs that a word names; UsageError if there are none."""
-    from cifar_lab.analysis.load_runs import FoundRun
-    from cifar_lab.runs.run_dir import RunDir, find_runs
-
     if sweep is not None and _is_choice(word):
         return [run for group in sweep.select(word) for run in group.runs]
     folder = Path(word)

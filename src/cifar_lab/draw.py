@@ -4,14 +4,15 @@ import dataclasses
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import yaml
 
 from cifar_lab import cli
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, UsageError, first_line, shorten, shorten_path
-
-if TYPE_CHECKING:
-    from cifar_lab.config.run_config import RunConfig
-    from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.figures.style import Look
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.track import finished_runs
 
 
 @cli.command
@@ -37,19 +38,13 @@ def main(argv: list[str]) -> int:
             )
     shown_as = {} if arguments.labels is None else _labels(arguments.labels)
 
-    from cifar_lab.figures.style import Look
-    from cifar_lab.runs.run_dir import RunDir, find_runs
     from cifar_lab.training.scoring import draw_again
 
-    runs = [run for folder in folders for run in find_runs(folder)]
-    runs = [run for run in runs if run.status == "finished"]
-    if not runs:
-        raise UsageError(f"{shorten_path(folders[0])} has no finished run")
+    runs, problems = finished_runs(folders)
     changed = [_changed(run, settings) for run in runs] if settings else []
     look = Look(arguments.format, arguments.dpi, arguments.width, arguments.font_size, shown_as)
     if settings:
         runs = [RunDir.create(config, run.path) for run, config in zip(runs, changed, strict=True)]
-    problems: list[str] = []
     for run in runs:
         drawn, failed = draw_again(run, None if look == Look() else look)
         problems += failed
@@ -62,7 +57,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _changed(run: "RunDir", settings: list[str]) -> "RunConfig":
+def _changed(run: RunDir, settings: list[str]) -> RunConfig:
     """Return a run's config with other figures, or other names for the classes."""
     from cifar_lab.config.compose import compose
 
@@ -77,8 +72,6 @@ def _changed(run: "RunDir", settings: list[str]) -> "RunConfig":
 
 def _labels(path: Path) -> dict[str, str]:
     """Return the words of a file and what to show for them."""
-    import yaml
-
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:

@@ -5,17 +5,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
 
 from cifar_lab import cli
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    import numpy as np
-
-    from cifar_lab.runs.run_dir import RunDir
-    from cifar_lab.runs.summary import RunSummary
+from cifar_lab.analysis.load_runs import FoundRun
+from cifar_lab.analysis.watching import names
+from cifar_lab.figures import pca, samples, style, tsne
+from cifar_lab.runs.files import write_text
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.summary import RunSummary
 
 
 @cli.command
@@ -35,8 +35,6 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis import ensembles
-    from cifar_lab.analysis.load_runs import FoundRun
-    from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.training.console import draw_figures
     from cifar_lab.training.scoring import check_scorable, evaluate
 
@@ -68,8 +66,6 @@ def main(argv: list[str]) -> int:
             f"loss {fields['test_loss']:.4f}{error}, {fields['test_size']:,} images"
         )
         if arguments.probabilities > 0:
-            from cifar_lab.figures import samples
-
             print(samples.probability_text(run, arguments.probabilities))
     if arguments.ensemble:
         print(_ensemble_text(runs))
@@ -80,7 +76,7 @@ def main(argv: list[str]) -> int:
     return int(contradicted and arguments.verify)
 
 
-def _changed(stored: "RunSummary", fields: "dict[str, Any]") -> list[str]:
+def _changed(stored: RunSummary, fields: dict[str, Any]) -> list[str]:
     """Return the test scores that are not what the folder's files say, by an image or more."""
     images = fields["test_size"]
     changed = []
@@ -92,7 +88,7 @@ def _changed(stored: "RunSummary", fields: "dict[str, Any]") -> list[str]:
     return changed
 
 
-def _ensemble_text(runs: "Sequence[RunDir]") -> str:
+def _ensemble_text(runs: Sequence[RunDir]) -> str:
     """Return the score of the runs' mean probabilities beside those of the runs."""
     from cifar_lab.analysis import ensembles
 
@@ -105,18 +101,17 @@ def _ensemble_text(runs: "Sequence[RunDir]") -> str:
     )
 
 
-def _write_errors(runs: "Sequence[RunDir]", count: int) -> Path:
+def _write_errors(runs: Sequence[RunDir], count: int) -> Path:
     """Write the page of mistakes into the run's folder, or that of all runs; return its path."""
     import torch
 
     from cifar_lab.analysis.error_page import error_page
-    from cifar_lab.runs.files import write_text
     from cifar_lab.training.data import load_splits
 
     splits = load_splits(runs[0].own_config(), "cpu")
     images = splits.official_test.images
 
-    def image_of(index: int) -> "np.ndarray[Any, Any]":
+    def image_of(index: int) -> np.ndarray[Any, Any]:
         return images[torch.tensor([index])][0].numpy()
 
     text = error_page(runs, image_of, count, splits.test_files)
@@ -128,11 +123,8 @@ def _write_errors(runs: "Sequence[RunDir]", count: int) -> Path:
     return path
 
 
-def _side_by_side(runs: "Sequence[RunDir]", folder: Path) -> None:
+def _side_by_side(runs: Sequence[RunDir], folder: Path) -> None:
     """Draw the features of several runs beside each other, to compare trained and untrained."""
-    from cifar_lab.analysis.watching import names
-    from cifar_lab.figures import pca, style, tsne
-
     named = names([run.path.resolve() for run in runs])  # what differs between them
     titles = []
     for run in runs:

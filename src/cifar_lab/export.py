@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from cifar_lab import cli
 from cifar_lab.errors import UsageError, missing_extra
+from cifar_lab.runs.files import write_text
+from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
     from cifar_lab.exports.write import Exported
@@ -35,8 +37,6 @@ def main(argv: list[str]) -> int:
 
     from cifar_lab.exports.model_card import model_card
     from cifar_lab.exports.write import export
-    from cifar_lab.runs.files import write_text
-    from cifar_lab.runs.run_dir import RunDir
 
     run = RunDir(arguments.run_dir)
     if run.status != "finished":

@@ -6,19 +6,20 @@ Several runs, such as the seeds or folds of a setting, answer with the mean of t
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from cifar_lab import cli
+from cifar_lab.config.command_line import is_run_folder
+from cifar_lab.datasets import pictures as intake
 from cifar_lab.errors import RunFailed, UsageError, shorten_path
-from cifar_lab.runs.text import align
+from cifar_lab.figures.labelled import write_labelled
+from cifar_lab.runs.files import write_text
+from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.text import Table, align
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from cifar_lab.datasets.pictures import Fit
-    from cifar_lab.runs.run_dir import RunDir
-
-    Probabilities = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+Probabilities = npt.NDArray[np.float64]
 
 
 @cli.command
@@ -38,11 +39,6 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis.ensembles import mean_probabilities
-    from cifar_lab.config.command_line import is_run_folder
-    from cifar_lab.figures.labelled import write_labelled
-    from cifar_lab.runs.files import write_text
-    from cifar_lab.runs.run_dir import RunDir
-    from cifar_lab.runs.text import Table
 
     paths = list(arguments.image)
     runs = [RunDir(arguments.run_dir)]
@@ -73,15 +69,13 @@ def main(argv: list[str]) -> int:
 
 
 def _readable(
-    given: Sequence[Path], run: "RunDir", fit: "Fit | None"
+    given: Sequence[Path], run: RunDir, fit: intake.Fit | None
 ) -> tuple[list[Path], list[str]]:
     """Return the pictures that were given or are in a folder, and why others of it are not.
 
     A folder is read as in training: hidden files and what is no picture are left out, with a
     warning. Raises UsageError if no picture can be read.
     """
-    from cifar_lab.datasets import pictures as intake
-
     dataset = run.read_config().dataset
     prepared = intake.Preparation(dataset.image_shape, fit or dataset.fit, dataset.max_megapixels)
     readable: list[Path] = []
@@ -105,10 +99,10 @@ def _readable(
 
 def table(
     paths: Sequence[Path],
-    rows: "Probabilities",
+    rows: Probabilities,
     names: Sequence[str],
     top: int,
-    of_runs: "Sequence[Probabilities]" = (),
+    of_runs: Sequence[Probabilities] = (),
 ) -> str:
     """Return a line for each picture and each of its `top` most probable classes.
 

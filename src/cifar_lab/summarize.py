@@ -3,13 +3,21 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cifar_lab import cli
+from cifar_lab.analysis import grouping, html_report
+from cifar_lab.analysis.drawing import PICTURES
+from cifar_lab.analysis.summary_tables import (
+    Section,
+    Summary,
+    as_markdown,
+    as_text,
+    paper,
+    summary_csv,
+    summary_of,
+)
 from cifar_lab.errors import first_line
-
-if TYPE_CHECKING:
-    from cifar_lab.analysis.summary_tables import Summary
+from cifar_lab.runs.files import write_text
 
 WIDE = 160
 """Columns of what is printed where no terminal says how many it has."""
@@ -33,17 +41,6 @@ def main(argv: list[str]) -> int:
         parser.add_output(f"--{name}", ending, help=f"write the table for a paper ({ending})")
     arguments = parser.parse_args(argv)
 
-    from cifar_lab.analysis import grouping, html_report
-    from cifar_lab.analysis.summary_tables import (
-        Section,
-        as_markdown,
-        as_text,
-        paper,
-        summary_csv,
-        summary_of,
-    )
-    from cifar_lab.runs.files import write_text
-
     folder: Path = arguments.folder
     collection = grouping.read_collection(folder)
     chosen = {name: getattr(arguments, name) for name in ("metric", "baseline", "test")}
@@ -66,9 +63,8 @@ def main(argv: list[str]) -> int:
     return 0 if collection.groups else 1
 
 
-def _draw(summary: "Summary") -> list[str]:
+def _draw(summary: Summary) -> list[str]:
     """Write the pictures; return the names of those that could be drawn."""
-    from cifar_lab.analysis.drawing import PICTURES
     from cifar_lab.figures import style
 
     drawn = []

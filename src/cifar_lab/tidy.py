@@ -12,13 +12,12 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from cifar_lab import cli
-from cifar_lab.errors import Unavailable, UsageError, shorten, shorten_path
-
-if TYPE_CHECKING:
-    from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.errors import Unavailable, UsageError, is_terminal, shorten, shorten_path
+from cifar_lab.runs.files import replacing
+from cifar_lab.runs.run_dir import RunDir, find_runs
 
 _DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 
@@ -39,8 +38,6 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.archive is not None and arguments.archive.exists():
         raise UsageError(f"--archive {arguments.archive} is there already; name another file")
-
-    from cifar_lab.runs.run_dir import find_runs
 
     runs = find_runs(arguments.folder)
     if arguments.older_than is not None:
@@ -69,7 +66,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _remove(run: "RunDir", targets: list[Path]) -> None:
+def _remove(run: RunDir, targets: list[Path]) -> None:
     if targets:
         try:
             with run.lock():  # so that nobody continues it meanwhile
@@ -80,12 +77,12 @@ def _remove(run: "RunDir", targets: list[Path]) -> None:
 
 
 def _agrees(question: str) -> bool:
-    if not sys.stdin or not sys.stdin.isatty():
+    if not is_terminal(sys.stdin):
         raise UsageError("tidy asks before it removes, and there is no terminal: add --yes")
     return input(question).strip().lower() in ("y", "yes")
 
 
-def _show(runs: "Sequence[RunDir]", checkpoints: list[Path], failed: list[Path]) -> None:
+def _show(runs: Sequence[RunDir], checkpoints: list[Path], failed: list[Path]) -> None:
     """Print what takes how much space, and which option removes it."""
     print(f"{_megabytes([run.path for run in runs])}  {len(runs)} runs, of that")
     print(f"{_megabytes(checkpoints)}  last checkpoints of finished runs (--last-checkpoints)")
@@ -93,10 +90,8 @@ def _show(runs: "Sequence[RunDir]", checkpoints: list[Path], failed: list[Path])
     print(f"{_megabytes([run.figures for run in runs])}  figures")
 
 
-def _archive(runs: "Sequence[RunDir]", folder: Path, file: Path) -> None:
+def _archive(runs: Sequence[RunDir], folder: Path, file: Path) -> None:
     """Write the files of runs into an archive, under their paths below the folder."""
-    from cifar_lab.runs.files import replacing
-
     paths = [path for run in runs for path in sorted(run.path.rglob("*"))]
     files = [path for path in paths if path.is_file() and not path.is_symlink()]
     with replacing(file) as handle, _open_archive(file, handle) as add:
@@ -106,7 +101,7 @@ def _archive(runs: "Sequence[RunDir]", folder: Path, file: Path) -> None:
 
 
 @contextlib.contextmanager
-def _open_archive(file: Path, handle: IO[bytes]) -> "Iterator[Callable[[Path, Path], None]]":
+def _open_archive(file: Path, handle: IO[bytes]) -> Iterator[Callable[[Path, Path], None]]:
     """Yield the function that adds a file to an archive; Zstandard's is smaller and faster."""
     if file.suffix.lower() == ".zip":
         options: Any = {"compression": zipfile.ZIP_DEFLATED, "strict_timestamps": False}

@@ -8,14 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cifar_lab import cli
+from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import RunFailed, Unavailable, UsageError, listing, shorten, shorten_path
-
-if TYPE_CHECKING:
-    from cifar_lab.config.schema import TargetConfig
-    from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.run_dir import RunDir, find_runs
 
 
 @cli.command
@@ -34,17 +31,12 @@ def main(argv: list[str]) -> int:
             "FOLDER tracker=mlflow"
         )
 
-    target_config = _tracker(overrides) if overrides or not arguments.follow else None
-
-    from cifar_lab.runs.run_dir import RunDir, find_runs
-
+    target_config = _tracker(overrides) if overrides else None
     if arguments.follow:  # a run that trains starts this as a process of its own
         run = RunDir(folders[0])
         _send(run, target_config or run.read_config().tracker)
         return 0
-    runs, problems = _finished(find_runs(folders[0]))
-    if not runs:
-        raise UsageError(f"{shorten_path(folders[0])} has no finished run")
+    runs, problems = finished_runs(folders)
     debug = os.environ.get("CIFAR_LAB_DEBUG") == "1"
     for run in runs:
         try:
@@ -59,7 +51,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _send(run: "RunDir", target_config: "TargetConfig | None", *, quiet: bool = False) -> None:
+def _send(run: RunDir, target_config: TargetConfig | None, *, quiet: bool = False) -> None:
     """Send a run, until it has ended, and say so; RunFailed if the tracker fails.
 
     `quiet` drops what the tracker's client prints.
@@ -69,7 +61,8 @@ def _send(run: "RunDir", target_config: "TargetConfig | None", *, quiet: bool = 
     from cifar_lab.trackers.sending import follow, read_entry
 
     if target_config is None:
-        raise _no_tracker()
+        trackers = "tensorboard, mlflow, wandb or trackio"
+        raise UsageError(f"track needs a tracker: add tracker={trackers}")
     tracker = build_tracker(target_config)
     destination = tracker.destination(run.read_config().name)
     was_there = read_entry(run, destination).complete
@@ -97,8 +90,8 @@ def _send(run: "RunDir", target_config: "TargetConfig | None", *, quiet: bool = 
     print(f"{run.path}: {how}" + (f", {entry.link}" if entry.link else ""), flush=True)
 
 
-def _tracker(overrides: Sequence[str]) -> "TargetConfig":
-    """Return the tracker that the overrides choose; UsageError for anything else."""
+def _tracker(overrides: Sequence[str]) -> TargetConfig | None:
+    """Return the tracker that overrides choose, if any; UsageError for other settings."""
     for word in overrides:
         if word.partition("=")[0].split(".")[0].lstrip("+~") != "tracker":
             raise UsageError(
@@ -107,22 +100,18 @@ def _tracker(overrides: Sequence[str]) -> "TargetConfig":
             )
     from cifar_lab.config.compose import compose
 
-    config = compose(overrides).runs[0].config
-    if config.tracker is None:
-        raise _no_tracker()
-    return config.tracker
+    return compose(overrides).runs[0].config.tracker
 
 
-def _no_tracker() -> UsageError:
-    return UsageError("track needs a tracker: add tracker=tensorboard, mlflow, wandb or trackio")
+def finished_runs(folders: Sequence[Path]) -> tuple[list[RunDir], list[str]]:
+    """Return the finished runs at and below folders, and what is wrong with those that are damaged.
 
-
-def _finished(runs: "Sequence[RunDir]") -> "tuple[list[RunDir], list[str]]":
-    """Return the finished runs, and what is wrong with those that cannot be read."""
+    What is left out is printed. UsageError if there is none.
+    """
     finished: list[RunDir] = []
     others: list[RunDir] = []
     problems: list[str] = []
-    for run in runs:
+    for run in (run for folder in folders for run in find_runs(folder)):
         try:
             (finished if run.status == "finished" else others).append(run)
         except (UsageError, RunFailed) as error:
@@ -130,6 +119,8 @@ def _finished(runs: "Sequence[RunDir]") -> "tuple[list[RunDir], list[str]]":
             print(f"left out: {error}", file=sys.stderr)
     if others:
         print(f"left out, not finished: {listing([run.path.name for run in others])}")
+    if not finished:
+        raise UsageError(f"{shorten_path(folders[0])} has no finished run")
     return finished, problems
 
 

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from cifar_lab import cli
-from cifar_lab.errors import UsageError, shorten_path
+from cifar_lab.analysis.watching import Watcher, open_server, table
+from cifar_lab.errors import UsageError, is_terminal, shorten_path
 
 _SECONDS = 2.0
 
@@ -27,19 +28,15 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     folder: Path = arguments.folder
 
-    from cifar_lab.analysis.watching import Watcher, table
-
     watcher = Watcher(folder)
     if not watcher.look():
         raise UsageError(f"{shorten_path(folder)} holds no run yet")
     if arguments.serve is not None:
-        from cifar_lab.analysis.watching import open_server
-
         with open_server(watcher, arguments.host, arguments.serve) as server:
             print(f"{server.address} shows {folder} until Ctrl-C", flush=True)
             server.serve_forever()
         return 0
-    before, live = "", sys.stdout.isatty() and not arguments.once
+    before, live = "", is_terminal(sys.stdout) and not arguments.once
     while True:
         runs = watcher.look()
         size = shutil.get_terminal_size((100, 40))

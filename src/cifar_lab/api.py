@@ -9,10 +9,18 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from cifar_lab.analysis.comparison import Comparison, compare
+from cifar_lab.analysis.grouping import collect_folders
+from cifar_lab.analysis.seed_groups import RunCollection
+from cifar_lab.analysis.summary_tables import Summary, summary_of
 from cifar_lab.config import targets
 from cifar_lab.config.launch import launched
-from cifar_lab.config.request import Request
+from cifar_lab.config.request import Request, check_launch
 from cifar_lab.config.run_config import RunConfig
+from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import Damaged, Stopped, UsageError, shorten
 from cifar_lab.runs.metrics import columns_of
 from cifar_lab.runs.run_dir import RunDir, find_runs
@@ -20,15 +28,9 @@ from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.training.ambient import as_in_a_fresh_process
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from matplotlib.figure import Figure
     from torch import nn
 
-    from cifar_lab.analysis.comparison import Comparison
-    from cifar_lab.analysis.seed_groups import RunCollection
-    from cifar_lab.analysis.summary_tables import Summary
-    from cifar_lab.datasets.pictures import Pictures
     from cifar_lab.training.signals import Stop
 
 
@@ -114,7 +116,7 @@ class Run:
         return classify.load_model(RunDir(self.path), device=select_device(str(device)))
 
     @as_in_a_fresh_process()
-    def predict(self, images: "Pictures", *, device: str = "auto") -> "npt.NDArray[np.float64]":
+    def predict(self, images: Pictures, *, device: str = "auto") -> npt.NDArray[np.float64]:
         """Return the probability of each class for each image, (N, classes).
 
         `images` are paths, PIL images and uint8 arrays of any size, or one array of them all: (N,
@@ -146,32 +148,28 @@ class Runs(list[Run]):
         return ensembles.mean_predictions(members).accuracy
 
     @as_in_a_fresh_process()
-    def predict(self, images: "Pictures", *, device: str = "auto") -> "npt.NDArray[np.float64]":
+    def predict(self, images: Pictures, *, device: str = "auto") -> npt.NDArray[np.float64]:
         """Return the mean probability of each class for each image, (N, classes): `Run.predict`."""
         from cifar_lab.analysis.ensembles import mean_probabilities
 
-        return mean_probabilities(self._folders(), images, device=str(device))[0]
+        return mean_probabilities(self._folders(), images, device=str(device))
 
     def summarize(
         self, *, metric: str | None = None, baseline: str | None = None, test: bool = False
-    ) -> "Summary":
+    ) -> Summary:
         """Return the ranking with its intervals and effects: `.table`, `.figure("effects")`.
 
         `metric` ranks instead of the monitored score, `baseline` ("optimizer=sgd") stands in place
         of the best, and `test` shows the test score of every configuration.
         """
-        from cifar_lab.analysis.summary_tables import summary_of
-
         metric, baseline = (text and str(text) for text in (metric, baseline))
         return summary_of(self._collect(), metric=metric, baseline=baseline, test=test)
 
-    def compare(self, a: str, b: str) -> "Comparison":
+    def compare(self, a: str, b: str) -> Comparison:
         """Return two configurations, or halves of a sweep, side by side: `.table`, `.differences`.
 
         `a` and `b` choose runs, as "optimizer=adam" and "optimizer=sgd"; differences are b - a.
         """
-        from cifar_lab.analysis.comparison import compare
-
         collection = self._collect()
         sides = [[run for g in collection.select(str(x)) for run in g.runs] for x in (a, b)]
         return compare(*sides)
@@ -185,9 +183,7 @@ class Runs(list[Run]):
     def _folders(self) -> list[RunDir]:
         return [RunDir(run.path) for run in self]
 
-    def _collect(self) -> "RunCollection":
-        from cifar_lab.analysis.grouping import collect_folders
-
+    def _collect(self) -> RunCollection:
         if not self:
             raise UsageError("there are no runs to compare")
         return collect_folders([run.path for run in self])
@@ -288,7 +284,6 @@ def _compose(words: Sequence[str], function: str) -> Request:
         raise UsageError(
             f"cifar_lab.{function} is for one process; torchrun is for python -m cifar_lab.train"
         )
-    from cifar_lab.config.request import check_launch
     from cifar_lab.training.preflight import compose_checked
 
     request = compose_checked(words)

@@ -14,11 +14,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import Any, TextIO, cast
 
 from cifar_lab.config import targets
 from cifar_lab.config.command_line import StrictParser
 from cifar_lab.config.launch import launched
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import (
     RunFailed,
     Stopped,
@@ -30,9 +31,6 @@ from cifar_lab.errors import (
     shorten_path,
 )
 from cifar_lab.version import __version__
-
-if TYPE_CHECKING:
-    from cifar_lab.config.run_config import RunConfig
 
 LONGEST_MESSAGE = 300
 """Characters of the line that says why a command ended."""
@@ -51,25 +49,24 @@ class Parser(StrictParser):
     """
 
     def __init__(self, command: str, description: str, *, takes_overrides: bool = False) -> None:
-        usage = "%(prog)s [GROUP=OPTION ...] [KEY=VALUE ...] [options]"
-        epilog = (
-            "GROUP=OPTION and KEY=VALUE are those of python -m cifar_lab.train: see its --help.\n"
-            "--cfg job prints the config that they make, and nothing runs."
-        )
         plain = argparse.RawDescriptionHelpFormatter
-        formatter = functools.partial(plain, max_help_position=28, width=100)
         super().__init__(
             prog=f"python -m cifar_lab.{command}",
-            usage=usage if takes_overrides else None,
             description=description,
-            epilog=epilog if takes_overrides else None,
-            formatter_class=formatter,  # with line breaks, as wide on every terminal
+            # with line breaks, as wide on every terminal
+            formatter_class=functools.partial(plain, max_help_position=28, width=100),
             allow_abbrev=False,
         )
         # `run` answers it, for all commands.
         self.add_argument("--version", action="store_true", help="print the versions and exit")
         self._takes_overrides = takes_overrides
-        if not takes_overrides:
+        if takes_overrides:
+            self.usage = "%(prog)s [GROUP=OPTION ...] [KEY=VALUE ...] [options]"
+            self.epilog = (
+                "GROUP=OPTION and KEY=VALUE are those of python -m cifar_lab.train: see its "
+                "--help.\n--cfg job prints the config that they make, and nothing runs."
+            )
+        else:
             trust = "a module of your own that a run's config names; also trust=MODULE"
             self.add_argument("--trust", type=targets.trust, metavar="MODULE", help=trust)
 
@@ -272,7 +269,7 @@ def check_output(
         raise UsageError(f"{text} cannot be written: {where} is not yours to write to") from None
 
 
-def one_run(words: Sequence[str], purpose: str) -> "RunConfig | None":
+def one_run(words: Sequence[str], purpose: str) -> RunConfig | None:
     """Return the checked config of a command that is for one run; None if it was to be shown.
 
     `purpose`: what the command does with a run, for the UsageError where the words mean several.

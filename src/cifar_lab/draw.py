@@ -1,6 +1,5 @@
 """Draw the figures of finished runs again: other ones, in another format, size or language."""
 
-import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import yaml
 
 from cifar_lab import cli
-from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, UsageError, first_line, shorten, shorten_path
 from cifar_lab.figures.style import Look
 from cifar_lab.runs.run_dir import RunDir
@@ -38,13 +36,14 @@ def main(argv: list[str]) -> int:
             )
     shown_as = {} if arguments.labels is None else _labels(arguments.labels)
 
+    from cifar_lab.config.compose import compose
     from cifar_lab.training.scoring import draw_again
 
     runs, problems = finished_runs(folders)
-    changed = [_changed(run, settings) for run in runs] if settings else []
     look = Look(arguments.format, arguments.dpi, arguments.width, arguments.font_size, shown_as)
     if settings:
-        runs = [RunDir.create(config, run.path) for run, config in zip(runs, changed, strict=True)]
+        configs = [compose([str(run.path), *settings]).runs[0].config for run in runs]
+        runs = [RunDir.create(config, run.path) for run, config in zip(runs, configs, strict=True)]
     for run in runs:
         drawn, failed = draw_again(run, None if look == Look() else look)
         problems += failed
@@ -55,19 +54,6 @@ def main(argv: list[str]) -> int:
     if problems:
         raise RunFailed(problems[0])
     return 0
-
-
-def _changed(run: RunDir, settings: list[str]) -> RunConfig:
-    """Return a run's config with other figures, or other names for the classes."""
-    from cifar_lab.config.compose import compose
-
-    option = [word for word in settings if word.startswith("figures=")]
-    own = [word for word in settings if not word.startswith("figures")]
-    config = compose([str(run.path), *(own if option else settings)]).runs[0].config
-    if option:  # a past run has no options to choose; those of the shipped files are the same
-        words = [word for word in settings if word not in own]
-        config = dataclasses.replace(config, figures=compose(words).runs[0].config.figures)
-    return config
 
 
 def _labels(path: Path) -> dict[str, str]:

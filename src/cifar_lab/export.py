@@ -2,17 +2,12 @@
 
 import importlib.util
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cifar_lab import cli
 from cifar_lab.errors import UsageError, missing_extra
 from cifar_lab.runs.files import write_text
 from cifar_lab.runs.run_dir import RunDir
-
-if TYPE_CHECKING:
-    from cifar_lab.exports.write import Exported
 
 # The packages that a format needs besides torch; all of them come with the extra `export`.
 PACKAGES = {
@@ -50,9 +45,19 @@ def main(argv: list[str]) -> int:
         if path.exists() and not arguments.overwrite:
             raise UsageError(f"{path} is in the way; --overwrite replaces it, --output renames")
     exported = export(run, arguments.kind, files[0])
+    expected, size = exported.expected, files[0].stat().st_size / 1e6
+    print(
+        f"exported: {files[0]} ({size:.1f} MB); input: images in [0, 1], output: {exported.output}"
+    )
+    print(
+        f"checked on {len(expected.indices):,} test images: the largest difference from "
+        f"{expected.source} is {exported.deviation:.2g}"
+    )
+    if expected.note is not None:
+        print(f"note: {expected.note}")
     for card in files[1:]:
         write_text(card, model_card(run, exported.output))
-    print(_report(files, exported))
+        print(f"model card: {card}")
     return 0
 
 
@@ -75,19 +80,6 @@ def _files(run: Path, kind: str, output: Path | None) -> list[Path]:
         folder = output or run / "safetensors"
         return [folder / "model.safetensors", folder / CARD]
     return [output or run / f"model.{kind}"]
-
-
-def _report(files: Sequence[Path], exported: "Exported") -> str:
-    expected = exported.expected
-    lines = [
-        f"exported: {files[0]} ({files[0].stat().st_size / 1e6:.1f} MB); input: images in [0, 1], "
-        f"output: {exported.output}",
-        f"checked on {len(expected.indices):,} test images: the largest difference from "
-        f"{expected.source} is {exported.deviation:.2g}",
-    ]
-    if expected.note is not None:
-        lines.append(f"note: {expected.note}")
-    return "\n".join(lines + [f"model card: {card}" for card in files[1:]])
 
 
 if __name__ == "__main__":

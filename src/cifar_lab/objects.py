@@ -28,7 +28,7 @@ from cifar_lab.config.groups import setting_keys
 from cifar_lab.datasets import ARRAYS
 from cifar_lab.datasets.store import data_root
 from cifar_lab.errors import UsageError, first_line, shorten
-from cifar_lab.runs.files import write_text
+from cifar_lab.runs.files import replacing, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,14 +42,12 @@ def words_of(settings: Mapping[str, Any]) -> list[str]:
     A model may be a class or an instance, a dataset (images, labels) or a torch Dataset. UsageError
     where an object cannot be written down.
     """
-    words: list[str] = []
     left = dict(settings)
     model, dataset = left.pop("model", None), left.pop("dataset", None)
-    if isinstance(model, str) or model is None:
-        words += [] if model is None else [f"model={model}"]
-    else:
+    words = [f"model={model}"] if isinstance(model, str) else []
+    if not isinstance(model, str | None):
         of_model = {k[7:]: left.pop(k) for k in list(left) if k.startswith("model__")}
-        words += _model_words(model, of_model)
+        words = _model_words(model, of_model)
     if dataset is not None:
         words += [f"dataset={dataset}"] if isinstance(dataset, str) else _dataset_words(dataset)
     return words + [f"{_key(name)}={_value(value)}" for name, value in left.items()]
@@ -99,19 +97,17 @@ def _model_words(model: "nn.Module | type[nn.Module]", settings: dict[str, Any])
     if not isinstance(model, type):
         settings = _arguments(model) | settings
     module = kind.__module__
-    source = None
+    parts: dict[str, str] = {}
     if _is_of_notebook(module):
-        parts: dict[str, str] = {}
         _add_source(kind.__name__, kind, parts)
-        source = "".join(parts.values())
-        module = f"own_{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+        module = f"own_{hashlib.sha256(''.join(parts.values()).encode()).hexdigest()[:8]}"
     option = {"_target_": f"{module}.{kind.__qualname__}", **settings}
     content = json.dumps(option, sort_keys=True, default=_of_numpy)
     folder = data_root() / "own" / hashlib.sha256(content.encode()).hexdigest()[:12]
     (folder / "model").mkdir(parents=True, exist_ok=True)
     write_text(folder / "model" / f"{kind.__name__}.yaml", content + "\n")  # JSON is YAML
-    if source is not None:
-        write_text(folder / f"{module}.py", source)
+    if parts:
+        write_text(folder / f"{module}.py", "".join(parts.values()))
         sys.path.append(str(folder))
         importlib.invalidate_caches()
     words = ["--config-dir", str(folder), f"model={kind.__name__}"]
@@ -224,8 +220,6 @@ def _dataset_words(dataset: Any) -> list[str]:
     path = data_root() / "own" / f"{digest.hexdigest()[:16]}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        from cifar_lab.runs.files import replacing
-
         with replacing(path) as handle:
             np.savez(handle, **arrays)
     shape = arrays[keys[0]].shape[1:]

@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int:
     paths, broken = _readable(paths, runs[0], arguments.fit)
     if arguments.save and arguments.save.resolve() in {path.parent.resolve() for path in paths}:
         raise UsageError(f"--save {arguments.save} holds the pictures themselves: name another")
-    rows, of_runs = mean_probabilities(runs, paths, device=arguments.device, fit=arguments.fit)
+    rows = mean_probabilities(runs, paths, device=arguments.device, fit=arguments.fit)
     names = runs[0].class_names()
-    print(table(paths, rows, names, arguments.top, of_runs if len(runs) > 1 else ()))
+    print(table(paths, rows, names, arguments.top))
     best = [(names[row.argmax()], float(row.max())) for row in rows]
     if arguments.csv is not None:
         cells = [[str(p), *b, *row] for p, b, row in zip(paths, best, rows.tolist(), strict=True)]
@@ -97,24 +97,13 @@ def _readable(
     return readable, broken
 
 
-def table(
-    paths: Sequence[Path],
-    rows: Probabilities,
-    names: Sequence[str],
-    top: int,
-    of_runs: Sequence[Probabilities] = (),
-) -> str:
-    """Return a line for each picture and each of its `top` most probable classes.
-
-    With the probabilities `of_runs`, a column counts the runs whose first choice a class is.
-    """
-    lines = [("picture", "class", "probability", *(["first choice of"] if of_runs else []))]
-    for number, (path, row) in enumerate(zip(paths, rows, strict=True)):
-        choices = [int(member[number].argmax()) for member in of_runs]
+def table(paths: Sequence[Path], rows: Probabilities, names: Sequence[str], top: int) -> str:
+    """Return a line for each picture and each of its `top` most probable classes."""
+    lines = [("picture", "class", "probability")]
+    for path, row in zip(paths, rows, strict=True):
         for rank, label in enumerate((-row).argsort(kind="stable")[:top]):
-            votes = [f"{choices.count(int(label))} of {len(of_runs)}"] if of_runs else []
             name = "" if rank else shorten_path(path, 1000)
-            lines.append((name, names[int(label)], f"{100 * row[label]:.2f} %", *votes))
+            lines.append((name, names[int(label)], f"{100 * row[label]:.2f} %"))
     return "\n".join(align(lines, right={2}))
 
 

@@ -10,7 +10,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,48 +46,44 @@ def main(argv: list[str]) -> int:
     if not runs:
         raise UsageError(f"{shorten_path(arguments.folder)} holds no run of that kind")
     states = {run: "in use" if run.is_locked() else run.status for run in runs}
-    checkpoints = [run.last for run in runs if states[run] == "finished" and run.last.is_file()]
-    failed = [run.path for run in runs if states[run] == "failed"]
+    finished = [run for run in runs if states[run] == "finished" and run.last.is_file()]
+    checkpoints = {run: run.last for run in finished}
+    failed = {run: run.path for run in runs if states[run] == "failed"}
     if arguments.archive is not None:
         _archive(runs, arguments.folder, arguments.archive)
-    targets = checkpoints * arguments.last_checkpoints + failed * arguments.failed
+    interrupted = [run.path for run in runs if states[run] == "interrupted"]
+    targets = dict(checkpoints if arguments.last_checkpoints else {})
+    targets |= failed if arguments.failed else {}
     if not targets:
-        _show(runs, checkpoints, failed)
+        print(f"{_megabytes(run.path for run in runs)}  {len(runs)} runs, of that")
+        last = _megabytes(checkpoints.values())
+        print(f"{last}  last checkpoints of finished runs (--last-checkpoints)")
+        print(f"{_megabytes(failed.values())}  {len(failed)} failed runs (--failed)")
+        print(f"{_megabytes(interrupted)}  {len(interrupted)} interrupted runs, which can go on")
+        print(f"{_megabytes(run.figures for run in runs)}  figures")
         return 0
-    for path in targets:
+    for path in targets.values():
         print(f"{_megabytes([path])}  {path}")
-    question = f"remove these {len(targets)}, {_megabytes(targets).strip()}? [y/N] "
+    question = f"remove these {len(targets)}, {_megabytes(targets.values()).strip()}? [y/N] "
     if arguments.dry_run or not (arguments.yes or _agrees(question)):
         print("nothing was removed")
         return 0
-    for run in runs:
-        _remove(run, [path for path in targets if path == run.path or path.parent == run.path])
-    print(f"removed: {len(targets)}")
-    return 0
-
-
-def _remove(run: RunDir, targets: list[Path]) -> None:
-    if targets:
+    removed = 0
+    for run, path in targets.items():
         try:
             with run.lock():  # so that nobody continues it meanwhile
-                for path in targets:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                removed += 1
         except Unavailable as error:
             print(f"left: {error}", file=sys.stderr)
+    print(f"removed: {removed}")
+    return 0
 
 
 def _agrees(question: str) -> bool:
     if not is_terminal(sys.stdin):
         raise UsageError("tidy asks before it removes, and there is no terminal: add --yes")
     return input(question).strip().lower() in ("y", "yes")
-
-
-def _show(runs: Sequence[RunDir], checkpoints: list[Path], failed: list[Path]) -> None:
-    """Print what takes how much space, and which option removes it."""
-    print(f"{_megabytes([run.path for run in runs])}  {len(runs)} runs, of that")
-    print(f"{_megabytes(checkpoints)}  last checkpoints of finished runs (--last-checkpoints)")
-    print(f"{_megabytes(failed)}  {len(failed)} failed runs (--failed)")
-    print(f"{_megabytes([run.figures for run in runs])}  figures")
 
 
 def _archive(runs: Sequence[RunDir], folder: Path, file: Path) -> None:
@@ -123,7 +119,7 @@ def _open_archive(file: Path, handle: IO[bytes]) -> Iterator[Callable[[Path, Pat
         yield tar.add
 
 
-def _megabytes(paths: Sequence[Path]) -> str:
+def _megabytes(paths: Iterable[Path]) -> str:
     files = [f for path in paths for f in ([path] if path.is_file() else path.rglob("*"))]
     return f"{sum(f.stat().st_size for f in files if f.is_file()) / 1e6:9,.1f} MB"
 

@@ -58,17 +58,15 @@ def mean_predictions(runs: Sequence[RunDir]) -> Predictions:
     return dataclasses.replace(first, logits=np.maximum(logits, smallest).astype(np.float32))
 
 
-def mean_probabilities(
-    runs: Sequence[RunDir], pictures: Pictures, **options: Any
-) -> tuple[Probabilities, list[Probabilities]]:
-    """Return the probability of each class for each picture, (N, C): the mean, and each run's.
+def mean_probabilities(runs: Sequence[RunDir], pictures: Pictures, **options: Any) -> Probabilities:
+    """Return the probability of each class for each picture, (N, C): the mean over the runs.
 
     `options` are those of `classify.probabilities`.
     """
     if len(runs) != 1:
         check_members(runs)
-    each = [probabilities(run, pictures, **options) for run in runs]
-    return np.mean(each, axis=0), each
+    mean: Probabilities = np.mean([probabilities(r, pictures, **options) for r in runs], axis=0)
+    return mean
 
 
 def _test_set(run: RunDir) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Budget:
 LINES = {
     "config": Budget(2440, 1900),
     "runs": Budget(1770, 1250),
-    "datasets": Budget(1935, 1350),
+    "datasets": Budget(1838, 1350),
     "models optimizers": Budget(1380, 1200),
     "training": Budget(4685, 3700),
     "figures": Budget(1615, 1400),

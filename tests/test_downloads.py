@@ -16,7 +16,7 @@ from fileserver import Behaviour, FileServer, file_server
 import cifar_lab.datasets.download as download
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.archive import obtain
-from cifar_lab.datasets.download import DownloadOptions, SourceFailed, TooSlow
+from cifar_lab.datasets.download import SourceFailed
 from cifar_lab.datasets.store import add_arrays, cached
 from cifar_lab.errors import Unavailable
 
@@ -31,9 +31,8 @@ def server() -> Iterator[FileServer]:
         yield running
 
 
-def get(address: str, target: Path, patience: float | None = None, stall: float = 10) -> None:
-    options = DownloadOptions((), stall, (patience or 0) / 60 or 1)
-    download.download(address, target, MD5, options, patient=patience is None)
+def get(address: str, target: Path, stall: float = 10) -> None:
+    download.download(address, target, MD5, stall)
 
 
 def names(folder: Path) -> list[str]:
@@ -77,21 +76,6 @@ def test_silence_ends_a_connection(server: FileServer, tmp_path: Path) -> None:
     how = Behaviour(CONTENT, hang_after=1000, ranges=False)
     with pytest.raises(SourceFailed, match=r"silent for 0\.4 s"):
         get(server.serve("/file", how), tmp_path / "file", stall=0.4)
-
-
-def test_impatience_leaves_a_slow_server_and_keeps_what_came(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download, "TRIAL_SECONDS", 0.2)
-    address = server.serve("/file", Behaviour(CONTENT, bytes_per_second=55_000))
-    with pytest.raises(TooSlow, match=r"\d\d kB/s, about 0 minutes left"):
-        get(address, tmp_path / "file", patience=1)
-    kept = (tmp_path / "file.part").stat().st_size
-    assert 0 < kept < 100_000
-    server.serve("/file", Behaviour(CONTENT))
-    get(address, tmp_path / "file")
-    assert server.requests[1] == ("/file", f"bytes={kept}-")
-    assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -139,12 +123,9 @@ class Tiny:
         self.path = root / "tiny-python.tar.gz"
         server.serve("/tar", Behaviour(self.archive))
 
-    def load(
-        self, mirrors: tuple[str, ...] = (), patience_minutes: float = 1.0, stall: float = 10
-    ) -> ImageArrays:
-        options = DownloadOptions(mirrors, stall, patience_minutes)
+    def load(self, mirrors: tuple[str, ...] = (), stall: float = 10) -> ImageArrays:
         editions = [self.edition]
-        return obtain("tiny", self.root, self.data.checksums, lambda: editions, options)
+        return obtain("tiny", self.root, self.data.checksums, lambda: editions, mirrors, stall)
 
 
 @pytest.fixture
@@ -201,7 +182,6 @@ def test_content_that_decodes_to_something_else_is_never_used(tiny: Tiny) -> Non
             tiny.root,
             {**tiny.data.checksums, "train_labels": "0" * 64},
             lambda: [tiny.edition],
-            DownloadOptions(),
         )
     assert not (tiny.root / "decoded" / "tiny" / "contents.json").exists()
 
@@ -298,9 +278,9 @@ def test_npm_packs_into_a_folder_that_is_gone_afterwards(
     monkeypatch.setenv("PATH", f"{npm.parent}{os.pathsep}{os.environ['PATH']}")
     sha256 = hashlib.sha256(b"content").hexdigest()
     if why is None:
-        download.download("npm:tiny@1.0.0", target, sha256, DownloadOptions())
+        download.download("npm:tiny@1.0.0", target, sha256, 20)
         assert target.read_bytes() == b"content"
     else:
         with pytest.raises(SourceFailed, match=why):
-            download.download("npm:tiny@1.0.0", target, sha256, DownloadOptions())
+            download.download("npm:tiny@1.0.0", target, sha256, 20)
     assert names(target.parent) == ([] if why else ["tiny.tgz"])

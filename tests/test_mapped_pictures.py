@@ -186,14 +186,6 @@ def test_broken_pictures_are_listed_or_skipped(
         load(folder, root, storage, skip_broken=True, max_broken=2)
 
 
-def test_a_class_whose_pictures_are_all_broken_is_named(folder: Path, root: Path) -> None:
-    with pytest.raises(UsageError, match=r"max_broken=-1 is wrong"):
-        load(folder, root, "mapped", max_broken=-1)
-    break_pictures(folder, *(f"bee/{index:02}.png" for index in range(1, 60, 2)))
-    with pytest.raises(UsageError, match=r"has no training picture of bee"):
-        load(folder, root, "mapped", skip_broken=True)
-
-
 # Runs
 
 LINE = (

@@ -2,6 +2,7 @@
 
 import gzip
 import logging
+import math
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.download import (
-    DownloadOptions,
-    SourceFailed,
-    TooSlow,
-    download,
-    file_matches,
-)
+from cifar_lab.datasets.download import SourceFailed, download, file_matches
 from cifar_lab.datasets.store import Add, Facts, add_arrays, cached
-from cifar_lab.errors import Unavailable
+from cifar_lab.errors import Unavailable, UsageError
 
 log = logging.getLogger("cifar_lab")
 
@@ -44,9 +39,7 @@ class Edition:
     addresses: Sequence[str]
     decode: Callable[[Files], ImageArrays]
 
-    def load(
-        self, root: Path, address: str | None, options: DownloadOptions, *, patient: bool = True
-    ) -> ImageArrays | None:
+    def load(self, root: Path, address: str | None, stall_seconds: float) -> ImageArrays | None:
         """Return the arrays of the archives on disk; those that are missing come from an address.
 
         None without an address, if one is missing. Raises as `download` does.
@@ -61,7 +54,7 @@ class Edition:
                     return None
                 several = len(self.archives) > 1
                 url = f"{address.rstrip('/')}/{path.name}" if several else address
-                download(url, path, digest, options, patient=patient)
+                download(url, path, digest, stall_seconds)
             folder = Path(name).parent
             contents |= {(folder / file).as_posix(): text for file, text in unpack(path).items()}
         return self.decode(contents)
@@ -82,22 +75,20 @@ def loader(
         checksums: Mapping[str, str],
         mirrors: Sequence[str] = (),
         stall_seconds: float = 20.0,
-        patience_minutes: float = 10.0,
+        patience_minutes: float | None = None,  # in older configs; not used any more
     ) -> ImageArrays:
         """Return the dataset from the data folder, torchvision's addresses, the mirrors or npm.
 
-        A connection that is silent for `stall_seconds` is closed; an address that would take longer
-        than `patience_minutes` is tried again after all the others. Raises Unavailable if no source
+        A connection that is silent for `stall_seconds` is closed. Raises Unavailable if no source
         has the data, UsageError for invalid options.
         """
-        options = DownloadOptions(mirrors, stall_seconds, patience_minutes)
 
         def editions() -> list[Edition]:
             import torchvision.datasets
 
             return publish(getattr(torchvision.datasets, torchvision_class))
 
-        return obtain(name, root, checksums, editions, options)
+        return obtain(name, root, checksums, editions, mirrors, stall_seconds)
 
     return load
 
@@ -107,18 +98,28 @@ def obtain(
     root: Path,
     checksums: Mapping[str, str],
     editions: Callable[[], Sequence[Edition]],
-    options: DownloadOptions,
+    mirrors: Sequence[str] = (),
+    stall_seconds: float = 20.0,
 ) -> ImageArrays:
     """Return a dataset from the decoded cache, else from the first place that has it.
 
     These are the data folder, the addresses of the first edition, the mirrors, and the addresses of
     the other editions. `checksums` are the sha256 of the decoded arrays in C order, by the name of
     the array. Without them, the digests of the archives decide, and the cache is compared with what
-    was decoded first. Raises Unavailable if no place has the dataset.
+    was decoded first. Raises Unavailable if no place has the dataset, UsageError for a mirror or a
+    time that is none.
     """
+    for address in mirrors:
+        if not str(address).startswith(("http://", "https://")):
+            raise UsageError(
+                f"dataset.source.mirrors: {address!r} is not a web address; it must begin with "
+                "http:// or https:// (to use a local file, put it into the data folder)"
+            )
+    if not 0 < stall_seconds < math.inf:
+        raise UsageError(f"dataset.source.stall_seconds={stall_seconds}: it must be above 0")
 
     def decode(add: Add) -> Facts:
-        return add_arrays(_first(name, root, checksums, editions(), options), add)
+        return add_arrays(_first(name, root, checksums, editions(), mirrors, stall_seconds), add)
 
     return cached(root / "decoded" / name, "", decode, name, checksums=checksums)
 
@@ -128,26 +129,24 @@ def _first(
     root: Path,
     checksums: Mapping[str, str],
     editions: Sequence[Edition],
-    options: DownloadOptions,
+    mirrors: Sequence[str],
+    stall_seconds: float,
 ) -> ImageArrays:
-    """Return the arrays of the first place that has them; the slow ones are asked again last."""
-    places: list[tuple[Edition, str | None, bool]] = [(edition, None, True) for edition in editions]
+    """Return the arrays of the first place that has them."""
+    places: list[tuple[Edition, str | None]] = [(edition, None) for edition in editions]
     for number, edition in enumerate(editions):
-        addresses = [*edition.addresses, *(options.mirrors if number == 0 else ())]
-        places += [(edition, address, False) for address in dict.fromkeys(addresses)]
+        addresses = [*edition.addresses, *(mirrors if number == 0 else ())]
+        places += [(edition, address) for address in dict.fromkeys(addresses)]
     tried: list[str] = []
-    for edition, address, patient in places:
+    for edition, address in places:
         place = address or str(root)
         try:
-            arrays = edition.load(root, address, options, patient=patient)
+            arrays = edition.load(root, address, stall_seconds)
             if arrays is None:
                 continue
             for array, digest in arrays.checksums.items() if checksums else ():
                 if checksums.get(array, digest) != digest:
                     raise SourceFailed(f"its {array} have a wrong sha256 ({digest[:8]}...)")
-        except TooSlow as slow:
-            log.warning("%s: %s; trying the other sources first", place, slow)
-            places.append((edition, address, True))
         except (SourceFailed, OSError) as failed:
             log.warning("%s: %s", place, failed)
             tried.append(f"{place}: {failed}")

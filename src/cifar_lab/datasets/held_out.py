@@ -52,13 +52,6 @@ def held_out_fraction(
     return train, test
 
 
-def absent_label(labels: NDArray[np.integer], count: int) -> int | None:
-    """Return the first label below `count` that no image has, None if there is none."""
-    present = set(np.unique(labels).tolist())
-    # Not a set of all labels: a wild one in somebody's file would make that enormous.
-    return next((label for label in range(count) if label not in present), None)
-
-
 def check_checksums(arrays: ImageArrays, checksums: Mapping[str, str], path: Path) -> None:
     """Raise UsageError if custom data do not have the checksums that the config states."""
     if not checksums:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cifar_lab.datasets import ImageArrays, class_names
-from cifar_lab.datasets.equal_images import candidates, pixel_hashes
+from cifar_lab.datasets.equal_images import groups_of_equal, pixel_sum
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.pictures import (
     KINDS,
@@ -71,8 +71,6 @@ def load(
             "dataset.source.path is missing; give the folder that holds train/<class>/* "
             "and test/<class>/*, or <class>/*"
         )
-    if max_broken < 0:
-        raise UsageError(f"dataset.source.max_broken={max_broken} is wrong: it must be at least 0")
     folder = user_path("dataset.source.path", path)
     if not folder.is_dir():
         raise UsageError(f"dataset.source.path={shorten(path)}: there is no such folder")
@@ -151,7 +149,7 @@ class _Pictures:
         log.info("decoding %s pictures of %s once", f"{len(self.files):,}", self.where)
         read: dict[str, list[_File]] = {"train": [], "test": []}
         broken: dict[str, str] = {}
-        traits, hashes, constant = [], [], []
+        traits, sums, constant = [], [], []
 
         def images(name: str) -> Iterator[NDArray[np.uint8]]:
             files = [file for file in self.files if (file.part == "test") == (name == "test")]
@@ -165,7 +163,7 @@ class _Pictures:
                 image, noted = picture
                 read[name].append(file)
                 traits.append(noted)
-                hashes.append(pixel_hashes(image[None]))
+                sums.append(pixel_sum(image))
                 if is_constant(image):
                     constant.append(file.name)
                 yield image[None]
@@ -180,7 +178,7 @@ class _Pictures:
             "validation": sum(file.part == "validation" for file in every),
             "broken": broken,
             "files": [file.name for file in every],
-            "alike": candidates(np.concatenate(hashes)) if hashes else [],
+            "alike": groups_of_equal(sums),
             "warnings": (
                 *constant_warning(constant, len(every)),
                 *trait_warnings(traits, [file.label for file in every], self.class_names),
@@ -192,8 +190,7 @@ class _Pictures:
     ) -> tuple[str, ...]:
         """Return a warning if pictures are left out.
 
-        Raises UsageError if none may be, if they are too many, or if a class has no training
-        picture without them, or the test set no picture at all.
+        Raises UsageError if none may be, or if they are too many.
         """
         if not broken:
             return ()
@@ -209,12 +206,6 @@ class _Pictures:
                 f"{number} in {self.where} cannot be read, more than "
                 f"dataset.source.max_broken={most}: {shown}"
             )
-        left = [file for file in self.files if file.name not in broken]
-        trained = {file.label for file in left if file.part == "train"}
-        absent = [name for label, name in enumerate(self.class_names) if label not in trained]
-        if absent or not any(file.part == "test" for file in left):
-            what = f"training picture of {absent[0]}" if absent else "test picture"
-            raise UsageError(f"without the {len(broken)} broken ones, {self.where} has no {what}")
         return (f"skipped {number} in {self.where} that cannot be read: {shown}",)
 
 

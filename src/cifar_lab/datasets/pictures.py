@@ -112,7 +112,7 @@ def read_picture(path: Path, preparation: Preparation) -> NDArray[np.uint8]:
     """Return a picture file as `fit_picture` does; UsageError if it cannot be read."""
     try:
         with _any_size():
-            return decode(read_content(path), preparation)[0]
+            return _decode_file(path, preparation)[0]
     except Unreadable as error:
         if isinstance(error.__cause__, FileNotFoundError):
             raise UsageError(f"{shorten_path(path)}: there is no such picture") from None
@@ -124,13 +124,13 @@ def cannot_be_read(path: Path, reason: str) -> str:
     return f"{shorten_path(path)} cannot be read as a picture ({', '.join(FORMATS)}): {reason}"
 
 
-def read_content(path: Path) -> bytes:
-    """Return the bytes of a picture file; Unreadable if there are none."""
+def _decode_file(path: Path, preparation: Preparation) -> tuple[NDArray[np.uint8], Traits]:
     try:
         with open_for_reading(path) as file:
-            return file.read()
+            content = file.read()
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from error
+    return decode(content, preparation)
 
 
 def decode_files(
@@ -145,7 +145,7 @@ def decode_files(
 
     def read(path: Path) -> tuple[NDArray[np.uint8], Traits] | Unreadable:
         try:
-            return decode(read_content(path), preparation)
+            return _decode_file(path, preparation)
         except Unreadable as error:
             return error
 

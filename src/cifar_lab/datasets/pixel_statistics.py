@@ -21,15 +21,14 @@ def pixel_statistics(
     channels, pixels = images.shape[1], math.prod(images.shape[2:])
     chosen = np.arange(len(images)) if indices is None else indices
     size = max(1, _PIXELS // pixels)  # images at a time: they may be more than the memory holds
-    counts_of = np.zeros((channels, 256), dtype=np.int64)
+    counts = np.zeros((channels, 256), dtype=np.int64)
     for first in range(0, len(chosen), size):
         part = images[chosen[first : first + size]]
         for channel in range(channels):
-            counts_of[channel] += np.bincount(part[:, channel].ravel(), minlength=256)
-    means, stds = [], []
-    for counts in counts_of:
-        mean = float((counts * values).sum() / counts.sum())
-        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
-        means.append(mean)
-        stds.append(variance**0.5)
-    return means, stds
+            counts[channel] += np.bincount(part[:, channel].ravel(), minlength=256)
+    means = [float(np.average(values, weights=row)) for row in counts]
+    variances = [
+        np.average((values - mean) ** 2, weights=row)
+        for mean, row in zip(means, counts, strict=True)
+    ]
+    return means, [float(variance**0.5) for variance in variances]

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.errors import Unavailable, UsageError, first_line, shorten, shorten_path
+from cifar_lab.errors import Unavailable, UsageError, first_line, shorten
 from cifar_lab.runs.files import open_for_appending, replacing, try_lock, write_text
 
 log = logging.getLogger("cifar_lab")
 
 _DAY = 24 * 3600
 _PART = 1 << 16  # bytes of each sample of a file
-
 
 Facts = dict[str, Any]
 """What a decoded dataset holds beside its arrays: fields of ImageArrays, of plain values."""
@@ -61,11 +60,7 @@ def data_root() -> Path:
     """Return the folder of all datasets: CIFAR_LAB_DATA, else one in the user's cache folder."""
     chosen = os.environ.get("CIFAR_LAB_DATA", "").strip()
     if chosen:
-        root = user_path("CIFAR_LAB_DATA", chosen).absolute()
-        if root.exists() and not root.is_dir():
-            named = shorten_path(Path(chosen))
-            raise UsageError(f"CIFAR_LAB_DATA={named}: it is a file; it must be a folder")
-        return root
+        return user_path("CIFAR_LAB_DATA", chosen).absolute()
     cache = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME")
     if sys.platform == "darwin" or not cache:
         folder = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
@@ -117,7 +112,14 @@ def cached(
         if arrays := _read(folder, key, known, mapped):
             return arrays
     try:
-        with locked(folder.with_name(f"{folder.name}.lock"), what):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open_for_appending(folder.with_name(f"{folder.name}.lock")) as lock:
+            if try_lock(lock) is False:
+                log.warning(
+                    "waiting for another process that prepares %s in %s", what, folder.parent
+                )
+                while try_lock(lock) is False:
+                    time.sleep(0.1)
             try:
                 if arrays := _read(folder, key, known, mapped):
                     return arrays
@@ -160,7 +162,7 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         entries = facts.pop("arrays")
         known: dict[str, str] = {}
         for name in ARRAYS:
-            path, entry = _file(folder, name), entries[name]
+            path, entry = folder / f"{name}.bin", entries[name]
             facts[name] = _map(path, entry, mapped)
             known[name] = checksums.get(name, entry["sha256"])
             # Of the file and not of the map, whose pages would stay in memory.
@@ -169,7 +171,8 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
             if not everything and _sample(path) != entry["sample"]:
                 raise _Damaged(path, "the sha256 of samples of it does not match")
         if mapped and everything:
-            _note_verified(folder)
+            with contextlib.suppress(OSError):  # in a folder of somebody else
+                note.touch()
         for name in ("class_names", "warnings"):
             facts[name] = tuple(facts.get(name, ()))  # a list in the file
         verified = "all" if everything else "samples"
@@ -180,11 +183,6 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         raise _Damaged(Path(error.filename), "it is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(index, first_line(error)) from error
-
-
-def _note_verified(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # in a folder of somebody else
-        (folder / "verified").touch()
 
 
 def _sample(path: Path) -> str:
@@ -225,20 +223,20 @@ def _decode_into(
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, exist_ok=True)
         digest, rows, dtype, row_shape = hashlib.sha256(), 0, "|u1", ()
-        with replacing(_file(folder, name)) as file:
+        path = folder / f"{name}.bin"
+        with replacing(path) as file:
             for part in parts:
                 content = np.ascontiguousarray(part).data
                 file.write(content)
                 digest.update(content)
                 rows, dtype, row_shape = rows + len(part), part.dtype.str, part.shape[1:]
-        state = {"sha256": digest.hexdigest(), "sample": _sample(_file(folder, name))}
+        state = {"sha256": digest.hexdigest(), "sample": _sample(path)}
         entries[name] = {"dtype": dtype, "shape": [rows, *row_shape], **state}
 
     try:
         facts = decode(add)
         contents = {"key": key, **facts, "arrays": entries}
         write_text(folder / "contents.json", json.dumps(contents, indent=1))
-        _note_verified(folder)
     except OSError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -255,19 +253,3 @@ def _sha256(path: Path) -> str:
 def sha256_of_json(value: object) -> str:
     """Return the sha256 of plain values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-@contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock of a dataset. Raises OSError where the data folder cannot be written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_for_appending(path) as file:
-        if try_lock(file) is False:
-            log.warning("waiting for another process that prepares %s in %s", what, path.parent)
-            while try_lock(file) is False:
-                time.sleep(0.1)
-        yield
-
-
-def _file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.bin"

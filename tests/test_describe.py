@@ -9,7 +9,7 @@ from torch import nn
 
 from cifar_lab import describe
 from cifar_lab.analysis import description
-from cifar_lab.datasets.pixel_statistics import pixel_statistics
+from cifar_lab.datasets.checks import pixel_statistics
 from cifar_lab.training.preflight import compose_checked
 
 REPORTS = [

@@ -15,9 +15,8 @@ from PIL import Image
 
 from cifar_lab import describe, evaluate, predict, train
 from cifar_lab.datasets import class_names, image_folder, npz, pictures
-from cifar_lab.datasets.equal_images import equal_images, groups_of_equal, pixel_sum
+from cifar_lab.datasets.checks import equal_images, groups_of_equal, pixel_sum, trait_warnings
 from cifar_lab.datasets.pictures import Preparation, Traits, Unreadable
-from cifar_lab.datasets.traits import trait_warnings
 from cifar_lab.errors import UsageError, printable
 from cifar_lab.runs.run_dir import RunDir
 

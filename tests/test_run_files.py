@@ -109,14 +109,6 @@ def test_nobody_tidies_a_folder_that_is_being_created(
     assert run.status == "queued"
 
 
-def test_a_second_name_that_is_there_already_leaves_no_temporary_file(tmp_path: Path) -> None:
-    """After a kill between the two, the second is a name of best.pt; rename does nothing."""
-    (tmp_path / "best.pt").write_bytes(b"content")
-    for _ in range(2):
-        files.copy_at_once(tmp_path / "best.pt", tmp_path / "acc90.pt")
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["acc90.pt", "best.pt"]
-
-
 # --- best.pt -------------------------------------------------------------------------------------
 
 

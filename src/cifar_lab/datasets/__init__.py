@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.datasets.equal_images import Groups, equal_images
+from cifar_lab.datasets.checks import Groups, equal_images
 from cifar_lab.errors import UsageError, printable, shorten
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cifar_lab.datasets import ImageArrays, class_names
-from cifar_lab.datasets.equal_images import groups_of_equal, pixel_sum
+from cifar_lab.datasets.checks import (
+    constant_warning,
+    groups_of_equal,
+    is_constant,
+    pixel_sum,
+    trait_warnings,
+)
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.pictures import (
     KINDS,
@@ -29,7 +35,6 @@ from cifar_lab.datasets.pictures import (
     skipped_warning,
 )
 from cifar_lab.datasets.store import Add, Facts, cached, sha256_of_json, user_path
-from cifar_lab.datasets.traits import constant_warning, is_constant, trait_warnings
 from cifar_lab.errors import UsageError, listing, shorten, shorten_path, shows_bars
 
 log = logging.getLogger("cifar_lab")
@@ -107,12 +112,11 @@ def _most_in_memory() -> int:
 
 
 class _File(NamedTuple):
-    """A picture: its set (train, validation or test), class, and path from the folder."""
+    """A picture: its set (train, validation or test), path, and class."""
 
     part: str
     path: Path
     label: int
-    name: str
 
 
 @dataclass(frozen=True)
@@ -129,25 +133,29 @@ class _Pictures:
         """The folder, as messages name it."""
         return shorten_path(self.folder)
 
+    def name(self, file: _File) -> str:
+        """Return the path of a picture from the folder."""
+        return file.path.relative_to(self.folder).as_posix()
+
     def key(self, max_megapixels: float) -> str:
         """Return a hash of names, sizes, times and labels: where it is equal, nothing has changed.
 
         The time of change (ctime) is there because a copy can keep the time of modification.
         """
         states: list[Any] = [PIL.__version__, _DECODER, max_megapixels, self.class_names]
-        for part, path, label, name in self.files:
+        for file in self.files:
             try:
-                state = path.stat()
+                state = file.path.stat()
                 numbers = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
             except OSError:  # a link to nowhere, which is a broken picture
                 numbers = []
-            states.append([part, name, label, *numbers])
+            states.append([file.part, self.name(file), file.label, *numbers])
         return sha256_of_json(states)
 
     def decode(self, preparation: Preparation, add: Add) -> Facts:
         """Add the images and labels of both sets, without the pictures that are broken."""
         log.info("decoding %s pictures of %s once", f"{len(self.files):,}", self.where)
-        read: dict[str, list[_File]] = {"train": [], "test": []}
+        read: list[_File] = []
         broken: dict[str, str] = {}
         traits, sums, constant = [], [], []
 
@@ -158,30 +166,29 @@ class _Pictures:
             bar = tqdm(decoded, f"decoding {name}", len(files), unit="picture", disable=hidden)
             for file, picture in zip(files, bar, strict=True):
                 if isinstance(picture, Unreadable):
-                    broken[file.name] = shorten(str(picture), 100)
+                    broken[self.name(file)] = shorten(str(picture), 100)
                     continue
                 image, noted = picture
-                read[name].append(file)
+                read.append(file)
                 traits.append(noted)
                 sums.append(pixel_sum(image))
                 if is_constant(image):
-                    constant.append(file.name)
+                    constant.append(self.name(file))
                 yield image[None]
 
-        for name in read:
+        for name in ("train", "test"):
+            first = len(read)
             add(f"{name}_images", images(name))
-        for name, files in read.items():
-            add(f"{name}_labels", [np.array([file.label for file in files], dtype=np.int64)])
-        every = [*read["train"], *read["test"]]
+            add(f"{name}_labels", [np.array([f.label for f in read[first:]], dtype=np.int64)])
         return {
             "class_names": self.class_names,
-            "validation": sum(file.part == "validation" for file in every),
+            "validation": sum(file.part == "validation" for file in read),
             "broken": broken,
-            "files": [file.name for file in every],
+            "files": [self.name(file) for file in read],
             "alike": groups_of_equal(sums),
             "warnings": (
-                *constant_warning(constant, len(every)),
-                *trait_warnings(traits, [file.label for file in every], self.class_names),
+                *constant_warning(constant, len(read)),
+                *trait_warnings(traits, [file.label for file in read], self.class_names),
             ),
         }
 
@@ -212,26 +219,29 @@ class _Pictures:
 def _list(folder: Path, test_fraction: float) -> _Pictures:
     """Return the classes and the pictures of a folder."""
     parts = [name for name in ("train", *_VALIDATION, "test") if (folder / name).is_dir()]
+    divided = "train" in parts or "test" in parts
+    if divided and not {"train", "test"} <= set(parts):
+        raise UsageError(
+            f"{shorten_path(folder)} has {' and '.join(parts)} but not "
+            f"{'train' if 'test' in parts else 'test'}; it must have train and test (and val, if "
+            "there is one), or the folders of the classes alone"
+        )
+    names = tuple(_class_folders(folder / "train" if divided else folder))
+    files: list[_File] = []
     skipped = Counter[str]()
-    if "train" in parts or "test" in parts:
-        if not {"train", "test"} <= set(parts):
-            other = "train" if "test" in parts else "test"
-            raise UsageError(
-                f"{shorten_path(folder)} has {' and '.join(parts)} but not {other}; it must have "
-                "train and test (and val, if there is one), or the folders of the classes alone"
-            )
-        names = tuple(_class_folders(folder / "train"))
+    for part in parts if divided else ("",):
+        for name, path in _class_folders(folder / part).items():
+            if name not in names:
+                raise UsageError(f"{shorten_path(path)} is not a class of train")
+            pictures = list_pictures(path, skipped)
+            if not pictures:
+                raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")
+            role = "validation" if part in _VALIDATION else part
+            files += [_File(role, p, names.index(name)) for p in pictures]
+    if not divided:
+        sets = held_out_fraction(np.array([file.label for file in files]), test_fraction, folder)
         files = [
-            file._replace(part="validation" if part in _VALIDATION else part)
-            for part in parts
-            for file in _labelled(folder, part, names, skipped)
-        ]
-    else:
-        names = tuple(_class_folders(folder))
-        every = _labelled(folder, "", names, skipped)
-        sets = held_out_fraction(np.array([file.label for file in every]), test_fraction, folder)
-        files = [
-            every[index]._replace(part=part)
+            files[index]._replace(part=part)
             for part, indices in zip(("train", "test"), sets, strict=True)
             for index in indices
         ]
@@ -248,19 +258,3 @@ def _class_folders(folder: Path) -> dict[str, Path]:
         )
     names = class_names([entry.name for entry in folders], f"the folders of {where}")
     return dict(sorted(zip(names, folders, strict=True)))
-
-
-def _labelled(folder: Path, part: str, names: Sequence[str], skipped: Counter[str]) -> list[_File]:
-    """Return the pictures in the class folders of a set; they are skipped where they are none."""
-    folders = _class_folders(folder / part)
-    unknown = [path for name, path in folders.items() if name not in names]
-    if unknown:
-        raise UsageError(f"{shorten_path(unknown[0])} is not a class of train")
-    files = []
-    for name, path in folders.items():
-        pictures = list_pictures(path, skipped)
-        if not pictures:
-            raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")
-        label = names.index(name)
-        files += [_File(part, p, label, p.relative_to(folder).as_posix()) for p in pictures]
-    return files

@@ -8,13 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays, class_names
+from cifar_lab.datasets.checks import constant_warning, is_constant
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.store import user_path
-from cifar_lab.datasets.traits import constant_warning, is_constant
 from cifar_lab.errors import UsageError, first_line, shorten, shorten_path
 from cifar_lab.runs.files import open_for_reading
-
-_Set = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 def load(
@@ -38,7 +36,7 @@ def load(
     where = shorten_path(file)
     arrays = _read(file)
 
-    def read_set(prefix: str) -> _Set:
+    def read_set(prefix: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         images = _images(arrays[f"{prefix}images"], image_shape, f"{prefix}images in {where}")
         labels = _labels(arrays[f"{prefix}labels"], len(images), f"{prefix}labels in {where}")
         return images, labels
@@ -60,11 +58,10 @@ def load(
             f"{', '.join(ARRAYS)}, or images and labels"
         )
     names = _class_names(arrays.get("class_names"), [train[1], test[1]], where)
-    constant = [
-        f"number {i}" for i, image in enumerate([*train[0], *test[0]]) if is_constant(image)
-    ]
-    warnings = constant_warning(constant, len(train[0]) + len(test[0]))
-    dataset = ImageArrays(*train, *test, names, validation, warnings=tuple(warnings))
+    every = [*train[0], *test[0]]
+    constant = [f"number {i}" for i, image in enumerate(every) if is_constant(image)]
+    warnings = tuple(constant_warning(constant, len(every)))
+    dataset = ImageArrays(*train, *test, names, validation, warnings=warnings)
     check_checksums(dataset, checksums, file)
     return dataset
 
@@ -88,20 +85,16 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
 
 
 def _images(array: NDArray[Any], image_shape: Sequence[int], what: str) -> NDArray[np.uint8]:
-    channels, height, width = image_shape
-    wanted = (channels, height, width)
-    if array.dtype != np.uint8 or array.size == 0:
-        raise UsageError(
-            f"{what}: {array.dtype} of shape {array.shape}; it must be uint8 and not empty"
-        )
+    channels, height, width = wanted = tuple(image_shape)
+    given = array.shape
     if array.shape[1:] != wanted and array.shape[1:] == (height, width, channels):
         array = array.transpose(0, 3, 1, 2)
     if channels == 1 and array.shape[1:] == (height, width):
         array = array[:, None]
-    if array.shape[1:] != wanted:
+    if array.dtype != np.uint8 or array.shape[1:] != wanted or len(array) == 0:
         raise UsageError(
-            f"{what}: shape {array.shape}; it must be (N, {channels}, {height}, {width}) "
-            "as in dataset.image_shape"
+            f"{what}: {array.dtype} of shape {given}; it must be (N, {channels}, {height}, "
+            f"{width}) as in dataset.image_shape, must be uint8, and not empty"
         )
     return np.ascontiguousarray(array)
 

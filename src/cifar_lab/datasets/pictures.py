@@ -3,9 +3,9 @@
 import contextlib
 import io
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -140,7 +140,7 @@ def decode_files(
 
     They are decoded by as many threads as there are cores, since Pillow works without Python's
     global lock: of 1,000 photographs and of 4,000 small pictures, threads decoded as many a second
-    as processes did. Only a few are in memory at a time, however slowly they are taken.
+    as processes did. Only some are in memory at a time, however slowly they are taken.
     """
 
     def read(path: Path) -> tuple[NDArray[np.uint8], Traits] | Unreadable:
@@ -152,13 +152,8 @@ def decode_files(
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     with _any_size(), ThreadPoolExecutor(cores, thread_name_prefix="pictures") as threads:
-        coming: deque[Future[tuple[NDArray[np.uint8], Traits] | Unreadable]] = deque()
-        for path in paths:
-            coming.append(threads.submit(read, path))
-            if len(coming) > 4 * cores:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+        for first in range(0, len(paths), 32 * cores):
+            yield from threads.map(read, paths[first : first + 32 * cores])
 
 
 @contextlib.contextmanager

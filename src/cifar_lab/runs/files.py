@@ -25,7 +25,7 @@ from cifar_lab.errors import Damaged, UsageError, first_line, shorten_path
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that becomes `path` when the block ends well, and vanishes if not."""
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         # "x" fails where anything has the name, even a link to nowhere.
         with temporary.open("xb") as handle:
@@ -44,37 +44,23 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     with replacing(path) as handle:
-        handle.write(to_bytes(text))
+        handle.write(_to_bytes(text))
 
 
-def to_bytes(text: str) -> bytes:
-    """Return text in UTF-8; a lone surrogate, which has no bytes, as \\ud800."""
-    return text.encode("utf-8", "backslashreplace")
+def _to_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")  # a lone surrogate has no bytes
 
 
 def append_text(path: Path, text: str, *, safely: bool = True) -> None:
     """Append to a text file; with `safely` the text is on the disk when this returns."""
     try:
         with open_for_appending(path) as handle:
-            handle.write(to_bytes(text))
+            handle.write(_to_bytes(text))
             if safely:
                 sync_file(handle)
     except OSError as error:
         error.filename = str(path)
         raise
-
-
-def copy_at_once(source: Path, target: Path) -> None:
-    """Make `target` a second name of `source`; a copy on a file system without hard links."""
-    temporary = _temporary(target)
-    try:
-        os.link(source, temporary)
-    except OSError:
-        with replacing(target) as handle:
-            handle.write(source.read_bytes())
-    else:
-        temporary.replace(target)
-        temporary.unlink(missing_ok=True)  # rename does nothing if both are names of one file
 
 
 def open_for_reading(path: Path) -> IO[bytes]:
@@ -85,20 +71,17 @@ def open_for_reading(path: Path) -> IO[bytes]:
 
 
 def open_for_appending(path: Path, *, anew: bool = False, buffering: int = -1) -> IO[bytes]:
-    """Open (or create) a file to add bytes at its end; `anew` replaces what is there."""
+    """Open (or create) a file to add bytes at its end, or to lock it; `anew` replaces it.
+
+    Raises OSError for a link, which could lead to any file.
+    """
     if anew:
         path.unlink(missing_ok=True)
-    return open(path, "ab", buffering, opener=_opener)
 
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
-def open_lock(path: Path) -> IO[str]:
-    """Open (or create) a lock file."""
-    return open(path, "a+", encoding="utf-8", opener=_opener)
-
-
-def _opener(path: str, flags: int) -> int:
-    """Open a file of a run's folder; OSError for a link, which could lead to any file."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    return open(path, "a+b", buffering, opener=opener)
 
 
 def check_inside(path: Path, folder: Path) -> Path:
@@ -162,10 +145,6 @@ def try_lock(handle: IO[Any], *, exclusive: bool = True) -> bool | None:
             return False
         return None
     return True
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 MAX_BYTES = 2**27

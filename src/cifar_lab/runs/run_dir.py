@@ -16,8 +16,8 @@ from cifar_lab.config.run_config import RunConfig, dump, load
 from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten_path
 from cifar_lab.runs import summary as summary_module
 from cifar_lab.runs.files import (
+    open_for_appending,
     open_for_reading,
-    open_lock,
     read_bytes,
     remove_leftovers,
     try_lock,
@@ -27,6 +27,14 @@ from cifar_lab.runs.run_files import RunFiles, second_name
 from cifar_lab.runs.summary import RunSummary, Status, queued
 
 log = logging.getLogger("cifar_lab")
+
+
+_RESULT = re.compile(
+    r"best\.pt|(metrics|steps)\.csv|(samples|features|predictions(_[a-z]+_[a-z]+)?)\.npz|"
+    r"classification_report\.(txt|json)|errors\.html|trackers\.(json|log)|"
+    r"tensorboard/events\.out\.tfevents\..+"
+)
+"""What a run has written, but for config.yaml, summary.json, train.log and its lock."""
 
 
 class TakenOver(Unavailable):
@@ -198,11 +206,11 @@ class RunDir(RunFiles):
                 raise UsageError(
                     f"{path} is a symbolic link; a run writes into its own folder only"
                 )
-        with open_lock(self.lock_file) as handle:
+        with open_for_appending(self.lock_file) as handle:
             deadline = time.monotonic() + patience
             while not (locked := try_lock(handle)):
                 handle.seek(0)
-                owner = handle.read(100)
+                owner = handle.read(100).decode(errors="replace")
                 if locked is None and not _lives(owner):
                     break
                 if time.monotonic() > deadline:
@@ -211,7 +219,7 @@ class RunDir(RunFiles):
                 time.sleep(0.05)
             mark = f"process {os.getpid()} on {platform.node()}"
             handle.truncate(0)
-            handle.write(mark)
+            handle.write(mark.encode())
             handle.flush()
             if locked is None:
                 self._mark = mark
@@ -257,35 +265,16 @@ class RunDir(RunFiles):
         way leaves either the old result or a run that starts from nothing.
         """
         config, summary = self.read_config(), self._summary_if_whole()
-        figures = {*config.figures, *(summary.figures if summary is not None else ())}
+        names = {*config.figures, *(summary.figures if summary is not None else ())}
+        own = {f"figures/{name}.png" for name in names}
+        with contextlib.suppress(Damaged):  # the epochs tell the second names of best.pt
+            own |= {str(second_name(config, row)) for row in self.read_metrics()}
         self.last.unlink(missing_ok=True)
         self.write_summary(queued(config))
-        results = [
-            *self._files_of_best(config),
-            self.metrics_file,
-            self.steps_file,
-            self.samples_file,
-            self.features_file,
-            self.report_text,
-            self.report_json,
-            self.errors_page,
-            *_named(self.path, r"predictions(_[a-z]+_[a-z]+)?\.npz"),
-            self.trackers_file,
-            self.trackers_log,
-            *_named(self.tensorboard, r"events\.out\.tfevents\..+"),
-            *(self.figures / f"{name}.png" for name in sorted(figures)),
-        ]
-        for path in results:
-            if path.is_file():
+        for path in sorted((*self.path.glob("*"), *self.path.glob("*/*"))):
+            name = path.relative_to(self.path).as_posix()
+            if path.is_file() and (name in own or _RESULT.fullmatch(name)):
                 path.unlink()
-
-    def _files_of_best(self, config: RunConfig) -> list[Path]:
-        """Return best.pt and its second name; the epochs in metrics.csv tell which it may be."""
-        try:
-            names = {second_name(config, row) for row in self.read_metrics()}
-        except Damaged:
-            names = set()
-        return [self.best, *(self.path / name for name in names if name is not None)]
 
     def _summary_if_whole(self) -> RunSummary | None:
         try:
@@ -306,13 +295,6 @@ def _lives(owner: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _named(folder: Path, pattern: str) -> list[Path]:
-    """Return the entries of a folder whose whole name matches a regular expression."""
-    if not folder.is_dir():
-        return []
-    return [path for path in sorted(folder.iterdir()) if re.fullmatch(pattern, path.name)]
 
 
 def find_runs(folder: Path) -> list[RunDir]:

@@ -17,7 +17,6 @@ from cifar_lab.errors import Damaged, UsageError, first_line, redact
 from cifar_lab.runs.files import (
     append_text,
     check_inside,
-    copy_at_once,
     load_checkpoint,
     read_arrays,
     read_bytes,
@@ -112,11 +111,12 @@ class RunFiles:
             save_checkpoint(state, handle)
 
     def write_best(self, state: Mapping[str, Any], extra_name: str | None = None) -> None:
-        """Replace best.pt; `extra_name` is a second name for the same file (S2-10, S2-11)."""
+        """Replace best.pt; `extra_name` is that of a copy (S2-10, S2-11)."""
         with replacing(self.best) as handle:
             save_checkpoint(state, handle)
         if extra_name is not None:
-            copy_at_once(self.best, check_inside(self.path / extra_name, self.path))
+            with replacing(check_inside(self.path / extra_name, self.path)) as handle:
+                handle.write(self.best.read_bytes())
 
     def read_last(self) -> dict[str, Any] | None:
         """Return last.pt, None if there is none.

@@ -53,23 +53,19 @@ class Table:
     def latex(self, caption: str) -> str:
         """Return a table for LaTeX, in the look of the package booktabs."""
         rows = [" & ".join(map(latex, row)) + r" \\" for row in (self.header, *self.rows)]
-        return "\n".join(
-            [
-                "% needs \\usepackage{booktabs}",
-                r"\begin{table}",
-                r"\centering",
-                rf"\caption{{{latex(caption)}}}",
-                rf"\begin{{tabular}}{{{'l' * len(self.header)}}}",
-                r"\toprule",
-                rows[0],
-                r"\midrule",
-                *rows[1:],
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table}",
-                "",
-            ]
-        )
+        return rf"""% needs \usepackage{{booktabs}}
+\begin{{table}}
+\centering
+\caption{{{latex(caption)}}}
+\begin{{tabular}}{{{"l" * len(self.header)}}}
+\toprule
+{rows[0]}
+\midrule
+{chr(10).join(rows[1:])}
+\bottomrule
+\end{{tabular}}
+\end{{table}}
+"""
 
     def csv(self) -> str:
         """Return lines of CSV; no cell is one that a spreadsheet takes for a formula."""
@@ -148,13 +144,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     The cells are taken as they are: text with Markdown's own characters is escaped by the caller.
     """
-    widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = ["-" * width for width in widths]
-    padded = [
-        [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        for row in (header, rule, *rows)
-    ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in padded)
+    rule = ["-" * max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = align([["", *row, ""] for row in (header, rule, *rows)], separator=" | ")
+    return "\n".join(line.strip() for line in lines)
 
 
 def fill(text: str, width: int, start: str = "") -> str:

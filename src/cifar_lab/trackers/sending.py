@@ -16,7 +16,7 @@ from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import flatten, to_plain
 from cifar_lab.config.schema import parse_as
 from cifar_lab.errors import Damaged, UsageError, first_line, redact
-from cifar_lab.runs.files import open_lock, read_bytes, try_lock, write_text
+from cifar_lab.runs.files import open_for_appending, read_bytes, try_lock, write_text
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
 from cifar_lab.trackers import Session, TrackedRun, Tracker, scores_of
@@ -101,7 +101,7 @@ def follow(run: RunDir, tracker: Tracker, give_up: Callable[[], None]) -> Entry:
 @contextlib.contextmanager
 def _alone(run: RunDir) -> Iterator[None]:
     """Wait for the process of a run that was killed, which sends what it has for a while."""
-    with open_lock(run.trackers_lock) as lock:
+    with open_for_appending(run.trackers_lock) as lock:
         while try_lock(lock) is False:
             time.sleep(0.1)
         yield

@@ -9,6 +9,7 @@ from typing import Any
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.run_config import RunConfig, to_plain
 from cifar_lab.datasets import ARRAYS, ImageArrays
+from cifar_lab.datasets.checks import pixel_statistics
 from cifar_lab.datasets.store import data_root, files_digest
 from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs.summary import RunSummary
@@ -65,8 +66,6 @@ def with_numbers(config: RunConfig) -> RunConfig:
     dataset = config.dataset
     if dataset.mean != "auto" and dataset.std != "auto":
         return config
-    from cifar_lab.datasets.pixel_statistics import pixel_statistics
-
     arrays = load_dataset(dataset)
     (indices, _, _), _, _ = divide(arrays, config.split)
     key = (arrays.checksums["train_images"], indices.tobytes())

@@ -29,6 +29,7 @@ from cifar_lab.figures import (
     style,
     tsne,
 )
+from cifar_lab.runs.files import read_arrays
 from cifar_lab.runs.metrics import EpochMetrics, Predictions, StepMetrics, separation
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import queued
@@ -372,7 +373,7 @@ def test_pca_is_scikit_learns(tmp_path: Path) -> None:
 
     run = make_run(tmp_path)
     write_features(run, 300)
-    features = run.read_arrays(run.features_file)["features"]
+    features = read_arrays(run.features_file)["features"]
     reference = PCA(n_components=2, svd_solver="full").fit(features)
     expected = reference.transform(features)
     found = pca.project(features)

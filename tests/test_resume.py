@@ -31,7 +31,7 @@ from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.config.compose import compose
 from cifar_lab.config.run_config import load
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
-from cifar_lab.runs.files import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint, read_arrays
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.preflight import check
@@ -100,7 +100,7 @@ def test_the_proof_finds_a_run_that_is_another_one(
         tensor = next(t for t in place.values() if t.is_floating_point() and t.dim())
         tensor.view(-1)[0] += 1e-6
     torch.save(state, finished.last)
-    predictions = finished.read_arrays(finished.predictions_file("test", "scored"))
+    predictions = read_arrays(finished.predictions_file("test", "scored"))
     predictions["logits"] = predictions["logits"] + 1e-6
     finished.write_arrays(finished.predictions_file("test", "scored"), **predictions)
     unlike = differences(tiny_finished, finished)

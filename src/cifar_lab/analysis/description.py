@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.pixel_statistics import pixel_statistics
+from cifar_lab.datasets.checks import pixel_statistics
 from cifar_lab.errors import UsageError, listing, missing_extra, shorten
 from cifar_lab.runs.text import align, class_name
 from cifar_lab.training.build import build_model, normalisation

@@ -11,7 +11,7 @@ import torch
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped
-from cifar_lab.runs.files import load_checkpoint
+from cifar_lab.runs.files import load_checkpoint, read_arrays
 from cifar_lab.runs.metrics import TIMES, EpochMetrics, columns
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.loop import Progress
@@ -115,7 +115,7 @@ def _results(run: RunDir) -> dict[str, Any]:
     lasting = [name for name in columns(EpochMetrics) if name not in TIMES]
     parts["metrics.csv"] = [[getattr(row, n) for n in lasting] for row in run.read_metrics()]
     for path in sorted(run.path.glob("predictions*.npz")):
-        arrays = run.read_arrays(path)
+        arrays = read_arrays(path)
         parts[path.name] = {name: _bits(array) for name, array in arrays.items()}
     return parts
 

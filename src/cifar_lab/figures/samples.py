@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cifar_lab.figures import style
+from cifar_lab.runs.files import read_arrays
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
 
@@ -81,7 +82,7 @@ def probability_text(run: RunDir, count: int = 4) -> str:
 
 
 def _read(run: RunDir) -> dict[str, list[_Sample]]:
-    arrays = run.read_arrays(run.samples_file)
+    arrays = read_arrays(run.samples_file)
     predictions = Predictions(arrays["logits"], arrays["labels"], arrays["indices"])
     files = arrays.get("files", [""] * len(predictions))  # names, if images came from files
     samples: dict[str, list[_Sample]] = {"random": [], "worst": []}

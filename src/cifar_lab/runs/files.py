@@ -38,7 +38,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk does not say where
         raise
-    sync(path.parent)
+    if os.name != "nt":  # where folders cannot be opened
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            _fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -97,17 +102,6 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         if re.search(r"\.([0-9a-f]{16}|\d+)\.tmp$", path.name):  # ours, of today or of old code
             path.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Make a file's (or, where the system can, a folder's) content survive a power loss."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        _fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_file(handle: IO[bytes]) -> None:
@@ -172,13 +166,16 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def read_arrays(path: Path, kinds: Mapping[str, str]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of an .npz file that `kinds` names, without unpickling; {} means all.
+def read_arrays(
+    path: Path, kinds: Mapping[str, str] | None = None
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the arrays of a run's .npz file, or those that `kinds` names, without unpickling.
 
     `kinds` gives the kind (numpy's letter) and the number of dimensions of each, such as "f2"; all
-    must have the same length. Raises FileNotFoundError if there is no file, Damaged if it is not
-    whole or would not fit into memory.
+    must have the same length. Raises UsageError if there is no file, Damaged if it is not whole or
+    would not fit into memory.
     """
+    kinds = kinds or {}
     try:
         with open_for_reading(path) as handle:
             with zipfile.ZipFile(handle) as archive:
@@ -194,7 +191,9 @@ def read_arrays(path: Path, kinds: Mapping[str, str]) -> dict[str, np.ndarray[An
         if kinds and len({len(array) for array in arrays.values()}) > 1:
             raise ValueError("its arrays differ in length")
     except FileNotFoundError:
-        raise
+        raise UsageError(
+            f"{path} is missing; `python -m cifar_lab.evaluate {path.parent}` creates it"
+        ) from None
     except Exception as error:  # numpy and zipfile refuse a damaged file in a dozen ways
         raise Damaged(f"{path} is damaged: {first_line(error)}") from None
     return arrays
@@ -238,23 +237,20 @@ def load_checkpoint(path: Path, *, most: int | None = None) -> dict[str, Any]:
         with open_for_reading(path) as handle:
             size = os.fstat(handle.fileno()).st_size
             if most is not None and size > most:
-                raise Damaged(f"{path} is damaged: {size:,} bytes are too many for its model")
+                raise ValueError(f"{size:,} bytes are too many for its model")
             with zipfile.ZipFile(handle) as archive:
                 entries = archive.infolist()
                 # torch compresses nothing; a stranger's entry could unpack to a thousand times as
                 # much, and many entries could share their bytes.
                 packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
                 if packed or sum(entry.file_size for entry in entries) > size:
-                    raise Damaged(f"{path} is damaged: its entries are compressed or overlap")
-                broken = archive.testzip()
-            if broken is not None:
-                raise Damaged(f"{path} is damaged: the checksum of {broken} is wrong")
+                    raise ValueError("its entries are compressed or overlap")
+                if broken := archive.testzip():
+                    raise ValueError(f"the checksum of {broken} is wrong")
             handle.seek(0)
             state: dict[str, Any] = torch.load(handle, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None
-    except Damaged:
-        raise
     except Exception as error:  # torch.load refuses a damaged file in many ways
         raise Damaged(f"{path} is damaged: {first_line(error)}") from None
     found = state.get("format") if isinstance(state, dict) else None

@@ -39,9 +39,10 @@ def code_version(config: RunConfig) -> str:
             named = target_config["_target_"].rpartition(".")[0]
             sources |= _own_files({named, getattr(resolved, "__module__", None) or named})
     digest = hashlib.sha256()
-    for name, source in sorted((_stable_name(source), source) for source in sources):
-        state = source.stat()
-        meaning = _meaning(source, state.st_mtime_ns, state.st_size)
+    # The names are the same wherever the package is installed.
+    names = {s: str(s.relative_to(_PACKAGE)) if _PACKAGE in s.parents else s.name for s in sources}
+    for source, name in sorted(names.items(), key=lambda item: item[::-1]):
+        meaning = _meaning(source, source.stat().st_mtime_ns)
         digest.update(f"{name}\n{meaning}\n".encode())
     return f"{RESULTS_VERSION}-{digest.hexdigest()[:12]}"
 
@@ -143,13 +144,10 @@ def _own_files(targets: set[str]) -> set[Path]:
 
 
 def _file_of(module: str) -> Path | None:
-    """Return a module's Python file, or None if it has none; a package above it is imported."""
-    above = _file_of(parent) if (parent := module.rpartition(".")[0]) else None
-    if above is not None and above.name != "__init__.py":
-        return None  # a class or function of a module
+    """Return a module's Python file, or None if it has none; what is above it is imported."""
     try:
         spec = importlib.util.find_spec(module)
-    except Exception:  # an optional package that is not here, or fails
+    except Exception:  # a class or function of a module, an optional package that is not here
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
@@ -170,24 +168,17 @@ def _imports(file: Path, module: str, changed: int) -> tuple[str, ...]:
 
 def _is_installed(file: Path | None) -> bool:
     """Whether a file belongs to the standard library or to an installed package."""
-    if file is None:
-        return False
-    if {"site-packages", "dist-packages"} & set(file.parts):
-        return True
-    return file.is_relative_to(sysconfig.get_path("stdlib"))
-
-
-def _stable_name(file: Path) -> str:
-    """Return a file's name in the hash: the same wherever the package is installed."""
-    return str(file.relative_to(_PACKAGE)) if file.is_relative_to(_PACKAGE) else file.name
+    return file is not None and (
+        not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
+        or file.is_relative_to(sysconfig.get_path("stdlib"))
+    )
 
 
 @functools.lru_cache(maxsize=256)
-def _meaning(source: Path, changed: int, size: int) -> str:
+def _meaning(source: Path, changed: int) -> str:
     """Return a Python file without comments, docstrings and layout, which change no result.
 
-    `changed` and `size` tell a changed file from the one that was read before: a sweep asks for
-    every cell.
+    `changed` is its time of change, as a sweep asks for every cell.
     """
     tree = ast.parse(source.read_bytes())
     for node in ast.walk(tree):
@@ -198,8 +189,5 @@ def _meaning(source: Path, changed: int, size: int) -> str:
 
 
 def _is_text(line: ast.stmt) -> bool:
-    """Whether a statement is only a string: a docstring, or text below an attribute."""
-    match line:
-        case ast.Expr(ast.Constant(str())):
-            return True
-    return False
+    """Whether a statement is a string alone: a docstring, or text below an attribute."""
+    return isinstance(line, ast.Expr) and isinstance(getattr(line.value, "value", None), str)

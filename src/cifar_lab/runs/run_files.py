@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import Damaged, UsageError, first_line, redact
+from cifar_lab.errors import Damaged, first_line, redact
 from cifar_lab.runs.files import (
     append_text,
     check_inside,
@@ -150,7 +150,7 @@ class RunFiles:
         """Return the predictions of a split; UsageError if there are none."""
         path = self.predictions_file(split, weights)
         kinds = {"logits": "f2", "labels": "i1", "indices": "i1"}
-        read = Predictions(**self.read_arrays(path, kinds))
+        read = Predictions(**read_arrays(path, kinds))
         classes = read.logits.shape[1]
         if len(read) and not 0 <= read.labels.min() <= read.labels.max() < classes:
             raise Damaged(f"{path} is damaged: its labels are not those of {classes} classes")
@@ -158,7 +158,7 @@ class RunFiles:
 
     def read_features(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return the features (n, D) and labels (n,) of some test images."""
-        arrays = self.read_arrays(self.features_file, {"features": "f2", "labels": "i1"})
+        arrays = read_arrays(self.features_file, {"features": "f2", "labels": "i1"})
         return arrays["features"], arrays["labels"]
 
     def read_report(self) -> list[dict[str, float]]:
@@ -179,20 +179,6 @@ class RunFiles:
         """Write named arrays as one .npz file."""
         with replacing(check_inside(path, self.path)) as handle:
             np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
-
-    def read_arrays(
-        self, path: Path, kinds: Mapping[str, str] | None = None
-    ) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the arrays of an .npz file, or those that `kinds` names, as `files.read_arrays`.
-
-        Raises UsageError if there is no file, Damaged if it is not whole.
-        """
-        try:
-            return read_arrays(path, kinds or {})
-        except FileNotFoundError:
-            raise UsageError(
-                f"{path} is missing; `python -m cifar_lab.evaluate {self.path}` creates it"
-            ) from None
 
 
 def second_name(config: RunConfig, row: EpochMetrics) -> str | None:

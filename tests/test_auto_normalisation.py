@@ -34,14 +34,6 @@ def test_the_numbers_are_those_of_the_training_images_alone() -> None:
     assert config("seed=1").dataset == settings.dataset
 
 
-def test_one_of_the_two_may_be_a_number() -> None:
-    computed = config().dataset
-    assert config("dataset.std=[0.5]").dataset.mean == computed.mean
-    assert config("dataset.std=[0.5]").dataset.std == [0.5]
-    assert config("dataset.mean=null").dataset.mean is None
-    assert config("dataset.mean=null").dataset.std == computed.std
-
-
 def test_each_channel_of_ones_own_images_has_its_numbers(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
     images[:, 1] //= 4

@@ -71,15 +71,6 @@ def test_what_is_not_started_within_a_third_of_the_time_is_left_out() -> None:
     assert len(again.rates) >= 3
 
 
-def test_a_benchmark_ends_near_its_time_and_says_what_was_left_out(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert benchmark.main([*TINY, "--seconds", "0.5", "threads=1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("measuring convnet on digits with ")
-    assert any("workers: data" in line and "no time for it in 0.5 s" in line for line in lines)
-
-
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_runs import make_run
+
+from cifar_lab.datasets import digits
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ROOT / "src" / "cifar_lab"
@@ -136,6 +139,27 @@ def test_reads_of_the_config_by_its_run(measured: dict[str, Any]) -> None:
 
 def test_modules_that_a_run_imports(measured: dict[str, Any]) -> None:
     assert 0 < len(measured["modules"]) <= MODULES.ceiling, measured["modules"]
+
+
+FIGURES = "confusion_matrix, curves, embedding, pca, per_class, reliability, samples, tsne"
+LEFT_OUT = {
+    "import cifar_lab": "torch hydra numpy",
+    f"from cifar_lab.figures import {FIGURES}": "torch matplotlib.pyplot sklearn hydra scipy",
+    "from cifar_lab import summarize; summarize.main([str(root / 'runs')])": "torch hydra",
+    "from cifar_lab.datasets import digits; digits.load(root=root / 'data', checksums={})": (
+        "sklearn torch torchvision PIL"
+    ),
+}
+
+
+@pytest.mark.parametrize("program", LEFT_OUT)
+def test_what_is_slow_to_import_is_left_out(program: str, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs")
+    digits.load(root=tmp_path / "data", checksums={})
+    script = f"import pathlib, sys; root = pathlib.Path(sys.argv[1]); {program}"
+    line = [sys.executable, "-c", f"{script}; print('imported', *sys.modules)", str(tmp_path)]
+    printed = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert not set(LEFT_OUT[program].split()) & set(printed.rpartition("imported")[2].split())
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="the CPU time of one child is not known here")

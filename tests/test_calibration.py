@@ -1,5 +1,4 @@
 import itertools
-import math
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +30,6 @@ def guo(predictions: Predictions, bins: int = 15) -> float:
     return float(ece)
 
 
-def of(probabilities: list[float], right: list[bool]) -> Predictions:
-    """Two classes; the first is predicted with the given probability."""
-    logits = np.array([[math.log(p), math.log(1 - p)] for p in probabilities], dtype=np.float32)
-    labels = np.array([0 if one else 1 for one in right], dtype=np.int64)
-    return Predictions(logits, labels, np.arange(len(labels)))
-
-
 def found(predictions: Predictions, bins: int = 15) -> Calibration:
     result = calibration(predictions, bins)
     assert result is not None
@@ -59,14 +51,6 @@ def test_the_error_is_that_of_its_authors_code(classes: int, bins: int) -> None:
     assert result.counts.sum() == 2000
     confidence = predictions.probabilities.max(axis=1).mean()
     assert result.overconfidence == pytest.approx(confidence - predictions.accuracy)
-
-
-def test_the_error_of_an_example_by_hand() -> None:
-    # Bins of a tenth: two images at 0.95 of which one is right, two at 0.65 that are both right.
-    result = found(of([0.95, 0.95, 0.65, 0.65], [True, False, True, True]), 10)
-    assert result.error == pytest.approx(0.5 * 0.45 + 0.5 * 0.35)
-    assert result.overconfidence == pytest.approx(0.8 - 0.75)
-    assert result.counts.tolist() == [0] * 6 + [2, 0, 0, 2]
 
 
 def test_certain_answers_are_in_the_last_bin() -> None:

@@ -28,12 +28,6 @@ WITHOUT_DROPOUT = {
 }
 
 
-def test_there_are_yamls_and_groups() -> None:
-    assert len(FILES) > 40
-    assert GROUPS.keys() >= {*RUN_GROUPS, "dataset", "experiment"}
-    assert GROUPS["model"]
-
-
 # The other experiments and models are slow.
 EXPERIMENTS = ("none", "smoke", "s2_plateau", "s3_learning_rate")
 
@@ -131,17 +125,7 @@ def test_options_run_small(turn: int, arrays: Path, tmp_path: Path) -> None:
 
 def test_every_option_has_had_its_turn() -> None:
     for group in RUN_GROUPS:
-        options = GROUPS[group]
-        taken = {option_of(group, turn) for turn in range(LENGTH)}
-        assert taken == set(options)
-    # dropout=none stands in where a model has no place for dropout: the others must be left
-    for group, without in (("dropout", WITHOUT_DROPOUT), ("activation", WITHOUT_ACTIVATION)):
-        used = {
-            option_of(group, turn)
-            for turn, model in enumerate(GROUPS["model"])
-            if model not in without
-        }
-        assert used >= {*GROUPS[group]} - {"none"}
+        assert {option_of(group, turn) for turn in range(LENGTH)} == set(GROUPS[group])
 
 
 @pytest.mark.slow

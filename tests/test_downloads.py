@@ -1,4 +1,3 @@
-import errno
 import hashlib
 import os
 import pickle
@@ -94,13 +93,6 @@ def test_wrong_content_is_never_used(
     with pytest.raises(SourceFailed, match=why):
         get(server.serve("/file", how), tmp_path / "file")
     assert not (tmp_path / "file").exists()
-
-
-def test_nobody_there(tmp_path: Path) -> None:
-    with file_server() as gone:
-        address = gone.address
-    with pytest.raises(SourceFailed, match=os.strerror(errno.ECONNREFUSED)):
-        get(f"{address}/file", tmp_path / "file")
 
 
 def test_a_part_that_is_a_link_is_not_followed(server: FileServer, tmp_path: Path) -> None:

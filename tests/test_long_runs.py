@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_runs import make
+from tiny_runs import train
 
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.run import run_experiment
 
 pytestmark = [
     pytest.mark.slow,
@@ -43,20 +42,9 @@ def train_a_thousand(folder: Path) -> tuple[Path, dict[int, tuple[int, int]]]:
 
     patch = pytest.MonkeyPatch()
     patch.setattr(RunDir, "append_metrics", watched)
-    run = make(
-        folder,
-        "model.widths=[2,2]",
-        "model.hidden=4",
-        "split.validation=1400",  # 37 images train
-        "split.method=tail",
-        "evaluation.batch_size=1400",
-        "training.batch_size=37",
-        "training.epochs=1000",
-    )
-    # the score of a few images is enough: validation is most of an epoch here
-    patch.setattr("cifar_lab.training.run.load_splits", fewer_images)
     patch.setattr("cifar_lab.training.sanity_checks.after", lambda *arguments: [])
-    run_experiment(run)
+    few = ("dataset.limit=100", "split.validation=50", "training.batch_size=50")
+    run = train(folder, *few, "model.widths=[2,2]", "model.hidden=4", "training.epochs=1000")
     return run.path, seen
 
 
@@ -74,14 +62,3 @@ def test_a_thousand_epochs(tmp_path: Path) -> None:
     assert run.metrics_file.stat().st_size < 200_000
     assert run.log_file.stat().st_size < 500_000
     assert len(list(run.path.iterdir())) < 25
-
-
-def fewer_images(settings: Any, where: str) -> Any:
-    import dataclasses
-
-    from cifar_lab.training.data import load_splits
-
-    splits = load_splits(settings, where)
-    assert splits.validation is not None
-    few = dataclasses.replace(splits.validation, indices=splits.validation.indices[:64])
-    return dataclasses.replace(splits, validation=few)

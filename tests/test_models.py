@@ -1,5 +1,6 @@
 """The models as their YAML builds them: counts, shapes, parts, and what they refuse."""
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -211,27 +212,21 @@ def test_old_checkpoints_of_convnet_stay_loadable() -> None:
     ]
 
 
-# A model of each kind: an activation in place must not change what another layer still needs.
 @pytest.mark.parametrize(
     ("model", "activation"),
-    [
-        ("convnet", "relu"),
-        ("mixed_kernel_small", "silu"),
-        ("airbench_small", "relu"),
-        ("resnet_small", "leaky_relu"),
-    ],
+    [("convnet", "relu"), ("mixed_kernel_small", "silu"), ("resnet_small", "leaky_relu")],
 )
-def test_an_activation_in_place_gives_the_same_gradients(model: str, activation: str) -> None:
+def test_an_activation_in_place_changes_nothing_that_another_layer_needs(
+    model: str, activation: str
+) -> None:
     settings = options("activation", activation)
     kind = locate(settings.pop("_target_"))
     gradients = []
     for inplace in (False, True):
         torch.manual_seed(0)
-        settings["inplace"] = inplace
         built = build(
-            model,
-            device="cpu",
-            activation=lambda: kind(**settings),
+            *(model, CIFAR, "cpu"),
+            activation=functools.partial(kind, **settings | {"inplace": inplace}),
             conv_dropout=0.0,
             dense_dropout=0.0,
         )

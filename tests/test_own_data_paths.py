@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from test_intake import write
 
 from cifar_lab import evaluate, train
 from cifar_lab.config.compose import compose
@@ -23,11 +23,7 @@ TINY = (
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder that has pictures of two classes."""
     folder = tmp_path / "project"
-    for label, name in enumerate("ab"):
-        (folder / "pics" / name).mkdir(parents=True)
-        for shade in range(8):
-            image = np.full((8, 8), 100 * label + shade, np.uint8)
-            Image.fromarray(image).save(folder / "pics" / name / f"{shade}.png")
+    write(folder / "pics", "ab", 8)
     monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(folder)
     return folder

@@ -108,23 +108,6 @@ def test_a_picture_is_fitted_as_the_run_or_the_user_says(
     assert f"{100 * rows['pad'].max():.2f} %" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["missing", "text", "folder"])
-def test_a_bad_picture_is_one_line_and_exit_2(
-    kind: str, run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    good = save(tmp_path / "good.png", np.zeros((50, 50, 3), dtype=np.uint8))
-    bad = tmp_path / "bad.png"
-    if kind == "text":
-        bad.write_text("not a picture")
-    elif kind == "folder":
-        bad.mkdir()
-    assert predict.main([str(run.path), str(good), str(bad)]) == 2
-    captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1
-    assert "bad.png" in captured.err
-    assert captured.out == ""
-
-
 def test_a_run_that_has_no_weights_yet_says_how_to_train_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,12 +4,11 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_runs import TINY, make
+from tiny_runs import TINY, make, wait_until
 from tracker_places import CURVES, PLACES, Place, check_tracked, no_users_tracker
 
 from cifar_lab.runs.run_dir import find_runs
@@ -43,17 +42,16 @@ def command(tmp_path: Path, place: Place, *overrides: str) -> list[str]:
 def test_kill_9_and_resume_is_one_run_at_the_tracker(place: Place, tmp_path: Path) -> None:
     line = command(tmp_path, place, "training.epochs=25")
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not (runs := list((tmp_path / "out").rglob("trackers.json"))) or (
-        '"epochs": 0' in runs[0].read_text()
-    ):
+
+    def has_sent_an_epoch() -> bool:
         assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        sent = list((tmp_path / "out").rglob("trackers.json"))
+        return bool(sent) and '"epochs": 0' not in sent[0].read_text()
+
+    wait_until(has_sent_an_epoch, "an epoch at the tracker", 240)
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL
     (run,) = find_runs(tmp_path / "out")
-    assert process.returncode == -signal.SIGKILL
     assert run.status == "interrupted"
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

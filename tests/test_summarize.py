@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -415,15 +414,3 @@ def test_an_unchanged_folder_gives_the_same_files(grid: Path, tmp_path: Path) ->
     shutil.copytree(grid, moved)
     run_it(moved)
     assert [(moved / name).read_bytes() for name in names] == first
-
-
-@pytest.mark.slow
-def test_the_reading_needs_no_torch(tmp_path: Path) -> None:
-    make_run(tmp_path)
-    program = (
-        "import sys; from cifar_lab import summarize\n"
-        f"summarize.main([{str(tmp_path)!r}])\n"
-        "print('torch' in sys.modules, 'hydra' in sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "False False\n")

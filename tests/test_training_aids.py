@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifar_lab.errors import UsageError
 from cifar_lab.optimizers.averages import WeightAverage
 from cifar_lab.runs.files import load_checkpoint
-from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_state, make_model
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
@@ -187,9 +185,3 @@ def test_a_run_validates_and_keeps_the_averaged_weights(splits: Splits, tmp_path
     assert summary.test_accuracy == summary.test_accuracy_averaged
     assert summary.test_accuracy_averaged == run.read_predictions("test", "averaged").accuracy
     assert summary.test_accuracy_last == run.read_predictions("test", "last").accuracy
-
-
-def test_a_run_without_an_average_has_none_to_load(splits: Splits, tiny_finished: RunDir) -> None:
-    assert "averaged" not in load_checkpoint(tiny_finished.last)
-    with pytest.raises(UsageError, match=r"no averaged weights; training\.ema=0\.999"):
-        load_weights(tiny_finished, "averaged", make_model(config_of(), 10, "cpu"))

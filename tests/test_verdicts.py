@@ -79,10 +79,7 @@ def test_rounding_widens_the_margin_and_the_number_itself() -> None:
     ("values", "settles"),
     [
         ([0.745, 0.755, 0.765], "4 seeds would settle it"),
-        (
-            [0.70, 0.78, 0.86],
-            "no number would: a single run, as the report's, scatters by more than the margin",
-        ),
+        ([0.70, 0.78, 0.86], "no number would: a single run, as the report's, scatters by more"),
         ([0.76989, 0.76999, 0.75999, 0.77999], "more than 1,000 seeds would be needed"),
     ],
 )
@@ -272,11 +269,11 @@ def test_a_report_is_judged_as_a_whole() -> None:
         ("{metric: a, source: X, value: 1, margin: {reason: r}}", "margin.size is missing"),
         (
             "{metric: a, source: X, value: 1, margin: {size: 1, reason: ' '}}",
-            "margin.reason is empty: say why so much would count as the same",
+            "reason is empty: say",
         ),
         (
-            "{metric: epochs, source: X, value: 1, margin: {size: -1, reason: r}}",
-            "margin.size=-1.0 is wrong: it must be more than 0",
+            "{metric: a, source: X, value: 1, margin: {size: -1, reason: r}}",
+            "size=-1.0 is wrong: it",
         ),
         ("{metric: epochs", "cannot be read: while parsing"),
     ],

@@ -1,5 +1,6 @@
 """Real trackers on this machine: where their runs are, and how they are read back."""
 
+import contextlib
 import csv
 import json
 import os
@@ -8,13 +9,13 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
+from tiny_runs import wait_until
 
 from cifar_lab.runs.run_dir import RunDir
 
@@ -52,54 +53,42 @@ class Tracked:
                 self.columns.setdefault(name, []).append((step, value))
 
 
-class Place:
+class Place(Protocol):
     """Where a tracker keeps its runs, and how they are read back."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.overrides: list[str] = []
-        self.environment: dict[str, str] = {}
+    overrides: list[str]
+    environment: dict[str, str]
 
-    def runs(self) -> Mapping[str, Tracked]:
-        """Return the runs by their ids."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """End what was started."""
+    def __init__(self, folder: Path) -> None: ...
+    def runs(self) -> Mapping[str, Tracked]: ...
+    def close(self) -> None: ...
 
 
-class MLflowPlace(Place):
+class MLflowPlace:
     """An MLflow server on this machine, with a database."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+        self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{port}"
         self.environment = {"MLFLOW_TRACKING_URI": self.uri}
         self.overrides = ["tracker=mlflow"]
-        self.log = (folder / "server.log").open("wb")
         options = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--port", str(port)]
         options += ["--artifacts-destination", str(folder / "artifacts"), "--workers", "1"]
         line = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", *options]
-        self.server = subprocess.Popen(
-            line,
-            stdout=self.log,
-            stderr=self.log,
-            cwd=folder,
-            env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 240
-        while not self.answers():
-            assert time.monotonic() < deadline, (folder / "server.log").read_text()
-            time.sleep(0.5)
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        log = folder / "server.log"
+        with log.open("wb") as out:
+            self.server = subprocess.Popen(
+                line, stdout=out, stderr=out, cwd=folder, env=environment, start_new_session=True
+            )
+        wait_until(self.answers, f"MLflow's server, see {log}", 240)
 
     def close(self) -> None:
         os.killpg(self.server.pid, signal.SIGKILL)
         self.server.wait(30)
-        self.log.close()
 
     def answers(self) -> bool:
         try:
@@ -128,18 +117,21 @@ class MLflowPlace(Place):
         return by_id
 
 
-class TrackioPlace(Place):
+class TrackioPlace:
     """trackio's store on this machine."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+        self.folder = folder
         self.environment = {"TRACKIO_DIR": str(folder), "HF_HUB_OFFLINE": "1"}
         self.overrides = ["tracker=trackio"]
+
+    def close(self) -> None:
+        pass
 
     def runs(self) -> Mapping[str, Tracked]:
         by_name: dict[str, Tracked] = {}
         (path,) = self.folder.glob("*.db")
-        with sqlite3.connect(path) as store:
+        with contextlib.closing(sqlite3.connect(path)) as store:
             for name, config in store.execute("SELECT run_name, config FROM configs"):
                 settings = json.loads(config)
                 tracked = by_name.setdefault(name, Tracked())
@@ -148,7 +140,6 @@ class TrackioPlace(Place):
             lines = "SELECT run_name, step, metrics FROM metrics ORDER BY step"
             for name, step, values in store.execute(lines):
                 by_name[name].add(step, json.loads(values))
-        store.close()
         return by_name
 
 

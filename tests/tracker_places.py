@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -143,7 +143,7 @@ class TrackioPlace:
         return by_name
 
 
-PLACES = {"mlflow": MLflowPlace, "trackio": TrackioPlace}
+PLACES: dict[str, Callable[[Path], Place]] = {"mlflow": MLflowPlace, "trackio": TrackioPlace}
 
 
 def check_tracked(run: RunDir, tracked: Tracked) -> None:

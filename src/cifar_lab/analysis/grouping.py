@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cifar_lab.analysis.load_runs import MISSING, FoundRun, read_runs, show_value
-from cifar_lab.analysis.seed_groups import Key, RunCollection, SeedGroup, in_order
+from cifar_lab.analysis.load_runs import MISSING, FoundRun, read_runs
+from cifar_lab.analysis.seed_groups import Key, RunCollection, SeedGroup, place_of
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import listing, shorten
 from cifar_lab.runs.run_dir import RunDir
@@ -16,9 +16,12 @@ def read_collection(folder: Path) -> RunCollection:
     """Read every run at and below `folder` and group them; UsageError if there is none."""
     runs, unreadable = read_runs(folder)
     collection = collect(folder, runs)
-    return dataclasses.replace(
-        collection, unreadable=unreadable, notes=collection.notes + _links(folder)
-    )
+    collection.unreadable = unreadable
+    links = [path for path in sorted(folder.iterdir()) if path.is_symlink() and path.is_dir()]
+    for link in links:
+        name = shorten(link.name, 200)
+        collection.notes.append(f"{name} is a link to a folder and was not followed.")
+    return collection
 
 
 def collect_folders(folders: Sequence[Path]) -> RunCollection:
@@ -37,7 +40,11 @@ def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
     datasets, other_pictures = _name_datasets(runs)
     groups, notes = _groups_and_notes(runs, axes, datasets)
     collection = RunCollection(folder, axes, groups, {}, notes + other_pictures)
-    collection.notes += _fold_notes(collection)
+    collection.notes += [
+        f"{collection.label(group)}: its means are over {count} of {group.folds} folds."
+        for group in groups
+        if group.folds and 0 < (count := len(group.finished_folds)) < group.folds
+    ]
     return collection
 
 
@@ -57,8 +64,7 @@ def _differs_within_options(key: str, runs: Sequence[FoundRun]) -> bool:
     """Whether runs with the same option of the key's group differ in it; one may lack it."""
     group, values = key.partition(".")[0], dict[str, set[str]]()
     for run in runs:
-        value = show_value(run.identity[key]) if key in run.identity else MISSING
-        values.setdefault(run.choices.get(group, ""), set()).add(value)
+        values.setdefault(run.choices.get(group, ""), set()).add(run.value(key))
     return any(len(seen) > 1 for seen in values.values())
 
 
@@ -68,21 +74,16 @@ def _groups_and_notes(
     members: dict[tuple[Key, str], dict[tuple[int, int | None], FoundRun]] = {}
     notes = []
     for run in sorted(runs, key=_place_in_group):
-        group = members.setdefault((_key(run, axes), datasets[run]), {})
+        key = tuple(run.value(axis) for axis in axes)
+        group = members.setdefault((key, datasets[run]), {})
         kept = group.setdefault(run.replicate, run)
         if kept is not run:
             notes.append(
                 f"{shorten(str(run.run.path), 200)} is the same run as "
                 f"{shorten(str(kept.run.path), 200)} and counts once."
             )
-    columns = (in_order(key[i] for key, _ in members) for i, _ in enumerate(axes))
-    orders = [{value: place for place, value in enumerate(column)} for column in columns]
-
-    def place(member: tuple[Key, str]) -> tuple[list[int], str]:
-        return [order[v] for order, v in zip(orders, member[0], strict=True)], member[1]
-
-    places = sorted(members, key=place)
-    return [SeedGroup(p[0], list(members[p].values()), p[1]) for p in places], notes
+    ordered = sorted(members, key=lambda member: (list(map(place_of, member[0])), member[1]))
+    return [SeedGroup(key, list(members[key, of].values()), of) for key, of in ordered], notes
 
 
 def _name_datasets(runs: Sequence[FoundRun]) -> tuple[dict[FoundRun, str], list[str]]:
@@ -93,11 +94,10 @@ def _name_datasets(runs: Sequence[FoundRun]) -> tuple[dict[FoundRun, str], list[
     sets: dict[str, list[list[FoundRun]]] = {}
     for run in sorted(runs, key=lambda run: str(run.run.path)):
         of_name = sets.setdefault(run.config.dataset.name, [])
-        known = next((members for members in of_name if same_pictures(run, members[0])), None)
-        if known is None:
-            of_name.append([run])
-        else:
-            known.append(run)
+        same = next((members for members in of_name if same_pictures(run, members[0])), [])
+        if not same:
+            of_name.append(same)
+        same.append(run)
     names: dict[FoundRun, str] = {}
     notes = []
     for name, of_name in sets.items():
@@ -124,10 +124,10 @@ def same_pictures(a: FoundRun, b: FoundRun) -> bool:
     if not differ:
         return True
     sources = [
-        {k: v for k, v in run.identity.items() if k.startswith("dataset.source.")} for run in (a, b)
+        {k: v for k, v in run.identity.items() if k.startswith("dataset.source.")}
+        | {"dataset.source.fit": None}
+        for run in (a, b)
     ]
-    for source in sources:
-        source.pop("dataset.source.fit", None)
     resized = a.config.dataset.image_shape != b.config.dataset.image_shape
     return resized and sources[0] == sources[1] and differ <= {"train_images", "test_images"}
 
@@ -137,33 +137,7 @@ def _place_in_group(run: FoundRun) -> tuple[int, int, bool, str]:
     return run.config.seed, -1 if fold is None else fold, not run.finished, str(run.run.path)
 
 
-def _fold_notes(collection: RunCollection) -> list[str]:
-    """Say which groups lack folds."""
-    return [
-        f"{collection.label(group)}: its means are over {count} of {group.folds} folds."
-        for group in collection.groups
-        if group.folds and 0 < (count := len(group.finished_folds)) < group.folds
-    ]
-
-
-def _key(run: FoundRun, axes: Sequence[str]) -> Key:
-    return tuple(
-        shorten(run.choices[axis], 60)
-        if axis in run.choices
-        else show_value(run.identity[axis])
-        if axis in run.identity
-        else MISSING
-        for axis in axes
-    )
-
-
 def _place_of(name: str) -> tuple[int, str]:
     fields = [spec.name for spec in dataclasses.fields(RunConfig)]
     group = name.split(".")[0]
     return (fields.index(group) if group in fields else len(fields), name)
-
-
-def _links(folder: Path) -> list[str]:
-    """Name the links to folders below `folder`: they are not followed."""
-    links = [path for path in sorted(folder.iterdir()) if path.is_symlink() and path.is_dir()]
-    return [f"{shorten(p.name, 200)} is a link to a folder and was not followed." for p in links]

@@ -20,7 +20,7 @@ from cifar_lab.analysis.statistics import in_order
 from cifar_lab.config.identity import identity
 from cifar_lab.config.run_config import RunConfig, flatten
 from cifar_lab.errors import RunFailed, UsageError, shorten
-from cifar_lab.runs.metrics import EpochMetrics, Integers, Predictions, best_row
+from cifar_lab.runs.metrics import EpochMetrics, Predictions, best_row
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary
 
@@ -47,22 +47,20 @@ def identity_without(config: RunConfig, *keys: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Scored:
-    """Stored predictions in short: which images, which of them are right (N,), confusions (C, C).
+    """Stored predictions in short: which images are right (N,), in the order of their indices.
 
-    Images are in the order of their indices; `images` is a digest of these and of the labels.
+    `images` is a digest of the indices and the labels: the same for runs on the same images.
     """
 
     images: bytes
     right: npt.NDArray[np.bool_]
-    confusion: Integers
 
     @classmethod
     def of(cls, predictions: Predictions) -> "Scored":
         """Return it of a run's predictions."""
         ordered = in_order(predictions)
         images = np.stack([ordered.indices, ordered.labels]).astype(np.int64)
-        digest = hashlib.sha256(images.tobytes()).digest()
-        return cls(digest, ordered.predicted == ordered.labels, predictions.confusion_matrix)
+        return cls(hashlib.sha256(images.tobytes()).digest(), ordered.predicted == ordered.labels)
 
 
 class FoundRun:
@@ -109,6 +107,12 @@ class FoundRun:
         chosen.setdefault("dataset", config.dataset.name)
         return chosen
 
+    def value(self, axis: str) -> str:
+        """Return its option of a config group, or its value of a key, as text."""
+        if axis in self.choices:
+            return shorten(self.choices[axis], 60)
+        return show_value(self.identity[axis]) if axis in self.identity else MISSING
+
     def metric(self, name: str) -> float | None:
         """Return a metric, None where there is none; a damaged file becomes a problem."""
         try:
@@ -122,15 +126,15 @@ class FoundRun:
 
         None where there are none; damaged ones become a problem.
         """
-        if (split, weights) not in self._scored:
-            self._scored[split, weights] = None
+        key = split, weights
+        if key not in self._scored:
+            self._scored[key] = None
             try:
-                if self.run.predictions_file(split, weights).exists():
-                    stored = self.run.read_predictions(split, weights)
-                    self._scored[split, weights] = Scored.of(stored)
+                if self.run.predictions_file(*key).exists():
+                    self._scored[key] = Scored.of(self.run.read_predictions(*key))
             except (UsageError, RunFailed) as error:
                 self.note(str(error))
-        return self._scored[split, weights]
+        return self._scored[key]
 
     def check_scores(self) -> None:
         """Replace scores of summary.json that are not those of the run's other files.
@@ -167,14 +171,9 @@ def read_runs(folder: Path) -> tuple[list[FoundRun], dict[Path, str]]:
 
     UsageError if there is none.
     """
-    found = find_runs(folder)
-    if not found:
-        raise UsageError(
-            f"{folder} holds no run: a run's folder has a config.yaml and a summary.json"
-        )
     runs: list[FoundRun] = []
     unreadable: dict[Path, str] = {}
-    for run in found:
+    for run in find_runs(folder):
         try:
             runs.append(FoundRun(run))
         except (UsageError, RunFailed, OSError, RecursionError) as error:
@@ -182,6 +181,9 @@ def read_runs(folder: Path) -> tuple[list[FoundRun], dict[Path, str]]:
             for path in (run.config_file, run.summary_file, run.metrics_file, run.path):
                 text = text.replace(f"{path}", path.name)
             unreadable[run.path] = text
+    if not runs and not unreadable:
+        right = "a run's folder has a config.yaml and a summary.json"
+        raise UsageError(f"{folder} holds no run: {right}")
     return runs, unreadable
 
 

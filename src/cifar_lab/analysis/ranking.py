@@ -38,14 +38,14 @@ def rank(collection: RunCollection, metric: str | None = None, baseline: str | N
     sign = -1 if run_metrics.higher_is_better(collection.metric) else 1
     for dataset in collection.datasets:
         groups = [group for group in collection.groups if group.dataset == dataset]
-        means = {id(group): group.mean(collection.metric) for group in groups}
-        scored = [group for group in groups if means[id(group)] is not None]
+        means = {group: group.mean(collection.metric) for group in groups}
+        scored = [group for group in groups if means[group] is not None]
         if not scored:
             if any(group.finished for group in groups):
                 collection.notes.append(_why_unranked(collection, dataset, groups))
             continue
         collection.ranked = True
-        scored.sort(key=lambda group: (sign * (means[id(group)] or 0.0), group.key))
+        scored.sort(key=lambda group: (sign * (means[group] or 0.0), group.key))
         for place, group in enumerate(scored, start=1):
             group.rank = place
         scored[0].chosen = True
@@ -67,7 +67,7 @@ def _one_baseline(
     collection: RunCollection, scored: Sequence[SeedGroup], named: Sequence[SeedGroup]
 ) -> SeedGroup | None:
     """Return the group of a dataset that the baseline names; UsageError if there are several."""
-    fitting = [group for group in scored if any(group is one for one in named)]
+    fitting = [group for group in scored if group in named]
     if len(fitting) > 1:
         raise UsageError(
             f"--baseline {shorten(collection.baseline or '')} fits {len(fitting)} configurations "
@@ -82,12 +82,11 @@ def set_against(
 ) -> None:
     """Set each group's difference to the reference, or the reason why there is none."""
     reference.is_reference = True
-    samples = {id(group): group.sample(collection.metric) for group in scored}
     deviation = pooled_in(scored, collection.metric)
     family = Family(max(len(scored) - 1, 1), chosen=collection.baseline is None)
-    best = samples[id(reference)]
+    best = reference.sample(collection.metric)
     for group in scored:
-        sample = samples[id(group)]
+        sample = group.sample(collection.metric)
         if group is reference or sample is None or best is None:
             continue
         try:

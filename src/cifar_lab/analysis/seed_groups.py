@@ -2,9 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +21,7 @@ BRINGING = ("dataset", "model", "protocol")
 """Axes whose values bring values of other keys along."""
 
 
-@dataclass
+@dataclass(eq=False)
 class SeedGroup:
     """Runs that differ in their seed alone, or in the fold on which they validate.
 
@@ -39,7 +38,6 @@ class SeedGroup:
     is_reference: bool = False
     difference: Difference | None = None
     not_judged: str = ""
-    _intervals: dict[str, Interval | None] = field(default_factory=dict)
 
     @property
     def finished(self) -> list[FoundRun]:
@@ -62,16 +60,14 @@ class SeedGroup:
 
         Over folds, mean and interval are those of the means of the folds.
         """
-        if name not in self._intervals:
-            sample, bounds = self._values(name), run_metrics.bounds(name)
-            found = interval(sample.values, bounds)
-            if found is not None and self.folds is not None:
-                means = sample.over_folds(sorted({fold or 0 for _, fold in sample.replicates}))
-                over = interval(means.values, bounds, means.share)
-                assert over is not None
-                found = dataclasses.replace(found, mean=over.mean, low=over.low, high=over.high)
-            self._intervals[name] = found
-        return self._intervals[name]
+        sample, bounds = self._values(name), run_metrics.bounds(name)
+        of_runs = interval(sample.values, bounds)
+        if of_runs is None or self.folds is None:
+            return of_runs
+        means = sample.over_folds(sorted({fold or 0 for _, fold in sample.replicates}))
+        over = interval(means.values, bounds, means.share)
+        assert over is not None
+        return dataclasses.replace(of_runs, mean=over.mean, low=over.low, high=over.high)
 
     def _values(self, name: str) -> Sample:
         known = [(run, value) for run in self.finished if (value := run.metric(name)) is not None]
@@ -175,11 +171,6 @@ class RunCollection:
                 main.append(i)
         return sorted(main)
 
-    @property
-    def short_axes(self) -> list[str]:
-        """The main axes' names, as `short_names` has them."""
-        return short_names([self.axes[i] for i in self.main_axes])
-
     def label(self, group: SeedGroup) -> str:
         """Return a group's name: the values of its main axes."""
         return self._name(group, [f"{self.axes[i]}={group.key[i]}" for i in self.main_axes])
@@ -195,12 +186,8 @@ class RunCollection:
 
     def _name(self, group: SeedGroup, parts: Sequence[str]) -> str:
         """Return a group's name, with that of its dataset where the axes do not say it."""
-        several = self._with_key[group.key] > 1
+        several = sum(other.key == group.key for other in self.groups) > 1
         return ", ".join([*parts, *[group.dataset] * several]) or "the one configuration"
-
-    @cached_property
-    def _with_key(self) -> Counter[Key]:
-        return Counter(group.key for group in self.groups)  # with the same key: other datasets
 
     def select(self, words: str) -> list[SeedGroup]:
         """Return the groups that `optimizer=adam,lr=0.01` describes; UsageError if none does.
@@ -251,12 +238,13 @@ def _determines(
     return len(pairs) == distinct and enough
 
 
+def place_of(value: str) -> tuple[int, float, str]:
+    """Return what orders an axis's values: numbers by size, then the rest by name."""
+    with contextlib.suppress(ValueError):
+        return 0, float(value), value
+    return 1, 0.0, value
+
+
 def in_order(values: Iterable[str]) -> list[str]:
-    """Return an axis's values once each: numbers by size, then the rest by name."""
-
-    def place(text: str) -> tuple[int, float, str]:
-        with contextlib.suppress(ValueError):
-            return (0, float(text), text)
-        return (1, 0.0, text)
-
-    return sorted(set(values), key=place)
+    """Return an axis's values once each, in order."""
+    return sorted(set(values), key=place_of)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_lab.analysis import drawing, run_metrics, texts
 from cifar_lab.analysis.ranking import MainEffects, main_effects, rank
-from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
+from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, short_names
 from cifar_lab.errors import UsageError, listing, shorten
 from cifar_lab.runs.text import Table, fill, markdown
 
@@ -205,9 +205,10 @@ def ranking_table(collection: RunCollection, *, test: bool) -> Table:
     shown_test = (g.mean("test_accuracy") for g in groups if shows("test_accuracy", g, test=test))
     if "test_accuracy" not in names and any(mean is not None for mean in shown_test):
         names.insert(1, "test_accuracy")
+    axes = [collection.axes[i] for i in collection.main_axes]
     several = len(collection.datasets) > 1 and "dataset" not in collection.axes
     compared = any(group.difference for group in groups)
-    header = [*(["dataset"] * several), "rank", *collection.short_axes, "n"]
+    header = [*(["dataset"] * several), "rank", *short_names(axes), "n"]
     header += [run_metrics.in_words(names[0])] if names else []
     header += [f"to {texts.reference_name(collection)}", "p", "verdict", "would show"] * compared
     essential = len(header)

@@ -15,7 +15,7 @@ import pytest
 from tiny_runs import make
 
 from cifar_lab import watch
-from cifar_lab.analysis.watching import LiveServer, Watcher, headline, names, open_server
+from cifar_lab.analysis.watching import LiveServer, Watcher, headline, names
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 
@@ -91,7 +91,7 @@ def test_names_are_what_differs() -> None:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[LiveServer]:
-    with open_server(Watcher(folder), "127.0.0.1", 0) as server:
+    with LiveServer(Watcher(folder), "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -145,7 +145,7 @@ def test_only_files_of_runs_are_served_and_only_to_this_machine(
         assert status == 404
         assert "hushed" not in content
     assert get(server, "/", Host="evil.example:80")[0] == 403
-    with open_server(Watcher(folder), "0.0.0.0", 0) as other:
+    with LiveServer(Watcher(folder), "0.0.0.0", 0) as other:
         assert len(urlsplit(other.address).path) > 20
         thread = threading.Thread(target=other.serve_forever)
         thread.start()

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from cifar_lab import cli
-from cifar_lab.analysis.watching import Watcher, open_server, table
+from cifar_lab.analysis.watching import LiveServer, Watcher, table
 from cifar_lab.errors import UsageError, is_terminal, shorten_path
 
 _SECONDS = 2.0
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     if not watcher.look():
         raise UsageError(f"{shorten_path(folder)} holds no run yet")
     if arguments.serve is not None:
-        with open_server(watcher, arguments.host, arguments.serve) as server:
+        with LiveServer(watcher, arguments.host, arguments.serve) as server:
             print(f"{server.address} shows {folder} until Ctrl-C", flush=True)
             server.serve_forever()
         return 0

@@ -177,32 +177,14 @@ def draw_chosen(
     style.save(draw_images(images, titles, min(len(chosen), 8)), path)
 
 
-class _Images:
-    """The images of both sets as cleanvision takes them: a sequence of (PIL image, label)."""
-
-    def __init__(self, arrays: ImageArrays) -> None:
-        self.arrays = arrays
-
-    def __len__(self) -> int:
-        return len(self.arrays.train_labels) + len(self.arrays.test_labels)
-
-    def __getitem__(self, position: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        if position >= len(self):  # what ends a loop over a sequence
-            raise IndexError(position)
-        rest = position - len(self.arrays.train_labels)
-        images = self.arrays.train_images if rest < 0 else self.arrays.test_images
-        pixels = np.asarray(images[position if rest < 0 else rest]).transpose(1, 2, 0)
-        return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), 0
-
-
 def check_images(dataset: DatasetConfig, arrays: ImageArrays) -> list[str]:
     """Return lines on near duplicates, and on dark, light, blurred, empty and odd images.
 
     Near duplicates have the same perceptual hash. Pictures from files are judged as they are there,
     so that odd sizes are seen. Raises UsageError if cleanvision is not installed.
     """
+    from PIL import Image
+
     try:
         from cleanvision import Imagelab
     except ImportError:
@@ -211,7 +193,9 @@ def check_images(dataset: DatasetConfig, arrays: ImageArrays) -> list[str]:
         folder = Path(str(dataset.source["path"])).expanduser()
         lab = Imagelab(filepaths=[str(folder / name) for name in arrays.files])
     else:
-        lab = Imagelab(torchvision_dataset=_Images(arrays))
+        every = (*arrays.train_images, *arrays.test_images)
+        pixels = [image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in every]
+        lab = Imagelab(torchvision_dataset=[(Image.fromarray(image), 0) for image in pixels])
     lab.find_issues(n_jobs=1, verbose=False)
     issues = lab.issues.reset_index(drop=True)  # by position, where they are by path
     positions = {path: i for i, path in enumerate(lab.issues.index)}

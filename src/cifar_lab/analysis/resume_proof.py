@@ -68,16 +68,10 @@ def prove(config: RunConfig, folder: Path, stops: int, seed: int = 0) -> list[st
 
 
 def _new_run(config: RunConfig, folder: Path, name: str) -> RunDir:
-    training = dataclasses.replace(
-        config.training,
-        print_every=1,  # a yield, and so a possible stop, after each step
-        keep_last=True,
-    )
-    return RunDir.create(
-        dataclasses.replace(
-            config, training=training, tracker=None, output_dir=str(folder), name=name
-        )
-    )
+    # print_every=1: a yield, and so a possible stop, after each step
+    training = dataclasses.replace(config.training, print_every=1, keep_last=True)
+    config = dataclasses.replace(config, training=training, tracker=None)
+    return RunDir.create(dataclasses.replace(config, output_dir=str(folder), name=name))
 
 
 def _run_until(run: RunDir, number: int) -> str | None:

@@ -4,7 +4,6 @@ The summary page of runs that go on is served to a browser: a table above it ask
 have changed, every two seconds. When a run has ended, the whole page is made anew.
 """
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -14,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -168,15 +167,31 @@ def names(paths: Sequence[Path]) -> dict[Path, str]:
     return dict(zip(paths, short if unique else full, strict=True))
 
 
-class LiveRuns:
-    """The rows of the table, and the page; for several threads at once."""
+class LiveServer(ThreadingHTTPServer):
+    """Answers requests for the page, for what has changed, and for files of the runs.
 
-    def __init__(self, watcher: Watcher) -> None:
+    Nothing is written. Other machines need the token, which is a part of the address. UsageError if
+    the port is in use.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, watcher: Watcher, host: str, port: int) -> None:
+        self.folder = watcher.folder.resolve()
+        self.prefix = "/" if host in _LOCAL else f"/{secrets.token_urlsafe(16)}/"
         self._watcher = watcher
         self._lock = threading.Lock()
         self._rows: dict[int, tuple[tuple[str, ...], int]] = {}  # by place: cells, and version
         self._version = 0
         self._page: tuple[int, bytes] = (-1, b"")
+        try:
+            super().__init__((host, port), _Handler)
+        except OSError as error:
+            why = f"on {host}: {error.strerror}"
+            if error.errno == errno.EADDRINUSE:
+                why = "is in use: --serve 0 takes a free one"
+            raise UsageError(f"port {port} {why}") from None
+        self.address = f"http://{host}:{self.server_port}{self.prefix}"
 
     def changes(self, since: int) -> dict[str, Any]:
         """Return the rows that have changed since a version, each with its place before it."""
@@ -189,13 +204,12 @@ class LiveRuns:
                 row = cells(run, named[run.path])
                 known = before.get(place, ((), 0))
                 self._rows[place] = known if known[0] == row else (row, self._version)
-            new = [[place, *row] for place, (row, at) in self._rows.items() if at > since]
             return {
                 "version": self._version,
                 "headline": headline(runs),
                 "ended": sum(run.status not in ("running", "queued") for run in runs),
                 "count": len(runs),
-                "rows": new,
+                "rows": [[place, *row] for place, (row, at) in self._rows.items() if at > since],
             }
 
     def page(self) -> bytes:
@@ -207,21 +221,6 @@ class LiveRuns:
                 page = html_report.report(summary, "live.html", header=HEADER, ended=ended)
                 self._page = ended, page.encode()
             return self._page[1]
-
-
-class LiveServer(ThreadingHTTPServer):
-    """Answers requests for the page, its changes, and files of the runs; writes nothing.
-
-    Other machines need the token, which is a part of the address.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, runs: LiveRuns, folder: Path, host: str, port: int) -> None:
-        self.runs, self.folder = runs, folder.resolve()
-        self.prefix = "/" if host in _LOCAL else f"/{secrets.token_urlsafe(16)}/"
-        super().__init__((host, port), _Handler)
-        self.address = f"http://{host}:{self.server_port}{self.prefix}"
 
 
 class _Handler(SimpleHTTPRequestHandler):
@@ -245,10 +244,10 @@ class _Handler(SimpleHTTPRequestHandler):
         asked = urlsplit(self.path)
         try:
             if asked.path == "/":
-                self._answer(self.server.runs.page(), "text/html; charset=utf-8")
+                self._answer(self.server.page(), "text/html; charset=utf-8")
             elif asked.path == "/changes":
                 since = int(parse_qs(asked.query).get("since", ["0"])[0])
-                content = json.dumps(self.server.runs.changes(since)).encode()
+                content = json.dumps(self.server.changes(since)).encode()
                 self._answer(content, "application/json")
             else:
                 super().do_GET()
@@ -275,16 +274,3 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
-
-
-@contextlib.contextmanager
-def open_server(watcher: Watcher, host: str, port: int) -> Iterator[LiveServer]:
-    """Open the port of a page; UsageError if it is in use."""
-    try:
-        server = LiveServer(LiveRuns(watcher), watcher.folder, host, port)
-    except OSError as error:
-        busy = error.errno == errno.EADDRINUSE
-        why = "is in use: --serve 0 takes a free one" if busy else f"on {host}: {error.strerror}"
-        raise UsageError(f"port {port} {why}") from None
-    with server:
-        yield server

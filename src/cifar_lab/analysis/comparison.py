@@ -4,12 +4,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.contrasts import CannotJudge, Difference, contrast, pooled, residual
 from cifar_lab.analysis.grouping import collect, same_pictures
-from cifar_lab.analysis.load_runs import MISSING, REPLICATES, FoundRun, show_value
+from cifar_lab.analysis.load_runs import REPLICATES, FoundRun, show_value
 from cifar_lab.analysis.seed_groups import SeedGroup, pooled_in
 from cifar_lab.analysis.statistics import Family
 from cifar_lab.errors import RunFailed, UsageError, listing
@@ -87,17 +86,13 @@ def config_differences(a: FoundRun, b: FoundRun, *, replicates: bool = False) ->
 
     `replicates`: with the seed, the fold and the number of threads.
     """
-    values: list[dict[str, Any]] = [{**run.choices, **run.identity} for run in (a, b)]
+    keys = dict.fromkeys([*a.choices, *a.identity, *b.choices, *b.identity])
+    rows = [[key, a.value(key), b.value(key)] for key in keys]
     if replicates:
-        for run, own in zip((a, b), values, strict=True):
-            own |= dict(zip(REPLICATES, run.replicate, strict=True))
-            own["threads"] = run.summary.threads
-    rows = []
-    for key in dict.fromkeys([*values[0], *values[1]]):
-        shown = [show_value(own[key]) if key in own else MISSING for own in values]
-        if shown[0] != shown[1]:
-            rows.append([key, *shown])
-    return rows
+        own = [(*run.replicate, run.summary.threads) for run in (a, b)]
+        values = ([show_value(value) for value in pair] for pair in zip(*own, strict=True))
+        rows += [[key, *shown] for key, shown in zip((*REPLICATES, "threads"), values, strict=True)]
+    return [row for row in rows if row[1] != row[2]]
 
 
 def _cells(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> list[tuple[SeedGroup, SeedGroup]]:
@@ -161,9 +156,7 @@ def _score(cells: Cells, name: str, differences: dict[str, Difference]) -> list[
         shown.append((one if len(groups) == 1 else several) if whole else "")
     if found := differences.get(name):
         said = texts.say(name, found)
-        would_show = f"; {said.would_show} would show" * bool(said.would_show)
-        verdict = f"{said.verdict} ({said.p}){would_show}"
-        return [run_metrics.in_words(name), *shown, said.difference, verdict]
+        return [run_metrics.in_words(name), *shown, said.difference, said.judgement]
     a, b = means
     off = None if a is None or b is None else b - a
     return [run_metrics.in_words(name), *shown, run_metrics.show_difference(name, off), ""]

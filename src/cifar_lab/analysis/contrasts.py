@@ -4,6 +4,7 @@ The formulas, their sources and their sentences are explained in docs/summaries.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -138,19 +139,9 @@ class Difference:
     alone: tuple[int, int] | None = None
 
     @property
-    def images(self) -> int:
-        """The images that both were scored on, 0 where they are not known."""
-        return 0 if self.over_images is None else self.over_images[1] + 1
-
-    @property
-    def critical(self) -> float:
-        """How many standard errors half of the interval has."""
-        return self.family.critical(self.degrees)
-
-    @property
     def half(self) -> float:
         """Half the width of the 95 % interval, which holds for all of the family together."""
-        return self.critical * self.error
+        return self.family.critical(self.degrees) * self.error
 
     @property
     def low(self) -> float:
@@ -175,7 +166,7 @@ class Difference:
     @property
     def smallest(self) -> float:
         """The smallest true difference that such runs would have shown in four cases of five."""
-        return self.error * detectable(self.critical, self.degrees)
+        return self.error * detectable(self.family.critical(self.degrees), self.degrees)
 
 
 def contrast(
@@ -308,12 +299,6 @@ def seeds_needed(
         error, degrees = welch([part, part, *([images] if images else [])])
         return error * detectable(family.critical(degrees), degrees) <= points
 
-    low, high = 1, 2
-    while not is_shown(high):
-        low, high = high, 2 * high
-        if high > MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_shown(middle) else (middle, high)
-    return high
+    counts = range(2, MOST_SEEDS + 1)
+    place = bisect_left(counts, True, key=is_shown)
+    return counts[place] if place < len(counts) else None

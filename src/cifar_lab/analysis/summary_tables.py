@@ -226,7 +226,9 @@ def ranking_table(collection: RunCollection, *, test: bool) -> Table:
         judged = [said.difference, p, said.verdict, said.would_show] * compared
         row = [group.dataset] * several
         row += [str(group.rank or "–"), *(group.key[i] for i in collection.main_axes)]
-        rows.append([*row, texts.runs_text(group), *scores[:1], *judged, *scores[1:]])
+        done, every = len(group.finished), len(group.runs)
+        row += [str(done) if done == every else f"{done} of {every}"]
+        rows.append([*row, *scores[:1], *judged, *scores[1:]])
     return Table(header, rows, essential)
 
 

@@ -35,12 +35,6 @@ def status_counts(runs: Sequence[FoundRun]) -> dict[str, int]:
     return {status: counts[status] for status in _STATUSES if counts[status]}
 
 
-def runs_text(group: SeedGroup) -> str:
-    """Return how many runs are finished, and of how many where some are not."""
-    done, every = len(group.finished), len(group.runs)
-    return str(done) if done == every else f"{done} of {every}"
-
-
 def progress_text(run: FoundRun) -> str:
     """Return how many epochs a run has finished, and of how many."""
     return f"{len(run.history)} of {run.config.training.epochs}"
@@ -119,9 +113,14 @@ class Said:
     verdict: str
     would_show: str
 
-    def __str__(self) -> str:
+    @property
+    def judgement(self) -> str:
+        """The verdict with what it rests on."""
         shows = f"; {self.would_show} would show" * bool(self.would_show)
-        return f"{self.difference}, {self.verdict} ({self.p}){shows}"
+        return f"{self.verdict} ({self.p}){shows}"
+
+    def __str__(self) -> str:
+        return f"{self.difference}, {self.judgement}"
 
 
 def say(metric: str, found: Difference) -> Said:
@@ -152,8 +151,8 @@ def reference_name(collection: RunCollection) -> str:
 
 def basis(metric: str, found: Difference) -> str:
     """Return what an interval covers."""
-    where = run_metrics.measured_on(metric)
-    images = f"{found.images:,} {where[0]} images" if where else ""
+    where, count = run_metrics.measured_on(metric), (found.over_images or (0.0, -1))[1] + 1
+    images = f"{count:,} {where[0]} images" if where else ""
     return {
         "seeds and images": f"over seeds and the {images} together",
         "seeds": "over seeds alone, on the same images",
@@ -164,13 +163,12 @@ def basis(metric: str, found: Difference) -> str:
 
 def testing_text(collection: RunCollection) -> str:
     """Return what the differences and their intervals are, or why there are none."""
-    judged = [group for group in collection.groups if group.difference]
+    differences = [group.difference for group in collection.groups if group.difference]
     against = reference_name(collection)
-    if not judged:
+    if not differences:
         reasons = sorted({group.not_judged for group in collection.groups if group.not_judged})
         text = f"The configurations are not compared with {against}: {'; '.join(reasons)}."
         return text * bool(reasons)
-    differences = [group.difference for group in judged if group.difference]
     covered = sorted({basis(collection.metric, difference) for difference in differences})
     count = differences[0].family.comparisons
     together = f" The intervals and p values hold for all {count} differences together" + (
@@ -221,8 +219,7 @@ def seeds_lines(collection: RunCollection, points: float | None = None) -> list[
                 continue
             gap = abs(groups[1].difference.value if groups[1].difference else 0.0)
             start += f"the best two are {run_metrics.show_width(metric, gap)} apart. "
-        known = [g.difference.over_images for g in groups if g.difference]
-        parts = [part for part in known if part is not None]
+        parts = [d.over_images for g in groups if (d := g.difference) and d.over_images]
         images = (median(part for part, _ in parts), parts[0][1]) if parts else None
         family = Family(max(len(ranked) - 1, 1), chosen=collection.baseline is None)
         deviation = pooled_in(groups, metric)

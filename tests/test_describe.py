@@ -9,6 +9,7 @@ from torch import nn
 from cifar_lab import describe
 from cifar_lab.analysis import description
 from cifar_lab.datasets.checks import pixel_statistics
+from cifar_lab.models.layers import size_formula, trace_layers
 from cifar_lab.training.preflight import compose_checked
 
 
@@ -32,7 +33,7 @@ def test_layers_come_in_the_order_in_which_they_run() -> None:
             output: torch.Tensor = self.last(hidden)
             return output
 
-    layers = description.trace_layers(Twice(), [3, 1, 1])
+    layers = trace_layers(Twice(), [3, 1, 1])
     assert [(name, cost) for name, _, _, _, cost, _ in layers] == [
         ("shared", 9),
         ("shared", 9),
@@ -51,7 +52,7 @@ def test_size_formula_is_what_torch_does_and_written_as_in_s3(
 ) -> None:
     conv = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding, dilation=dilation)
     size = conv(torch.zeros(1, 1, 32, 32)).shape[-1]
-    formula = description.size_formula(conv, (1, 1, 32, 32))
+    formula = size_formula(conv, (1, 1, 32, 32))
     left, _, right = formula.rpartition(" = ")
     assert eval(left.replace("/", "//")) == int(right) == size
     if padding == 0:

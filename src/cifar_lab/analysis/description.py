@@ -1,13 +1,8 @@
-"""What a dataset and a model consist of, what they cost, and which images are odd: `describe`.
-
-Multiply-adds are counted by torch's FlopCounterMode: matrix products and convolutions, one for two
-floating-point operations.
-"""
+"""What a dataset and a model consist of, what they cost, and which images are odd: `describe`."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +15,7 @@ from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.checks import pixel_statistics
 from cifar_lab.errors import UsageError, listing, missing_extra, shorten
+from cifar_lab.models.layers import trace_layers
 from cifar_lab.runs.text import align, class_name
 from cifar_lab.training.build import build_model, normalisation
 from cifar_lab.training.splits import Splits
@@ -28,49 +24,14 @@ SHOWN_IMAGES = 4
 _SHOWN = 160  # characters of names in a line
 
 
-def trace_layers(model: nn.Module, image_shape: Sequence[int]) -> list[tuple[Any, ...]]:
-    """Run a model on one image; return a row for each module without children, as they ran.
-
-    A row: name, kind, shape of the output without the batch, parameters, multiply-adds, and the
-    size formula of a convolution.
-    """
-    layers: list[tuple[Any, ...]] = []
-    names = {module: name for name, module in model.named_modules()}
-    counter = FlopCounterMode(display=False)
-    started: list[int] = []
-
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        started.append(counter.get_total_flops())
-
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        shape = tuple(output.shape[1:]) if isinstance(output, torch.Tensor) else ()
-        parameters = sum(p.numel() for p in module.parameters())
-        cost = (counter.get_total_flops() - started.pop()) // 2
-        note = size_formula(module, inputs[0].shape) if isinstance(module, nn.Conv2d) else ""
-        name, kind = names[module] or "model", type(module).__name__
-        layers.append((name, kind, shape, parameters, cost, note))
-
-    for module in model.modules():
-        if not list(module.children()):
-            module.register_forward_pre_hook(before)
-            module.register_forward_hook(after)
-    model.eval()
-    with torch.no_grad(), counter:
-        model(torch.zeros(1, *image_shape))
-    return layers
-
-
-def multiply_adds(config: RunConfig, num_classes: int, *, backward: bool = False) -> int:
-    """Return a run's multiply-adds per image: of the forward pass, or of a training step."""
+def step_multiply_adds(config: RunConfig, num_classes: int) -> int:
+    """Return the multiply-adds of a run's training step per image: both passes."""
     model: nn.Module = build_model(config, num_classes)
     batch = 2  # batch norm cannot train on one image
-    images = torch.zeros(batch, *config.dataset.image_shape)
     labels = torch.zeros(batch, dtype=torch.int64)
-    model.train(backward)
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
-        loss = functional.cross_entropy(model(images), labels)
-        if backward:
-            loss.backward()  # type: ignore[no-untyped-call]
+    with FlopCounterMode(display=False) as counter:
+        logits = model(torch.zeros(batch, *config.dataset.image_shape))
+        functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
     return int(counter.get_total_flops()) // 2 // batch
 
 
@@ -99,19 +60,6 @@ def model_text(config: RunConfig, num_classes: int) -> str:
             f"{sum(cost for *_, cost, _ in layers):,}",
         ]
     )
-
-
-def size_formula(conv: nn.Conv2d, shape: Sequence[int]) -> str:
-    """Return how a convolution's output height comes about, as ((32-5+2*0)/1)+1 = 28 (S3-06)."""
-    size, kernel, stride = int(shape[-2]), conv.kernel_size[0], conv.stride[0]
-    reach = conv.dilation[0] * (kernel - 1) + 1
-    if isinstance(conv.padding, str):
-        total = reach - 1 if conv.padding == "same" else 0
-    else:
-        total = 2 * int(conv.padding[0])
-    padding = f"2*{total // 2}" if total % 2 == 0 else str(total)
-    result = (size - reach + total) // stride + 1
-    return f"(({size}-{reach}+{padding})/{stride})+1 = {result}"
 
 
 def dataset_text(config: RunConfig, arrays: ImageArrays, splits: Splits) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cifar_lab.analysis.description import multiply_adds
+from cifar_lab.analysis.description import step_multiply_adds
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError, did_you_mean
 from cifar_lab.runs.text import markdown_table
@@ -48,7 +48,7 @@ def benchmark(
     measure(chosen, seconds, lambda: wait_for(device), all_of_them=bool(only))
     profiled = profile_steps(config, splits) if profile else None
     measured = {loop.name: loop for loop in chosen if loop.problem is None}
-    cost = multiply_adds(config, len(splits.class_names), backward=True)
+    cost = step_multiply_adds(config, len(splits.class_names))
     product = measured.get("matmul")
     return {
         "machine": {

@@ -21,9 +21,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from cifar_lab.analysis import html_report
-from cifar_lab.analysis.grouping import read_collection
-from cifar_lab.analysis.summary_tables import summary_of
 from cifar_lab.errors import RunFailed, UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.text import align, duration
@@ -214,11 +211,16 @@ class LiveServer(ThreadingHTTPServer):
 
     def page(self) -> bytes:
         """Return the page, which is made once for as many runs as have ended."""
+        # late: the table alone needs none of this
+        from cifar_lab.analysis.grouping import read_collection
+        from cifar_lab.analysis.html_report import report
+        from cifar_lab.analysis.summary_tables import summary_of
+
         ended = self.changes(0)["ended"]
         with self._lock:
             if self._page[0] != ended:
                 summary = summary_of(read_collection(self._watcher.folder))
-                page = html_report.report(summary, "live.html", header=HEADER, ended=ended)
+                page = report(summary, "live.html", header=HEADER, ended=ended)
                 self._page = ended, page.encode()
             return self._page[1]
 

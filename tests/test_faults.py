@@ -8,24 +8,32 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from test_damages import Damage, cut, flip
-from tiny_runs import RICH, TINY, at_yield, make
+from tiny_runs import RICH, TINY, at_yield, config_of, make
 
-from cifar_lab import train as train_command
+from cifar_lab import train
 from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.errors import Damaged, RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.files import CHECKPOINT_FORMAT, load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.training.console import Pace
+from cifar_lab.training.loop import Progress
 from cifar_lab.training.run import run_experiment
+from cifar_lab.training.signals import Stop
 
 CURVES = ("figures=standard", "figures.samples=null", "figures.confusion_matrix=null")
 
@@ -82,7 +90,7 @@ def test_a_disk_that_fills(
         line = [*TINY, *RICH, f"output_dir={disk}"]
         with monkeypatch.context() as patch:
             patch.setattr(RunDir, "write_last", full)
-            assert train_command.main(line) == 1
+            assert train.main(line) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         run = only_run(disk)
         assert error.startswith("cifar_lab: the disk is full at ")
@@ -92,7 +100,7 @@ def test_a_disk_that_fills(
         assert not list(run.path.glob("*.tmp")) + list(run.path.glob(".*.tmp"))
         assert run.status in ("failed", "interrupted")
         (disk / "ballast").unlink()
-        assert train_command.main(line) == 0
+        assert train.main(line) == 0
         assert differences(tiny_finished, run) == []
 
 
@@ -102,11 +110,11 @@ def test_a_disk_that_is_full_or_read_only_at_the_start(
     with mounted(tmp_path / "disk", "1m") as disk:
         fill(disk)
         line = [*TINY, "training.epochs=0", f"output_dir={disk}"]
-        assert train_command.main(line) == 1
+        assert train.main(line) == 1
         assert capsys.readouterr().err.startswith("cifar_lab: the disk is full at ")
         (disk / "ballast").unlink()
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        assert train_command.main(line) == 2
+        assert train.main(line) == 2
         (error,) = capsys.readouterr().err.splitlines()
         assert "cannot be written" in error
         assert "choose another output_dir" in error
@@ -210,7 +218,7 @@ def test_a_config_that_was_edited_is_not_run_in_the_folder_of_another(stopped: R
     with pytest.raises(UsageError, match=r"config\.yaml was edited.*restore them"):
         run_experiment(stopped)
     assert stopped.status == "interrupted"
-    assert train_command.main([str(stopped.path)]) == 0, "in a folder of its own"
+    assert train.main([str(stopped.path)]) == 0, "in a folder of its own"
     assert stopped.status == "interrupted"
 
 
@@ -222,7 +230,7 @@ def test_a_folder_in_use_is_named_with_its_process(
 ) -> None:
     with stopped.lock():
         assert stopped.is_locked()
-        assert train_command.main([str(stopped.path)]) == 3
+        assert train.main([str(stopped.path)]) == 3
     (message,) = capsys.readouterr().err.splitlines()
     assert f"is in use by process {os.getpid()}" in message
     assert not stopped.is_locked()
@@ -337,7 +345,7 @@ def test_a_figure_that_fails_is_no_reason_to_lose_a_run(
 
 def test_a_loss_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = [*TINY, "optimizer=sgd", "optimizer.lr=1e30", f"output_dir={tmp_path}"]
-    assert train_command.main(line) == 1
+    assert train.main(line) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "the training loss became" in error
     assert "try a smaller optimizer.lr (it is 1e+30)" in error
@@ -372,3 +380,98 @@ def test_a_signal_while_a_figure_is_drawn_is_no_failed_figure(
     assert stopped.status == "interrupted"
     assert run_experiment(stopped).status == "finished"
     assert differences(tiny_finished, stopped) == []
+
+
+# --- what the console can do to a run -------------------------------------------------------------
+
+TRAIN = f"{sys.executable} -m cifar_lab.train {shlex.join(TINY)}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{train} >&- 2>&-",
+        "{train} > /dev/full 2> /dev/full",
+        "{train} | true",
+        "{train} 2>&1 | head -1",
+        "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 PYTHONIOENCODING=ascii {train}",
+    ],
+)
+def test_output_that_cannot_be_written_does_not_fail_a_run(line: str, tmp_path: Path) -> None:
+    command = line.format(train=f"{TRAIN} training.epochs=1 output_dir='{tmp_path}'")
+    ended = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert only_run(tmp_path).status == "finished"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_command_whose_output_is_its_result_says_that_it_is_lost() -> None:
+    command = f"{sys.executable} -m cifar_lab.describe --version > /dev/full"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert "the disk is full at standard output" in line
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_a_terminal_that_closes_stops_a_run_as_sigterm_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        at_yield(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert train.main([*TINY, f"output_dir={tmp_path}"]) == 128 + signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    run = only_run(tmp_path)
+    assert run.status == "interrupted"
+    assert run.last.exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
+def test_nohup_keeps_a_run_going() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop().installed() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+            assert stop.signal is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_that_is_stopped_before_it_starts_stays_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object) -> None:
+        raise Stopped(signal.SIGINT)
+
+    run = make(tmp_path)
+    monkeypatch.setattr("cifar_lab.training.run.load_splits", stopped)
+    with pytest.raises(Stopped):
+        run_experiment(run)
+    assert run.status == "queued"
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_steps_that_stretch_are_told_once(
+    threads: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    config, state = config_of(), SimpleNamespace(seconds=0.0)
+    pace = Pace(config)
+    seconds_per_step = [0.1, 0.1, 0.12, 0.1, 0.3, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3]
+    for step, seconds in enumerate(seconds_per_step, start=1):
+        state.seconds += seconds
+        told = caplog.text.count("times as long as at best in epoch 1")
+        assert told == (step > 9)  # after the third slow yield in a row
+        pace.notice(state, Progress("step", "train", 1, step, 20, 0.0, 0.0))  # type: ignore[arg-type]
+    (line,) = caplog.messages
+    assert "takes 3.0 times as long" in line
+    assert ("threads=1" in line) == (threads > 1)

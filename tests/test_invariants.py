@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import golden
 import pytest
 import torch
 
 from cifar_lab import summarize, train
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import load
+from cifar_lab.version import RESULTS_VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -123,3 +125,17 @@ def test_compare_commits_finds_equal_commits_equal_and_others_not(tmp_path: Path
     assert compare("no-such-commit")[0] == 2
     trees = subprocess.run(["git", "worktree", "list"], cwd=clone, capture_output=True, text=True)
     assert len(trees.stdout.splitlines()) == 1
+
+
+# --- results stay what they are, or RESULTS_VERSION is raised with them ---------------------------
+
+
+def test_results_change_only_with_the_results_version() -> None:
+    stored = json.loads(golden.FILE.read_text(encoding="utf-8"))
+    assert stored["results_version"] == RESULTS_VERSION, "run python tests/golden.py"
+    now = golden.compute()
+    differences = golden.changes(stored, now)
+    assert differences == [], "results changed: raise RESULTS_VERSION, then python tests/golden.py"
+    assert {part: [*now[part]] for part in now if part != "results_version"} == {
+        part: [*stored[part]] for part in stored if part != "results_version"
+    }

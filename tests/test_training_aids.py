@@ -86,15 +86,17 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
 PLAIN = ("optimizer=sgd", "optimizer.momentum=0.9", "dropout=none", "augmentation=none")
 
 
-def test_weights_of_classes_and_clipping_are_those_of_a_plain_loop(splits: Splits) -> None:
+def test_weights_of_classes_and_clipping_are_those_of_a_plain_loop() -> None:
     weights = [1.0, 2.0, 3.0, 0.5, 1.0, 1.0, 4.0, 1.0, 1.0, 0.1]
     limit = 4.7
     settings = config_of(
         *PLAIN,
-        "training.epochs=1",  # later, the order in which sums are taken grows into the digits
+        # later than after four steps, the order in which sums are taken grows into the digits
+        *("training.epochs=1", "split.validation=1181"),
         f"training.class_weights={weights}",
         f"training.clip_grad_norm={limit}",
     )
+    splits = load_splits(settings, "cpu")
     state, batches = build_state(settings, splits, "cpu")
     plain, _ = build_state(settings, splits, "cpu")
     rows = [p.row for p in fit(state, batches, splits.validation, settings.training) if p.row]

@@ -34,7 +34,7 @@ class Budget:
 # what clients print (trackers), and draw, watch, tidy and models as objects (commands). The
 # ceilings are what there is: what is above its target is still to be cut.
 LINES = {
-    "config": Budget(2440, 1900),
+    "config": Budget(2365, 1900),
     "runs": Budget(1689, 1250),
     "datasets": Budget(1809, 1350),
     "models optimizers": Budget(1438, 1200),
@@ -45,7 +45,7 @@ LINES = {
     "analysis": Budget(4322, 3300),
     "exports": Budget(500, 500),
     "throughput": Budget(600, 450),
-    "commands": Budget(2540, 2000),  # the modules beside the packages
+    "commands": Budget(2535, 2000),  # the modules beside the packages
     "src": Budget(25740, 19500),
     "tests": Budget(18400, 14500),
 }

@@ -21,9 +21,8 @@ from cifar_lab.config.command_line import StrictParser
 from cifar_lab.config.launch import launched
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import (
-    RunFailed,
+    CommandError,
     Stopped,
-    Unavailable,
     UsageError,
     first_line,
     redact,
@@ -158,7 +157,7 @@ def run(
             return _say(stopped, 128 + stopped.signal)
         except KeyboardInterrupt as error:
             return _say(error, 130, "stopped")
-        except (UsageError, Unavailable, RunFailed) as error:
+        except CommandError as error:
             return _say(error, error.exit_code)
         except BrokenPipeError:
             return 1

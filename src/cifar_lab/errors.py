@@ -16,22 +16,26 @@ _SHORTEST_SECRET = 6  # characters; a shorter text would be found everywhere
 _JOIN = "\u200d"
 
 
-class UsageError(Exception):
-    """The request is wrong: one line says what, where, and what would be right."""
+class CommandError(Exception):
+    """What a command ends with: one line on standard error, and an exit code."""
+
+    exit_code = 1
+
+
+class UsageError(CommandError):
+    """The request is wrong: the line says what, where, and what would be right."""
 
     exit_code = 2
 
 
-class Unavailable(Exception):
+class Unavailable(CommandError):
     """The request is right but not now: data out of reach, folder in use, ..."""
 
     exit_code = 3
 
 
-class RunFailed(Exception):
+class RunFailed(CommandError):
     """The run started and failed."""
-
-    exit_code = 1
 
 
 class Damaged(RunFailed):

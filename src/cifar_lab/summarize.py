@@ -5,17 +5,9 @@ import sys
 from pathlib import Path
 
 from cifar_lab import cli
-from cifar_lab.analysis import grouping, html_report
+from cifar_lab.analysis import grouping, html_report, summary_tables
 from cifar_lab.analysis.drawing import PICTURES
-from cifar_lab.analysis.summary_tables import (
-    Section,
-    Summary,
-    as_markdown,
-    as_text,
-    paper,
-    summary_csv,
-    summary_of,
-)
+from cifar_lab.analysis.summary_tables import Summary, summary_of
 from cifar_lab.errors import first_line
 from cifar_lab.runs.files import write_text
 
@@ -46,18 +38,18 @@ def main(argv: list[str]) -> int:
     chosen = {name: getattr(arguments, name) for name in ("metric", "baseline", "test")}
     summary = summary_of(collection, **chosen)
     drawn = _draw(summary)
-    write_text(folder / "summary.csv", summary_csv(collection, test=summary.test))
+    write_text(folder / "summary.csv", summary_tables.summary_csv(collection, test=summary.test))
     parts = summary.sections
-    write_text(folder / "summary.md", as_markdown(parts))
+    write_text(folder / "summary.md", summary_tables.as_markdown(parts))
     write_text(folder / "report.html", html_report.report(summary))
     if arguments.detect is not None:
         lines = summary.seeds_needed(arguments.detect)
-        parts.append(Section("Seeds needed", [lines]))
-    print(as_text(parts, shutil.get_terminal_size((WIDE, 24)).columns))
+        parts.append(summary_tables.Section("Seeds needed", [lines]))
+    print(summary_tables.as_text(parts, shutil.get_terminal_size((WIDE, 24)).columns))
     for name in PAPER_TABLES:
         path = getattr(arguments, name)
         if path is not None:
-            write_text(path, paper(collection, name, test=summary.test))
+            write_text(path, summary_tables.paper(collection, name, test=summary.test))
             print(f"table: {path}")
     print(f"written to {folder}: {', '.join(['summary.csv', 'summary.md', 'report.html', *drawn])}")
     return 0 if collection.groups else 1

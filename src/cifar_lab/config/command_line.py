@@ -3,9 +3,9 @@
 import argparse
 import difflib
 import itertools
+import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Literal, NoReturn
 
 from cifar_lab.config.groups import setting_keys
@@ -150,16 +150,13 @@ def _stray(words: Sequence[str], index: int) -> UsageError:
 
 def is_run_folder(word: str) -> bool:
     """Return whether a word of a command line is the folder of a run."""
-    return _is_file(Path(word) / "config.yaml")
+    return _is_file(f"{word}/config.yaml")
 
 
 def is_config_file(word: str) -> bool:
     """Return whether a word of a command line is a file such as the config.yaml of a run."""
-    return word.endswith((".yaml", ".yml")) and _is_file(Path(word))
+    return word.endswith((".yaml", ".yml")) and _is_file(word)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long for a file name, or with a null character
-        return False
+_is_file = os.path.isfile
+"""Unlike Path.is_file it takes any text: too long for a file name, or with a null character."""

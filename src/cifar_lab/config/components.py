@@ -40,8 +40,7 @@ class OptimizerConfig(_Component):
     @property
     def backbone_lr(self) -> float | None:
         """The learning rate of all but the model's classifier; None: that of the classifier."""
-        rate = self.get("backbone_lr")
-        return None if rate is None else float(rate)
+        return self.get("backbone_lr")
 
     def check(self, path: str) -> None:
         """Refuse a rate that is no number, or below 0."""

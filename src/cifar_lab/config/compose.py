@@ -32,12 +32,7 @@ from cifar_lab.config.command_line import (
     parse_command_line,
 )
 from cifar_lab.config.data_config import keep_place
-from cifar_lab.config.groups import (
-    config_folder,
-    find_options,
-    read_option,
-    setting_keys,
-)
+from cifar_lab.config.groups import config_folder, find_options, read_option, setting_keys
 from cifar_lab.config.launch import Dimension, LaunchOptions
 from cifar_lab.config.overrides import (
     Options,

@@ -10,7 +10,6 @@ from cifar_lab.config.run_config import flatten, merge
 from cifar_lab.errors import UsageError, shorten
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_REPORTS = "report"
 
 
 def config_folder() -> Path:
@@ -20,17 +19,13 @@ def config_folder() -> Path:
 
 
 def find_options(config_dir: str | Path | None = None) -> dict[str, dict[str, Path]]:
-    """Return the file of each option of each group; those in `config_dir` win over the shipped."""
-    files = _find_files(config_dir)
-    return {group: files[group] for group in files if group != _REPORTS}
+    """Return the file of each option of each group, without the reports: `find_files`."""
+    files = find_files(config_dir)
+    return {group: files[group] for group in files if group != "report"}
 
 
-def find_reports(config_dir: str | Path | None = None) -> dict[str, Path]:
-    """Return the file of each report: what it claims is no option of a run."""
-    return _find_files(config_dir).get(_REPORTS, {})
-
-
-def _find_files(config_dir: str | Path | None) -> dict[str, dict[str, Path]]:
+def find_files(config_dir: str | Path | None = None) -> dict[str, dict[str, Path]]:
+    """Return the files of each folder of conf/; those in `config_dir` win over the shipped."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UsageError(f"--config-dir {shorten(str(config_dir))} is not a folder")
     found: dict[str, dict[str, Path]] = {}

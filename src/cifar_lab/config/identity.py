@@ -70,12 +70,11 @@ def _identity_fields(value: Any, with_defaults: bool) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for spec in dataclasses.fields(value):
         item = getattr(value, spec.name)
-        if not spec.metadata.get("identity", True):
-            continue
-        if item == default_of(spec) and not with_defaults:
+        left_out = item == default_of(spec) and not with_defaults
+        if left_out or not spec.metadata.get("identity", True):
             continue
         nested = dataclasses.is_dataclass(item)
         plain = _identity_fields(item, with_defaults) if nested else to_plain(item)
-        if plain or not dataclasses.is_dataclass(item):
+        if plain or not nested:
             result[spec.name] = plain
     return result

@@ -62,8 +62,7 @@ class LaunchOptions:
     """
 
     points: list[dict[str, Any]] = setting(
-        factory=list,
-        meaning='a sweep that is no full grid, as [{optimizer: sgd, seed: "0,1"}]',
+        factory=list, meaning='a sweep that is no full grid, as [{optimizer: sgd, seed: "0,1"}]'
     )
     plan: bool | Literal["list"] = setting(
         False, "show what would run, and run nothing; list: without the times"

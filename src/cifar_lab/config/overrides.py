@@ -28,9 +28,7 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
     """Read `key=value` words; UsageError names the first one that is wrong or not supported."""
     parsed = []
     for word in words:
-        # Around a name that is not UTF-8, which nobody can type, the quotes are added.
-        needs_quotes = re.search(r"=[^\"'\[{].*[\udc80-\udcff]", word)
-        override = _read(_quoted(word) if needs_quotes else word)
+        override = _read(word)
         if isinstance(override, Exception):
             raise _unreadable(word, override)
         _check_supported(override)

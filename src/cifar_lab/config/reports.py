@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cifar_lab.config.groups import find_reports
+from cifar_lab.config.groups import find_files
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting
 from cifar_lab.errors import UsageError, first_line, shorten_path
@@ -121,7 +121,7 @@ def read_report(tag: str, config_dir: str | Path | None = None) -> Report:
 
     An empty one where there is no such file.
     """
-    path = find_reports(config_dir).get(tag)
+    path = find_files(config_dir)["report"].get(tag)
     if path is None:
         return Report()
     try:

@@ -14,11 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from cifar_lab.config.components import OptimizerConfig, SchedulerConfig
-from cifar_lab.config.data_config import (
-    AugmentationConfig,
-    DatasetConfig,
-    SplitConfig,
-)
+from cifar_lab.config.data_config import AugmentationConfig, DatasetConfig, SplitConfig
 from cifar_lab.config.schema import TargetConfig, parse_as, setting, wrong
 from cifar_lab.errors import UsageError, first_line, shorten, shorten_path
 

@@ -17,16 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.config.schema import TargetConfig, parse_as
-from cifar_lab.errors import (
-    RunFailed,
-    Stopped,
-    Unavailable,
-    UsageError,
-    did_you_mean,
-    first_line,
-    listing,
-    shorten,
-)
+from cifar_lab.errors import CommandError, UsageError, did_you_mean, first_line, listing, shorten
 
 _TRUSTED: set[str] = set()
 
@@ -124,7 +115,7 @@ def build(target_config: TargetConfig, role: str, **injected: Any) -> Any:
     call = bind(target_config, role, injected)
     try:
         return call()
-    except (UsageError, Unavailable, RunFailed, Stopped):
+    except CommandError:
         raise
     except (Exception, SystemExit) as error:  # a constructor may refuse its arguments in any way
         settings = ", ".join(f"{k}={v}" for k, v in target_config.items() if k != "_target_")

@@ -26,11 +26,7 @@ _COMPARED = (("epoch", "careful"), ("epoch", "plain"), ("data", "plain_data"), (
 
 
 def benchmark(
-    config: RunConfig,
-    *,
-    seconds: float = 60.0,
-    only: Sequence[str] = (),
-    profile: bool = False,
+    config: RunConfig, *, seconds: float = 60.0, only: Sequence[str] = (), profile: bool = False
 ) -> dict[str, Any]:
     """Measure a run's training loop, its parts and two baselines, for about `seconds`.
 

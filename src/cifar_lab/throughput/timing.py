@@ -36,11 +36,7 @@ class Loop:
 
 
 def measure(
-    loops: Sequence[Loop],
-    seconds: float,
-    wait: Callable[[], None],
-    *,
-    all_of_them: bool = False,
+    loops: Sequence[Loop], seconds: float, wait: Callable[[], None], *, all_of_them: bool = False
 ) -> None:
     """Let the loops take turns for about `seconds`, at least three each; fill in their rates.
 

@@ -81,26 +81,6 @@ def test_views_are_averaged_as_torchvision_makes_them() -> None:
         assert torch.allclose(mean_logits(model, images, "moved"), six, atol=1e-6)
 
 
-def test_only_unsure_images_are_seen_in_six_views() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 3))
-    images = 8 * torch.rand(40, 3, 8, 8) - 4
-    seen: list[int] = []
-    model.register_forward_hook(lambda *call: seen.append(len(call[2])))
-    with torch.no_grad():
-        one, six = mean_logits(model, images, "one"), mean_logits(model, images, "moved")
-        two = torch.sort(torch.softmax(one, 1), descending=True).values[:, :2]
-        unsure = two[:, 0] - two[:, 1] < 0.3
-        assert 0 < unsure.sum() < 40
-        seen.clear()
-        found = mean_logits(model, images, "unsure", 0.3)
-        assert seen == [40, *[int(unsure.sum())] * 6]
-        assert torch.allclose(found[unsure], six[unsure], atol=1e-6)
-        assert torch.equal(found[~unsure], one[~unsure])
-        assert torch.equal(mean_logits(model, images, "unsure", 1e-9), one)
-        assert torch.allclose(mean_logits(model, images, "unsure", 1.0), six, atol=1e-6)
-
-
 def test_a_run_shows_the_model_its_first_training_images_and_leaves_the_filters() -> None:
     (cell,) = compose_checked(SMALL).runs
     splits = load_splits(cell.config, "cpu")

@@ -20,9 +20,10 @@ from torch.nn import functional
 
 from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.errors import UsageError
+from cifar_lab.optimizers import optimizer_settings
 from cifar_lab.training import device, preflight, sanity_checks
 from cifar_lab.training.batches import read_images
-from cifar_lab.training.build import build_state, optimizer_settings
+from cifar_lab.training.build import build_state
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import EVIDENCE, select_precision
 from cifar_lab.training.preflight import compose_checked

@@ -237,7 +237,7 @@ def sweep(*overrides: str) -> Runs:
 
 def _run_many(request: Request, words: Sequence[str], stop: "Stop") -> Runs:
     from cifar_lab.sweeps.outcome import raise_for
-    from cifar_lab.sweeps.start import start_many
+    from cifar_lab.sweeps.search import start_many
 
     outcomes = start_many(request, words, stop)
     raise_for(outcomes, stop)

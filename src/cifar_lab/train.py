@@ -85,7 +85,7 @@ def train_words(words: list[str], group: "Processes | None" = None) -> int:
 
 def _run_many(request: Request, words: list[str], stop: "Stop") -> None:
     from cifar_lab.sweeps.outcome import raise_for
-    from cifar_lab.sweeps.start import closing_text, start_many
+    from cifar_lab.sweeps.search import closing_text, start_many
 
     outcomes = start_many(request, words, stop)
     print(closing_text(request, words, outcomes), flush=True)

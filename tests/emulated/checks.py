@@ -133,7 +133,7 @@ WHOLE_RUNS = {
         *("training.step_history=true", "training.print_every=2"),
     ),
     "muon": ("optimizer=muon",),
-    "views": ("evaluation.views=unsure",),
+    "views": ("evaluation.views=mirrored",),
     "bf16": ("precision=bf16", "evaluation.views=moved"),
     "deterministic": ("deterministic=true",),
 }

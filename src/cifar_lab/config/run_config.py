@@ -111,8 +111,6 @@ class EvaluationConfig:
 
     `views`: what is scored at the end, the image alone, or the mean of its logits over itself and
     its mirror image, or over both of these, unmoved and moved one pixel along either diagonal.
-    `unsure` takes these six views only of images whose two largest probabilities in one view differ
-    by less than `views_margin` (the idea of github.com/hiverge/cifar10-speedrun).
     """
 
     scored_weights: Literal["best", "last", "averaged"] = setting(
@@ -121,10 +119,9 @@ class EvaluationConfig:
     test: Literal["split", "official"] = setting("split", "official: all, even those that validate")
     crop_padding: int = setting(0, "pixels for a random crop of evaluated images (S0)", ge=0, le=64)
     watch_test: bool = setting(False, "also score the test set after each epoch (S3, S4)")
-    views: Literal["one", "mirrored", "moved", "unsure"] = setting(
-        "one", "an image alone, or the mean over 2 (mirrored) or 6 (moved, unsure) views"
+    views: Literal["one", "mirrored", "moved"] = setting(
+        "one", "an image alone, or the mean over 2 (mirrored) or 6 (moved) views"
     )
-    views_margin: float = setting(0.5, "unsure means two probabilities this close", gt=0, le=1)
     batch_size: int = setting(128, "images per step; larger is slower on a CPU", ge=1)
 
 
@@ -207,9 +204,10 @@ class RunConfig:
 _MAX_CHARACTERS = 2**18
 _DROPPED = {
     "training": ("tensorboard", "sync_batch_norm"),
+    "evaluation": ("views_margin",),
     "study": ("claims", "guessed", "hinges_on"),
 }
-"""Settings of earlier runs: a tracker now, never run on a GPU, and what conf/report has."""
+"""Settings of earlier runs: a tracker now, never used, and what conf/report has."""
 
 
 def parse(data: Any) -> RunConfig:

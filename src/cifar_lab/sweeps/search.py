@@ -1,8 +1,9 @@
-"""A search instead of a grid: Optuna chooses the values, each trial is one or several run folders.
+"""From a checked request to its runs: all combinations, or a search among them with Optuna.
 
-The study lives in a journal file: a search that was stopped or killed goes on by the same line, and
-several lines may work on one study. Nothing is chosen on the test set: the best value of the score
-that `training.monitor` names counts, and its mean where a trial has several seeds.
+Each trial of a search is one or several run folders. Its study lives in a journal file: a search
+that was stopped or killed goes on by the same line, and several lines may work on one study.
+Nothing is chosen on the test set: the best value of the score that `training.monitor` names counts,
+and its mean where a trial has several seeds.
 """
 
 import dataclasses
@@ -15,17 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
+from cifar_lab.config.command_line import parse_command_line
 from cifar_lab.config.launch import SearchOptions
 from cifar_lab.config.request import Request
 from cifar_lab.errors import UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import align
 from cifar_lab.sweeps import study as studies
-from cifar_lab.sweeps.cell import Cell, short_names, sweep_cells
+from cifar_lab.sweeps.cell import DONE, Cell, short_names, sweep_cells
 from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.outcome import Outcome, Pace
-from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Source, fill_slots
+from cifar_lab.sweeps.outcome import Outcome, Pace, closing_table
+from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Source, fill_slots, make_launcher, run_all
 from cifar_lab.sweeps.study import OVERRIDES, REPEATS, RUNS, Trial
+from cifar_lab.training.ambient import as_in_a_fresh_process
+from cifar_lab.training.data import check_data
+from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
@@ -37,6 +42,48 @@ _FRESH_SEEDS = 5  # that measure the best setting
 
 CellOf = Callable[[Sequence[str]], Cell]
 """Turns the overrides of a trial into its first cell."""
+
+
+def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcome]:
+    """Run all cells of a request, or a search among its values; return how each ended.
+
+    `argv` is the command line that the request is from. After a signal, `stop.signal` is set.
+    """
+    flags = _flags(argv)
+
+    def cell_of(lines: Sequence[str]) -> Cell:
+        (cell,) = sweep_cells([compose_checked([*flags, *request.fixed, *lines]).runs[0].config])
+        return cell
+
+    runs = request.runs[:1] if request.space else request.runs
+    cells = sweep_cells([run.config for run in runs], [run.overrides for run in runs])
+    with as_in_a_fresh_process():  # what is imported to read data sets variables (scikit-learn)
+        for cell in cells:
+            if request.options.rerun or cell.state() not in DONE:
+                check_data(cell.config)
+    if request.space:
+        where = make_launcher(request.launcher, request.options)
+        return run_search(request, cell_of, _search_folder(request), where, stop=stop)
+    return run_all(cells, request.options, stop=stop, launcher=request.launcher)
+
+
+def closing_text(request: Request, argv: Sequence[str], outcomes: Sequence[Outcome]) -> str:
+    """Return the lines with which a sweep or a search ends."""
+    if request.space:
+        return closing_lines(request, _search_folder(request), _flags(argv))
+    waits = "\nthe same line without detach waits for the jobs" * request.options.detach
+    return closing_table(outcomes) + waits
+
+
+def _flags(argv: Sequence[str]) -> list[str]:
+    """Return the flag of a command line that its trials need too."""
+    config_dir = parse_command_line(argv).config_dir
+    return [] if config_dir is None else ["--config-dir", config_dir]
+
+
+def _search_folder(request: Request) -> Path:
+    first = request.runs[0].config
+    return Path(first.output_dir) / first.name / ".search"
 
 
 def run_search(

@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.config.run_config import RunConfig
+from cifar_lab.optimizers import build_optimizer
 from cifar_lab.training.build import build_state, make_model, normalisation
 from cifar_lab.training.device import autocast, memory_format
 from cifar_lab.training.loop import fit
 from cifar_lab.training.splits import Split, Splits
-from cifar_lab.training.state import build_optimizer
 from cifar_lab.training.step import Step, make_criterion
 
 Steps = Iterator[int]

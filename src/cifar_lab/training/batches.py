@@ -82,8 +82,7 @@ class Batches:
     """The training batches of each epoch: float images (B, C, H, W), labels (B,), on the device.
 
     Where images are mixed (mixup, CutMix), labels are the shares of the classes, (B, C).
-    Every image comes once per epoch. A last batch of one image, which batch norm cannot take, is
-    merged into the batch before it. In a `group` of processes each gets its part of every batch.
+    Every image comes once per epoch. In a `group` of processes each gets its part of every batch.
     """
 
     split: Split

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from cifar_lab.config import targets
-from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import UsageError
+from cifar_lab.optimizers import build_optimizer, optimizer_settings
 from cifar_lab.training.batches import Batches, Normalisation
 from cifar_lab.training.device import derive_seed, memory_format, seeded
 from cifar_lab.training.group import Group
 from cifar_lab.training.schedule import make_schedule
 from cifar_lab.training.splits import Split, Splits
-from cifar_lab.training.state import TrainState, build_optimizer
+from cifar_lab.training.state import TrainState
 
 log = logging.getLogger("cifar_lab")
 
@@ -152,24 +152,3 @@ def normalisation(config: RunConfig) -> Normalisation:
             "has numbers"
         )
     return Normalisation(mean, std)
-
-
-_FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # on CUDA and on MPS
-
-
-def optimizer_settings(config: OptimizerConfig, device: str, precision: str) -> OptimizerConfig:
-    """Return the optimizer's settings, with `foreach` or `fused` chosen where both are null.
-
-    Left null, torch uses foreach on GPUs only. On a CPU it halves the time of Adam's update and
-    gives the same bits. A fused update is one kernel on a GPU, and with fp16 the one that does not
-    wait for the device in each step to see whether a gradient is infinite.
-    """
-    undecided = all(config.get(name, ...) is None for name in ("foreach", "fused"))
-    if not undecided or config.get("differentiable"):
-        return config
-    if device == "cpu":
-        return OptimizerConfig({**config, "foreach": True})
-    scaled_on_mps = device.startswith("mps") and precision == "fp16"
-    if config.get("_target_") in _FUSED and not scaled_on_mps:
-        return OptimizerConfig({**config, "fused": True})
-    return config

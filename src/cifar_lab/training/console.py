@@ -60,17 +60,13 @@ class Bars:
     """Progress bars for training and validation; silent without a terminal or a notebook."""
 
     def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
+        self._epochs, self._silent = epochs, not shows_bars()
         self._bar: Any = None
         self._key: tuple[int, str] | None = None
-        self._silent = not shows_bars()
 
     def show(self, progress: Progress) -> None:
-        """Move the bar of the current phase; the end of an epoch closes it."""
-        if self._silent:
-            return
-        if progress.kind == "epoch":
-            self.close()
+        """Move the bar of the current phase; another phase closes it."""
+        if self._silent or progress.kind == "epoch":
             return
         key = (progress.epoch, progress.phase)
         if key != self._key:

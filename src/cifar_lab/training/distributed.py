@@ -199,9 +199,9 @@ class Processes(Group):
     def report(self, error: BaseException) -> RunFailed:
         """Leave the reason why this process ends for process 0; return it as an error."""
         text = f"{type(error).__name__}: {first_line(error)}"
-        failed = RunFailed(f"process {self.rank} of {self.world} failed with {text}")
-        self._store.set("failure", str(failed))
-        return failed
+        text = f"process {self.rank} of {self.world} failed with {text}"
+        self._store.set("failure", text)
+        return RunFailed(text)
 
     def explain(self, error: BaseException) -> BaseException:
         """Return the error that another process has left in the store, where it is the cause."""

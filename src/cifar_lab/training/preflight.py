@@ -18,6 +18,7 @@ from cifar_lab.config.request import Request
 from cifar_lab.config.run_config import DropoutConfig, RunConfig, to_plain
 from cifar_lab.config.schema import default_of
 from cifar_lab.errors import Damaged, UsageError, first_line
+from cifar_lab.optimizers import build_optimizer, classifier_of
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import build_model, load_initial_weights, target_of_model
 from cifar_lab.training.data import with_numbers
@@ -29,7 +30,6 @@ from cifar_lab.training.device import (
     select_precision,
 )
 from cifar_lab.training.schedule import check_scheduler
-from cifar_lab.training.state import build_optimizer, classifier_of
 from cifar_lab.training.step import check_class_weights
 
 log = logging.getLogger("cifar_lab")
@@ -85,11 +85,8 @@ def run_folder(request: Request) -> Path:
     return new
 
 
-_FOR_PICTURES = {
-    "fit": "have one size",
-    "storage": "come from a cache of their own",
-    "max_megapixels": "are no picture files",
-}
+_FOR_PICTURES = ("fit", "storage", "max_megapixels")
+"""Settings of a dataset that only a source of picture files takes."""
 
 
 def on_this_machine(config: RunConfig) -> RunConfig:
@@ -141,12 +138,12 @@ def check(
         if field.name in _FOR_PICTURES
     }
     targets.bind(source, "dataset.source", injected)
-    for name, why in _FOR_PICTURES.items():
+    for name in _FOR_PICTURES:
         value = getattr(config.dataset, name)
         if value != injected[name] and not targets.takes(source, "dataset.source", name):
             raise UsageError(
-                f"dataset.{name}={value} is wrong: the images of {config.dataset.name} {why}; it "
-                "is for dataset=image_folder"
+                f"dataset.{name}={value} is wrong: the images of {config.dataset.name} are not "
+                "read from picture files; it is for dataset=image_folder"
             )
     for name, figure in config.figures.items():
         if figure is not None:

@@ -7,13 +7,13 @@ from typing import Any
 
 from cifar_lab.config.run_config import RunConfig, load, to_plain
 from cifar_lab.errors import Unavailable, UsageError, shorten_path
+from cifar_lab.optimizers import build_optimizer, optimizer_settings
 from cifar_lab.runs.files import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import optimizer_settings
 from cifar_lab.training.data import check_same_data, recorded_data
 from cifar_lab.training.schedule import STEPS_OF_THE_RUN, make_schedule
-from cifar_lab.training.state import TrainState, build_optimizer
+from cifar_lab.training.state import TrainState
 
 log = logging.getLogger("cifar_lab")
 

@@ -188,9 +188,8 @@ def _prepare(
     splits = load_splits(config, device)
     fresh = checkpoint is None and config.continue_from is None
     state, batches = build_state(config, splits, device, initial_weights=fresh, group=group)
-    log.info(splits.checked)
-    if splits.storage is not None:
-        log.info(splits.storage)
+    for line in filter(None, (splits.checked, splits.storage)):
+        log.info(line)
     state.dataset = data_record(config.dataset)
     continued = None
     if not fresh:

@@ -1,5 +1,6 @@
 """The learning-rate schedule: a torch scheduler, when it steps and what it monitors."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
 """Arguments of schedulers that, left null, are the number of steps of the whole run."""
 
 
+@dataclass
 class Schedule:
     """A torch scheduler, when it steps and what it monitors; without one, a constant rate."""
 
-    def __init__(self, scheduler: Any = None, step: str = "epoch", monitor: str | None = None):
-        self.scheduler = scheduler
-        self.step = step
-        self.monitor = monitor
+    scheduler: Any = None
+    step: str = "epoch"
+    monitor: str | None = None
 
     def after_step(self, steps: int) -> None:
         """Step a scheduler that counts batches."""
@@ -33,13 +34,7 @@ class Schedule:
         if self.scheduler is None or self.step != "epoch":
             return
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            watched = getattr(row, self.monitor or "val_accuracy")
-            if watched is None:
-                raise UsageError(
-                    f"scheduler.monitor={self.monitor} is not measured: split.validation is 0; "
-                    "monitor train_loss, or hold out a validation split"
-                )
-            self.scheduler.step(watched)
+            self.scheduler.step(getattr(row, self.monitor or "val_accuracy"))
         else:
             self.scheduler.step()
 
@@ -73,9 +68,11 @@ def check_scheduler(config: RunConfig, scheduler: SchedulerConfig, optimizer: An
         raise UsageError(f"scheduler.monitor={monitor} is wrong: nothing is chosen on the test set")
     if monitor is not None and step == "batch":
         raise UsageError("scheduler.step=batch is wrong: with a monitor it must be epoch")
-    if str(monitor).startswith("val") and config.split.validation == 0:
+    is_plateau = str(scheduler["_target_"]).endswith(".ReduceLROnPlateau")
+    watched = monitor or ("val_accuracy" if is_plateau else "")
+    if watched.startswith("val") and config.split.validation == 0:
         raise UsageError(
-            f"scheduler.monitor={monitor} is wrong: split.validation is 0; watch train_loss"
+            f"scheduler.monitor={watched} is wrong: split.validation is 0; watch train_loss"
         )
     total, needed = scheduler.get("total_steps"), _steps(config, step)
     if total is not None and needed is not None and total < needed:

@@ -288,7 +288,7 @@ def predict(
             crop_padding=evaluation.crop_padding,
             crop_seed=crop_seed,
         ):
-            part = mean_logits(outputs or model, images, evaluation.views, evaluation.views_margin)
+            part = mean_logits(outputs or model, images, evaluation.views)
             if done == 0:
                 # One array for all: small results kept beside large activations fragment glibc's
                 # heap, which grew by 40 kB per image.
@@ -300,16 +300,13 @@ def predict(
     return Predictions(logits.cpu().numpy(), labels.cpu().numpy(), split.indices.numpy())
 
 
-def mean_logits(
-    model: Callable[[Tensor], Tensor], images: Tensor, views: str, margin: float = 1.0
-) -> Tensor:
+def mean_logits(model: Callable[[Tensor], Tensor], images: Tensor, views: str) -> Tensor:
     """Return the logits (B, C) of float images (B, C, H, W), averaged over views of each image.
 
     `one` is the image alone, `mirrored` the image and its mirror image. `moved` gives half of the
     weight to these two, and the other half to both shifted by one pixel along the diagonal in
     either direction, with a reflected border: the six views of airbench94 (Jordan 2024,
-    arXiv:2404.00498). `unsure` gives these six to the images whose two largest probabilities in one
-    view differ by less than `margin`, and one view to the others.
+    arXiv:2404.00498).
     """
 
     def both(shifted: Tensor) -> Tensor:
@@ -320,14 +317,6 @@ def mean_logits(
 
     if views == "one":
         return model(images)
-    if views == "unsure":
-        logits = model(images).float()
-        largest = logits.softmax(1).topk(2, dim=1).values
-        unsure = (largest[:, 0] - largest[:, 1] < margin).nonzero().flatten()
-        if len(unsure):
-            few = mean_logits(model, images.index_select(0, unsure), "moved")
-            logits = logits.index_copy(0, unsure, few.float())
-        return logits
     if views == "mirrored":
         return both(images)
     padded = functional.pad(images, [1] * 4, mode="reflect")

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.config.components import OptimizerConfig
-from cifar_lab.config.targets import build, resolve
 from cifar_lab.errors import UsageError, first_line
+from cifar_lab.optimizers import classifier_of
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, has_scores_by_class
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.dropout import key_dropout
@@ -28,40 +27,6 @@ _PLAIN = (
     "best_monitored",
     "stopped_early",
 )
-
-
-def classifier_of(model: Any, setting: str) -> nn.Module:
-    """Return the part of a model that classifies its features; `setting` is what needs it."""
-    classifier = getattr(model, "classifier", None)
-    if not isinstance(classifier, nn.Module) or not list(classifier.parameters()):
-        raise UsageError(
-            f"{setting} was asked for, but {type(model).__name__} has no module `classifier` with "
-            "parameters, which it divides from the rest"
-        )
-    return classifier
-
-
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Any:
-    """Build a model's optimizer; with `backbone_lr`, the classifier's group stands first.
-
-    An optimizer with a function `parameter_groups(model)` divides the parameters itself.
-    """
-    target, rate = config.target, config.backbone_lr
-    divide = getattr(resolve(target.get("_target_"), "optimizer"), "parameter_groups", None)
-    if divide is not None:
-        if rate is not None:
-            raise UsageError(
-                f"optimizer.backbone_lr={rate} is wrong: {target['_target_']} divides the "
-                "parameters itself"
-            )
-        return build(target, "optimizer", params=divide(model))
-    if rate is None:
-        return build(target, "optimizer", params=model.parameters())
-    head = list(classifier_of(model, "optimizer.backbone_lr").parameters())
-    of_head = {id(parameter) for parameter in head}
-    backbone = [parameter for parameter in model.parameters() if id(parameter) not in of_head]
-    groups = [{"params": head}, {"params": backbone, "lr": rate}]
-    return build(target, "optimizer", params=groups)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from cifar_lab.errors import Damaged, Stopped, UsageError, shorten
 from cifar_lab.runs.metrics import columns_of
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary, Status
+from cifar_lab.runs.text import Table
 from cifar_lab.training.ambient import as_in_a_fresh_process
 
 if TYPE_CHECKING:
@@ -176,9 +177,7 @@ class Runs(list[Run]):
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: a row for each run."""
-        cells = [(escape(run.path.name), escape(run._state())) for run in self]
-        rows = "".join(f"<tr><td>{name}</td><td>{state}</td></tr>" for name, state in cells)
-        return f"<table>{rows}</table>"
+        return Table(("run", "state"), [(run.path.name, run._state()) for run in self]).html()
 
     def _folders(self) -> list[RunDir]:
         return [RunDir(run.path) for run in self]

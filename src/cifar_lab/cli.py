@@ -9,7 +9,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -229,9 +228,17 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-def folders_and_settings(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Divide words into folders and KEY=VALUE."""
+def folders_and_settings(
+    words: Sequence[str], command: str, keys: str, takes: str
+) -> tuple[list[Path], list[str]]:
+    """Divide words into folders and KEY=VALUE; UsageError for a KEY that is none of `keys`.
+
+    `keys` is a regular expression for its beginning, and `takes` says what it means.
+    """
     settings = [word for word in words if "=" in word and not Path(word).is_dir()]
+    for word in settings:
+        if not re.match(rf"[+~]*({keys})", word):
+            raise UsageError(f"{shorten(word)} is not for {command}: it takes {takes}")
     return [Path(word) for word in words if word not in settings], settings
 
 
@@ -261,11 +268,8 @@ def check_output(
     where = shorten_path(folder)
     if not folder.is_dir():
         raise UsageError(f"{text} cannot be written: there is no folder {where}")
-    try:  # os.access says yes to root in folders such as /proc
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError:
-        raise UsageError(f"{text} cannot be written: {where} is not yours to write to") from None
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{text} cannot be written: {where} is not yours to write to")
 
 
 def one_run(words: Sequence[str], purpose: str) -> RunConfig | None:

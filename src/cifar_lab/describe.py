@@ -18,8 +18,7 @@ from cifar_lab.errors import UsageError, shorten
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.describe [GROUP=OPTION] [key=value]`."""
     parser = cli.Parser("describe", __doc__, takes_overrides=True)
-    where = "where to draw (a .png)"
-    parser.add_output("--figure", ".png", creates_folder=True, help=where)
+    parser.add_output("--figure", ".png", creates_folder=True, help="where to draw (a .png)")
     lr_range = "train 300 steps with a growing learning rate, and suggest a range and a rate"
     parser.add_flag("--lr-range", lr_range)
     images = "indices of the training images to draw, such as 5,27"

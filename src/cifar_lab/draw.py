@@ -1,13 +1,12 @@
 """Draw the figures of finished runs again: other ones, in another format, size or language."""
 
-import re
 import sys
 from pathlib import Path
 
 import yaml
 
 from cifar_lab import cli
-from cifar_lab.errors import RunFailed, UsageError, first_line, shorten, shorten_path
+from cifar_lab.errors import RunFailed, UsageError, first_line, shorten_path
 from cifar_lab.figures.style import Look
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.track import finished_runs
@@ -27,13 +26,9 @@ def main(argv: list[str]) -> int:
     labels = "YAML: lines of `word: word to show`"
     parser.add_argument("--labels", type=cli.path, metavar="FILE", help=labels)
     arguments = parser.parse_intermixed_args(argv)
-    folders, settings = cli.folders_and_settings(arguments.words)
-    for word in settings:
-        if not re.match(r"[+~]*figures[.=]|dataset\.display_names=", word):
-            raise UsageError(
-                f"{shorten(word)} is not for draw: it takes figures=OPTION, figures.NAME.KEY=VALUE "
-                "and dataset.display_names=[...]"
-            )
+    keys = r"figures[.=]|dataset\.display_names="
+    takes = "figures=OPTION, figures.NAME.KEY=VALUE and dataset.display_names=[...]"
+    folders, settings = cli.folders_and_settings(arguments.words, "draw", keys, takes)
     shown_as = {} if arguments.labels is None else _labels(arguments.labels)
 
     from cifar_lab.config.compose import compose

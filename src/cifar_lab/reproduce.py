@@ -21,11 +21,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(_reproduce, argv, trains=True)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _reproduce(argv: list[str]) -> int:
     parser = cli.Parser("reproduce", __doc__)
     parser.add_argument("report", nargs="*", help="a report's tag (S1), an experiment, or all")
     parser.add_number("--seeds", 1, 1000, default=1, help="run seeds 0 to N-1 (default: 1)")
-    parser.add_argument("--only", default=None, help="only claims whose id starts with this")
+    parser.add_argument("--only", help="only claims whose id starts with this")
     parser.add_argument(
         "--protocol", choices=("report", "sound"), default="report", help="default: report"
     )
@@ -34,29 +34,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_number("--jobs-per-gpu", 1, 64, default=1, help="runs that share a GPU (default: 1)")
     parser.add_output("--output-dir", is_folder=True, help="where the runs are (outputs)")
     parser.set_defaults(output_dir=Path("outputs"))
-    parser.add_argument(
-        "--config-dir", type=cli.path, help="a folder with experiments and reports of one's own"
-    )
+    own = "a folder with experiments and reports of one's own"
+    parser.add_argument("--config-dir", type=cli.path, help=own)
     parser.add_flag("--dry-run", "judge what is there, run nothing")
     parser.add_flag("--accept-code", "take results that other code made")
-    return parser
-
-
-def _reproduce(argv: list[str]) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser.parse_args(argv)
     if arguments.jobs != "auto" and not (arguments.jobs.isdecimal() and int(arguments.jobs)):
         raise UsageError(f"--jobs {arguments.jobs} is wrong: it must be auto or a number from 1")
     names = _wanted(arguments.report, arguments.config_dir)
-    experiments = [
-        read_experiment(
-            name,
-            arguments.output_dir,
-            protocol=arguments.protocol,
-            device=arguments.device,
-            config_dir=arguments.config_dir,
-        )
-        for name in names
-    ]
+    chosen = {name: getattr(arguments, name) for name in ("protocol", "device", "config_dir")}
+    experiments = [read_experiment(name, arguments.output_dir, **chosen) for name in names]
     asked = reproduction.rows(experiments, [], arguments.only)
     if not asked:
         asked_for = f"--only {arguments.only}" if arguments.only else ", ".join(names)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cifar_lab import cli
 from cifar_lab.config.schema import TargetConfig
-from cifar_lab.errors import RunFailed, Unavailable, UsageError, listing, shorten, shorten_path
+from cifar_lab.errors import RunFailed, Unavailable, UsageError, listing, shorten_path
 from cifar_lab.runs.run_dir import RunDir, find_runs
 
 
@@ -24,14 +24,19 @@ def main(argv: list[str]) -> int:
     follow = "send one run, also while it trains; without tracker=OPTION to that of its config"
     parser.add_flag("--follow", follow)
     arguments = parser.parse_intermixed_args(argv)
-    folders, overrides = cli.folders_and_settings(arguments.words)
+    takes = "tracker=OPTION and tracker.KEY=VALUE"
+    folders, overrides = cli.folders_and_settings(arguments.words, "track", "tracker[.=]", takes)
     if len(folders) != 1:
         raise UsageError(
             f"track takes one folder, and {len(folders)} are named: python -m cifar_lab.track "
             "FOLDER tracker=mlflow"
         )
 
-    target_config = _tracker(overrides) if overrides else None
+    target_config = None
+    if overrides:
+        from cifar_lab.config.compose import compose
+
+        target_config = compose(overrides).runs[0].config.tracker
     if arguments.follow:  # a run that trains starts this as a process of its own
         run = RunDir(folders[0])
         _send(run, target_config or run.read_config().tracker)
@@ -88,19 +93,6 @@ def _send(run: RunDir, target_config: TargetConfig | None, *, quiet: bool = Fals
         raise RunFailed(f"{shorten_path(run.path)} was not sent: {entry.problem}")
     how = "was there already" if was_there else "sent"
     print(f"{run.path}: {how}" + (f", {entry.link}" if entry.link else ""), flush=True)
-
-
-def _tracker(overrides: Sequence[str]) -> TargetConfig | None:
-    """Return the tracker that overrides choose, if any; UsageError for other settings."""
-    for word in overrides:
-        if word.partition("=")[0].split(".")[0].lstrip("+~") != "tracker":
-            raise UsageError(
-                f"{shorten(word)} is not for track: settings are those of the runs; it takes "
-                "tracker=OPTION and tracker.KEY=VALUE"
-            )
-    from cifar_lab.config.compose import compose
-
-    return compose(overrides).runs[0].config.tracker
 
 
 def finished_runs(folders: Sequence[Path]) -> tuple[list[RunDir], list[str]]:

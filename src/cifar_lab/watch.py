@@ -42,15 +42,16 @@ def main(argv: list[str]) -> int:
         size = shutil.get_terminal_size((100, 40))
         text = table(runs, size.columns, size.lines - 5 if live else None)
         going = any(run.status in ("running", "queued") for run in runs)
+        headline = text.partition("\n")[0]
         if live:
             print(f"\x1b[H\x1b[2J{text}", flush=True)
-        elif text != before and (arguments.once or not going or before == ""):
+        elif not before or not going:
             print(text, flush=True)
-        elif text.splitlines()[0] != before.splitlines()[0]:
-            print(text.splitlines()[0], flush=True)
+        elif headline != before:
+            print(headline, flush=True)
         if arguments.once or not going:
             return 0
-        before = text
+        before = headline
         time.sleep(_SECONDS)
 
 

@@ -250,7 +250,8 @@ def test_auto_follows_the_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(device, "device_kind", lambda device: "cpu with avx512_bf16")
     assert device.explain_precision("fp32", "cpu") == ""
     assert device.explain_precision("bf16", "cpu") == (
-        " (auto: on a cpu with avx512_bf16 as accurate as fp32, and 1.4 to 1.7 times as fast)"
+        " (auto takes it: on a cpu with avx512_bf16 it is as accurate as fp32, "
+        "and 1.4 to 1.7 times as fast)"
     )
 
 

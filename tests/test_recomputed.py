@@ -313,7 +313,7 @@ def test_every_row_is_what_the_kept_runs_give(tag: str, name: str) -> None:
     text = section(tag[:2], name)
     study = Study(tag, name)
     if "Not measured yet" in text:
-        assert not runs_of(name)
+        assert all(run.summary["status"] != "finished" for run in runs_of(name))
         return
     rows = {row[0]: row[1:] for row in cells(text) if row[0] in study.claims}
     assert list(rows) == list(study.claims), "every claim has a row"

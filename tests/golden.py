@@ -19,7 +19,7 @@ from torch import Tensor
 import cifar_lab
 from cifar_lab.config.data_config import AugmentationConfig, SplitConfig
 from cifar_lab.datasets.pictures import Preparation, read_picture
-from cifar_lab.runs.calibration import calibration
+from cifar_lab.figures.reliability import calibration
 from cifar_lab.runs.metrics import Predictions, scores_by_class
 from cifar_lab.training import augment, batches
 from cifar_lab.training.dropout import dropout_mask

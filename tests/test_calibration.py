@@ -10,7 +10,7 @@ from synthetic_runs import make_run
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.figures import reliability, style
-from cifar_lab.runs.calibration import Calibration, calibration
+from cifar_lab.figures.reliability import Calibration, calibration
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
 

@@ -27,8 +27,9 @@ from cifar_lab.figures import (
     style,
     tsne,
 )
+from cifar_lab.figures.embedding import separation
 from cifar_lab.runs.files import read_arrays
-from cifar_lab.runs.metrics import EpochMetrics, Predictions, StepMetrics, separation
+from cifar_lab.runs.metrics import EpochMetrics, Predictions, StepMetrics
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import queued
 

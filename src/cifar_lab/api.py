@@ -22,7 +22,7 @@ from cifar_lab.config.request import Request, check_launch
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import Damaged, Stopped, UsageError, shorten
-from cifar_lab.runs.metrics import columns_of
+from cifar_lab.runs.metrics import epoch_columns
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.runs.text import Table
@@ -102,7 +102,8 @@ class Run:
     @property
     def metrics(self) -> dict[str, list[float | None]]:
         """The columns of metrics.csv, one value per epoch, None where there is none."""
-        return columns_of(RunDir(self.path).read_metrics())
+        rows = RunDir(self.path).read_metrics()
+        return {name: [getattr(row, name) for row in rows] for name in epoch_columns(rows)}
 
     @as_in_a_fresh_process()
     def load_model(self, *, device: str = "cpu") -> "nn.Module":

@@ -11,7 +11,6 @@ from cifar_lab.analysis.load_runs import identity_without
 from cifar_lab.analysis.statistics import in_order
 from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import UsageError, shorten_path
-from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.classify import probabilities
@@ -51,7 +50,7 @@ def mean_predictions(runs: Sequence[RunDir]) -> Predictions:
         same = np.array_equal(member.indices, first.indices)
         if not same or not np.array_equal(member.labels, first.labels):
             raise _other_images(run, runs[0])
-        total += class_probabilities(member)
+        total += member.class_probabilities
     with np.errstate(divide="ignore"):
         logits = np.log(total / len(members))
     smallest = np.finfo(np.float32).min / 2  # where all members say 0

@@ -14,10 +14,9 @@ from cifar_lab.analysis.ensembles import Probabilities
 from cifar_lab.analysis.html_report import PAGES
 from cifar_lab.analysis.statistics import in_order
 from cifar_lab.errors import shorten
-from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.metrics import Integers, Predictions
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.templates import render
+from cifar_lab.runs.text import render
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -107,7 +106,8 @@ class Mistake:
 
 def confident_mistakes(predictions: Predictions, count: int) -> list[Mistake]:
     """Return at most `count` mistakes of a run, the most confident first."""
-    p, guesses, labels = class_probabilities(predictions), predictions.predicted, predictions.labels
+    p = predictions.class_probabilities
+    guesses, labels = predictions.predicted, predictions.labels
     wrong = np.flatnonzero(guesses != labels)
     places = wrong[np.argsort(-p[wrong].max(axis=1), kind="stable")[:count]]
     return _mistakes(predictions, places, guesses, p, np.ones(len(p), int))
@@ -124,7 +124,7 @@ def label_errors(each: Sequence[Predictions]) -> list[Mistake]:
     """
     runs = [in_order(predictions) for predictions in each]
     labels = runs[0].labels
-    mean: Probabilities = np.mean([class_probabilities(run) for run in runs], axis=0)
+    mean: Probabilities = np.mean([run.class_probabilities for run in runs], axis=0)
     guesses = np.stack([run.predicted for run in runs])
     suspected = _confident_class(mean, labels)
     votes = (guesses == suspected).sum(axis=0)

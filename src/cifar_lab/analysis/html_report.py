@@ -18,8 +18,7 @@ from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, short_names
 from cifar_lab.analysis.summary_tables import Summary, shows
 from cifar_lab.errors import listing, shorten
 from cifar_lab.runs.metrics import BY_CLASS
-from cifar_lab.runs.templates import render
-from cifar_lab.runs.text import duration
+from cifar_lab.runs.text import duration, render
 
 PAGES = Path(__file__).with_name("pages")
 """The pages' markup, style and script."""

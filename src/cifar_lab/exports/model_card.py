@@ -9,8 +9,7 @@ from cifar_lab.config.run_config import RunConfig
 from cifar_lab.exports.network import portable
 from cifar_lab.runs.metrics import Predictions, show_interval
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.templates import render
-from cifar_lab.runs.text import Table, markdown, markdown_table
+from cifar_lab.runs.text import Table, markdown, markdown_table, render
 
 _MATRIX_CLASSES = 20  # a larger confusion matrix is not readable as a table
 _GROUPS = ("model", "activation", "dropout", "augmentation", "optimizer", "scheduler")

@@ -1,5 +1,6 @@
 """What the two-dimensional pictures of the features share: the sample, the panel, its numbers."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cifar_lab.figures import style
-from cifar_lab.runs.metrics import separation
+from cifar_lab.runs.metrics import Floats, Integers
 from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -27,6 +28,31 @@ class Projection:
     points: Array
     x_label: str
     y_label: str
+
+
+def separation(points: Floats, labels: Integers) -> dict[str, float]:
+    """Return how well classes keep apart among points (n, D): two numbers.
+
+    `knn_accuracy`: share of points whose class is the most frequent one among their five nearest
+    neighbours, themselves left out (a tie goes to the nearer); `silhouette`: mean over the points,
+    from -1 to 1 (Rousseeuw 1987), nan with one class.
+    """
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+
+    classes, codes = np.unique(labels, return_inverse=True)
+    k = min(5, len(points) - 1)
+    nearest = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
+    votes = np.zeros((len(points), len(classes)))
+    for rank in range(k):
+        # A tie goes to the class of the nearest: a tenth more for it, half as much for each next
+        # place, so that nothing outweighs a nearer neighbour, and no majority is overturned.
+        votes[np.arange(len(points)), codes[nearest[:, rank]]] += 1 + 0.1 * 0.5**rank
+    apart = 1 < len(classes) < len(points)
+    return {
+        "knn_accuracy": float((votes.argmax(axis=1) == codes).mean()),
+        "silhouette": float(silhouette_score(points, codes)) if apart else math.nan,
+    }
 
 
 def read_sample(run: RunDir, sample_size: int, seed: int) -> tuple[Array, Array]:

@@ -1,12 +1,13 @@
-"""How often predictions of each confidence are right: the reliability diagram."""
+"""How often predictions of each confidence are right: calibration and the reliability diagram."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cifar_lab.figures import style
-from cifar_lab.runs.calibration import BINS, calibration
-from cifar_lab.runs.metrics import wilson_interval
+from cifar_lab.runs.metrics import Floats, Predictions, wilson_interval
 from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -14,6 +15,50 @@ if TYPE_CHECKING:
 
 FEW = 100
 """Bins of fewer images fade."""
+
+BINS = 15
+"""Bins of equal width, as in Guo et al. (2017)."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images by the probability of their predicted class, in B bins (low, high] of equal width.
+
+    `counts` (B,): images; `confidence` (B,) and `right` (B,): sums over the images of a bin, of
+    that probability and of the correct answers.
+    """
+
+    counts: NDArray[np.int64]
+    confidence: Floats
+    right: NDArray[np.int64]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error (Guo et al. 2017), in [0, 1].
+
+        The mean over the images of how far the accuracy of their bin is from its mean confidence.
+        """
+        return float(np.abs(self.right - self.confidence).sum() / self.counts.sum())
+
+    @property
+    def overconfidence(self) -> float:
+        """Mean confidence minus accuracy, over all images."""
+        return float((self.confidence.sum() - self.right.sum()) / self.counts.sum())
+
+
+def calibration(predictions: Predictions, bins: int = BINS) -> Calibration | None:
+    """Return how predictions are calibrated; None without images or with logits not finite."""
+    if not len(predictions) or not np.isfinite(predictions.logits).all():
+        return None
+    confidence = predictions.class_probabilities.max(axis=1)
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    right = predictions.predicted == predictions.labels
+    return Calibration(
+        np.bincount(place, minlength=bins),
+        np.asarray(np.bincount(place, weights=confidence, minlength=bins), dtype=np.float64),
+        np.bincount(place[right], minlength=bins),
+    )
 
 
 def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "scored") -> "Figure":

@@ -141,11 +141,6 @@ def has_scores_by_class(rows: Iterable[EpochMetrics]) -> bool:
     return any(getattr(row, name) is not None for row in rows for name in BY_CLASS)
 
 
-def columns_of(rows: Sequence[EpochMetrics]) -> dict[str, list[float | None]]:
-    """Return rows as columns by name, as metrics.csv has them."""
-    return {name: [getattr(row, name) for row in rows] for name in epoch_columns(rows)}
-
-
 def gain(row: EpochMetrics, monitor: str) -> float | None:
     """Return the column that a run monitors, negative if it is a loss: more of it is better.
 
@@ -201,6 +196,17 @@ class Predictions:
     def probabilities(self) -> npt.NDArray[np.float64]:
         """Softmax of the logits, (N, C): S1's p_i = exp(a_i) / sum_j exp(a_j)."""
         return np.exp(self.log_probabilities)
+
+    @cached_property
+    def class_probabilities(self) -> npt.NDArray[np.float64]:
+        """The probability of each class, (N, C): the softmax of the logits.
+
+        Outputs of a model that ends with a softmax are probabilities already.
+        """
+        outputs = self.logits.astype(np.float64)
+        if (outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
+            return outputs
+        return self.probabilities
 
     @cached_property
     def predicted(self) -> npt.NDArray[np.int64]:
@@ -284,41 +290,12 @@ def diagnosis(history: Sequence[EpochMetrics]) -> dict[str, float | int]:
     `gap`: train minus validation accuracy in the last epoch; `best_val_loss_epoch` and
     `best_val_accuracy_epoch`: the epochs from which validation no longer improves.
     """
-    rows = [r for r in history if r.val_accuracy is not None and r.val_loss is not None]
-    if not rows:
+    rows = [row for row in history if row.val_accuracy is not None and row.val_loss is not None]
+    loss, accuracy = best_row(rows, "val_loss"), best_row(rows, "val_accuracy")
+    if loss is None or accuracy is None:
         return {}
-    best_loss = min(rows, key=lambda r: (r.val_loss, r.epoch))
-    best_accuracy = max(rows, key=lambda r: (r.val_accuracy or 0.0, -r.epoch))
     return {
         "gap": rows[-1].train_accuracy - (rows[-1].val_accuracy or 0.0),
-        "best_val_loss_epoch": best_loss.epoch,
-        "best_val_accuracy_epoch": best_accuracy.epoch,
-    }
-
-
-_NEIGHBOURS = 5
-
-
-def separation(points: Floats, labels: Integers) -> dict[str, float]:
-    """Return how well classes keep apart among points (n, D): two numbers.
-
-    `knn_accuracy`: share of points whose class is the most frequent one among their five nearest
-    neighbours, themselves left out (a tie goes to the nearer); `silhouette`: mean over the points,
-    from -1 to 1 (Rousseeuw 1987), nan with one class.
-    """
-    from sklearn.metrics import silhouette_score
-    from sklearn.neighbors import NearestNeighbors
-
-    classes, codes = np.unique(labels, return_inverse=True)
-    k = min(_NEIGHBOURS, len(points) - 1)
-    nearest = NearestNeighbors(n_neighbors=k).fit(points).kneighbors(return_distance=False)
-    votes = np.zeros((len(points), len(classes)))
-    for rank in range(k):
-        # A tie goes to the class of the nearest: a tenth more for it, half as much for each next
-        # place, so that nothing outweighs a nearer neighbour, and no majority is overturned.
-        votes[np.arange(len(points)), codes[nearest[:, rank]]] += 1 + 0.1 * 0.5**rank
-    apart = 1 < len(classes) < len(points)
-    return {
-        "knn_accuracy": float((votes.argmax(axis=1) == codes).mean()),
-        "silhouette": float(silhouette_score(points, codes)) if apart else math.nan,
+        "best_val_loss_epoch": loss.epoch,
+        "best_val_accuracy_epoch": accuracy.epoch,
     }

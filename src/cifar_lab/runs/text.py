@@ -1,4 +1,4 @@
-"""Tables, durations and names of classes, as every command prints them."""
+"""Tables, durations, names of classes, and templates, as every command shows them."""
 
 import csv
 import io
@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 
@@ -80,15 +81,8 @@ def _csv_cell(cell: str | float | None) -> str:
         whole = abs(cell) >= 1 and float(cell).is_integer()
         return str(int(cell)) if whole else f"{cell:.10g}"
     text = cell or ""
-    return "'" + text if text.startswith(tuple("=+-@\t\r")) and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    is_number = re.fullmatch(r"[+-]?(\d+\.?|\d*\.\d+)(e[+-]?\d+)?", text)
+    return "'" + text if text.startswith(tuple("=+-@\t\r")) and not is_number else text
 
 
 def one_line(text: Any) -> str:
@@ -172,3 +166,29 @@ def duration(seconds: float) -> str:
 def class_name(target_config: Mapping[str, Any] | None) -> str:
     """Return the name of a target's class, such as Adam; "none" without a target."""
     return str(target_config["_target_"]).rpartition(".")[2] if target_config else "none"
+
+
+def render(template: Path, **values: Any) -> str:
+    """Return a template filled in; in an HTML page, a value is text and never markup.
+
+    In a template, `file("name")` is a file beside it as it is, and the filter `markdown` makes a
+    value text that Markdown shows as it is.
+    """
+    import jinja2  # late: most commands render nothing
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "allow_nan": False}
+    environment.filters["markdown"] = markdown
+    environment.globals["file"] = lambda name: Markup(
+        template.with_name(name).read_text(encoding="utf-8")
+    )
+    page = environment.get_template(template.name).render(values)
+    return page.encode("utf-8", "replace").decode()  # names of folders may be no Unicode

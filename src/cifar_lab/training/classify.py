@@ -9,7 +9,6 @@ from torch import nn
 
 from cifar_lab.datasets.pictures import Fit, Pictures, Preparation, to_pixels
 from cifar_lab.errors import UsageError
-from cifar_lab.runs.calibration import class_probabilities
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import make_model, normalisation
 from cifar_lab.training.device import select_device
@@ -62,4 +61,4 @@ def probabilities(
         "pictures", pixels.to(device), unknown.to(device), indices=torch.arange(len(pixels))
     )
     evaluation = dataclasses.replace(config.evaluation, crop_padding=0)
-    return class_probabilities(predict(model, split, normalisation(config), evaluation))
+    return predict(model, split, normalisation(config), evaluation).class_probabilities

@@ -15,10 +15,11 @@ from torch.nn import functional
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import EvaluationConfig, RunConfig
 from cifar_lab.errors import Damaged, UsageError, shorten
+from cifar_lab.figures.embedding import separation
+from cifar_lab.figures.reliability import calibration
 from cifar_lab.figures.style import Look
-from cifar_lab.runs.calibration import calibration
 from cifar_lab.runs.files import MAX_BYTES, load_checkpoint, write_text
-from cifar_lab.runs.metrics import Predictions, best_row, separation
+from cifar_lab.runs.metrics import Predictions, best_row
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import Normalisation, in_order
 from cifar_lab.training.build import make_model, normalisation

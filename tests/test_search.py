@@ -23,7 +23,7 @@ from cifar_lab.config.launch import Dimension
 from cifar_lab.config.request import Request
 from cifar_lab.errors import Damaged, UsageError
 from cifar_lab.runs.run_dir import RunDir, find_runs
-from cifar_lab.sweeps.cell import Cell, sweep_cells
+from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.outcome import Outcome
 from cifar_lab.sweeps.pool import make_launcher
 from cifar_lab.sweeps.search import closing_lines, run_search
@@ -45,13 +45,9 @@ def search(folder: Path, *overrides: str, space: Sequence[str] = SPACE) -> list[
     request = compose_checked(
         [*TINY, "-m", "search=optuna", f"output_dir={folder}", *space, *overrides, "jobs=1"]
     )
-
-    def cell_of(lines: Sequence[str]) -> Cell:
-        return sweep_cells([compose_checked([*request.fixed, *lines]).runs[0].config])[0]
-
     with Stop().installed() as stop:
         where = make_launcher({}, request.options)
-        return run_search(request, cell_of, folder, where, stop=stop)
+        return run_search(request, folder, where, stop=stop)
 
 
 @functools.cache

@@ -40,21 +40,12 @@ _MOST_REPEATS = 50  # in a row, after which the sampler is taken to have nothing
 _MOST_SHOWN = 20  # trials
 _FRESH_SEEDS = 5  # that measure the best setting
 
-CellOf = Callable[[Sequence[str]], Cell]
-"""Turns the overrides of a trial into its first cell."""
-
 
 def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcome]:
     """Run all cells of a request, or a search among its values; return how each ended.
 
     `argv` is the command line that the request is from. After a signal, `stop.signal` is set.
     """
-    flags = _flags(argv)
-
-    def cell_of(lines: Sequence[str]) -> Cell:
-        (cell,) = sweep_cells([compose_checked([*flags, *request.fixed, *lines]).runs[0].config])
-        return cell
-
     runs = request.runs[:1] if request.space else request.runs
     cells = sweep_cells([run.config for run in runs], [run.overrides for run in runs])
     with as_in_a_fresh_process():  # what is imported to read data sets variables (scikit-learn)
@@ -63,7 +54,7 @@ def start_many(request: Request, argv: Sequence[str], stop: Stop) -> list[Outcom
                 check_data(cell.config)
     if request.space:
         where = make_launcher(request.launcher, request.options)
-        return run_search(request, cell_of, _search_folder(request), where, stop=stop)
+        return run_search(request, _search_folder(request), where, flags=_flags(argv), stop=stop)
     return run_all(cells, request.options, stop=stop, launcher=request.launcher)
 
 
@@ -87,14 +78,15 @@ def _search_folder(request: Request) -> Path:
 
 
 def run_search(
-    request: Request, cell_of: CellOf, folder: Path, where: Launcher, *, stop: Stop
+    request: Request, folder: Path, where: Launcher, *, flags: Sequence[str] = (), stop: Stop
 ) -> list[Outcome]:
     """Run trials until the study has `search.trials`; return the runs of now, as they ended.
 
-    `folder` holds the study's journal.
+    `folder` holds the study's journal; `flags` are those of Hydra that trials need too.
     """
     wanted = request.options.search
-    example = cell_of([f"{d.key}={d.samples[0]}" for d in request.space])
+    words = [*flags, *request.fixed]
+    example = _cell(words, [f"{d.key}={d.samples[0]}" for d in request.space])
     study = studies.open_study(wanted, folder, example.config.training.monitor)
     slots = where.prepare([example.config] * wanted.trials)
     if where.is_detached:
@@ -102,7 +94,7 @@ def run_search(
         slots = min(slots, _DETACHED_JOBS if jobs == "auto" else jobs)
     done = sum(trial.state.is_finished() for trial in studies.counted(study))
     log.info("study %s: %d of %d trials done", wanted.study, done, wanted.trials)
-    search = _Search(study, request, cell_of, example)
+    search = _Search(study, request, words, example)
     search.reopen(where.is_free)
     return fill_slots(search, where, slots, stop=stop, pace=Pace())
 
@@ -110,8 +102,8 @@ def run_search(
 class _Search(Source):
     """The runs of a study's trials: those that an earlier search left open, then new ones."""
 
-    def __init__(self, study: Any, request: Request, cell_of: CellOf, example: Cell) -> None:
-        self._study, self._space, self._cell_of = study, request.space, cell_of
+    def __init__(self, study: Any, request: Request, words: list[str], example: Cell) -> None:
+        self._study, self._space, self._words = study, request.space, words
         self._options, self._example = request.options.search, example
         self.total = self._options.trials * self._options.seeds
         self._open: list[Trial] = []
@@ -179,7 +171,7 @@ class _Search(Source):
         if self._is_repeated(trial):
             return None
         try:
-            config = self._cell_of(lines).config
+            config = _cell(self._words, lines).config
         except UsageError as error:
             log.warning("trial %d is refused: %s", trial.number, error)
             studies.tell(self._study, trial, state="FAIL")
@@ -206,6 +198,11 @@ class _Search(Source):
                 return True
         self._repeats = 0
         return False
+
+
+def _cell(words: Sequence[str], lines: Sequence[str]) -> Cell:
+    """Return the cell of a command line's words with the overrides of a trial."""
+    return sweep_cells([compose_checked([*words, *lines]).runs[0].config])[0]
 
 
 def _is_done(cell: Cell) -> bool:

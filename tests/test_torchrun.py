@@ -92,6 +92,22 @@ def test_other_commands_refuse_torchrun_in_one_line(
         assert "torchrun is for one run" in printed.err or not lines
 
 
+ENDS = """
+import atexit
+from cifar_lab import cli, train
+atexit.register(print, "too late")  # what stands for a thread of gloo that aborts the process
+cli.run = lambda *_, **__: 3
+train.main([])
+"""
+
+
+def test_a_process_ends_before_what_may_abort_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_process(monkeypatch, 1)
+    line = [sys.executable, "-c", ENDS]
+    ended = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (3, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("augmentation", [ALONE, MIXED], ids=["parts", "mixed"])
 def test_two_processes_train_as_one_to_rounding(

@@ -1,5 +1,6 @@
 """Train and evaluate one run, or with -m (or an experiment that is a grid) many."""
 
+import atexit
 import dataclasses
 import functools
 import os
@@ -25,7 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m cifar_lab.train [RUN_DIR] [GROUP=OPTION] [key=value] [-m]`."""
     place = launched()
     command = train_words if place is None else functools.partial(train_together, place)
-    return cli.run(command, argv, trains=True, distributed=True)
+    code = cli.run(command, argv, trains=True, distributed=True)
+    if place is not None:
+        # A thread of gloo may outlive its group, and then aborts the process as Python ends
+        # ("terminate called without an active exception", pytorch#190489). All is written by now.
+        atexit.register(os._exit, code)
+    return code
 
 
 def train_together(place: Launched, words: list[str]) -> int:
@@ -129,11 +135,4 @@ def _plan(request: Request) -> str:
 
 
 if __name__ == "__main__":
-    status = main()
-    if launched() is not None:
-        # A thread of gloo may outlive its group, and then aborts the process as Python ends
-        # ("terminate called without an active exception", pytorch#190489). All is written by now.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
+    sys.exit(main())

@@ -55,9 +55,6 @@ def batches(augmentation: AugmentationConfig, count: int = 50, **changes: Any) -
     return Batches(split, **{**arguments, **changes})
 
 
-# --- erased boxes ----------------------------------------------------------------------------
-
-
 def test_a_box_is_erased_as_torchvision_erases_it() -> None:
     images = pictures(40).float()
     boxes = sample_cutout(40, 7, (16, 16), seeded(1))
@@ -104,9 +101,6 @@ def measures(boxes: Tensor) -> list[Tensor]:
     return [top, left, bottom - top, right - left, (bottom - top) * (right - left)]
 
 
-# --- mixed images ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_batches_are_mixed_as_torchvision_mixes_them(kind: str) -> None:
     """The same draws from the same generator: images, labels, and the area of the box."""
@@ -132,9 +126,6 @@ def test_accuracy_counts_the_share_of_the_recognised_class() -> None:
     assert hits(logits, mixed).item() == pytest.approx(0.75 + 0.75)
 
 
-# --- policies --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("name", "channels"), [("trivial_augment", 1), ("rand_augment", 3)])
 def test_a_policy_is_torchvisions_and_leaves_the_global_generator_alone(
     name: str, channels: int
@@ -149,9 +140,6 @@ def test_a_policy_is_torchvisions_and_leaves_the_global_generator_alone(
     assert torch.equal(ours, expected)
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(ours, apply_policy(images, name, 10))
-
-
-# --- the batches of an epoch -----------------------------------------------------------------
 
 
 def test_an_epoch_continued_at_any_batch_is_the_same() -> None:

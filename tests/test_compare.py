@@ -46,9 +46,6 @@ def test_intervals_are_given_from_three_runs_on_and_stay_within_what_is_possible
     assert run_metrics.show_interval(metric, found) == shown
 
 
-# --- the command ----------------------------------------------------------------------------------
-
-
 def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     a = make_run(tmp_path, optimizer="sgd", accuracy=0.6, images=1000)
     b = make_run(tmp_path, optimizer="adam", accuracy=0.7, images=1000)
@@ -112,9 +109,6 @@ def test_seeds_decide_what_is_called_a_difference(tmp_path: Path) -> None:
     best, close, far = collection.ranking
     assert (best.chosen, close.is_tied, far.is_tied) == (True, True, False)
     assert comparison.compare(best.runs[:1], far.runs[:1]).differences["test_accuracy"].told_apart
-
-
-# --- configurations ------------------------------------------------------------------------------
 
 
 def test_a_single_run_is_set_against_all_seeds_of_the_other(

@@ -44,9 +44,6 @@ def nets(draw: Draw, seeds: int, images: int = 400, better: float = 0.0) -> Samp
     return sample(right.mean(axis=1), right)
 
 
-# --- recomputed ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("groups", "degrees"), [(3, 1.4), (3, 4.3), (12, 24.7), (50, 4.0)])
 def test_the_studentized_range_is_scipys(groups: int, degrees: float) -> None:
     for q in (1.0, 3.5, 6.0):
@@ -203,9 +200,6 @@ def test_main_effects_are_those_of_the_analysis_of_variance(paired: bool) -> Non
     if not paired:
         table = anova_lm(model, typ=2)
         assert "C(optimizer, Sum):C(activation, Sum)" in table.index
-
-
-# --- what cannot be judged -----------------------------------------------------------------------
 
 
 def test_values_that_do_not_vary_take_the_deviation_of_the_others() -> None:

@@ -42,9 +42,6 @@ class Evil:
         return os.mkdir, (str(self.marker),)
 
 
-# --- what happens to a file ---------------------------------------------------------------------
-
-
 def put(content: str) -> Damage:
     return lambda path: path.write_text(content)
 
@@ -137,8 +134,6 @@ def put_pickle_in_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("logits.npy", pickle.dumps(Evil(path.parent / "evil")))
 
-
-# --- the table ----------------------------------------------------------------------------------
 
 READERS = ("train", "evaluate", "predict", "export", "summarize", "compare", "load_run")
 BOMB = "a: &a [x,x]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\ne: &e [*d,*d]\nf: [*e,*e]"

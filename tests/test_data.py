@@ -183,9 +183,6 @@ def test_evaluation_goes_in_order_without_augmentation() -> None:
     assert torch.equal(torch.cat([labels for _, labels in parts]), split.labels[split.indices])
 
 
-# --- splits ------------------------------------------------------------------------------------
-
-
 def test_splits_are_stratified_numpys_and_the_tail_of_the_reports() -> None:
     labels = np.repeat(np.arange(4), [10, 20, 31, 40])
     _, validation, _ = split_indices(SplitConfig(validation=0.1), labels, labels)

@@ -33,9 +33,6 @@ def known_checksums(name: str) -> dict[str, str]:
     return {str(array): str(digest) for array, digest in config(name).checksums.items()}
 
 
-# The data folder
-
-
 def test_the_data_folder_is_the_users_cache_unless_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -49,9 +46,6 @@ def test_the_data_folder_is_the_users_cache_unless_named(
     assert data_root() == Path.home() / ".cache" / "cifar_lab"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert data_root() == Path.home() / "Library" / "Caches" / "cifar_lab"
-
-
-# The decoded cache
 
 
 class Counted:
@@ -129,9 +123,6 @@ def test_a_disk_too_full_for_the_cache_does_not_stop_the_run(
     assert "cannot be cached" in caplog.text
     assert "No space left" in caplog.text
     assert not (counted.folder / "contents.json").exists()
-
-
-# The decoders and the order of the sources
 
 
 @pytest.fixture
@@ -240,9 +231,6 @@ def test_held_out_is_stratified_disjoint_and_fixed() -> None:
 
 
 GOLDEN = [0, 3, 8, 9, 14, 18, 19, 21, 26, 31, 37, 45, 51, 56, 72, 74, 76, 78, 90, 94]
-
-
-# One's own pictures
 
 
 def picture(path: Path, color: Any = (255, 0, 0), size: tuple[int, int] = (40, 32)) -> None:
@@ -373,9 +361,6 @@ def test_a_wide_picture_is_cropped_squeezed_or_padded(tmp_path: Path) -> None:
     assert seen("pad", 2) == seen("pad", 27) == ["black", "black", "black"]
 
 
-# One's own arrays
-
-
 def save(path: Path, **arrays: Any) -> Path:
     np.savez(path, **arrays)
     return path
@@ -451,9 +436,6 @@ def test_a_wrong_npz_file_is_named(tmp_path: Path) -> None:
             load_npz(tmp_path / name)
 
 
-# The YAML files
-
-
 def test_a_dataset_chooses_its_augmentation_unless_another_is_requested() -> None:
     def augmentation(*overrides: str) -> tuple[str, int, bool]:
         chosen = compose.compose([*overrides, "device=cpu"]).runs[0].config
@@ -474,9 +456,6 @@ def test_the_class_names_are_torchvisions() -> None:
     assert tuple(config("cifar10").classes) == cifar10.CLASSES
     assert config("mnist").classes == datasets.MNIST.classes
     assert config("fashion_mnist").classes == datasets.FashionMNIST.classes
-
-
-# Real data
 
 
 @pytest.mark.real_data

@@ -153,9 +153,6 @@ def test_the_grid_that_was_asked_for_has_three_axes() -> None:
     assert len(runs) == len(axes[0]) * len(axes[1]) * len(axes[2])
 
 
-# --- what a run says, in the reports' words -------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_a_run_speaks_as_in_s2(tmp_path: Path) -> None:
     """S2's third setting in small, such that no epoch after the first counts as better."""

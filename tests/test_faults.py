@@ -69,9 +69,6 @@ def only_run(folder: Path) -> RunDir:
     return RunDir(config.parent)
 
 
-# --- a full disk ------------------------------------------------------------------------------
-
-
 def test_a_disk_that_fills(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -118,9 +115,6 @@ def test_a_disk_that_is_full_or_read_only_at_the_start(
         (error,) = capsys.readouterr().err.splitlines()
         assert "cannot be written" in error
         assert "choose another output_dir" in error
-
-
-# --- damaged checkpoints -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", [flip, cut])
@@ -209,9 +203,6 @@ def test_last_is_there_at_every_moment_of_its_replacement(
     assert not list(stopped.path.glob(".*.tmp"))
 
 
-# --- edited by hand -----------------------------------------------------------------------------
-
-
 def test_a_config_that_was_edited_is_not_run_in_the_folder_of_another(stopped: RunDir) -> None:
     text = stopped.config_file.read_text().replace("lr: 0.001", "lr: 0.1")
     stopped.config_file.write_text(text.replace("epochs: 2", "epochs: 0"))
@@ -220,9 +211,6 @@ def test_a_config_that_was_edited_is_not_run_in_the_folder_of_another(stopped: R
     assert stopped.status == "interrupted"
     assert train.main([str(stopped.path)]) == 0, "in a folder of its own"
     assert stopped.status == "interrupted"
-
-
-# --- the rest of the world ------------------------------------------------------------------------
 
 
 def test_a_folder_in_use_is_named_with_its_process(
@@ -234,9 +222,6 @@ def test_a_folder_in_use_is_named_with_its_process(
     (message,) = capsys.readouterr().err.splitlines()
     assert f"is in use by process {os.getpid()}" in message
     assert not stopped.is_locked()
-
-
-# --- network file systems -------------------------------------------------------------------------
 
 
 def no_locks(*_: Any) -> None:

@@ -123,9 +123,6 @@ def cell_texts(axes: Axes) -> list[str]:
     return [text.get_text() for text in axes.texts]
 
 
-# --- curves ---------------------------------------------------------------------------------------
-
-
 def test_curves_show_what_the_rows_say_and_mark_the_best_epoch(tmp_path: Path) -> None:
     study = {"target_accuracy": 0.7}
     run = make_run(tmp_path, {"best_epoch": 6}, study=study)
@@ -242,9 +239,6 @@ def test_numbers_of_a_search_are_places_on_an_axis_and_those_of_a_grid_are_squar
     assert len(few.axes[0].images) == 1
 
 
-# --- confusion matrix and classes -----------------------------------------------------------------
-
-
 def test_confusion_matrix_writes_every_count_and_every_share_but_zeros(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     predictions = guesses(1000)
@@ -295,9 +289,6 @@ def test_per_class_bars_are_sorted_and_the_pairs_are_the_largest(tmp_path: Path)
     assert right.get_yticklabels()[0].get_text() == f"{CLASSES[label]} → {CLASSES[guess]}"
     assert f"{count}  ({count:.1f} %)" in right.texts[0].get_text()
     assert len(right.patches) == 4
-
-
-# --- samples --------------------------------------------------------------------------------------
 
 
 def test_samples_show_images_and_all_their_probabilities(tmp_path: Path) -> None:
@@ -352,9 +343,6 @@ def test_probability_text_is_s1s_figure_10(tmp_path: Path) -> None:
         assert numbers == pytest.approx(shown.probabilities[i], rel=1e-4)
 
 
-# --- embeddings -----------------------------------------------------------------------------------
-
-
 def test_pca_is_scikit_learns(tmp_path: Path) -> None:
     from sklearn.decomposition import PCA
 
@@ -403,9 +391,6 @@ def test_separation_of_one_class_and_of_two_that_are_far_apart() -> None:
     scores = separation(far, np.repeat([0, 1], 6))
     assert scores["knn_accuracy"] == 1.0
     assert scores["silhouette"] > 0.99
-
-
-# --- all of them ----------------------------------------------------------------------------------
 
 
 def full_run(folder: Path, **settings: Any) -> RunDir:

@@ -89,9 +89,6 @@ def test_means_that_are_computed_do_not_tell_folds_apart(
     assert asked.config.dataset.computed == []
 
 
-# --- as replicates --------------------------------------------------------------------------------
-
-
 def collection_of(folder: Path) -> RunCollection:
     collection = read_collection(folder)
     ranking.rank(collection, None)

@@ -49,9 +49,6 @@ def no_pictures(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summarize, "_draw", lambda summary: [])
 
 
-# --- the file -------------------------------------------------------------------------------------
-
-
 def test_the_page_is_one_file_that_reaches_for_nothing(page: Path) -> None:
     text = page.read_text("utf-8")
     addresses: list[str] = []
@@ -119,9 +116,6 @@ def test_axes_that_follow_from_others_have_no_column(tmp_path: Path) -> None:
         tmp_path / "summary.md"
     ).read_text("utf-8")
     assert "training.label_smoothing" in (tmp_path / "summary.csv").read_text("utf-8")
-
-
-# --- in a browser ---------------------------------------------------------------------------------
 
 
 @pytest.fixture

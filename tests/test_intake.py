@@ -50,9 +50,6 @@ def pgm(maximum: int) -> bytes:
     return f"P5\n8 8\n{maximum}\n".encode() + values.tobytes()
 
 
-# Deep pictures
-
-
 @pytest.mark.parametrize("maximum", [65535, 4095, 1023, 255, 100])
 def test_a_pgm_is_scaled_by_its_maximum(maximum: int) -> None:
     assert np.abs(decode(pgm(maximum)).astype(int) - EIGHT).max() <= 1 + 255 / maximum
@@ -127,9 +124,6 @@ def test_damaged_content_is_one_line_or_a_picture(noise: bytes, whole: bytes) ->
         assert "\n" not in reason(content)
 
 
-# What tells the class
-
-
 def test_classes_that_differ_in_format_depth_or_size_are_warned_of() -> None:
     def warned(*traits: Traits) -> str:
         return "; ".join(trait_warnings([*traits] * 10, [0, 1] * 10, ("ant", "bee")))
@@ -143,9 +137,6 @@ def test_classes_that_differ_in_format_depth_or_size_are_warned_of() -> None:
     assert "20 pictures of 16 bits are nearly black: they use 6.2%" in warned(dark, dark)
     sizes = [one._replace(size=(i, i)) for i in range(200)]  # of photographs cut by hand
     assert trait_warnings(sizes, [0, 1] * 100, ("ant", "bee")) == []
-
-
-# Names
 
 
 @given(st.text(max_size=12))
@@ -233,9 +224,6 @@ def test_classes_of_arrays_have_names_and_are_two_at_least(tmp_path: Path) -> No
         load(np.zeros(40, dtype=int))
 
 
-# Sets
-
-
 def test_val_validates(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = root / "pics"
     for part, count, first in (("train", 9, 0), ("val", 4, 20), ("test", 3, 40)):
@@ -269,9 +257,6 @@ def test_what_is_skipped_and_classes_without_images_are_warnings_of_the_run(root
     warnings = run_of(root).read_summary().warnings
     assert f"skipped what is no picture in {folder}: 1 .HEIC files, 1 folders" in warnings
     assert any("there is no test image of rare" in warning for warning in warnings)
-
-
-# Equal images
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(1, 11))
@@ -332,9 +317,6 @@ def test_near_duplicates_and_odd_images_are_found_on_request(
     assert "low information: 1: b/dark.png" in said
 
 
-# The cache of mapped pictures
-
-
 def test_a_mapped_cache_that_was_replaced_under_the_same_size_and_time_is_noticed(
     root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,9 +349,6 @@ def test_a_mapped_cache_that_was_replaced_under_the_same_size_and_time_is_notice
     monkeypatch.setenv("CIFAR_LAB_VERIFY", "1")
     assert load().checksums == whole.checksums
     assert "its sha256 does not match" in caplog.text
-
-
-# predict
 
 
 def test_predict_goes_on_after_a_broken_picture_of_a_folder(

@@ -146,9 +146,6 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(
         load(folder, root.parent / "file" / "data", "mapped")
 
 
-# Broken pictures
-
-
 def break_pictures(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).write_bytes(b"no picture")
@@ -185,8 +182,6 @@ def test_broken_pictures_are_listed_or_skipped(
     ):
         load(folder, root, storage, skip_broken=True, max_broken=2)
 
-
-# Runs
 
 LINE = (
     *("dataset=image_folder", "dataset.mean=auto", "dataset.std=auto", "augmentation=crop_flip"),

@@ -43,9 +43,6 @@ def column(run: RunDir, name: str) -> list[float]:
     return [getattr(row, name) for row in run.read_metrics()]
 
 
-# --- the scores ------------------------------------------------------------------------------
-
-
 def test_scores_by_class_are_those_of_scikit_learn() -> None:
     draw = np.random.default_rng(0)
     labels = draw.choice(10, 2000, p=[0.5, 0.2, 0.1, *[0.2 / 7] * 7])
@@ -93,9 +90,6 @@ def test_only_runs_that_monitor_a_score_by_class_have_its_columns(
     assert by_f1.path.name != by_loss.path.name
 
 
-# --- on resume -------------------------------------------------------------------------------
-
-
 def test_a_run_goes_on_from_one_that_monitored_another_score(
     tiny_finished: RunDir, tmp_path: Path
 ) -> None:
@@ -108,9 +102,6 @@ def test_a_run_goes_on_from_one_that_monitored_another_score(
     line = ("training.epochs=5", "training.monitor=val_accuracy", f"continue_from={on.path}")
     back = train(tmp_path, *line).read_metrics()
     assert [row.val_macro_f1 is None for row in back] == [True, True, False, False, True]
-
-
-# --- search and ranking ----------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -172,9 +172,6 @@ def test_a_failed_run_is_tried_again_from_its_last_checkpoint(
     assert differences(tiny_finished, stopped) == []
 
 
-# --- training on ------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """The first of the two epochs of `tiny_finished`, as a run of its own."""
@@ -267,9 +264,6 @@ def test_an_unfinished_run_is_not_trained_on(stopped: RunDir, tmp_path: Path) ->
     assert run.status == "queued"
 
 
-# --- threads, code, settings ---------------------------------------------------------------------
-
-
 def again(run: RunDir, *overrides: str) -> RunDir:
     """Ask for the same run by its command line."""
     return make(run.path.parents[1], *RICH, *overrides)
@@ -314,8 +308,6 @@ def test_other_code_is_asked_about_before_it_goes_on(
 def test_the_checked_config_of_a_run_is_the_run(tiny_finished: RunDir) -> None:
     assert check(tiny_finished.read_config()) == tiny_finished.read_config()
 
-
-# --- real signals in real processes ------------------------------------------------------------
 
 LONG = ["training.epochs=400", "model.widths=[8,16]"]
 

@@ -22,9 +22,6 @@ def files_of(run: RunDir) -> set[str]:
     return {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
 
 
-# --- rerun=true ----------------------------------------------------------------------------------
-
-
 def test_rerun_removes_what_the_run_wrote_and_nothing_else(finished: RunDir) -> None:
     notes = {"notes.txt", "figures/mine.png", "predictions_mine.npz", "paper/draft.md", "my.pt"}
     notes |= {".mine.tmp", "figures/.mine.tmp"}  # not the names of our temporary files
@@ -86,9 +83,6 @@ def test_a_second_name_of_best_takes_no_file_of_the_user_along(finished: RunDir)
     assert finished.status == "queued"
 
 
-# --- simultaneous starts -------------------------------------------------------------------------
-
-
 def test_nobody_tidies_a_folder_that_is_being_created(
     tmp_path: Path, stopped: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,9 +101,6 @@ def test_nobody_tidies_a_folder_that_is_being_created(
     run = RunDir.create(config)
     assert len(refused) == 2  # config.yaml and summary.json
     assert run.status == "queued"
-
-
-# --- best.pt -------------------------------------------------------------------------------------
 
 
 def exchange(path: Path) -> None:

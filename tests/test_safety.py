@@ -66,9 +66,6 @@ def files_below(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.name != ".lock"}
 
 
-# --- code ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("role", ROLES)
 def test_no_role_takes_what_is_none_of_its_kind(role: str) -> None:
     for target in ("", *TARGETS):
@@ -113,8 +110,6 @@ def test_commands_on_a_folder_with_a_hostile_target(
         assert "is not allowed" in capsys.readouterr().err
     assert not marker.exists()
 
-
-# --- names that lead elsewhere ------------------------------------------------------------------
 
 NAMES = {
     "training.best_file_name": (
@@ -180,9 +175,6 @@ def test_rerun_removes_no_figure_outside_that_a_summary_names(
     with finished.lock():
         finished.discard_results()
     assert victim.read_text() == "gold"
-
-
-# --- links --------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -54,9 +54,6 @@ def said(warnings: list[str], words: str) -> bool:
     return len([warning for warning in warnings if words in warning]) == 1
 
 
-# --- of the config --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -76,9 +73,6 @@ def test_checks_of_the_config(overrides: list[str], words: str) -> None:
     config = compose(*overrides)
     warnings = sanity_checks.check_config(config, load_splits(config, "cpu"))
     assert said(warnings, words) if words else warnings == []
-
-
-# --- of the model ---------------------------------------------------------------------------------
 
 
 def test_46_a_softmax_before_cross_entropy(built: tuple[TrainState, Batches]) -> None:
@@ -122,16 +116,10 @@ def test_probing_a_model_moves_no_generator(built: tuple[TrainState, Batches]) -
     assert torch.equal(before[1], state.generator.get_state())
 
 
-# --- of the scores ------------------------------------------------------------------------------
-
-
 def test_16_a_validation_split_that_tells_little() -> None:
     (warning,) = sanity_checks.check_interval(0.778, 1000)
     assert "±2.6 points" in warning
     assert sanity_checks.check_interval(0.989, 12000) == []
-
-
-# --- of the losses --------------------------------------------------------------------------------
 
 
 def epochs(*losses: float | tuple[float, float]) -> list[EpochMetrics]:
@@ -168,9 +156,6 @@ def test_a_network_that_ends_at_chance_is_told() -> None:
     assert said(sanity_checks.check_learning(epochs(0.5, 0.4), skewed), "constant answer's, 0.3251")
     assert sanity_checks.check_learning(epochs(0.5, 0.3), skewed) == []
     assert sanity_checks.check_learning(epochs(0.0, 0.0), torch.zeros(5, dtype=torch.int64)) == []
-
-
-# --- said once, in the log and in summary.json ----------------------------------------------------
 
 
 def test_warnings_are_said_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -56,9 +56,6 @@ def no_pictures(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summarize, "_draw", lambda summary: [])
 
 
-# --- axes and settings ---------------------------------------------------------------------------
-
-
 def test_axes_are_what_differs_within_an_option_and_never_the_seed(
     collection: RunCollection,
 ) -> None:
@@ -103,9 +100,6 @@ def test_protocols_are_one_axis_not_all_that_they_change(tmp_path: Path) -> None
     make_run(tmp_path, protocol="report", validated=False, **report)
     collection = collection_of(tmp_path)
     assert [collection.axes[i] for i in collection.main_axes] == ["protocol"]
-
-
-# --- ranking and the test score -------------------------------------------------------------------
 
 
 def test_ranking_is_by_validation_and_only_the_best_shows_its_test_score(
@@ -160,9 +154,6 @@ def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
             make_run(tmp_path, dataset=dataset, lr=lr, accuracy=0.5 + lr)
     ranks = sorted((group.dataset, group.rank) for group in collection_of(tmp_path).groups)
     assert ranks == [("cifar10", 1), ("cifar10", 2), ("mnist", 1), ("mnist", 2)]
-
-
-# --- what the differences are worth --------------------------------------------------------------
 
 
 def test_every_configuration_says_how_far_it_is_from_the_best(
@@ -335,9 +326,6 @@ def test_a_figure_never_ends_a_table(
     assert "grid.png is not drawn: ValueError: no such colour" in capsys.readouterr().out
     assert not (tmp_path / "grid.png").exists()
     assert (tmp_path / "effects.png").exists()
-
-
-# --- unfinished, damaged --------------------------------------------------------------------------
 
 
 def test_unfinished_and_failed_runs_are_listed_with_their_error(grid: Path) -> None:

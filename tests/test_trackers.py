@@ -26,8 +26,6 @@ from cifar_lab.training.signals import Stop
 
 __all__ = ["no_users_tracker"]  # a fixture that is used by being here
 
-# --- what a tracker is no part of -----------------------------------------------------------------
-
 
 @pytest.mark.slow
 def test_a_tracker_changes_no_bit_of_a_run(tmp_path: Path) -> None:
@@ -38,9 +36,6 @@ def test_a_tracker_changes_no_bit_of_a_run(tmp_path: Path) -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
     logits = [run.read_predictions().logits for run in (plain, tracked)]
     assert (logits[0] == logits[1]).all()
-
-
-# --- TensorBoard ----------------------------------------------------------------------------------
 
 
 def events(run: RunDir) -> Any:
@@ -96,8 +91,6 @@ def test_a_resumed_run_adds_to_its_events_and_rerun_starts_new_ones(tmp_path: Pa
     again = json.loads(run.trackers_file.read_text())
     assert again["tensorboard"]["key"] != before["tensorboard"]["key"]
 
-
-# --- trackers that fail ---------------------------------------------------------------------------
 
 FAKE = '''
 import os
@@ -227,9 +220,6 @@ def test_no_password_of_a_real_tracker_is_printed_or_written(tracker: str, tmp_p
     )
     assert done.returncode == 0, done.stderr
     check_hushed(tmp_path / "out", done.stdout, done.stderr)
-
-
-# --- wrong requests -------------------------------------------------------------------------------
 
 
 def test_a_missing_package_is_one_line_that_names_the_extra(

@@ -118,9 +118,6 @@ def test_a_plain_slow_loop_gives_the_same_losses() -> None:
         assert row.val_accuracy == pytest.approx(val_accuracy, abs=0.02)
 
 
-# --- dropout -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("p", "layout"), [(0.1, torch.contiguous_format), (0.5, torch.channels_last)]
 )
@@ -178,9 +175,6 @@ def test_keyed_dropout_keeps_names_and_needs_no_global_generator() -> None:
     before = torch.get_rng_state()
     model(torch.randn(4, 3, generator=torch.Generator()))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-# --- schedules, patience, bookkeeping --------------------------------------------------------
 
 
 def row(epoch: int, accuracy: float, loss: float = 1.0) -> EpochMetrics:

@@ -37,9 +37,6 @@ def split_of(labels: list[int]) -> Split:
     return Split("train", images, torch.tensor([5, *labels]), torch.arange(1, len(labels) + 1))
 
 
-# --- the loss --------------------------------------------------------------------------------
-
-
 def plain_loss(logits: Tensor, shares: Tensor, weights: list[float], smoothing: float) -> float:
     """Image by image and class by class, in Python's floats."""
     total = divisor = 0.0
@@ -81,8 +78,6 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
     assert weights[[2, 4, 5]].tolist() == [0, 0, 0], "5 is a class of another split"
 
 
-# --- a plain loop ----------------------------------------------------------------------------
-
 PLAIN = ("optimizer=sgd", "optimizer.momentum=0.9", "dropout=none", "augmentation=none")
 
 
@@ -122,9 +117,6 @@ def test_weights_of_classes_and_clipping_are_those_of_a_plain_loop() -> None:
     assert min(norms) < limit < max(norms), "some steps are clipped, others are not"
     for ours, theirs in zip(state.model.parameters(), net.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-5)
-
-
-# --- averaged weights ------------------------------------------------------------------------
 
 
 def small_model() -> nn.Sequential:

@@ -140,9 +140,6 @@ def test_what_follows_from_others_or_did_not_happen_is_not_averaged() -> None:
     assert str(missing) == "inconclusive (in 1 of 3 runs it did not happen)"
 
 
-# --- the deviation --------------------------------------------------------------------------------
-
-
 def test_configurations_are_pooled_as_in_an_analysis_of_variance() -> None:
     rng = np.random.default_rng(0)
     groups = [rng.normal(mean, 0.01, n) for mean, n in ((0.7, 3), (0.8, 4), (0.9, 2))]
@@ -205,9 +202,6 @@ def test_a_length_fits_if_one_more_run_could_have_given_the_number() -> None:
     far.pop(22)
     study = EpochStudy(claim, {e: dict(enumerate(v)) for e, v in far.items()})
     assert str(study.verdict) == "differs (fits at no length tried, 20 to 24 epochs)"
-
-
-# --- what the rule does in the long run -----------------------------------------------------------
 
 
 @pytest.mark.slow

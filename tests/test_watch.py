@@ -86,9 +86,6 @@ def test_names_are_what_differs() -> None:
     assert list(names([paths[0], twin]).values()) == [paths[0].name, twin.name]
 
 
-# --- the page -------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def server(folder: Path) -> Iterator[LiveServer]:
     with LiveServer(Watcher(folder), "127.0.0.1", 0) as server:

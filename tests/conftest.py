@@ -66,6 +66,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-lines", type=int, default=2000, metavar="N", help=lines)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let hypothesis draw ten times as many examples in the slow tier."""
+    if config.getoption("--slow"):
+        import hypothesis
+
+        hypothesis.settings.register_profile("slow", max_examples=1000)
+        hypothesis.settings.load_profile("slow")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     tiers_of = {item: [tier for tier in TIERS if item.get_closest_marker(tier)] for item in items}
     wanted = {tier for tiers in tiers_of.values() for tier in tiers}

@@ -131,7 +131,7 @@ def test_the_images_are_a_part_of_the_variance() -> None:
     assert found.covers == "seeds and images"
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None)
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_two_single_runs_are_mcnemars_test(only_a: int, only_b: int) -> None:
     right_a = np.array([[True] * only_a + [False] * only_b + [True] * 400])

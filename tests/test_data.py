@@ -105,16 +105,6 @@ def test_offsets_and_flips_are_uniform() -> None:
         assert float(((observed - expected) ** 2 / expected).sum()) < limit
 
 
-def test_orders_are_uniform() -> None:
-    """Each image is equally often in each quarter of an epoch (0.999 of 45 degrees: 80.1)."""
-    source = batches(split_of(16), batch_size=4)
-    counts = torch.zeros(16, 4, dtype=torch.float64)
-    for epoch in range(400):
-        for quarter, seen in enumerate(labels_of(source, epoch).view(4, 4)):
-            counts[seen, quarter] += 1
-    assert float(((counts - 100) ** 2 / 100).sum()) < 80.1
-
-
 @pytest.mark.parametrize("sampler", ["permutation", "weighted", "subset"])
 def test_each_image_of_the_split_comes_once_and_no_other(sampler: str) -> None:
     split = split_of(100, whole=200)

@@ -375,22 +375,6 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8
 LABELS = np.arange(30) % 3
 
 
-def test_a_file_with_both_sets(tmp_path: Path) -> None:
-    path = save(
-        tmp_path / "a.npz",
-        train_images=IMAGES[:20],
-        train_labels=LABELS[:20],
-        test_images=IMAGES[20:].transpose(0, 2, 3, 1),
-        test_labels=LABELS[20:],
-        class_names=np.array(["ant", "bee", "cow"]),
-    )
-    data = load_npz(path)
-    assert np.array_equal(data.train_images, IMAGES[:20])
-    assert np.array_equal(data.test_images, IMAGES[20:])
-    assert np.array_equal(data.test_labels, LABELS[20:])
-    assert data.class_names == ("ant", "bee", "cow")
-
-
 def test_a_file_with_one_set_and_grey_images(tmp_path: Path) -> None:
     path = save(tmp_path / "a.npz", images=IMAGES[:, 0], labels=LABELS)
     data = load_npz(path, (1, 8, 8), test_fraction=0.3)

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_runs import TINY, make, train
+from tiny_runs import make, train
 from torch import nn
 
 from cifar_lab import describe
 from cifar_lab.analysis import description
 from cifar_lab.analysis.lr_range import HIGHEST, LOWEST, RangeTest, advise, range_test, smooth
 from cifar_lab.datasets.checks import pixel_statistics
-from cifar_lab.models.layers import size_formula, trace_layers
+from cifar_lab.models.layers import size_formula
 from cifar_lab.training.preflight import compose_checked
 
 
@@ -23,27 +23,6 @@ def test_parameters_and_multiply_adds_are_the_reports() -> None:
     text = description.model_text(config, 10)
     assert "parameters: 2,169,770 " in text
     assert text.endswith("per image: 26,579,968")
-
-
-def test_layers_come_in_the_order_in_which_they_run() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.last = nn.Linear(3, 2)
-            self.shared = nn.Linear(3, 3)
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            hidden = self.shared(self.shared(images.flatten(1)))
-            output: torch.Tensor = self.last(hidden)
-            return output
-
-    layers = trace_layers(Twice(), [3, 1, 1])
-    assert [(name, cost) for name, _, _, _, cost, _ in layers] == [
-        ("shared", 9),
-        ("shared", 9),
-        ("last", 6),
-    ]
-    assert layers[-1][2] == (2,)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -133,18 +112,3 @@ def test_the_steps_are_those_of_the_run_with_another_rate(
         tmp_path, *options, "scheduler=one_cycle", "scheduler.max_lr=0.1"
     ).read_config()
     assert range_test(scheduled, STEPS).losses == pytest.approx(found.losses)
-
-
-@pytest.mark.slow
-def test_describe_writes_the_figure_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
-    out = tmp_path / "out"
-    words = ["--lr-range", *TINY, "optimizer=sgd", f"output_dir={out}"]
-    assert describe.main(words) == 0
-    (path,) = [path for path in out.rglob("*") if path.is_file()]
-    assert path == out / "describe" / "digits_lr_range.png"
-    printed = capsys.readouterr().out
-    assert f"figure: {path}" in printed
-    assert "suggestion: optimizer.lr=" in printed

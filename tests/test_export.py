@@ -12,23 +12,14 @@ import pytest
 import torch
 from tiny_runs import copy_run, make, train
 
+import cifar_lab
 from cifar_lab import export
 from cifar_lab.exports import onnx_file, safetensors_file
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.data import load_splits
-from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.run import run_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("convnet", "convnet_deep", "two_branch", "mixed_kernel", "resnet", "airbench_small")
-QUICK = (
-    "dataset=digits",
-    "training.epochs=1",
-    "split.validation=1300",
-    "figures=none",
-    "device=cpu",
-    "threads=1",
-)
 NARROW = {  # as deep as they are, with fewer channels
     "mixed_kernel": ["model.widths=[8,8,16,16,32,32]"],
     "resnet": ["model.width=8"],
@@ -168,20 +159,6 @@ def test_a_file_in_the_way_is_kept_unless_it_may_be_overwritten(
     assert answer(pixels(run)[:2]).shape == (2, 10)
 
 
-def test_a_missing_package_is_one_line_that_names_the_extra(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find(name)
-    )
-    assert export.main([str(run.path), "--format", "onnx"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    words = "export --format onnx needs the packages onnx, onnxscript and onnxruntime: "
-    assert words in line
-    assert "pip install 'cifar-lab[export]'" in line
-
-
 def test_a_run_that_is_not_finished_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,11 +186,9 @@ def test_predictions_that_a_plain_pass_cannot_repeat_are_reported_and_not_compar
 def test_onnx_runtime_answers_as_each_model_of_the_reports_did(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = compose_checked(
-        [*QUICK, f"model={model}", *NARROW.get(model, ()), f"output_dir={tmp_path}"]
-    )
-    made = RunDir.create(request.runs[0].config)
-    run_experiment(made)
+    words = ["dataset=digits", "training.epochs=1", "split.validation=1300", "figures=none"]
+    words += ["device=cpu", "threads=1", f"model={model}", *NARROW.get(model, ())]
+    made = RunDir(cifar_lab.run(*words, f"output_dir={tmp_path}").path)
     assert export.main([str(made.path), "--format", "onnx"]) == 0
     assert "from the stored predictions is" in capsys.readouterr().out
     answers = onnx_file.load(made.path / "model.onnx")

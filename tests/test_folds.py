@@ -142,12 +142,3 @@ def test_folds_that_are_missing_and_seeds_among_them_are_noted(tmp_path: Path) -
     assert found.mean - found.low == pytest.approx(half)
     assert "mean of 10 runs over 5 folds" in texts.best_text(collection, mixed)
     assert len(short.finished_folds) == 3
-
-
-def test_two_folds_are_too_few_for_an_interval(tmp_path: Path) -> None:
-    for seed in (0, 1):
-        make_folds(tmp_path, 0.01, 0.7, folds=2, seed=seed)
-    (group,) = collection_of(tmp_path).groups
-    found = group.interval("best_val_accuracy")
-    assert found is not None
-    assert (found.n, found.low, found.high) == (4, None, None)

@@ -68,41 +68,32 @@ def test_the_page_is_one_file_that_reaches_for_nothing(page: Path) -> None:
     assert not re.search(r"https?://|fetch\(|XMLHttpRequest|WebSocket|innerHTML", without_namespace)
 
 
-def test_names_cannot_end_the_data(page: Path) -> None:
+def test_names_cannot_end_the_data_and_test_scores_are_the_best_settings_alone(page: Path) -> None:
     assert page.read_text("utf-8").count("</script>") == 2
-    failed = next(
-        setting for setting in data_of(page)["settings"] if setting["status"] == "1 failed"
-    )
-    assert failed["runs"][0]["error"].startswith("</script>")
-
-
-def test_test_scores_are_the_best_settings_alone(page: Path) -> None:
     settings = data_of(page)["settings"]
+    failed = next(setting for setting in settings if setting["status"] == "1 failed")
+    assert failed["runs"][0]["error"].startswith("</script>")
     with_test = [setting for setting in settings if setting["scores"].get("test_accuracy")]
     assert [setting["rank"] for setting in with_test] == [1]
 
 
-def test_runs_are_linked_with_their_pictures(tmp_path: Path) -> None:
+def test_runs_are_linked_with_their_pictures_and_a_warning_of_them_is_said_once(
+    tmp_path: Path,
+) -> None:
     """The addresses are relative, so that a folder that was moved keeps them."""
-    run = make_run(tmp_path / "a folder #1")
-    (run.path / "figures").mkdir()
-    (run.path / "figures" / "curves.png").write_bytes(b"picture")
+    for seed in range(2):
+        warning = f"the accuracy 9{seed}.5 % is measured on 144 images"
+        run = make_run(tmp_path / "a folder #1", seed=seed, summary={"warnings": [warning]})
+        (run.path / "figures").mkdir()
+        (run.path / "figures" / "curves.png").write_bytes(b"picture")
     assert summarize.main([str(tmp_path)]) == 0
     (setting,) = data_of(tmp_path / "report.html")["settings"]
+    assert setting["warnings"] == ["the accuracy 90.5 % is measured on 144 images (2 of 2 runs)"]
     links = dict(setting["runs"][0]["links"])
     assert list(links) == ["folder", "curves", "config"]
     for address in links.values():
         assert address.startswith("./a%20folder%20%231/")
         assert (tmp_path / unquote(address)).exists()
-
-
-def test_a_warning_of_several_seeds_is_said_once(tmp_path: Path) -> None:
-    for seed in range(2):
-        warning = f"the accuracy 9{seed}.5 % is measured on 144 images"
-        make_run(tmp_path, seed=seed, summary={"warnings": [warning]})
-    assert summarize.main([str(tmp_path)]) == 0
-    (setting,) = data_of(tmp_path / "report.html")["settings"]
-    assert setting["warnings"] == ["the accuracy 90.5 % is measured on 144 images (2 of 2 runs)"]
 
 
 def test_axes_that_follow_from_others_have_no_column(tmp_path: Path) -> None:
@@ -240,19 +231,3 @@ def test_the_table_as_it_is_shown_is_downloaded(page: Path, browse: Browse) -> N
     header, *rows = text.splitlines()
     assert header.startswith('"rank","configuration","optimizer","activation","optimizer.lr",')
     assert all('"sgd"' in row for row in rows)
-
-
-@pytest.mark.browser
-def test_a_page_without_a_finished_run_and_one_without_axes(tmp_path: Path, browse: Browse) -> None:
-    for status in ("queued", "finished"):
-        folder = tmp_path / status
-        make_run(folder, status=status)
-        assert summarize.main([str(folder)]) == 0
-        shown = browse(
-            folder / "report.html",
-            "return [document.querySelectorAll('#settings tbody tr').length,"
-            "document.getElementById('heat-section').hidden, document.querySelector('#detail h3')"
-            ".textContent]",
-        )
-        assert shown[:2] == [1, True]
-        assert shown[2].endswith("the one configuration")

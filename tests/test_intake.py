@@ -100,7 +100,7 @@ def any_picture(mode: str, white: bool) -> Image.Image:
 
 
 @given(st.sampled_from(MODES), st.booleans(), st.sampled_from(pictures.FORMATS))
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 def test_white_is_white_and_black_is_black_in_every_mode(mode: str, white: bool, kind: str) -> None:
     if mode in ("I", "F") and kind != "TIFF":
         return  # Pillow cuts its values off at 255, or is about to give it up (PNG)
@@ -118,7 +118,7 @@ def test_white_is_white_and_black_is_black_in_every_mode(mode: str, white: bool,
 
 
 @given(st.binary(max_size=400), st.sampled_from([pgm(4095), saved(any_picture("L", True), "PNG")]))
-@settings(max_examples=60, deadline=None)
+@settings(deadline=None)
 def test_damaged_content_is_one_line_or_a_picture(noise: bytes, whole: bytes) -> None:
     for content in (noise, whole[:20] + noise, whole[: len(whole) // 2]):
         assert "\n" not in reason(content)
@@ -140,7 +140,7 @@ def test_classes_that_differ_in_format_depth_or_size_are_warned_of() -> None:
 
 
 @given(st.text(max_size=12))
-@settings(max_examples=200)
+@settings(deadline=None)
 def test_no_name_reaches_a_terminal_raw(text: str) -> None:
     shown = printable(text)
     assert not any(ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in shown)
@@ -235,16 +235,19 @@ def test_val_validates(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_val_arrays_validate(tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (30, 1, 8, 8), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
     parts = {"train": slice(0, 16), "val": slice(16, 22), "test": slice(22, 30)}
     arrays: dict[str, Any] = {f"{name}_images": images[part] for name, part in parts.items()}
     arrays |= {f"{name}_labels": np.arange(30)[part] % 2 for name, part in parts.items()}
+    arrays["test_images"] = arrays["test_images"].transpose(0, 2, 3, 1)  # channels last
     np.savez(tmp_path / "a.npz", **arrays)
     data = npz.load(
-        root=tmp_path, checksums={}, path=str(tmp_path / "a.npz"), image_shape=(1, 8, 8)
+        root=tmp_path, checksums={}, path=str(tmp_path / "a.npz"), image_shape=(3, 8, 8)
     )
     assert data.validation == 6
     assert np.array_equal(data.train_images, images[:22])
+    assert np.array_equal(data.test_images, images[22:])
+    assert data.test_labels.tolist() == arrays["test_labels"].tolist()
 
 
 def test_what_is_skipped_and_classes_without_images_are_warnings_of_the_run(root: Path) -> None:
@@ -260,7 +263,7 @@ def test_what_is_skipped_and_classes_without_images_are_warnings_of_the_run(root
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=12), st.integers(1, 11))
-@settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 def test_equal_images_are_found_and_no_others(kinds: list[int], size: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 1, size, 3), dtype=np.uint8)[kinds]
     images[0, 0, 0, 0] ^= 1  # differs from its kin in one bit

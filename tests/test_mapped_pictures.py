@@ -1,7 +1,6 @@
 """Pictures that are decoded once into mapped files: the same runs, and a cache that holds."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -26,7 +25,6 @@ from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 
 SHAPE = (3, 16, 16)
-PREPARATION = pictures.Preparation(SHAPE)
 
 
 @pytest.fixture
@@ -118,16 +116,6 @@ def test_pictures_are_decoded_once_and_anew_when_one_changes(
     assert len(decoded) == 120
     assert len(caches(root)) == 1
     assert np.array_equal(mapped.train_images, pixels), "what is mapped stays"
-
-
-def test_threads_decode_in_order(folder: Path) -> None:
-    paths = sorted(folder.rglob("*.png"))
-    paths[17].write_bytes(b"?")
-    for path, decoded in zip(paths, pictures.decode_files(paths, PREPARATION), strict=True):
-        if isinstance(decoded, pictures.Unreadable):
-            assert path == paths[17]
-        else:
-            assert np.array_equal(decoded[0], pictures.read_picture(path, PREPARATION))
 
 
 def test_a_full_disk_and_a_folder_that_cannot_be_written(
@@ -257,16 +245,6 @@ def test_20_000_pictures_of_3_gb_train_in_less_than_1_5_gb(root: Path, tmp_path:
     assert sum(file.stat().st_size for file in images) == 20_000 * 3 * 224 * 224
     assert int(peak.read_text()) < 1_500_000_000
     shutil.rmtree(root)  # pytest keeps the folders of three runs
-
-
-def test_skipped_pictures_are_a_warning_of_the_run(
-    folder: Path, root: Path, tmp_path: Path
-) -> None:
-    break_pictures(folder, "ant/00.png")
-    run = run_of(folder, "dataset.source.skip_broken=true", f"output_dir={tmp_path / 'out'}")
-    run_experiment(run)
-    summary = json.loads(run.summary_file.read_text())
-    assert any("skipped 1 of the 60 pictures" in warning for warning in summary["warnings"])
 
 
 def test_only_what_changes_the_images_changes_the_address() -> None:

@@ -15,9 +15,9 @@ from PIL import Image
 from cifar_lab import describe, evaluate, predict, train
 from cifar_lab.config import targets
 from cifar_lab.config.identity import address
-from cifar_lab.config.run_config import dump, to_plain
+from cifar_lab.config.run_config import dump
 from cifar_lab.errors import UsageError
-from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.training import preflight
 from cifar_lab.training.preflight import compose_checked
 
@@ -88,20 +88,6 @@ def test_own_code_runs_only_if_it_is_trusted(own: Path, capsys: pytest.CaptureFi
     assert "add --trust my_models" in capsys.readouterr().err
     assert "my_models" not in sys.modules
     assert not (own / "outputs").exists()
-
-
-def test_a_run_folder_trusts_nothing(
-    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = compose_checked(
-        ["--config-dir", "mine", "trust=[my_models]", "dataset=digits", "model=my_net", *TINY]
-    )
-    run = RunDir.create(request.runs[0].config)
-    assert "trust" not in to_plain(run.read_config())
-    monkeypatch.setattr(targets, "_TRUSTED", set())
-    for command in (train.main, evaluate.main):
-        assert command([str(run.path)]) == 2
-        assert "trust" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("source", ["image_folder", "npz"])

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import TINY_CELL, descendants, kill_tree, wait_until, weights
+from tiny_runs import TINY_CELL, descendants, kill_tree, started, wait_until, weights
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import Unavailable, UsageError
@@ -115,10 +115,8 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def train(folder: Path, *overrides: str, address: str = "") -> "subprocess.Popen[str]":
-    line = [sys.executable, "-m", "cifar_lab.train", "-m", *TINY, f"output_dir={folder}"]
-    line += [*overrides, *([*ON_RAY, f"hydra.launcher.address={address}"] if address else [])]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True)
+    cluster = [*ON_RAY, f"hydra.launcher.address={address}"] if address else []
+    return started("-m", *TINY, f"output_dir={folder}", *overrides, *cluster)
 
 
 def ended(process: "subprocess.Popen[str]", code: int = 0) -> tuple[str, str]:

@@ -180,19 +180,6 @@ def test_what_other_code_made_is_shown_and_said(
     assert "Made by other code" in capsys.readouterr().out
 
 
-@pytest.mark.slow
-def test_a_finding_may_compare_two_experiments(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, share in (("s2_untrained", 0.7), ("s2_fixed_rate", 0.96)):
-        scores = {"knn_accuracy": share, "silhouette": None}
-        finished_run(tmp_path, f"experiment={name}", separation=scores)
-    rows = rows_of(run_reproduce(capsys, "S2", "--output-dir", str(tmp_path)))
-    row = rows["S2-1e-3-features"]
-    assert row[:4] == ["more than with name=s2_untrained", "96.00 %", "1", "report"]
-    assert row[4].startswith("inconclusive (runs that are single or all equal")
-
-
 def test_what_is_kept_gives_the_same_table_and_a_page_with_its_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], script: dict[str, Any]
 ) -> None:

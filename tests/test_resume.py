@@ -20,6 +20,7 @@ from tiny_runs import (
     at_yield,
     config_of,
     make,
+    started,
     train,
     wait_until,
 )
@@ -313,8 +314,7 @@ LONG = ["training.epochs=400", "model.widths=[8,16]"]
 
 
 def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
-    line = [sys.executable, "-m", "cifar_lab.train", *TINY, *overrides, f"output_dir={folder}"]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return started(*TINY, *overrides, f"output_dir={folder}")
 
 
 def wait_for_rows(folder: Path, rows: int) -> RunDir:

@@ -4,13 +4,12 @@ import dataclasses
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import TINY_CELL, wait_until, weights
+from tiny_runs import TINY_CELL, started, wait_until, weights
 
 import cifar_lab
 from cifar_lab.errors import UsageError
@@ -41,9 +40,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def train(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
-    line = [sys.executable, "-m", "cifar_lab.train", "-m", *TINY, f"output_dir={folder}"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen([*line, *overrides], stdout=pipe, stderr=pipe, text=True)
+    return started("-m", *TINY, f"output_dir={folder}", *overrides)
 
 
 def squeue() -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import TINY_CELL, assert_same_result, descendants, wait_until
+from tiny_runs import TINY_CELL, assert_same_result, descendants, started, wait_until
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import RunFailed, Unavailable
@@ -246,14 +246,8 @@ def test_jobs_fit_the_gpus_the_cores_and_the_memory(
 
 def start_sweep(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     """A sweep in a process group of its own, as a terminal starts it."""
-    line = [sys.executable, "-m", "cifar_lab.train", *TINY, "seed=0,1,2", "jobs=2"]
-    return subprocess.Popen(
-        [*line, f"output_dir={folder}", *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    words = (*TINY, "seed=0,1,2", "jobs=2", f"output_dir={folder}", *overrides)
+    return started(*words, start_new_session=True)
 
 
 def statuses(folder: Path) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from tiny_runs import make
 
 from cifar_lab import watch
-from cifar_lab.analysis.watching import LiveServer, Watcher, headline, names
+from cifar_lab.analysis.watching import LiveServer, Watcher, headline
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 
@@ -77,13 +77,6 @@ def test_a_run_that_trains_has_a_time_left_and_one_that_was_killed_is_interrupte
     shutil.rmtree(folder)
     with pytest.raises(UsageError, match="is not a folder"):
         watcher.look()
-
-
-def test_names_are_what_differs() -> None:
-    paths = [Path(f"/a/runs/mnist-adam-lr{rate}-seed0-12345678") for rate in (0.1, 0.2)]
-    assert list(names(paths).values()) == ["lr0.1", "lr0.2"]
-    twin = paths[0].with_name(paths[0].name.replace("12345678", "87654321"))
-    assert list(names([paths[0], twin]).values()) == [paths[0].name, twin.name]
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +170,12 @@ def kill_tree(pid: int) -> None:
     for process in [pid, *descendants(pid)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+
+def started(*words: str, **options: Any) -> "subprocess.Popen[str]":
+    """Start `train` in a process of its own."""
+    line, pipe = [sys.executable, "-m", "cifar_lab.train", *words], subprocess.PIPE
+    return subprocess.Popen(line, stdout=pipe, stderr=pipe, text=True, **options)
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 600) -> None:

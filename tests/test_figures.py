@@ -13,7 +13,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from synthetic_runs import CLASSES, dataset_config
 
-
 from cifar_lab.errors import UsageError
 from cifar_lab.figures import (
     confusion_matrix,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab import cli
-from cifar_lab.analysis import reproduction
+from cifar_lab.analysis import reproduction, verdicts
 from cifar_lab.analysis.claims import ReportExperiment, Row
 from cifar_lab.config import groups
 from cifar_lab.config.identity import address
@@ -57,11 +57,13 @@ def _reproduce(argv: list[str]) -> int:
     runs = [run for each in experiments for run in reproduction.read_finished(each.folder)]
     rows = reproduction.rows(experiments, runs, arguments.only)
     by_report = reproduction.by_report(rows).items()
-    joint = (f"{tag}: {text}" for tag, of in by_report if (text := reproduction.joint_sentence(of)))
-    guesses, sources = reproduction.guesses(rows), reproduction.sources(rows)
-    print(
-        "\n\n".join(filter(None, [reproduction.table(rows).markdown(), *joint, guesses, sources]))
-    )
+    joint = [(tag, verdicts.joint([row.verdict for row in of])) for tag, of in by_report]
+    parts = [
+        reproduction.table(rows).markdown(),
+        *(f"{tag}: {text}" for tag, text in joint if text),
+    ]
+    parts += [reproduction.guesses(rows), reproduction.sources(rows)]
+    print("\n\n".join(filter(None, parts)))
     if failure is not None:
         raise failure
     return 0

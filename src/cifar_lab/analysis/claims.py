@@ -6,7 +6,7 @@ finished runs of such a configuration, one value per seed, by one written rule (
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -184,17 +184,6 @@ def match(
     same = {} if "name" in claim.above else {"name": config.name, **claim.where}
     where = {"protocol": config.protocol, **same, **claim.above}
     return tuple(other for other in every if claim.above and other.fits(where))
-
-
-def pooled(candidates: Sequence[Candidate], reasons: Sequence[str | None]) -> list[Candidate]:
-    """Let configurations of one reason share the runs that tell their deviation."""
-    pools: dict[str | None, list[Runs]] = {}
-    for candidate, reason in zip(candidates, reasons, strict=True):
-        pools.setdefault(reason, []).append(candidate.runs)
-    return [
-        replace(candidate, pool=tuple(pools[reason])) if reason else candidate
-        for candidate, reason in zip(candidates, reasons, strict=True)
-    ]
 
 
 def values_of(runs: Sequence[FoundRun], metric: str) -> dict[FoundRun, float]:

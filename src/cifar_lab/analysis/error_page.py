@@ -138,17 +138,9 @@ def label_errors(each: Sequence[Predictions]) -> list[Mistake]:
 def _mistakes(
     of: Predictions, places: Integers, guesses: Integers, p: Probabilities, runs: Integers
 ) -> list[Mistake]:
-    return [
-        Mistake(
-            int(of.indices[i]),
-            int(of.labels[i]),
-            int(guesses[i]),
-            float(p[i, guesses[i]]),
-            float(p[i, of.labels[i]]),
-            int(runs[i]),
-        )
-        for i in places
-    ]
+    labels, taken = of.labels[places], guesses[places]
+    columns = (of.indices[places], labels, taken, p[places, taken], p[places, labels], runs[places])
+    return [Mistake(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def _confident_class(probabilities: Probabilities, labels: Integers) -> Integers:

@@ -10,14 +10,14 @@ from cifar_lab.analysis.claims import (
     Candidate,
     ReportExperiment,
     Row,
+    Runs,
     match,
-    pooled,
     reported,
     values_of,
 )
 from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs
 from cifar_lab.analysis.statistics import MIN_VALUES
-from cifar_lab.analysis.verdicts import REFUTED, EpochStudy, joint
+from cifar_lab.analysis.verdicts import REFUTED, EpochStudy
 from cifar_lab.config.reports import ReportedExperiment
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.provenance import code_version, other_code
@@ -44,20 +44,26 @@ def rows(
     by_recipe: dict[str, dict[int, FoundRun]] = {}
     for run in runs:  # one run per seed, even where two devices computed it
         by_recipe.setdefault(recipe(run.config), {}).setdefault(run.config.seed, run)
-    configs = [(experiment, config) for experiment in experiments for config in experiment.configs]
-    candidates = [Candidate(c, _by_seed(by_recipe.get(recipe(c), {}))) for _, c in configs]
-    reported_of = [experiment.reported for experiment, _ in configs]
-    every = pooled(
-        [_at_fitted_length(*pair, runs) for pair in zip(candidates, reported_of, strict=True)],
-        [reported.pool for reported in reported_of],
-    )
-    owners = [experiment for experiment, _ in configs]
+    owned: list[tuple[ReportExperiment, Candidate]] = []
+    pools: dict[str, list[Runs]] = {}  # those of one reason share what tells their deviation
+    for experiment in experiments:
+        reason = experiment.reported.pool
+        for config in experiment.configs:
+            own = Candidate(config, _by_seed(by_recipe.get(recipe(config), {})))
+            own = _at_fitted_length(own, experiment.reported, runs)
+            owned.append((experiment, own))
+            pools.setdefault(reason or "", []).append(own.runs)
+    owned = [
+        (e, replace(own, pool=tuple(pools[e.reported.pool])) if e.reported.pool else own)
+        for e, own in owned
+    ]
+    every = [candidate for _, candidate in owned]
     return [
         Row(experiment, claim, candidate, others)
         for experiment in experiments
         for claim in experiment.reported.claims
         if only is None or claim.name.startswith(only)
-        for owner, candidate in zip(owners, every, strict=True)
+        for owner, candidate in owned
         if owner is experiment and (others := match(claim, candidate, every)) is not None
     ]
 
@@ -126,29 +132,17 @@ def by_report(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 def table(rows: Iterable[Row]) -> Table:
     """Return a table with a line for each row."""
+    lines = []
+    for row in rows:
+        claim, verdict = row.claim, str(row.verdict)
+        if row.verdict.word in REFUTED and claim.suspected:
+            verdict += f"; suspected: {claim.suspected}"
+        measured = run_metrics.show_interval(claim.metric, row.interval)
+        figures = (claim.name, reported(claim), measured, str(len(row.values)))
+        source = "; ".join(filter(None, [claim.says, claim.source, claim.note]))
+        lines.append((*figures, row.candidate.config.protocol, verdict, source))
     header = ("figure", "reported", "measured", "n", "protocol", "verdict", "source")
-    return Table(header, [_line(row) for row in rows])
-
-
-def _line(row: Row) -> tuple[str, ...]:
-    claim = row.claim
-    verdict = str(row.verdict)
-    if row.verdict.word in REFUTED and claim.suspected:
-        verdict += f"; suspected: {claim.suspected}"
-    return (
-        claim.name,
-        reported(claim),
-        run_metrics.show_interval(claim.metric, row.interval),
-        str(len(row.values)),
-        row.candidate.config.protocol,
-        verdict,
-        "; ".join(filter(None, [claim.says, claim.source, claim.note])),
-    )
-
-
-def joint_sentence(rows: Iterable[Row]) -> str:
-    """Return one sentence about all rows of a report, adjusted for their number."""
-    return joint([row.verdict for row in rows])
+    return Table(header, lines)
 
 
 def guesses(rows: Iterable[Row]) -> str:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cifar_lab import benchmark
-from cifar_lab.analysis.description import step_multiply_adds
+from cifar_lab.models.layers import step_multiply_adds
 from cifar_lab.throughput import report, timing
 from cifar_lab.training.build import build_model
 from cifar_lab.training.preflight import compose_checked
@@ -98,7 +98,9 @@ def test_multiply_adds_are_those_of_forward_and_backward() -> None:
     first, second = 9 * 1 * 4 * 32 * 32, 9 * 4 * 4 * 32 * 32
     dense = 4 * 16 * 16 * 16 + 16 * 10
     # backward: for weights and for inputs, but the images need no gradient
-    assert step_multiply_adds(config, 10) == 2 * first + 3 * (second + dense)
+    assert step_multiply_adds(
+        build_model(config, 10), config.dataset.image_shape
+    ) == 2 * first + 3 * (second + dense)
 
 
 @pytest.mark.slow

@@ -58,10 +58,8 @@ def _reproduce(argv: list[str]) -> int:
     rows = reproduction.rows(experiments, runs, arguments.only)
     by_report = reproduction.by_report(rows).items()
     joint = [(tag, verdicts.joint([row.verdict for row in of])) for tag, of in by_report]
-    parts = [
-        reproduction.table(rows).markdown(),
-        *(f"{tag}: {text}" for tag, text in joint if text),
-    ]
+    sentences = (f"{tag}: {text}" for tag, text in joint if text)
+    parts = [reproduction.table(rows).markdown(), *sentences]
     parts += [reproduction.guesses(rows), reproduction.sources(rows)]
     print("\n\n".join(filter(None, parts)))
     if failure is not None:

@@ -5,10 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
-from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
 
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.run_config import RunConfig
@@ -22,17 +19,6 @@ from cifar_lab.training.splits import Splits
 
 SHOWN_IMAGES = 4
 _SHOWN = 160  # characters of names in a line
-
-
-def step_multiply_adds(config: RunConfig, num_classes: int) -> int:
-    """Return the multiply-adds of a run's training step per image: both passes."""
-    model: nn.Module = build_model(config, num_classes)
-    batch = 2  # batch norm cannot train on one image
-    labels = torch.zeros(batch, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
-        logits = model(torch.zeros(batch, *config.dataset.image_shape))
-        functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
-    return int(counter.get_total_flops()) // 2 // batch
 
 
 def model_text(config: RunConfig, num_classes: int) -> str:

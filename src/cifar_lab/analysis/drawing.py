@@ -1,6 +1,5 @@
 """The pictures of a ranked collection of runs: grid, curves and effects, with its numbers."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cifar_lab.analysis import run_metrics, texts
@@ -23,16 +22,10 @@ def grid_of(collection: RunCollection) -> "Figure":
     axes = [collection.axes[i] for i in collection.main_axes]
     squares = []
     for group in collection.groups:
+        key = tuple(group.key[i] for i in collection.main_axes)
         interval = group.interval(collection.metric)
-        squares.append(
-            grid.Square(
-                tuple(group.key[i] for i in collection.main_axes),
-                None if interval is None else interval.mean,
-                None if interval is None else interval.ends,
-                0 if interval is None else interval.n,
-                group.chosen,
-            )
-        )
+        score, ends, n = (interval.mean, interval.ends, interval.n) if interval else (None, None, 0)
+        squares.append(grid.Square(key, score, ends, n, group.chosen))
     return grid.draw(
         axes,
         [collection.values(axis) for axis in axes],
@@ -97,9 +90,5 @@ def _bar(collection: RunCollection, group: SeedGroup) -> "Bar":
     )
 
 
-PICTURES: "dict[str, Callable[[RunCollection], Figure]]" = {
-    "grid": grid_of,
-    "curves": curves_of,
-    "effects": effects_of,
-}
+PICTURES = {"grid": grid_of, "curves": curves_of, "effects": effects_of}
 """What draws each picture of a collection, by the picture's name."""

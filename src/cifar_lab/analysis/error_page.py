@@ -38,16 +38,8 @@ def error_page(
     names = runs[0].class_names(predictions[0].logits.shape[1])
     sections = [_label_errors(predictions, count)] * (len(runs) > 1)
     for run, stored in zip(runs, predictions, strict=True):
-        wrong = int((stored.predicted != stored.labels).sum())
-        sections.append(
-            {
-                "title": f"Most confident mistakes of {shorten(run.path.name, 120)}",
-                "lead": f"{wrong:,} of {len(stored):,} test images are classified wrongly "
-                f"(test accuracy {stored.accuracy:.2%}).",
-                "mistakes": confident_mistakes(stored, count),
-                "runs": 1,
-            }
-        )
+        section = {"run": shorten(run.path.name, 120), "predictions": stored, "runs": 1}
+        sections.append(section | {"mistakes": confident_mistakes(stored, count)})
 
     def picture_of(mistake: Mistake) -> dict[str, Any]:
         pixels = image_of(mistake.index)
@@ -71,21 +63,12 @@ def error_page(
 
 def _label_errors(predictions: Sequence[Predictions], count: int) -> dict[str, Any]:
     """Return the section; models that are nearer to chance than to perfect doubt no label."""
-    section = {"title": "Likely label errors", "runs": len(predictions)}
     right = float(np.mean([stored.accuracy for stored in predictions]))
     chance = np.bincount(predictions[0].labels).max() / len(predictions[0])
-    if right < (1 + chance) / 2:
-        lead = f"Not looked for: the runs are right on {right:.0%} of the images only, too few to "
-        return section | {"lead": f"{lead}doubt a label.", "mistakes": None}
-    suspects = label_errors(predictions)
-    total = len(suspects)
-    lead = (
-        f"{total:,} test image{'s are' if total != 1 else ' is'} taken for the same other class by "
-        f"most of the {len(predictions)} runs, with a mean probability that is high for that class "
-        "(confident learning, Northcutt, Jiang and Chuang 2021). The label may be wrong, or the "
-        "image may be hard: look at the picture."
-    )
-    return section | {"lead": lead, "mistakes": suspects[:count]}
+    suspects = None if right < (1 + chance) / 2 else label_errors(predictions)
+    shown = None if suspects is None else suspects[:count]
+    total = len(suspects or ())
+    return {"runs": len(predictions), "right": right, "total": total, "mistakes": shown}
 
 
 @dataclass(frozen=True)

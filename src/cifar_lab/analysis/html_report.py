@@ -47,7 +47,20 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
     """
     collection, test = summary.collection, summary.test
     ranking = collection.ranking
-    data = _data(collection, test=test)  # first: what it cannot read becomes a problem
+    # First: what cannot be read for it becomes a problem.
+    settings = [_group_data(collection, group, test=test) for group in ranking]
+    data = {
+        "metric": collection.metric,
+        "reference": texts.reference_name(collection),
+        "words": {name: run_metrics.in_words(name) for name in (*SCORES, collection.metric)},
+        "fraction": run_metrics.is_fraction(collection.metric),
+        "higher": run_metrics.higher_is_better(collection.metric),
+        "axes": collection.axes,
+        "short": short_names(collection.axes),
+        "main": collection.main_axes,
+        "values": [collection.values(axis) for axis in collection.axes],
+        "settings": settings,
+    }
     return render(
         PAGES / template,
         title=shorten(collection.folder.resolve().name, 120),
@@ -86,22 +99,6 @@ def _forest(collection: RunCollection) -> str | None:
     if not path.is_file() or not any(group.difference for group in collection.groups):
         return None
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
-
-
-def _data(collection: RunCollection, *, test: bool) -> dict[str, Any]:
-    ranking = collection.ranking
-    return {
-        "metric": collection.metric,
-        "reference": texts.reference_name(collection),
-        "words": {name: run_metrics.in_words(name) for name in (*SCORES, collection.metric)},
-        "fraction": run_metrics.is_fraction(collection.metric),
-        "higher": run_metrics.higher_is_better(collection.metric),
-        "axes": collection.axes,
-        "short": short_names(collection.axes),
-        "main": collection.main_axes,
-        "values": [collection.values(axis) for axis in collection.axes],
-        "settings": [_group_data(collection, group, test=test) for group in ranking],
-    }
 
 
 def _group_data(collection: RunCollection, group: SeedGroup, *, test: bool) -> dict[str, Any]:

@@ -51,8 +51,33 @@ class Summary:
 
     @property
     def sections(self) -> list[Section]:
-        """The document, which summary.md and the console show."""
-        return sections(self.collection, self.effects, test=self.test)
+        """The document, which summary.md and the console show: the folder's name comes first."""
+        collection = self.collection
+        notes = [f"Note: {note}" for note in collection.notes]
+        first: list[Block] = [texts.counts_text(collection), axes_text(collection), *notes]
+        parts = [Section(f"Summary of {collection.folder.resolve().name}", first)]
+        best = [group for group in collection.ranking if group.chosen]
+        if best:
+            points = [texts.best_text(collection, group) for group in best]
+            points += texts.seeds_lines(collection)
+            parts.append(Section("Best", [points]))
+        below = [texts.testing_text(collection), texts.selection_text(collection)]
+        title = "Ranking" if collection.ranked else "Configurations"
+        parts.append(Section(title, [ranking_table(collection, test=self.test), *below]))
+        parts += [
+            Section(
+                f"Main effects on {run_metrics.in_words(collection.metric)}, {found.dataset}",
+                [texts.effects_lines(collection, found)],
+            )
+            for found in self.effects
+        ]
+        unfinished = unfinished_table(collection)
+        if unfinished.rows:
+            parts.append(Section("Unfinished and failed", [unfinished]))
+        problems = [f"{folder}: {text}" for folder, text in texts.problems(collection)]
+        if problems:
+            parts.append(Section("Not readable, or contradictory", [problems]))
+        return parts
 
     def __str__(self) -> str:
         return as_text(self.sections, 100)
@@ -115,37 +140,6 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
         row += [group.mean(n) if shows(n, group, test=test) else None for n in MEANS]
         rows.append(row)
     return Table(header, rows).csv()
-
-
-def sections(
-    collection: RunCollection, effects: Sequence[MainEffects], *, test: bool
-) -> list[Section]:
-    """Return what the folder shows: the first section has the folder's name."""
-    notes = [f"Note: {note}" for note in collection.notes]
-    first: list[Block] = [texts.counts_text(collection), axes_text(collection), *notes]
-    parts = [Section(f"Summary of {collection.folder.resolve().name}", first)]
-    best = [group for group in collection.ranking if group.chosen]
-    if best:
-        points = [texts.best_text(collection, group) for group in best]
-        points += texts.seeds_lines(collection)
-        parts.append(Section("Best", [points]))
-    below = [texts.testing_text(collection), texts.selection_text(collection)]
-    title = "Ranking" if collection.ranked else "Configurations"
-    parts.append(Section(title, [ranking_table(collection, test=test), *below]))
-    parts += [
-        Section(
-            f"Main effects on {run_metrics.in_words(collection.metric)}, {found.dataset}",
-            [texts.effects_lines(collection, found)],
-        )
-        for found in effects
-    ]
-    unfinished = unfinished_table(collection)
-    if unfinished.rows:
-        parts.append(Section("Unfinished and failed", [unfinished]))
-    problems = [f"{folder}: {text}" for folder, text in texts.problems(collection)]
-    if problems:
-        parts.append(Section("Not readable, or contradictory", [problems]))
-    return parts
 
 
 def as_markdown(parts: Sequence[Section]) -> str:

@@ -72,7 +72,8 @@ def best_text(collection: RunCollection, group: SeedGroup) -> str:
             f" To the baseline: {say(collection.metric, d)}." if (d := group.difference) else ""
         )
         return f"{text}.{against}"
-    tied = [_bracketed(collection.label(other)) for other in others if other.is_tied]
+    labels = [collection.label(other) for other in others if other.is_tied]
+    tied = [f"({label})" if "," in label else label for label in labels]  # to stand in a list
     unjudged = [other.not_judged for other in others if other.difference is None]
     if tied:
         return f"{text}. It is not told apart from {listing(tied, 160)}."
@@ -82,11 +83,6 @@ def best_text(collection: RunCollection, group: SeedGroup) -> str:
     if any(other.difference and other.difference.covers == "images" for other in others):
         return f"{text}. As a network it differs from all others; other seeds may not."
     return f"{text}. It is told apart from all others."
-
-
-def _bracketed(label: str) -> str:
-    """Return a configuration's name so that it can stand in a list."""
-    return f"({label})" if "," in label else label
 
 
 def _n(group: SeedGroup, scores: Interval) -> str:

@@ -139,18 +139,16 @@ def table(runs: Sequence[WatchedRun], columns: int, most: int | None = None) -> 
     """Return the headline and a line for each run, at most `most` of them and `columns` wide."""
     named = names([run.path for run in runs])
     shown = runs if most is None else runs[:most]
-    longest = max(20, columns - 55)
-    rows = [HEADER, *(cells(run, shorten_name(named[run.path], longest)) for run in shown)]
+    half = max(20, columns - 55) // 2
+    rows: list[tuple[str, ...]] = [HEADER]
+    for run in shown:
+        name = shorten(named[run.path], 1000)
+        cut = f"{name[: half - 1]}…{name[-half:]}"  # in the middle
+        rows.append(cells(run, name if len(name) <= 2 * half else cut))
     lines = [headline(runs), "", *align(rows, right={2, 3, 4, 5})]
     if len(runs) > len(shown):
         lines.append(f"and {len(runs) - len(shown)} more")
     return "\n".join(lines)
-
-
-def shorten_name(name: str, longest: int) -> str:
-    """Return a name on one line, cut in the middle where it is longer."""
-    line = shorten(name, 1000)
-    return line if len(line) <= longest else f"{line[: longest // 2 - 1]}…{line[-longest // 2 :]}"
 
 
 def names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -55,3 +56,13 @@ def size_formula(conv: nn.Conv2d, shape: Sequence[int]) -> str:
     padding = f"2*{total // 2}" if total % 2 == 0 else str(total)
     result = (size - reach + total) // stride + 1
     return f"(({size}-{reach}+{padding})/{stride})+1 = {result}"
+
+
+def step_multiply_adds(model: nn.Module, image_shape: Sequence[int]) -> int:
+    """Return the multiply-adds of a training step per image: both passes."""
+    batch = 2  # batch norm cannot train on one image
+    with FlopCounterMode(display=False) as counter:
+        logits = model(torch.zeros(batch, *image_shape))
+        loss = functional.cross_entropy(logits, torch.zeros(batch, dtype=torch.int64))
+        loss.backward()  # type: ignore[no-untyped-call]
+    return int(counter.get_total_flops()) // 2 // batch

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from cifar_lab.analysis.description import step_multiply_adds
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError, did_you_mean
+from cifar_lab.models.layers import step_multiply_adds
 from cifar_lab.runs.text import markdown_table
 from cifar_lab.throughput import loops
 from cifar_lab.throughput.profile import profile_steps, profile_table
 from cifar_lab.throughput.timing import Loop, measure, quartiles, ratio
-from cifar_lab.training.build import make_model
+from cifar_lab.training.build import build_model, make_model
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import configure, describe_device, wait_for
 from cifar_lab.training.splits import Splits
@@ -44,7 +44,8 @@ def benchmark(
     measure(chosen, seconds, lambda: wait_for(device), all_of_them=bool(only))
     profiled = profile_steps(config, splits) if profile else None
     measured = {loop.name: loop for loop in chosen if loop.problem is None}
-    cost = step_multiply_adds(config, len(splits.class_names))
+    model = build_model(config, len(splits.class_names))
+    cost = step_multiply_adds(model, config.dataset.image_shape)
     product = measured.get("matmul")
     return {
         "machine": {

@@ -67,8 +67,8 @@ def _label_errors(predictions: Sequence[Predictions], count: int) -> dict[str, A
     chance = np.bincount(predictions[0].labels).max() / len(predictions[0])
     suspects = None if right < (1 + chance) / 2 else label_errors(predictions)
     shown = None if suspects is None else suspects[:count]
-    total = len(suspects or ())
-    return {"runs": len(predictions), "right": right, "total": total, "mistakes": shown}
+    section = {"run": None, "runs": len(predictions), "right": right}
+    return section | {"total": len(suspects or ()), "mistakes": shown}
 
 
 @dataclass(frozen=True)

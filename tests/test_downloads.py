@@ -15,7 +15,7 @@ from fileserver import Behaviour, FileServer, file_server
 import cifar_lab.datasets.download as download
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.archive import obtain
-from cifar_lab.datasets.download import SourceFailed
+from cifar_lab.datasets.download import SourceFailed, TooSlow
 from cifar_lab.datasets.store import add_arrays, cached
 from cifar_lab.errors import Unavailable
 
@@ -77,6 +77,21 @@ def test_silence_ends_a_connection(server: FileServer, tmp_path: Path) -> None:
         get(server.serve("/file", how), tmp_path / "file", stall=0.4)
 
 
+def test_impatience_leaves_a_slow_server_and_keeps_what_came(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "TRIAL_SECONDS", 0.2)
+    address = server.serve("/file", Behaviour(CONTENT, bytes_per_second=55_000))
+    with pytest.raises(TooSlow, match=r"\d\d kB/s, about 0 minutes left"):
+        download.download(address, tmp_path / "file", MD5, 10, 1 / 60)
+    kept = (tmp_path / "file.part").stat().st_size
+    assert 0 < kept < 100_000
+    server.serve("/file", Behaviour(CONTENT))
+    get(address, tmp_path / "file")
+    assert server.requests[1] == ("/file", f"bytes={kept}-")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize(
     ("how", "why"),
     [
@@ -115,9 +130,11 @@ class Tiny:
         self.path = root / "tiny-python.tar.gz"
         server.serve("/tar", Behaviour(self.archive))
 
-    def load(self, mirrors: tuple[str, ...] = (), stall: float = 10) -> ImageArrays:
-        editions = [self.edition]
-        return obtain("tiny", self.root, self.data.checksums, lambda: editions, mirrors, stall)
+    def load(
+        self, mirrors: tuple[str, ...] = (), stall: float = 10, patience: float = 1
+    ) -> ImageArrays:
+        checksums, editions = self.data.checksums, [self.edition]
+        return obtain("tiny", self.root, checksums, lambda: editions, mirrors, stall, patience)
 
 
 @pytest.fixture
@@ -153,6 +170,17 @@ def test_what_is_damaged_is_named_and_fetched_and_no_pickle_in_it_opened(
     assert len(tiny.server.requests) == 1
     assert f"{tiny.path.name} is damaged" in caplog.text
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_slow_address_is_asked_again_after_the_others(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(download, "TRIAL_SECONDS", 0.0)
+    tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=len(tiny.archive) * 4))
+    mirror = tiny.server.serve("/b", Behaviour(b"", status=404))
+    assert tiny_sets.same(tiny.load(mirrors=(mirror,), patience=1e-4), tiny.data)
+    assert [path for path, _ in tiny.server.requests] == ["/tar", "/b", "/tar"]
+    assert "trying the other sources first" in caplog.text
 
 
 def test_no_source_left_says_in_one_line_what_was_tried_and_what_one_can_do(tiny: Tiny) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.download import SourceFailed, download, file_matches
+from cifar_lab.datasets.download import SourceFailed, TooSlow, download, file_matches
 from cifar_lab.datasets.store import Add, Facts, add_arrays, cached
 from cifar_lab.errors import Unavailable, UsageError
 
@@ -39,9 +39,10 @@ class Edition:
     addresses: Sequence[str]
     decode: Callable[[Files], ImageArrays]
 
-    def load(self, root: Path, address: str | None, stall_seconds: float) -> ImageArrays | None:
+    def load(self, root: Path, address: str | None, *patience: float) -> ImageArrays | None:
         """Return the arrays of the archives on disk; those that are missing come from an address.
 
+        `patience`: the seconds of silence and the minutes of transfer that are accepted.
         None without an address, if one is missing. Raises as `download` does.
         """
         contents: dict[str, bytes] = {}
@@ -54,7 +55,7 @@ class Edition:
                     return None
                 several = len(self.archives) > 1
                 url = f"{address.rstrip('/')}/{path.name}" if several else address
-                download(url, path, digest, stall_seconds)
+                download(url, path, digest, *patience)
             folder = Path(name).parent
             contents |= {(folder / file).as_posix(): text for file, text in unpack(path).items()}
         return self.decode(contents)
@@ -75,11 +76,12 @@ def loader(
         checksums: Mapping[str, str],
         mirrors: Sequence[str] = (),
         stall_seconds: float = 20.0,
-        patience_minutes: float | None = None,  # in older configs; not used any more
+        patience_minutes: float = 10.0,
     ) -> ImageArrays:
         """Return the dataset from the data folder, torchvision's addresses, the mirrors or npm.
 
-        A connection that is silent for `stall_seconds` is closed. Raises Unavailable if no source
+        A connection that is silent for `stall_seconds` is closed; an address that would take longer
+        than `patience_minutes` is tried again after all the others. Raises Unavailable if no source
         has the data, UsageError for invalid options.
         """
 
@@ -88,7 +90,7 @@ def loader(
 
             return publish(getattr(torchvision.datasets, torchvision_class))
 
-        return obtain(name, root, checksums, editions, mirrors, stall_seconds)
+        return obtain(name, root, checksums, editions, mirrors, stall_seconds, patience_minutes)
 
     return load
 
@@ -100,6 +102,7 @@ def obtain(
     editions: Callable[[], Sequence[Edition]],
     mirrors: Sequence[str] = (),
     stall_seconds: float = 20.0,
+    patience_minutes: float = 10.0,
 ) -> ImageArrays:
     """Return a dataset from the decoded cache, else from the first place that has it.
 
@@ -115,11 +118,16 @@ def obtain(
                 f"dataset.source.mirrors: {address!r} is not a web address; it must begin with "
                 "http:// or https:// (to use a local file, put it into the data folder)"
             )
-    if not 0 < stall_seconds < math.inf:
-        raise UsageError(f"dataset.source.stall_seconds={stall_seconds}: it must be above 0")
+    for key, value in {
+        "stall_seconds": stall_seconds,
+        "patience_minutes": patience_minutes,
+    }.items():
+        if not 0 < value < math.inf:
+            raise UsageError(f"dataset.source.{key}={value}: it must be a number above 0")
 
     def decode(add: Add) -> Facts:
-        return add_arrays(_first(name, root, checksums, editions(), mirrors, stall_seconds), add)
+        patience = stall_seconds, patience_minutes
+        return add_arrays(_first(name, root, checksums, editions(), mirrors, *patience), add)
 
     return cached(root / "decoded" / name, "", decode, name, checksums=checksums)
 
@@ -131,22 +139,26 @@ def _first(
     editions: Sequence[Edition],
     mirrors: Sequence[str],
     stall_seconds: float,
+    patience_minutes: float,
 ) -> ImageArrays:
-    """Return the arrays of the first place that has them."""
-    places: list[tuple[Edition, str | None]] = [(edition, None) for edition in editions]
+    """Return the arrays of the first place that has them; the slow ones are asked again last."""
+    places: list[tuple[Edition, str | None, float]] = [(each, None, 0.0) for each in editions]
     for number, edition in enumerate(editions):
         addresses = [*edition.addresses, *(mirrors if number == 0 else ())]
-        places += [(edition, address) for address in dict.fromkeys(addresses)]
+        places += [(edition, each, patience_minutes) for each in dict.fromkeys(addresses)]
     tried: list[str] = []
-    for edition, address in places:
+    for edition, address, minutes in places:
         place = address or str(root)
         try:
-            arrays = edition.load(root, address, stall_seconds)
+            arrays = edition.load(root, address, stall_seconds, minutes)
             if arrays is None:
                 continue
             for array, digest in arrays.checksums.items() if checksums else ():
                 if checksums.get(array, digest) != digest:
                     raise SourceFailed(f"its {array} have a wrong sha256 ({digest[:8]}...)")
+        except TooSlow as slow:
+            log.warning("%s: %s; trying the other sources first", place, slow)
+            places.append((edition, address, math.inf))
         except (SourceFailed, OSError) as failed:
             log.warning("%s: %s", place, failed)
             tried.append(f"{place}: {failed}")

@@ -3,9 +3,11 @@
 import hashlib
 import http.client
 import logging
+import math
 import shutil
 import subprocess
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -19,12 +21,17 @@ log = logging.getLogger("cifar_lab")
 
 LARGEST_DOWNLOAD = 256 << 20
 MOST_TRIES = 6
+TRIAL_SECONDS = 5.0
 NPM = "npm:"
 _ALGORITHMS = {32: "md5", 64: "sha256"}  # by the number of hexadecimal digits
 
 
 class SourceFailed(Exception):
     """A source did not provide the data: the message says why, in a few words."""
+
+
+class TooSlow(SourceFailed):
+    """A source works, but would take longer than the user is willing to wait."""
 
 
 def file_matches(path: Path, digest: str) -> bool:
@@ -35,12 +42,20 @@ def file_matches(path: Path, digest: str) -> bool:
         return hashlib.file_digest(file, _ALGORITHMS[len(digest)]).hexdigest() == digest
 
 
-def download(address: str, target: Path, digest: str, stall_seconds: float) -> None:
+def download(
+    address: str,
+    target: Path,
+    digest: str,
+    stall_seconds: float,
+    patience_minutes: float = math.inf,
+) -> None:
     """Download `address` to `target`, continuing what an earlier download left.
 
     An address `npm:NAME@VERSION` is a package, which the npm client fetches. Over HTTP, a
-    connection that is silent for `stall_seconds` is closed. Content with another digest is removed.
-    Raises SourceFailed, or OSError if the file cannot be written.
+    connection that is silent for `stall_seconds` is closed, and one that after a short trial is
+    expected to take longer than `patience_minutes` raises TooSlow and keeps what it has received.
+    Content with another digest is removed. Raises SourceFailed, or OSError if the file cannot be
+    written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if address.startswith(NPM):
@@ -49,7 +64,7 @@ def download(address: str, target: Path, digest: str, stall_seconds: float) -> N
     for _ in range(MOST_TRIES):
         start = part.stat().st_size if part.is_file() else 0
         whole = start > 0 and file_matches(part, digest)
-        broken = "" if whole else _receive(address, part, start, stall_seconds)
+        broken = "" if whole else _receive(address, part, start, stall_seconds, patience_minutes)
         if whole or file_matches(part, digest):
             part.replace(target)
             return
@@ -67,7 +82,9 @@ def download(address: str, target: Path, digest: str, stall_seconds: float) -> N
     raise SourceFailed(f"the connection broke {MOST_TRIES} times")
 
 
-def _receive(address: str, part: Path, start: int, stall_seconds: float) -> str:
+def _receive(
+    address: str, part: Path, start: int, stall_seconds: float, patience_minutes: float
+) -> str:
     """Append to `part` what the server sends from byte `start` on.
 
     Return why the connection broke, or "" if all was sent. Raises SourceFailed if the answer cannot
@@ -96,7 +113,7 @@ def _receive(address: str, part: Path, start: int, stall_seconds: float) -> str:
             unit_scale=True,
             disable=not shows_bars(),
         )
-        received = start
+        received, began = start, time.monotonic()
         # Unbuffered, so that a full disk raises at the write and not when the file is closed.
         with open_for_appending(part, anew=not start, buffering=0) as file, bar:
             while received <= LARGEST_DOWNLOAD:
@@ -110,6 +127,12 @@ def _receive(address: str, part: Path, start: int, stall_seconds: float) -> str:
                 bar.update(len(chunk))
                 while chunk:
                     chunk = chunk[file.write(chunk) :]
+                seconds = time.monotonic() - began
+                if expected and seconds > TRIAL_SECONDS:
+                    rate = (received - start) / seconds
+                    minutes = (expected - received) / rate / 60
+                    if minutes > patience_minutes:
+                        raise TooSlow(f"{rate / 1000:.0f} kB/s, about {minutes:.0f} minutes left")
     if expected is not None and received < expected:
         return f"closed the connection after {_megabytes(received)} of {_megabytes(expected)}"
     return ""

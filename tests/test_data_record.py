@@ -28,13 +28,8 @@ class Data:
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.path = kind, folder / ("data.npz" if kind == "npz" else "pictures")
-        self.output = folder / "outputs"
-        self.line = [
-            f"dataset={kind}",
-            f"dataset.source.path={self.path}",
-            f"output_dir={self.output}",
-            *SMALL,
-        ]
+        source, output = f"dataset.source.path={self.path}", f"output_dir={folder / 'outputs'}"
+        self.line = [f"dataset={kind}", source, output, *SMALL]
         self.write(IMAGES)
 
     def write(self, images: Any) -> None:
@@ -53,8 +48,8 @@ class Data:
         time.sleep(0.01)  # so that the files have another time
         self.write(IMAGES)
 
-    def run(self, *overrides: str) -> RunDir:
-        return RunDir.create(compose_checked([*self.line, *overrides]).runs[0].config)
+    def run(self) -> RunDir:
+        return RunDir.create(compose_checked(self.line).runs[0].config)
 
 
 @pytest.fixture

@@ -272,29 +272,6 @@ def test_the_experiments_of_the_reports_are_fp32_on_every_machine(
         assert {run.config.precision for run in runs} == {"fp32"}, path
 
 
-@pytest.mark.slow
-def test_the_evidence_is_gathered_by_a_command_that_can_be_stopped_and_repeated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    script = runpy.run_path(str(SCRIPT))
-    words = [str(tmp_path), "--seeds", "2", "--only", "two_branch"]
-    words += ["dataset=digits", "training.epochs=1", "threads=1"]
-    script["main"](words)
-    first = capsys.readouterr().out
-    table = json.loads(first[first.index("{") :])
-    ((_, entry),) = table.items()
-    found = entry["bf16"]["networks"]["two_branch"]
-    assert found["seeds"] == 2
-    assert 0 <= found["accuracy"] <= 1
-    assert found["speed"] > 0
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best.pt")}
-    assert len(finished) == 4
-    script["main"](words)  # nothing is trained twice
-    second = capsys.readouterr().out
-    assert json.loads(second[second.index("{") :]) == table
-    assert finished == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("best.pt")}
-
-
 # --- runs on a GPU that is not there --------------------------------------------------------------
 
 

@@ -225,8 +225,7 @@ def test_the_curves_have_what_a_report_prints(tmp_path: Path, script: dict[str, 
     s3(tmp_path, 0.0001, [0.30])
     s3(tmp_path, 0.0001, [0.50], protocol="sound")
     rows = script["read_rows"](tmp_path, ["s3_learning_rate"])
-    figure = script["curves_of"](rows)
-    (legend,) = figure.legends
+    (legend,) = script["curves_of"](rows).legends
     shown = [text.get_text() for text in legend.get_texts()]
     assert shown == ["lr 0.005 (n = 2)", "lr 0.0001 (n = 1)"]
     points = script["reported_points"](rows, rows[0].experiment)

@@ -21,13 +21,8 @@ from cifar_lab.training.splits import Splits
 from cifar_lab.training.state import TrainState
 
 SMALL = [
-    "dataset=digits",
-    "model=convnet_plain",
-    "model.widths=[4,8]",
-    "model.hidden=16",
-    "device=cpu",
-    "figures=none",
-    "training.epochs=1",
+    *("dataset=digits", "model=convnet_plain", "model.widths=[4,8]", "model.hidden=16"),
+    *("device=cpu", "figures=none", "training.epochs=1"),
 ]
 
 
@@ -159,33 +154,17 @@ def test_a_network_that_ends_at_chance_is_told() -> None:
 
 
 def test_warnings_are_said_once_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cell = compose_checked(
-        [
-            *SMALL,
-            "experiment=s0_optimizer_activation",
-            "protocol=report",
-            "dropout.dense=0",
-            "training.epochs=1",
-            "optimizer=adam",
-            "activation=tanh",
-            f"output_dir={tmp_path}",
-            "dataset.mean=null",
-            "dataset.std=null",
-            "dataset.display_names=null",
-        ]
-    ).runs[0]
-    run = RunDir.create(cell.config)
+    report = ["experiment=s0_optimizer_activation", "protocol=report", "training.epochs=1"]
+    without = [f"dataset.{key}=null" for key in ("mean", "std", "display_names")]
+    chosen = ["dropout.dense=0", "optimizer=adam", "activation=tanh", f"output_dir={tmp_path}"]
+    run = RunDir.create(compose(*report, *without, *chosen))
     with caplog.at_level(logging.WARNING, logger="cifar_lab"):
         summary = run_experiment(run)
-    expected = [
-        "cropped at random",
-        "chosen on test images",
-        "not normalised",
-        "360 images, but the test split has 72",
-        "cannot be told apart",
-    ]
     logged = [record.getMessage() for record in caplog.records]
-    for words in expected:
+    for words in (
+        *("cropped at random", "chosen on test images", "not normalised", "cannot be told apart"),
+        "360 images, but the test split has 72",
+    ):
         assert said(summary.warnings, words), words
         assert said(logged, words), words
     assert json.loads(run.summary_file.read_text())["warnings"] == summary.warnings

@@ -23,6 +23,10 @@ from cifar_lab.training.signals import Stop
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm"
 LONGEST_ARRAY = 3
 TINY = (*TINY_CELL, "device=cpu", "precision=fp32")
+ON_SLURM = (
+    *("hydra/launcher=submitit_slurm", "hydra.launcher.poll_seconds=0.5"),
+    "hydra.launcher.mem_gb=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +55,7 @@ def squeue() -> list[str]:
 @pytest.mark.slurm
 @pytest.mark.usefixtures("slurm")
 def test_a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    quick = ("hydra/launcher=submitit_slurm", "hydra.launcher.poll_seconds=0.5")
-    small = ("hydra.launcher.mem_gb=1", "training.epochs=20")
-    process = train(tmp_path / "slurm", *quick, *small, "seed=0,1")
+    process = train(tmp_path / "slurm", *ON_SLURM, "training.epochs=20", "seed=0,1")
     folder = tmp_path / "slurm" / "runs"
     wait_until(lambda: folder.is_dir() and len(find_runs(folder)) == 2, "the folders")
     first = find_runs(folder)[0]
@@ -76,7 +78,7 @@ def test_a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_one(tmp_path
     assert "2 finished" in out
     log = first.log_file.read_text(encoding="utf-8")
     assert "resumed at epoch" in log
-    again = train(tmp_path / "slurm", *quick, *small, "seed=0,1")
+    again = train(tmp_path / "slurm", *ON_SLURM, "training.epochs=20", "seed=0,1")
     assert again.communicate(timeout=120)[0].count("finished") >= 2
     assert again.returncode == 0
     request = compose_checked([*TINY, f"output_dir={tmp_path / 'calm'}", "training.epochs=20"])
@@ -93,12 +95,7 @@ def test_a_preempted_job_is_queued_again_and_ends_as_an_undisturbed_one(tmp_path
 @pytest.mark.slurm
 @pytest.mark.usefixtures("slurm")
 def test_a_cancelled_job_is_saved_and_a_line_waits_for_jobs_already_sent(tmp_path: Path) -> None:
-    options = (
-        "hydra/launcher=submitit_slurm",
-        "hydra.launcher.poll_seconds=0.5",
-        "hydra.launcher.mem_gb=1",
-        "training.epochs=2000",
-    )
+    options = (*ON_SLURM, "training.epochs=2000")
     process = train(tmp_path, *options)
     folder = tmp_path / "runs"
     wait_until(lambda: folder.is_dir() and len(find_runs(folder)) == 1, "the folder")
@@ -124,9 +121,7 @@ def test_a_cancelled_job_is_saved_and_a_line_waits_for_jobs_already_sent(tmp_pat
 def test_a_detached_sweep_goes_on_without_its_command_and_is_sent_once(tmp_path: Path) -> None:
     """Five cells are two arrays here; the line that waits for them is killed and typed again."""
     options = (
-        "hydra/launcher=submitit_slurm",
-        "hydra.launcher.poll_seconds=0.5",
-        "hydra.launcher.mem_gb=1",
+        *ON_SLURM,
         "+hydra.launcher.additional_parameters={hold: true}",  # none ends before it is counted
         "training.epochs=1",
         "seed=0,1,2,3,4",

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_real_trackers import CURVES, no_users_tracker
 from tiny_runs import TINY, assert_same_result, make, train
-from tracker_places import CURVES, no_users_tracker
 
 from cifar_lab import track
 from cifar_lab import train as train_command

@@ -146,19 +146,14 @@ def test_a_mask_drops_its_share_and_scales_the_rest(p: float, layout: torch.memo
 
 
 def test_dropout_at_its_edges() -> None:
-    images = torch.randn(4, 3)
-    layer = KeyedDropout(0.0, torch.Generator())
-    assert layer(images) is images
-    layer = KeyedDropout(0.5, torch.Generator())
-    layer.eval()
-    assert layer(images) is images
-    tiny = dropout_mask(torch.empty(1000), 1e-7, torch.Generator())
+    images, generator = torch.randn(4, 3), torch.Generator()
+    assert KeyedDropout(0.0, generator)(images) is images
+    assert KeyedDropout(0.5, generator).eval()(images) is images
+    tiny = dropout_mask(torch.empty(1000), 1e-7, generator)
     assert float(tiny.min()) == pytest.approx(1)
-    assert dropout_mask(torch.empty(0, 3), 0.5, torch.Generator()).shape == (0, 3)
-    for size in (1, 2, 3, 5, 7):
-        assert dropout_mask(torch.empty(size), 0.5, torch.Generator()).shape == (size,)
     odd = torch.empty(6, 4).t()[::2]  # neither layout is dense
-    assert dropout_mask(odd, 0.5, torch.Generator()).shape == odd.shape
+    for like in (torch.empty(0, 3), *map(torch.empty, (1, 2, 3, 5, 7)), odd):
+        assert dropout_mask(like, 0.5, generator).shape == like.shape
 
 
 def test_keyed_dropout_keeps_names_and_needs_no_global_generator() -> None:

@@ -22,7 +22,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "train": [
         # keys
         ("typo=1", "there is no setting typo"),
-        ("++a.b=1", "there is no setting a;"),
         ("optimizer.lrr=1", "optimizer.lrr (did you mean lr?)"),
         ("lr=0.1", "there is no setting lr (did you mean optimizer.lr?)"),
         # options of groups
@@ -37,15 +36,12 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("model=convnet,two_branch", "add -m"),
         # values: types
         ("training.epochs=abc", "training.epochs=abc is wrong: it must be a whole number"),
-        ("deterministic=maybe", "deterministic=maybe is wrong: it must be true or false"),
         ("name=3", "name=3 is wrong: it must be text"),
         ("dataset.mean=autos", "must be a list or auto"),
         # values: ranges
         ("optimizer.lr=-1", "optimizer"),
         ("dropout.conv=1.5", "dropout.conv=1.5 is wrong: it must be at least 0 and less than 1"),
-        ("training.epochs=-1", "training.epochs=-1 is wrong: it must be at least 0"),
         ("training.class_weights=[1,2]", "must be balanced or 10 numbers above 0, one per class"),
-        ("training.ema=1", "training.ema=1.0 is wrong: it must be more than 0 and less than 1"),
         ("training.cuda_graph=true training.compile=true", "cuda_graph=true is wrong: it must be"),
         ("training.monitor=val_macro", "did you mean val_macro_f1"),
         ("seed=" + "9" * 5000, "seed="),
@@ -56,7 +52,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("device=gpu", "device=gpu is wrong: it must be auto, cuda, cuda:N, mps or cpu"),
         ("device=cuda:99", "device=cuda:99"),
         # values that do not fit together
-        ("model.kernel_size=99", "model"),
         ("model=two_branch dropout=standard", "dropout"),
         ("model=two_branch dropout=none training.frozen_epochs=1", "no module `classifier`"),
         ("scheduler=reduce_on_plateau split.validation=0", "split.validation is 0"),
@@ -83,7 +78,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("split.folds=5 split.fold=0 split.source=test", "it must be train with"),
         ("split.folds=5 split.fold=0 split.method=tail", "must be stratified or random"),
         # interpolations
-        ("seed=${nope}", "nope"),
         ("seed=${seed}", "interpolation"),
         ("name=${oc.env:SURELY_NOT_SET}", "SURELY_NOT_SET"),
         # flags in place of settings, spaces
@@ -91,7 +85,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("--model two_branch", "write model=two_branch"),
         ("--mutlirun", "(did you mean --multirun?)"),
         ("seed=0, 1", "without spaces: seed=0,1 -m"),
-        ("seed=0 1 2", "without spaces: seed=0,1,2 -m"),
         ("seed= 3", "write seed=3"),
         ("model.widths=[4, 8]", "put quotes around it"),
         ("seed=3 training.epochs", "write training.epochs=VALUE"),
@@ -114,7 +107,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("seed=interval(0,1) -m", "add search=optuna"),
         ("seed=range(0,101) split.seed=range(0,101) -m", "a grid of 10,201 runs; the most"),
         ("points=[{seed:1}]", "add -m"),
-        ("-m points=[{optimizer:adamm}]", "did you mean adam"),
         ("-m points=3", "points=3 is wrong: it must be a list"),
         ("search=optuna", "search=optuna has no values to choose from: add -m"),
         ("-m search=optuna points=[{seed:1}]", "are for a grid"),
@@ -131,10 +123,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("dataset=npz dataset.source.path=1e3", """quotes: 'dataset.source.path="..."'"""),
         ("name=2024", """in quotes: 'name="2024"'"""),
         # targets
-        ("model._target_=os.system", "is not allowed"),
         ("model._target_=torch.load", "is not allowed: it is not an nn.Module"),
         ("optimizer._target_=torch.optim.Adamm", "optimizer._target_"),
-        ("figures.curves._target_=os.system", "figures.curves._target_=os.system is not allowed"),
         # names and folders
         ("name=a/../../b", "name=a/../../b is wrong"),
         ("continue_from=nowhere", "nowhere is not a run folder"),
@@ -144,7 +134,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("tracker=mlflow tracker.uri=localhost:5000", "such as http://localhost:5000"),
         ("tracker=mlflow tracker.uri=http://me:secret@host", "MLFLOW_TRACKING_USERNAME"),
         ("tracker=mlflow tracker.url=http://host", "tracker.url (did you mean uri?)"),
-        ("tracker=wandb tracker.mode=ofline", "did you mean offline?"),
         ("tracker=trackio tracker.server=host", "tracker.server=host is wrong"),
         ("tracker=trackio tracker.server=http://h tracker.space=a/b", "leave one out"),
         ("tracker=tensorboard tracker.wait_seconds=0", "more than 0"),
@@ -168,7 +157,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "draw": [
         ("nowhere", "nowhere is not a folder"),
         (".", "has no finished run"),
-        ("RUN seed=1", "seed=1 is not for draw"),
         ("RUN figures=embedings", "did you mean embeddings?"),
         ("RUN figures.pca.sample=1", "did you mean sample_size?"),
         ("RUN --format jpg", "invalid choice: 'jpg'"),
@@ -184,7 +172,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     "track": [
         ("RUN", "add tracker=tensorboard, mlflow"),
         ("RUN tracker=mlfow", "did you mean mlflow?"),
-        ("RUN tracker=tensorboard seed=1", "seed=1 is not for track"),
         ("tracker=tensorboard", "takes one folder"),
         (". tracker=tensorboard", "has no finished run"),
     ],
@@ -210,7 +197,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "compare": [("RUN nowhere", "nowhere")],
     "describe": [
-        ("datasett=digits", "did you mean dataset?"),
         ("--images 5,x", "numbers"),
         ("--images 1437", "from 0 to 1436"),
         ("--figure images.txt", ".png"),

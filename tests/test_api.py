@@ -148,6 +148,7 @@ def test_a_notebook_shows_runs(run: cifar_lab.Run) -> None:
     assert run._repr_html_().startswith(f"<b>{run.path.name}</b>: finished, ")
     runs = cifar_lab.load_runs(run.path)
     assert f"<td>{run.path.name}</td>" in runs._repr_html_()
+    assert runs.summarize().figure("curves", width=3.3).get_size_inches()[0] == pytest.approx(3.3)
     assert list(run.figures) == [name for name, figure in run.config.figures.items() if figure]
 
 

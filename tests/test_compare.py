@@ -142,6 +142,8 @@ def test_halves_of_a_sweep_are_compared_over_what_both_have(
         for w in ("activation=ReLU, lr=0.01", "activation=Tanh, lr=0.01")
     ]
     found = comparison.compare(*sides)
+    assert str(found).endswith("\n".join(found.sentences))
+    assert "<td>B - A</td>" in found._repr_html_()
     assert {row["metric"] for row in found.table} >= {"validation accuracy", "test accuracy"}
     # Two cells of two seeds each: the residual of cells and seeds, with 3 degrees of freedom.
     samples = [g.sample("best_val_accuracy") for pair in found.cells for g in pair]

@@ -202,6 +202,9 @@ def test_time_left_fills_the_slots() -> None:
     assert pace.seconds(cell.config) == 25.0
     assert pace.seconds(cell.config, epochs_done=9) == 7.0
     assert pace.time_left([cell] * 3, jobs=2) == 50.0
+    (other,) = cells_of(Path("nowhere"), "training.epochs=10", "optimizer=sgd")
+    assert pace.seconds(other.config) is None
+    assert pace.time_left([cell, other], jobs=1) == 50.0, "the one that trains may be at its end"
 
 
 def test_without_a_terminal_each_cell_that_ends_is_a_line(

@@ -40,10 +40,7 @@ def main(argv: list[str]) -> int:
         states = sorted({run.summary.status for run in runs})
         count = f"{len(runs)} runs, " * (len(runs) > 1)
         print(f"{name}: {shorten_path(Path(word))} ({count}{' and '.join(states)})")
-    print()
-    print(found.configs.text(width) if found.configs.rows else "The configs are equal.")
-    print(f"\n{found.scores.text(width)}\n")
-    print("\n".join(found.sentences))
+    print(f"\n{found.text(width)}")
     return 0
 
 

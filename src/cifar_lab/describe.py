@@ -4,6 +4,7 @@ It takes what `train` takes, and trains nothing, but for the steps of `--lr-rang
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from cifar_lab import cli
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import json_schema
-from cifar_lab.errors import UsageError, shorten
+from cifar_lab.errors import UsageError, missing_extra, shorten
 
 
 @cli.command
@@ -43,6 +44,8 @@ def main(argv: list[str]) -> int:
         return 0
     if arguments.lr_range and arguments.images:
         raise UsageError("--lr-range draws the loss, and --images draws images: leave out one")
+    if arguments.check_data and importlib.util.find_spec("cleanvision") is None:
+        raise missing_extra("--check-data", "cleanvision", "check")
 
     from cifar_lab.training.preflight import compose_checked
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 from cifar_lab.analysis import run_metrics, texts
@@ -43,6 +44,18 @@ class Comparison:
     def table(self) -> list[dict[str, str]]:
         """The scores, a dict for each metric."""
         return [dict(zip(self.scores.header, row, strict=True)) for row in self.scores.rows]
+
+    def text(self, width: int = 100) -> str:
+        """Return it for a terminal of that width."""
+        configs = self.configs.text(width) if self.configs.rows else "The configs are equal."
+        return "\n\n".join([configs, self.scores.text(width), "\n".join(self.sentences)])
+
+    __str__ = text
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.sentences)
+        return self.configs.html() + self.scores.html() + sentences
 
 
 def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:

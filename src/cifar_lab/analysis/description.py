@@ -11,7 +11,7 @@ from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.checks import pixel_statistics
-from cifar_lab.errors import UsageError, listing, missing_extra, shorten
+from cifar_lab.errors import UsageError, listing, shorten
 from cifar_lab.models.layers import trace_layers
 from cifar_lab.runs.text import align, class_name
 from cifar_lab.training.build import build_model, normalisation
@@ -115,14 +115,11 @@ def check_images(dataset: DatasetConfig, arrays: ImageArrays) -> list[str]:
     """Return lines on near duplicates, and on dark, light, blurred, empty and odd images.
 
     Near duplicates have the same perceptual hash. Pictures from files are judged as they are there,
-    so that odd sizes are seen. Raises UsageError if cleanvision is not installed.
+    so that odd sizes are seen.
     """
+    from cleanvision import Imagelab
     from PIL import Image
 
-    try:
-        from cleanvision import Imagelab
-    except ImportError:
-        raise missing_extra("--check-data", "cleanvision", "check") from None
     if arrays.files:
         folder = Path(str(dataset.source["path"])).expanduser()
         lab = Imagelab(filepaths=[str(folder / name) for name in arrays.files])

@@ -93,12 +93,23 @@ class Summary:
         """Return how many seeds would show a difference of so many points, for each dataset."""
         return texts.seeds_lines(self.collection, points)
 
-    def figure(self, name: str) -> "Figure":
-        """Return the picture `grid`, `curves` or `effects`."""
+    def figure(
+        self, name: str, *, width: float | None = None, font_size: float | None = None
+    ) -> "Figure":
+        """Return the picture `grid`, `curves` or `effects`.
+
+        For a paper's column, `width=3.3` (inches) and `font_size=8` (points): longer lines of text
+        are broken, and panels stand below each other.
+        """
         if name not in drawing.PICTURES:
             right = listing(drawing.PICTURES)
             raise UsageError(f"there is no picture {shorten(repr(name))}; there are {right}")
-        return drawing.PICTURES[name](self.collection)
+        picture = drawing.PICTURES[name](self.collection)
+        if width is not None or font_size is not None:
+            from cifar_lab.figures.style import Look
+
+            Look(width=width, font_size=font_size).apply(picture)
+        return picture
 
 
 def summary_of(

@@ -28,7 +28,9 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
     """Read `key=value` words; UsageError names the first one that is wrong or not supported."""
     parsed = []
     for word in words:
-        override = _read(word)
+        # Around a name that is not UTF-8, which nobody can type, the quotes are added.
+        needs_quotes = re.search(r"=[^\"'\[{].*[\udc80-\udcff]", word)
+        override = _read(_quoted(word) if needs_quotes else word)
         if isinstance(override, Exception):
             raise _unreadable(word, override)
         _check_supported(override)

@@ -82,6 +82,8 @@ class Look:
 
         if self.width is not None and self.width < COLUMN:
             _stack(figure)
+            for legend in figure.legends:
+                legend.set_loc("outside lower center")  # beside the panels it takes half the width
         width, height = figure.get_size_inches()
         shrunk = 1.0 if self.width is None else self.width / width
         size = self.font_size or max(_SMALLEST, NORMAL * shrunk)

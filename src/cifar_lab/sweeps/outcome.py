@@ -86,25 +86,28 @@ class Pace:
 
     def seconds(self, config: RunConfig, epochs_done: int = 0) -> float | None:
         """Return what a run still takes if it does not stop early; None if nothing is known."""
-        if not (known := self._known.get(_kind(config))):
-            return None
-        left = max(config.training.epochs - epochs_done, 0)
-        return sum(left * epoch + overhead for epoch, overhead in known) / len(known)
+        return _mean_seconds(self._known.get(_kind(config), []), config, epochs_done)
 
     def time_left(self, cells: Sequence[Cell], jobs: int, *, rerun: bool = False) -> float | None:
         """Return the seconds until all cells are done, `jobs` at a time; None without any pace.
 
-        Kinds of which nothing is known yet count as the mean of the others.
+        Kinds of which nothing is known yet count as all that is known of others.
         """
-        times = [self.seconds(c.config, 0 if rerun else c.epochs_done()) for c in cells]
-        known = [seconds for seconds in times if seconds is not None]
-        if not known:
-            return None
-        mean = sum(known) / len(known)
+        every = [times for kind in self._known.values() for times in kind]
         slots = [0.0] * max(jobs, 1)
-        for seconds in times:
-            heapq.heappush(slots, heapq.heappop(slots) + (mean if seconds is None else seconds))
-        return max(slots)
+        for cell in cells if every else ():
+            known = self._known.get(_kind(cell.config), every)
+            seconds = _mean_seconds(known, cell.config, 0 if rerun else cell.epochs_done())
+            heapq.heappush(slots, heapq.heappop(slots) + (seconds or 0.0))
+        return max(slots) if every else None
+
+
+def _mean_seconds(
+    known: Sequence[tuple[float, float]], config: RunConfig, epochs_done: int
+) -> float | None:
+    left = max(config.training.epochs - epochs_done, 0)
+    times = [left * epoch + overhead for epoch, overhead in known]
+    return sum(times) / len(times) if times else None
 
 
 class LiveLine:

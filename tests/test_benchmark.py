@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fixtures import Capture
 
 from cifar_lab import benchmark
 from cifar_lab.models.layers import step_multiply_adds
@@ -72,9 +73,7 @@ def test_what_is_not_started_within_a_third_of_the_time_is_left_out() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_table_and_writes_json(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path, capsys: Capture) -> None:
     only = "epoch,careful,matmul,bound,data,plain_0,plain_data_0"
     file = tmp_path / "speed.json"
     words = [*TINY, "--seconds", "1", "--only", only, "--json", str(file)]
@@ -123,9 +122,7 @@ def test_our_epoch_is_near_the_bound_and_faster_than_a_plain_loop() -> None:
 
 
 @pytest.mark.slow
-def test_the_profile_counts_the_operations_of_a_step(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_profile_counts_the_operations_of_a_step(tmp_path: Path, capfd: Capture) -> None:
     file = tmp_path / "benchmark.json"
     words = [*TINY, "--seconds", "0.1", "--only", "epoch", "--profile", "--json", str(file)]
     assert benchmark.main(words) == 0

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures import Capture, Folders, Patch
 from synthetic_runs import make_grid, make_run
 
 from cifar_lab import compare
@@ -45,7 +46,7 @@ def test_intervals_are_given_from_three_runs_on_and_stay_within_what_is_possible
     assert run_metrics.show_interval(metric, found) == shown
 
 
-def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_side_by_side(tmp_path: Path, capsys: Capture) -> None:
     a = make_run(tmp_path, optimizer="sgd", accuracy=0.6, images=1000)
     b = make_run(tmp_path, optimizer="adam", accuracy=0.7, images=1000)
     assert both(a, b) == 0
@@ -65,9 +66,7 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "of two networks, not of other seeds" in said
 
 
-def test_a_difference_of_the_seed_is_none(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_difference_of_the_seed_is_none(tmp_path: Path, capsys: Capture) -> None:
     a, b = (make_run(tmp_path, seed=seed) for seed in (0, 1))
     assert both(a, b) == 0
     said = capsys.readouterr().out
@@ -76,7 +75,7 @@ def test_a_difference_of_the_seed_is_none(
     assert "their seed alone" in said
 
 
-def test_other_test_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_test_images_are_refused(tmp_path: Path, capsys: Capture) -> None:
     a, b = make_run(tmp_path, images=300), make_run(tmp_path, seed=1, images=200)
     assert both(a, b) == 2
     captured = capsys.readouterr()
@@ -86,7 +85,7 @@ def test_other_test_images_are_refused(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_run_that_is_not_finished_is_compared_as_far_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
     assert both(make_run(tmp_path), make_run(tmp_path, seed=1, status="running")) == 0
     assert "B has no test predictions" in capsys.readouterr().out
@@ -105,7 +104,7 @@ def test_seeds_decide_what_is_called_a_difference(tmp_path: Path) -> None:
 
 
 def test_a_single_run_is_set_against_all_seeds_of_the_other(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
     """Rank 2 is not called better than rank 1 by one of its seeds."""
     make_run(tmp_path / "a", lr=0.1, accuracy=0.66)
@@ -127,7 +126,7 @@ def test_a_single_run_is_set_against_all_seeds_of_the_other(
 
 
 def test_halves_of_a_sweep_are_compared_over_what_both_have(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     make_grid(tmp_path, seeds=2, images=200)
     make_run(tmp_path, optimizer="adam", activation="ELU", lr=0.1, images=200)
@@ -153,7 +152,7 @@ def test_halves_of_a_sweep_are_compared_over_what_both_have(
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grid(tmp_path_factory: Folders) -> Path:
     folder = tmp_path_factory.mktemp("grid")
     make_grid(folder, seeds=1, images=50)
     return folder
@@ -170,7 +169,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_words_that_choose_nothing_or_too_much(
-    grid: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+    grid: Path, capsys: Capture, words: list[str], message: str
 ) -> None:
     assert compare.main([*words, "--in", str(grid)]) == 2
     captured = capsys.readouterr()
@@ -179,9 +178,7 @@ def test_words_that_choose_nothing_or_too_much(
     assert captured.out == ""
 
 
-def test_runs_on_other_pictures_are_no_seeds_and_no_pair(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_on_other_pictures_are_no_seeds_and_no_pair(tmp_path: Path, capsys: Capture) -> None:
     """Equal labels do not make equal images; the checksums tell."""
     runs = []
     for seed, content in ((0, "a"), (1, "a"), (2, "b")):

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from emulated import build
+from fixtures import CaptureLog, Patch
 from tiny_runs import TINY, config_of
 from torch.nn import functional
 
@@ -77,11 +78,7 @@ def test_an_update_that_was_chosen_stays() -> None:
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_told_with_the_reason(
-    place: str,
-    problem: str,
-    line: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    place: str, problem: str, line: str, monkeypatch: Patch, caplog: CaptureLog
 ) -> None:
     def fail(*arguments: object, **keywords: object) -> None:
         raise RuntimeError(problem)
@@ -112,7 +109,7 @@ def test_a_run_of_another_kind_of_device_is_resumed_with_masks_drawn_anew() -> N
     assert not torch.equal(state.generator.get_state(), before)
 
 
-def test_the_current_device_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_device_is_that_of_the_run(monkeypatch: Patch) -> None:
     """On another one a captured graph would be empty, and replay the first gradients."""
     current: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
@@ -122,7 +119,7 @@ def test_the_current_device_is_that_of_the_run(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_cluster_s_node_decides_what_auto_is_and_whether_there_is_a_gpu(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: Patch,
 ) -> None:
     monkeypatch.setattr(device, "cuda_problem", lambda: "none was found")
     words = [*TINY, "device=cuda", "precision=auto"]
@@ -149,7 +146,7 @@ def test_cublas_is_told_before_its_first_call() -> None:
     ],
 )
 def test_a_layer_that_cannot_repeat_itself_is_refused_before_the_run(
-    kind: str, layer: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    kind: str, layer: str, words: tuple[str, ...], monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(preflight, "select_device", lambda name: name)
     line = [*words, "dataset=digits", "split.validation=0.1", "deterministic=true"]
@@ -158,7 +155,7 @@ def test_a_layer_that_cannot_repeat_itself_is_refused_before_the_run(
         compose_checked(line)
 
 
-def test_a_gpu_that_emulates_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_emulates_bf16_is_named(monkeypatch: Patch) -> None:
     config = config_of("precision=bf16")
     splits = load_splits(config, "cpu")
     built = build_state(config, splits, "cpu")
@@ -172,7 +169,7 @@ def test_a_gpu_that_emulates_bf16_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         assert told is not supported
 
 
-def test_parts_are_copied_by_the_thread_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_copied_by_the_thread_that_trains(monkeypatch: Patch) -> None:
     """A copy to MPS in another one can abort the process (pytorch/pytorch#197805)."""
     threads: list[threading.Thread] = []
     real = torch.Tensor.to
@@ -194,7 +191,7 @@ def test_parts_are_copied_by_the_thread_that_trains(monkeypatch: pytest.MonkeyPa
     [(None, 2, ["0", "1"]), ("3,1,0", 2, ["3", "1"]), ("-1", 0, []), ("MIG-1/2", 1, ["MIG-1/2"])],
 )
 def test_gpus_have_the_names_that_select_them(
-    asked: str | None, count: int, names: list[str], monkeypatch: pytest.MonkeyPatch
+    asked: str | None, count: int, names: list[str], monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -203,7 +200,7 @@ def test_gpus_have_the_names_that_select_them(
     assert device.visible_gpus() == names
 
 
-def test_compiling_on_cuda_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_on_cuda_needs_triton(monkeypatch: Patch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install triton"):
@@ -241,7 +238,7 @@ def test_the_script_decides_for_what_is_as_accurate_and_faster() -> None:
         assert decide(entry) == known
 
 
-def test_auto_follows_the_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_follows_the_kind_of_device(monkeypatch: Patch) -> None:
     monkeypatch.delenv("CIFAR_LAB_PRECISION")
     for kind, expected in (("cpu with avx512_bf16", "bf16"), ("cpu", "fp32"), ("mps", "fp32")):
         monkeypatch.setattr(device, "device_kind", lambda device, kind=kind: kind)
@@ -255,7 +252,7 @@ def test_auto_follows_the_kind_of_device(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
-def test_evidence_of_ones_own_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_of_ones_own_is_followed(tmp_path: Path, monkeypatch: Patch) -> None:
     file = tmp_path / "evidence.json"
     monkeypatch.setenv("CIFAR_LAB_PRECISION", str(file))
     file.write_text(json.dumps({device.device_kind("cpu"): {"auto": "bf16", "speed": ""}}))
@@ -263,9 +260,7 @@ def test_evidence_of_ones_own_is_followed(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_the_experiments_of_the_reports_are_fp32_on_every_machine(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_experiments_of_the_reports_are_fp32_on_every_machine(monkeypatch: Patch) -> None:
     monkeypatch.setattr(device, "select_precision", lambda name, device: f"auto was {name}")
     for path in (ROOT / "conf" / "experiment").glob("s[0-9]_*.yaml"):
         runs = compose_checked([f"experiment={path.stem}", "-m"]).runs

@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from fixtures import Capture, Patch
 
 from cifar_lab import compare, describe, evaluate, summarize, train
 from cifar_lab.analysis import description
@@ -45,7 +46,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_summary_is_that_of_the_sweep(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     # The sweep takes minutes: its runs are kept. `scripts/train` sees the machine's precision.
     shutil.copytree(ROOT / "docs" / "results" / "digits_sweep", tmp_path / "runs")
@@ -57,7 +58,7 @@ def test_the_summary_is_that_of_the_sweep(
         assert any(other.startswith(line) for other in printed), line
 
 
-def test_the_sweep_shown_is_that_of_the_kept_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_sweep_shown_is_that_of_the_kept_runs(capsys: Capture) -> None:
     (line,) = re.findall(r"scripts/train (-m .*?)  +#", README)
     assert train.main([*line.split(), "plan=list"]) == 0
     planned = set(re.findall(r"digits-convnet-\S+", capsys.readouterr().out))
@@ -169,7 +170,7 @@ def test_identity_is_what_changes_the_folder(override: str, identity: bool) -> N
     assert (len(folders) == 2) == identity
 
 
-def test_the_command_lists_a_group_or_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_a_group_or_a_key(capsys: Capture) -> None:
     assert describe.main(["--settings", "optimizer.lr"]) == 0
     printed = capsys.readouterr().out
     assert "optimizer.lr = 0.001" in printed
@@ -179,9 +180,7 @@ def test_the_command_lists_a_group_or_a_key(capsys: pytest.CaptureFixture[str]) 
     assert printed.count("optimizer.momentum = ") == 1  # a row a key
 
 
-def test_kept_runs_fit_the_schema_and_wrong_values_do_not(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_kept_runs_fit_the_schema_and_wrong_values_do_not(capsys: Capture) -> None:
     assert describe.main(["--schema"]) == 0
     validator = jsonschema.Draft202012Validator(json.loads(capsys.readouterr().out))
     for folder in (ROOT / "docs" / "results").iterdir():  # a run of each experiment
@@ -244,9 +243,7 @@ def test_command_composes(command: str) -> None:
 
 
 @pytest.mark.slow
-def test_commands_on_folders_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_on_folders_run(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     small = ["dataset=digits", "model.widths=[4,8]", "model.hidden=16", "training.epochs=1"]
     for seed in (0, 1):

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import matplotlib
-import pytest
+from fixtures import Capture, CaptureLog
 from tiny_runs import RICH, TINY
 
 from cifar_lab import draw, train
@@ -15,7 +15,7 @@ CURVES = "figures.curves={_target_:cifar_lab.figures.curves.draw}"
 
 
 def test_other_figures_in_another_format_size_and_language(
-    finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     labels = tmp_path / "labels.yaml"
     labels.write_text("epoch: Epoche\naccuracy: Genauigkeit\nacc: wrong\n")
@@ -33,9 +33,7 @@ def test_other_figures_in_another_format_size_and_language(
     assert RunDir(finished.path).read_summary().figures == ["curves", "pca"]
 
 
-def test_a_run_without_figures_says_what_can_be_drawn(
-    finished: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_figures_says_what_can_be_drawn(finished: RunDir, capsys: Capture) -> None:
     assert draw.main([str(finished.path), "figures=none"]) == 0
     assert "names no figures: figures=standard draws" in capsys.readouterr().out
 
@@ -55,7 +53,7 @@ def test_features_that_a_figure_needs_are_measured_again(finished: RunDir) -> No
 
 
 def test_the_same_train_line_draws_what_changed_and_names_what_cannot_change(
-    finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     run, weights = finished, finished.best.read_bytes()
     line = [*TINY, *RICH, f"output_dir={tmp_path / 'outputs'}"]
@@ -74,7 +72,7 @@ def test_the_same_train_line_draws_what_changed_and_names_what_cannot_change(
 
 
 def test_a_matplotlibrc_with_tex_and_letters_that_no_font_has(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: CaptureLog
 ) -> None:
     with matplotlib.rc_context({"text.usetex": True}), caplog.at_level(logging.WARNING):
         figure = style.new_figure(3.0, 2.0)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures import Capture, CaptureLog, Patch
 from test_damages import Damage, cut, flip
 from tiny_runs import RICH, TINY, at_yield, config_of, make
 
@@ -70,10 +71,7 @@ def only_run(folder: Path) -> RunDir:
 
 
 def test_a_disk_that_fills(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tiny_finished: RunDir,
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture, tiny_finished: RunDir
 ) -> None:
     with mounted(tmp_path / "disk", "4m") as disk:
         write, saved = RunDir.write_last, []
@@ -101,9 +99,7 @@ def test_a_disk_that_fills(
         assert differences(tiny_finished, run) == []
 
 
-def test_a_disk_that_is_full_or_read_only_at_the_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disk_that_is_full_or_read_only_at_the_start(tmp_path: Path, capsys: Capture) -> None:
     with mounted(tmp_path / "disk", "1m") as disk:
         fill(disk)
         line = [*TINY, "training.epochs=0", f"output_dir={disk}"]
@@ -166,7 +162,7 @@ class Killed(BaseException):
 
 
 def test_last_is_there_at_every_moment_of_its_replacement(
-    stopped: RunDir, monkeypatch: pytest.MonkeyPatch
+    stopped: RunDir, monkeypatch: Patch
 ) -> None:
     """Killed before or after each system call that changes a name, a whole last.pt remains."""
     before, state = stopped.last.read_bytes(), load_checkpoint(stopped.last)
@@ -213,9 +209,7 @@ def test_a_config_that_was_edited_is_not_run_in_the_folder_of_another(stopped: R
     assert stopped.status == "interrupted"
 
 
-def test_a_folder_in_use_is_named_with_its_process(
-    stopped: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_in_use_is_named_with_its_process(stopped: RunDir, capsys: Capture) -> None:
     with stopped.lock():
         assert stopped.is_locked()
         assert train.main([str(stopped.path)]) == 3
@@ -229,7 +223,7 @@ def no_locks(*_: Any) -> None:
 
 
 def test_a_file_system_that_syncs_and_maps_nothing(
-    stopped: RunDir, tiny_finished: RunDir, monkeypatch: pytest.MonkeyPatch
+    stopped: RunDir, tiny_finished: RunDir, monkeypatch: Patch
 ) -> None:
     def refuse(descriptor: int) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
@@ -244,7 +238,7 @@ def test_a_file_system_that_syncs_and_maps_nothing(
 
 
 def test_without_locks_a_second_process_of_this_machine_is_refused(
-    stopped: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stopped: RunDir, monkeypatch: Patch, caplog: CaptureLog
 ) -> None:
     stopped.lock_file.unlink()  # where there are locks, its last process stays named
     monkeypatch.setattr("fcntl.flock", no_locks)
@@ -258,7 +252,7 @@ def test_without_locks_a_second_process_of_this_machine_is_refused(
 
 
 def test_without_locks_the_first_process_ends_when_another_machine_begins_to_write(
-    stopped: RunDir, monkeypatch: pytest.MonkeyPatch
+    stopped: RunDir, monkeypatch: Patch
 ) -> None:
     stopped.lock_file.unlink()  # where there are locks, its last process stays named
     monkeypatch.setattr("fcntl.flock", no_locks)
@@ -281,7 +275,7 @@ def test_without_locks_the_first_process_ends_when_another_machine_begins_to_wri
     ids=["sys.exit", "a lone surrogate"],
 )
 def test_whatever_ends_a_run_is_recorded_with_its_reason(
-    error: BaseException, reason: str, stopped: RunDir, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, reason: str, stopped: RunDir, monkeypatch: Patch
 ) -> None:
     def end() -> None:
         raise error
@@ -300,9 +294,7 @@ def test_whatever_ends_a_run_is_recorded_with_its_reason(
         RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, max allowed: 9.07 GB)"),
     ],
 )
-def test_the_memory_of_a_gpu_is_full(
-    error: Exception, stopped: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_memory_of_a_gpu_is_full(error: Exception, stopped: RunDir, monkeypatch: Patch) -> None:
     def full() -> None:
         raise error
 
@@ -313,9 +305,7 @@ def test_the_memory_of_a_gpu_is_full(
     assert "out of memory" in (stopped.read_summary().error or "")
 
 
-def test_a_figure_that_fails_is_no_reason_to_lose_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_figure_that_fails_is_no_reason_to_lose_a_run(tmp_path: Path, monkeypatch: Patch) -> None:
     def broken(run: Any, **settings: Any) -> None:
         raise ValueError("no such colour")
 
@@ -328,7 +318,7 @@ def test_a_figure_that_fails_is_no_reason_to_lose_a_run(
     assert (run.figures / "reliability.png").exists()
 
 
-def test_a_loss_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_no_number(tmp_path: Path, capsys: Capture) -> None:
     line = [*TINY, "optimizer=sgd", "optimizer.lr=1e30", f"output_dir={tmp_path}"]
     assert train.main(line) == 1
     error = capsys.readouterr().err.splitlines()[-1]
@@ -337,9 +327,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert only_run(tmp_path).status == "failed"
 
 
-def test_data_out_of_reach_leave_the_run_queued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_out_of_reach_leave_the_run_queued(tmp_path: Path, monkeypatch: Patch) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise Unavailable("no network")
 
@@ -352,7 +340,7 @@ def test_data_out_of_reach_leave_the_run_queued(
 
 
 def test_a_signal_while_a_figure_is_drawn_is_no_failed_figure(
-    stopped: RunDir, monkeypatch: pytest.MonkeyPatch, tiny_finished: RunDir
+    stopped: RunDir, monkeypatch: Patch, tiny_finished: RunDir
 ) -> None:
     def interrupted(*_: object) -> None:
         raise Stopped(15)
@@ -405,7 +393,7 @@ def test_a_command_whose_output_is_its_result_says_that_it_is_lost() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
 def test_a_terminal_that_closes_stops_a_run_as_sigterm_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     try:
@@ -432,7 +420,7 @@ def test_nohup_keeps_a_run_going() -> None:
 
 
 def test_a_run_that_is_stopped_before_it_starts_stays_queued(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     def stopped(*arguments: object) -> None:
         raise Stopped(signal.SIGINT)
@@ -446,7 +434,7 @@ def test_a_run_that_is_stopped_before_it_starts_stays_queued(
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_steps_that_stretch_are_told_once(
-    threads: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    threads: int, caplog: CaptureLog, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     config, state = config_of(), SimpleNamespace(seconds=0.0)

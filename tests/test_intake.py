@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures import Capture, CaptureLog, Patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -170,7 +171,7 @@ def write(folder: Path, names: Any, count: int = 6, first: int = 0, side: int = 
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, monkeypatch: Patch) -> Path:
     monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
     return tmp_path
 
@@ -190,7 +191,7 @@ NAMES = ("accuracy", "macro avg", "_x", "a\tb", "e\u0301", b"th\xe9", "no")
 
 
 def test_names_are_values_in_results_and_every_command_takes_them(
-    root: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, capsys: Capture
 ) -> None:
     folder = write(root / os.fsdecode(b"b\xfccher"), NAMES)  # as Windows names it in a zip
     assert train.main(line(root, folder)) == 0
@@ -224,7 +225,7 @@ def test_classes_of_arrays_have_names_and_are_two_at_least(tmp_path: Path) -> No
         load(np.zeros(40, dtype=int))
 
 
-def test_val_validates(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_val_validates(root: Path, capsys: Capture) -> None:
     folder = root / "pics"
     for part, count, first in (("train", 9, 0), ("val", 4, 20), ("test", 3, 40)):
         write(folder / part, "ab", count, first)
@@ -290,9 +291,7 @@ def test_test_images_that_are_trained_on_are_counted_and_left_out_of_a_second_sc
     assert summary.test_accuracy_without_them == (stored.predicted == stored.labels)[others].mean()
 
 
-def test_a_copy_of_the_training_images_is_no_test_set(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_copy_of_the_training_images_is_no_test_set(root: Path, capsys: Capture) -> None:
     for part in ("train", "test"):
         write(root / "pics" / part, "ab", 9)
     assert train.main(line(root, root / "pics")) == 2
@@ -300,9 +299,7 @@ def test_a_copy_of_the_training_images_is_no_test_set(
     assert not (root / "out").exists()
 
 
-def test_near_duplicates_and_odd_images_are_found_on_request(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_near_duplicates_and_odd_images_are_found_on_request(root: Path, capsys: Capture) -> None:
     folder = write(root / "pics", "ab", 8, side=32)
     noise = np.random.default_rng(0).integers(50, 200, (32, 32), dtype=np.uint8)
     for name, brighter in (("a/noise.png", 0), ("b/near.png", 3)):
@@ -321,7 +318,7 @@ def test_near_duplicates_and_odd_images_are_found_on_request(
 
 
 def test_a_mapped_cache_that_was_replaced_under_the_same_size_and_time_is_noticed(
-    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    root: Path, caplog: CaptureLog, monkeypatch: Patch
 ) -> None:
     folder = write(root / "pics", "ab", 400, side=30)
 
@@ -355,7 +352,7 @@ def test_a_mapped_cache_that_was_replaced_under_the_same_size_and_time_is_notice
 
 
 def test_predict_goes_on_after_a_broken_picture_of_a_folder(
-    finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     folder = write(tmp_path / "pics", "ab", 2)
     (folder / "a" / "0.png").write_bytes(b"?")

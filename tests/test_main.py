@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from fixtures import Capture, Patch
 from tiny_runs import TINY
 
 import cifar_lab
@@ -22,9 +23,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
-def test_the_overview_has_one_line_for_each_command(
-    argv: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_overview_has_one_line_for_each_command(argv: list[str], capsys: Capture) -> None:
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     modules = {
@@ -39,7 +38,7 @@ def test_the_overview_has_one_line_for_each_command(
 
 @pytest.mark.parametrize("command", ["prove_resume", "prove-resume"])
 def test_a_command_gets_the_other_arguments_and_gives_its_exit_code(
-    command: str, capsys: pytest.CaptureFixture[str]
+    command: str, capsys: Capture
 ) -> None:
     assert main([command, "model=nonsense"]) == 2
     through = capsys.readouterr()
@@ -58,7 +57,7 @@ def test_a_command_gets_the_other_arguments_and_gives_its_exit_code(
     ],
 )
 def test_an_unknown_command_is_one_line_and_exit_code_2(
-    argument: str, words: str, capsys: pytest.CaptureFixture[str]
+    argument: str, words: str, capsys: Capture
 ) -> None:
     assert main([argument, "more"]) == 2
     printed = capsys.readouterr()
@@ -67,9 +66,7 @@ def test_an_unknown_command_is_one_line_and_exit_code_2(
     assert printed.out == ""
 
 
-def test_every_command_answers_version_with_the_same_line(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_every_command_answers_version_with_the_same_line(capsys: Capture) -> None:
     installed = importlib.metadata.version
     expected = (
         f"cifar_lab {cifar_lab.__version__}, torch {installed('torch')}, "
@@ -105,7 +102,7 @@ def test_every_help_page_comes_at_once_and_fits_100_columns() -> None:
 
 
 def test_the_help_page_of_train_lists_every_group_and_option(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "my_own.yaml").write_text("_target_: torch.nn.Identity\n")
@@ -128,7 +125,7 @@ def test_the_help_page_of_train_lists_every_group_and_option(
     assert rest.count("    python -m cifar_lab.train ") == 3
 
 
-def test_a_long_path_does_not_hide_what_was_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_path_does_not_hide_what_was_wrong(capsys: Capture) -> None:
     """What was wrong stands after the path, and what to do at the end."""
     folder = Path("/", *(["a-folder-with-a-long-name"] * 12), "the-run")
 
@@ -143,7 +140,7 @@ def test_a_long_path_does_not_hide_what_was_wrong(capsys: pytest.CaptureFixture[
 
 
 def test_a_fault_of_ours_is_one_line_and_its_traceback_on_request(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: Capture, monkeypatch: Patch
 ) -> None:
     def broken(words: list[str]) -> int:
         raise KeyError("lr")
@@ -176,7 +173,7 @@ class Closed(io.StringIO):
 
 @pytest.mark.parametrize("kind", [Sink, type(None), Closed, io.BytesIO])
 def test_commands_and_functions_run_without_standard_streams(
-    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     """As in a service, under pythonw, or where loguru has taken the streams."""
     monkeypatch.setattr(sys, "stdout", kind())
@@ -189,9 +186,7 @@ def test_commands_and_functions_run_without_standard_streams(
         assert "there is no setting modle" in sys.stderr.text
 
 
-def test_what_is_printed_has_no_password(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_printed_has_no_password(capsys: Capture, monkeypatch: Patch) -> None:
     monkeypatch.setenv("MY_TOKEN", "hushed-token")
     monkeypatch.setenv("PROXY", "https://me:hushed-word@proxy:80/")
 
@@ -205,7 +200,7 @@ def test_what_is_printed_has_no_password(
     assert printed.err == "cifar_lab: no answer from http://host/\n"
 
 
-def test_a_warning_of_a_library_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_of_a_library_is_one_line(capsys: Capture) -> None:
     def command(words: list[str]) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always")
@@ -216,9 +211,7 @@ def test_a_warning_of_a_library_is_one_line(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().err == "warning: Corrupt EXIF data. Expecting more.\n"
 
 
-def test_an_output_folder_that_is_a_link_to_itself(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_output_folder_that_is_a_link_to_itself(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "loop").symlink_to("loop")
     for folder in ("loop", "loop/below"):
         assert main(["train", *TINY, f"output_dir={tmp_path / folder}"]) == 2

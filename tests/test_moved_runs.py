@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fixtures import Capture, Patch
 from tiny_runs import at_yield
 
 from cifar_lab import train
@@ -11,7 +12,7 @@ from cifar_lab.runs.run_dir import RunDir
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def elsewhere(tmp_path: Path, monkeypatch: Patch) -> None:
     """The working directory is another folder."""
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -23,7 +24,7 @@ def folders(tmp_path: Path) -> set[Path]:
 
 @pytest.mark.parametrize("name", ["backup-20261125", "lr=0.1"])  # no run's hash
 def test_a_moved_run_continues_where_it_lies(
-    name: str, stopped: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, stopped: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     moved = tmp_path / "new" / name
     moved.parent.mkdir()
@@ -35,10 +36,7 @@ def test_a_moved_run_continues_where_it_lies(
 
 
 def test_a_run_that_is_moved_while_it_trains_says_so_and_continues_where_it_lies(
-    stopped: RunDir,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    stopped: RunDir, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     moved = tmp_path / "moved"
     with monkeypatch.context() as patch:
@@ -52,7 +50,7 @@ def test_a_run_that_is_moved_while_it_trains_says_so_and_continues_where_it_lies
 
 
 def test_a_relative_folder_and_settings_beside_the_address_mean_the_folder_too(
-    stopped: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stopped: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     relative = Path("..") / stopped.path.relative_to(tmp_path)
     assert train.main([str(relative), "plan=true"]) == 0
@@ -66,7 +64,7 @@ def test_a_relative_folder_and_settings_beside_the_address_mean_the_folder_too(
 
 @pytest.mark.parametrize("change", ["seed=1", "output_dir=here"])
 def test_with_changes_it_is_another_run_and_says_so(
-    change: str, stopped: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: str, stopped: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     line = [str(stopped.path), change, "training.print_every=null", "training.epochs=0"]
     assert train.main([*line, "plan=true"]) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures import Capture, Patch
 from PIL import Image
 
 from cifar_lab import describe, evaluate, predict, train
@@ -40,7 +41,7 @@ def commands_of_the_page() -> list[list[str]]:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own(tmp_path: Path, monkeypatch: Patch) -> Iterator[Path]:
     """Lay the page's files, pictures and arrays into a folder, and work there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -65,9 +66,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_models", None)
 
 
-def test_own_options_train_evaluate_and_predict(
-    own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_own_options_train_evaluate_and_predict(own: Path, capsys: Capture) -> None:
     words = next(words for words in commands_of_the_page() if "optimizer=sign_sgd" in words)
     assert train.main([*words[1:], "training.epochs=1", *TINY]) == 0
     (run,) = find_runs(own / "outputs")
@@ -82,7 +81,7 @@ def test_own_options_train_evaluate_and_predict(
     assert "photo.jpg" in capsys.readouterr().out
 
 
-def test_own_code_runs_only_if_it_is_trusted(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_code_runs_only_if_it_is_trusted(own: Path, capsys: Capture) -> None:
     arguments = ["--config-dir", "mine", "dataset=digits", "model=my_net", *TINY]
     assert train.main(arguments) == 2
     assert "add --trust my_models" in capsys.readouterr().err
@@ -92,7 +91,7 @@ def test_own_code_runs_only_if_it_is_trusted(own: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("source", ["image_folder", "npz"])
 def test_own_pictures_train_and_are_asked_about(
-    own: Path, source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own: Path, source: str, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("CIFAR_LAB_DATA", str(own / "data"))
     words = next(w for w in commands_of_the_page() if f"dataset={source}" in w and w[0] == "train")
@@ -108,7 +107,7 @@ def test_own_pictures_train_and_are_asked_about(
 
 @pytest.mark.parametrize("trusting", ["--trust my_models", "trust=my_models", "trust=[my_models]"])
 def test_trust_means_the_same_in_every_form(
-    trusting: str, own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trusting: str, own: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     words = trusting.split()
     for command, line in (
@@ -135,9 +134,7 @@ def test_trust_means_the_same_in_every_form(
         targets.trust("my_models.py")
 
 
-def test_a_config_of_somebodys_run_is_where_a_run_starts(
-    own: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_config_of_somebodys_run_is_where_a_run_starts(own: Path, capsys: Capture) -> None:
     words = ["--config-dir", "mine", "dataset=digits", "model=my_net", *TINY, "training.epochs=7"]
     config = compose_checked([*words, "--trust", "my_models"]).runs[0].config
     (own / "friend.yaml").write_text(dump(config))

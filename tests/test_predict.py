@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures import Capture, Folders
 from PIL import Image
 from tiny_runs import copy_run, make, train
 
@@ -46,7 +47,7 @@ def test_a_test_image_is_answered_as_in_evaluation(run: RunDir, tmp_path: Path) 
 
 
 def test_table_names_the_most_probable_classes(
-    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     random = np.random.default_rng(0)
     photo = save(tmp_path / "photo.jpg", random.integers(0, 256, (300, 200, 3), dtype=np.uint8))
@@ -98,7 +99,7 @@ def test_what_is_no_picture_is_refused(pictures: Any, words: str, run: RunDir) -
 
 
 def test_a_picture_is_fitted_as_the_run_or_the_user_says(
-    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     pixels = np.zeros((32, 96), dtype=np.uint8)
     pixels[:, :32] = 255
@@ -113,7 +114,7 @@ def test_a_picture_is_fitted_as_the_run_or_the_user_says(
 
 
 def test_a_run_that_has_no_weights_yet_says_how_to_train_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
     queued = RunDir.create(compose_checked([*SMALL, f"output_dir={tmp_path}"]).runs[0].config)
     picture = save(tmp_path / "picture.png", np.zeros((9, 9), dtype=np.uint8))
@@ -122,7 +123,7 @@ def test_a_run_that_has_no_weights_yet_says_how_to_train_it(
 
 
 def test_the_answers_are_a_table_and_pictures_with_their_classes(
-    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     random = np.random.default_rng(0)
     for name in ("a/photo.jpg", "b/photo.png", "b/small.png"):
@@ -153,7 +154,7 @@ def test_the_answers_are_a_table_and_pictures_with_their_classes(
 
 
 @pytest.fixture(scope="module")
-def members(tiny_finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> list[RunDir]:
+def members(tiny_finished: RunDir, tmp_path_factory: Folders) -> list[RunDir]:
     other = train(tmp_path_factory.mktemp("ensemble"), "seed=1", "training.epochs=1")
     third = copy_run(tiny_finished, tmp_path_factory.mktemp("third"))
     return [tiny_finished, other, third]
@@ -170,9 +171,7 @@ def expected_accuracy(members: list[RunDir]) -> float:
     return float((np.argmax(total, axis=1) == labels).mean())
 
 
-def test_evaluate_scores_the_mean_of_probabilities(
-    members: list[RunDir], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_scores_the_mean_of_probabilities(members: list[RunDir], capsys: Capture) -> None:
     paths = [str(run.path) for run in members]
     assert evaluate.main([*paths, "--ensemble"]) == 0
     *answers, last = capsys.readouterr().out.splitlines()
@@ -183,9 +182,7 @@ def test_evaluate_scores_the_mean_of_probabilities(
     assert found.test_accuracy == accuracy
 
 
-def test_predict_takes_several_runs(
-    members: list[RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predict_takes_several_runs(members: list[RunDir], tmp_path: Path, capsys: Capture) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     picture = tmp_path / "a.png"
     Image.fromarray(pixels).save(picture)
@@ -199,7 +196,7 @@ def test_predict_takes_several_runs(
     assert first.endswith(f"{100 * rows[0].max():.2f} %")
 
 
-def refused(main: object, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+def refused(main: object, words: list[str], capsys: Capture) -> str:
     assert main(words) == 2  # type: ignore[operator]
     said = capsys.readouterr()
     assert said.out == ""
@@ -208,7 +205,7 @@ def refused(main: object, words: list[str], capsys: pytest.CaptureFixture[str]) 
 
 
 def test_runs_that_cannot_be_averaged_are_refused_before_anything_is_written(
-    members: list[RunDir], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    members: list[RunDir], tmp_path: Path, capsys: Capture
 ) -> None:
     first, config = str(members[0].path), members[0].read_config()
     summary = members[0].read_summary()

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from fixtures import Capture, Patch
 from tiny_runs import TINY, make
 
 from cifar_lab import train
@@ -32,7 +33,7 @@ def test_a_schedule_as_long_as_the_run_is_accepted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["s0_variants", "s2_plateau", "airbench_small"])
-def test_a_kept_run_answers_with_its_address(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kept_run_answers_with_its_address(name: str, capsys: Capture) -> None:
     """s0_variants continues from a folder that is not among the kept ones."""
     folder = next(path for path in (RESULTS / name).iterdir() if path.is_dir())
     assert train.main([str(folder), "plan=true"]) == 0
@@ -57,10 +58,7 @@ class Net(nn.Module):
 
 @pytest.mark.parametrize("where", ["built", "used"])
 def test_a_model_that_ends_the_process_is_refused(
-    where: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    where: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     (tmp_path / "leaves.py").write_text(LEAVES)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -71,9 +69,7 @@ def test_a_model_that_ends_the_process_is_refused(
     assert "model (leaves.Net" in message if where == "built" else "calls sys.exit" in message
 
 
-def test_a_finished_run_answers_without_a_trial(
-    finished: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_answers_without_a_trial(finished: RunDir, monkeypatch: Patch) -> None:
     """It has shown that it can train; the first optimizer of a process takes seconds to import."""
     tried: list[RunConfig] = []
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import Capture, Patch
 from synthetic_runs import history
 
 from cifar_lab import reproduce
@@ -63,7 +64,7 @@ def rows_of(text: str) -> dict[str, list[str]]:
     return {cells[0]: cells[1:] for cells in found}
 
 
-def run_reproduce(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+def run_reproduce(capsys: Capture, *words: str) -> str:
     assert reproduce.main([*words, "--dry-run", "--device", "cpu"]) == 0
     return capsys.readouterr().out
 
@@ -83,9 +84,7 @@ def s3(folder: Path, rate: float, accuracies: Sequence[float], **options: Any) -
     ]
 
 
-def test_a_figure_is_judged_by_every_seed_that_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_figure_is_judged_by_every_seed_that_is_there(tmp_path: Path, capsys: Capture) -> None:
     runs = s3(tmp_path, 0.005, [0.50, 0.52, 0.54])
     s3(tmp_path, 0.0001, [0.30])
     s3(tmp_path, 0.005, [0.40], protocol="sound")
@@ -166,9 +165,7 @@ def test_a_report_without_epochs_is_judged_by_runs_of_several_lengths(
     assert axes.get_xlim() == (8, 28)  # the reported band reaches across all lengths
 
 
-def test_what_other_code_made_is_shown_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_other_code_made_is_shown_and_said(tmp_path: Path, capsys: Capture) -> None:
     s3(tmp_path, 0.005, [0.50], results_version=99)
     words = ["S3", "--only", "S3-0.005-test", "--output-dir", str(tmp_path), "--device", "cpu"]
     assert reproduce.main(words) == 3
@@ -181,7 +178,7 @@ def test_what_other_code_made_is_shown_and_said(
 
 
 def test_what_is_kept_gives_the_same_table_and_a_page_with_its_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], script: dict[str, Any]
+    tmp_path: Path, capsys: Capture, script: dict[str, Any]
 ) -> None:
     (run, *_) = s3(tmp_path / "runs", 0.005, [0.50, 0.52, 0.54])
     s3(tmp_path / "runs", 0.005, [0.45], protocol="sound")
@@ -246,7 +243,7 @@ def test_the_curves_have_what_a_report_prints(tmp_path: Path, script: dict[str, 
     ],
 )
 def test_a_wrong_request_is_one_line(
-    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], message: str, tmp_path: Path, capsys: Capture
 ) -> None:
     assert reproduce.main([*words, "--output-dir", str(tmp_path)]) == 2
     said = capsys.readouterr().err
@@ -256,7 +253,7 @@ def test_a_wrong_request_is_one_line(
 
 @pytest.mark.slow
 def test_the_pages_are_what_the_kept_results_give(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: dict[str, Any]
+    tmp_path: Path, monkeypatch: Patch, script: dict[str, Any]
 ) -> None:
     monkeypatch.chdir(ROOT)
     shutil.copy(ROOT / "docs" / "reproduction.md", tmp_path)
@@ -292,9 +289,7 @@ def own_report(folder: Path) -> list[str]:
     return ["paper", "--config-dir", str(folder), "--output-dir", str(folder / "runs")]
 
 
-def test_reports_and_experiments_of_ones_own_are_found(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_reports_and_experiments_of_ones_own_are_found(tmp_path: Path, capsys: Capture) -> None:
     words = own_report(tmp_path)
     finished_run(tmp_path / "runs", "experiment=mine", *words[1:3], test_accuracy_last=0.95)
     text = run_reproduce(capsys, *words)
@@ -313,9 +308,7 @@ def test_reports_and_experiments_of_ones_own_are_found(
 
 
 @pytest.mark.slow
-def test_what_is_missing_is_trained_and_seeds_are_added(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_missing_is_trained_and_seeds_are_added(tmp_path: Path, capsys: Capture) -> None:
     words = [*own_report(tmp_path), "--device", "cpu"]
     assert reproduce.main(words) == 0
     assert rows_of(capsys.readouterr().out)["S9-1"][2] == "1"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures import Capture, Folders, Patch
 from synthetic_runs import OPTIMIZERS, dataset_config, make_grid, make_run
 
 from cifar_lab import summarize
@@ -33,7 +34,7 @@ def run_it(*arguments: str | Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def grid(tmp_path_factory: Folders) -> Path:
     folder = tmp_path_factory.mktemp("grid")
     make_grid(folder)
     make_run(folder, optimizer="sgd", activation="Tanh", lr=1e-2, seed=3, status="failed")
@@ -51,7 +52,7 @@ def collection(grid: Path) -> RunCollection:
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(grid: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pictures(grid: Path, monkeypatch: Patch) -> None:
     """Those of `grid` are drawn, before this."""
     monkeypatch.setattr(summarize, "_draw", lambda summary: [])
 
@@ -120,9 +121,7 @@ def test_ranking_is_by_validation_and_only_the_best_shows_its_test_score(
     assert all(row["test_accuracy"] for row in csv.DictReader(io.StringIO(shown)))
 
 
-def test_without_validation_nothing_is_ranked_until_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_validation_nothing_is_ranked_until_asked(tmp_path: Path, capsys: Capture) -> None:
     for lr in (0.1, 0.01):
         make_run(
             tmp_path,
@@ -156,9 +155,7 @@ def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
     assert ranks == [("cifar10", 1), ("cifar10", 2), ("mnist", 1), ("mnist", 2)]
 
 
-def test_every_configuration_says_how_far_it_is_from_the_best(
-    grid: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_configuration_says_how_far_it_is_from_the_best(grid: Path, capsys: Capture) -> None:
     assert run_it(grid) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "It is not told apart from" in said or "It is told apart from all others" in said
@@ -200,7 +197,7 @@ def test_a_baseline_takes_the_place_of_the_best(grid: Path) -> None:
             ranking.rank(collection, baseline=words)
 
 
-def test_seeds_that_show_a_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seeds_that_show_a_difference(tmp_path: Path, capsys: Capture) -> None:
     for lr in (0.1, 0.01):
         for seed in range(3):
             shift = 0.02 * (seed - 1)
@@ -260,9 +257,7 @@ def test_latex_sets_the_table_of_a_paper(grid: Path, tmp_path: Path) -> None:
     assert (tmp_path / "paper.pdf").stat().st_size > 10_000
 
 
-def test_a_narrow_terminal_gets_lines(
-    grid: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_narrow_terminal_gets_lines(grid: Path, capsys: Capture, monkeypatch: Patch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert run_it(grid) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -312,9 +307,7 @@ def test_numbers_that_no_run_has_are_refused(tmp_path: Path, value: float) -> No
     assert kept.path.name not in problems
 
 
-def test_a_figure_never_ends_a_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_figure_never_ends_a_table(tmp_path: Path, monkeypatch: Patch, capsys: Capture) -> None:
     monkeypatch.undo()
     make_run(tmp_path, summary={"best_val_loss": 1e308})
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fixtures import Capture, Patch
 from tiny_runs import TINY, StopAt, train
 
 from cifar_lab import compare, summarize
@@ -57,7 +58,7 @@ def told(messages: str) -> list[str]:
     return [line for line in messages.splitlines() if line.startswith("cifar_lab: ")]
 
 
-def as_process(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+def as_process(monkeypatch: Patch, rank: int) -> None:
     """Give this process the environment of one of torchrun's."""
     values = (str(rank), str(rank), "2", "2", "127.0.0.1", "29500")
     for name, value in zip(VARIABLES, values, strict=True):
@@ -78,10 +79,7 @@ def test_the_parts_of_a_batch_are_the_batch(world: int) -> None:
 
 @pytest.mark.parametrize(("command", "words"), [(summarize, ["."]), (compare, ["a", "b"])])
 def test_other_commands_refuse_torchrun_in_one_line(
-    command: object,
-    words: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: object, words: list[str], monkeypatch: Patch, capsys: Capture
 ) -> None:
     for rank, code, lines in ((0, 2, 1), (1, 0, 0)):
         as_process(monkeypatch, rank)
@@ -101,7 +99,7 @@ train.main([])
 """
 
 
-def test_a_process_ends_before_what_may_abort_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_ends_before_what_may_abort_it(monkeypatch: Patch) -> None:
     as_process(monkeypatch, 1)
     line = [sys.executable, "-c", ENDS]
     ended = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
@@ -188,7 +186,7 @@ class Breaks(nn.ReLU):
     ],
 )
 def test_a_process_that_fails_or_is_killed_fails_the_run_with_a_reason(
-    killed: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    killed: str, why: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     (tmp_path / "breaks.py").write_text(BROKEN)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures import Capture, Patch
 from test_real_trackers import CURVES, no_users_tracker
 from tiny_runs import TINY, assert_same_result, make, train
 
@@ -116,7 +117,7 @@ TO_FAKE = ("+tracker._target_=fake_tracker.Fake", "--trust", "fake_tracker")
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fake(tmp_path: Path, monkeypatch: Patch) -> None:
     (tmp_path / "fake_tracker.py").write_text(FAKE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
@@ -185,10 +186,7 @@ def check_hushed(folder: Path, *printed: str) -> None:
 @pytest.mark.parametrize("follow", [(), ("--follow",)])
 @pytest.mark.usefixtures("fake")
 def test_no_password_is_printed_or_written(
-    follow: tuple[str, ...],
-    finished: RunDir,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    follow: tuple[str, ...], finished: RunDir, monkeypatch: Patch, capfd: Capture
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -214,7 +212,7 @@ def test_no_password_of_a_real_tracker_is_printed_or_written(tracker: str, tmp_p
 
 
 def test_a_missing_package_is_one_line_that_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert train_command.main([*TINY, f"output_dir={tmp_path / 'out'}", "tracker=mlflow"]) == 2
@@ -223,9 +221,7 @@ def test_a_missing_package_is_one_line_that_names_the_extra(
     assert not (tmp_path / "out").exists()
 
 
-def test_track_sends_a_finished_run_once(
-    finished: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_track_sends_a_finished_run_once(finished: RunDir, capsys: Capture) -> None:
     folder = str(finished.path.parent)
     assert track.main([folder, "tracker=tensorboard"]) == 0
     assert capsys.readouterr().out == f"{finished.path}: sent\n"
@@ -240,7 +236,7 @@ def test_track_sends_a_finished_run_once(
 
 
 def test_track_goes_on_after_a_damaged_folder_and_says_so(
-    finished: RunDir, capsys: pytest.CaptureFixture[str]
+    finished: RunDir, capsys: Capture
 ) -> None:
     other = make(finished.path.parents[1], "seed=5")
     other.summary_file.write_text("{")

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fixtures import Capture, Patch
 
 from cifar_lab import train
 from cifar_lab.config.compose import compose
@@ -219,7 +220,7 @@ COMPOSING = ("train", "describe", "benchmark", "prove_resume")
 
 
 @pytest.fixture
-def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty(tmp_path: Path, monkeypatch: Patch) -> Path:
     folder = tmp_path / "empty"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -247,12 +248,7 @@ def refused(code: int, out: str, err: str, folder: Path) -> str:
     ids=lambda text: text[:60],
 )
 def test_a_wrong_request(
-    command: str,
-    line: str,
-    words: str,
-    empty: Path,
-    tiny_finished: RunDir,
-    capsys: pytest.CaptureFixture[str],
+    command: str, line: str, words: str, empty: Path, tiny_finished: RunDir, capsys: Capture
 ) -> None:
     files = sorted(tiny_finished.path.rglob("*"))
     own = "RUN" in line
@@ -274,7 +270,7 @@ def test_a_pattern_lists_options() -> None:
     assert [run.config.choices["model"] for run in request.runs] == ["convnet", "convnet_plain"]
 
 
-def test_the_config_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_config_is_shown(capsys: Capture) -> None:
     assert train.main([*SMALL, "seed=7", "--cfg", "job"]) == 0
     assert "seed: 7\n" in capsys.readouterr().out
 

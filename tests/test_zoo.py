@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fileserver import Behaviour, file_server
+from fixtures import Capture, Patch
 from tiny_runs import config_of
 from tiny_runs import train as train_tiny
 from torch import Tensor, nn
@@ -157,7 +158,7 @@ def test_the_statistics_of_the_weights_are_those_of_the_images_unless_said(weigh
 
 
 def test_a_run_is_not_resumed_with_another_file_in_place_of_its_weights(
-    weights: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    weights: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     config = one(*SHUFFLENET, f"model.weights={weights}", f"output_dir={tmp_path / 'out'}")
     run = RunDir.create(config)
@@ -169,7 +170,7 @@ def test_a_run_is_not_resumed_with_another_file_in_place_of_its_weights(
 
 @pytest.mark.parametrize("answer", ["weights", "changed"])
 def test_published_weights_come_through_torchvision_from_their_server(
-    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answer: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     network = published("shufflenet_v2_x0_5")
     torch.save(network.state_dict(), tmp_path / "served.pt")
@@ -223,12 +224,7 @@ TIMM = [
     [*(("torchvision", *case) for case in TORCHVISION), *(("timm", *case) for case in TIMM)],
 )
 def test_a_wrong_request_is_one_line_and_nothing_is_written(
-    model: str,
-    line: str,
-    words: str,
-    weights: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    model: str, line: str, words: str, weights: Path, monkeypatch: Patch, capfd: Capture
 ) -> None:
     if model == "timm":
         pytest.importorskip("timm")
@@ -240,7 +236,7 @@ def test_a_wrong_request_is_one_line_and_nothing_is_written(
     assert sorted(weights.parent.rglob("*")) == before
 
 
-def the_line(capfd: pytest.CaptureFixture[str]) -> str:
+def the_line(capfd: Capture) -> str:
     """The one line that a command wrote to standard error."""
     (line,) = capfd.readouterr().err.splitlines()
     return line
@@ -289,9 +285,7 @@ def test_backbone_lr_is_the_rate_of_all_but_the_classifier(tmp_path: Path) -> No
     assert [row.learning_rate for row in run.read_metrics()] == [0.01]
 
 
-def test_timm_is_named_where_it_is_missing(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_timm_is_named_where_it_is_missing(monkeypatch: Patch, capfd: Capture) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     assert train.main(["dataset=digits", "model=timm"]) == 2
     assert "model=timm needs timm: pip install 'cifar-lab[timm]'" in the_line(capfd)
@@ -334,9 +328,7 @@ def test_timm_s_resnet18d_starts_from_a_file(timm: Any, tmp_path: Path) -> None:
     assert model.network.conv1[0].stride == (1, 1)
 
 
-def test_timm_s_published_weights_are_named_by_their_tag(
-    timm: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_timm_s_published_weights_are_named_by_their_tag(timm: Any, monkeypatch: Patch) -> None:
     config = one("model=timm", "model.pretrained=true")
     assert config.model["architecture"] == "resnet18d.ra2_in1k"
     assert config.dataset.mean == pytest.approx([(0.485 + 0.456 + 0.406) / 3])

@@ -356,9 +356,9 @@ def test_tsne_is_the_same_twice_and_follows_its_seed_and_perplexity(tmp_path: Pa
     run = make_run(tmp_path)
     write_features(run, 120, dimensions=70)
     features, labels = embedding.read_sample(run, 120, 0)
-    first, again = (tsne.project(features, 10.0, 0).points for _ in range(2))
+    first, again = (tsne.project(features, 0, 10.0).points for _ in range(2))
     assert (first == again).all()
-    assert not (first == tsne.project(features, 20.0, 0).points).all()
+    assert not (first == tsne.project(features, 0, 20.0).points).all()
     assert separation(first, labels)["knn_accuracy"] > 0.8
 
 

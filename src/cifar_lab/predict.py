@@ -14,7 +14,7 @@ from cifar_lab import cli
 from cifar_lab.config.command_line import is_run_folder
 from cifar_lab.datasets import pictures as intake
 from cifar_lab.errors import RunFailed, UsageError, shorten_path
-from cifar_lab.figures.labelled import write_labelled
+from cifar_lab.figures.image_grid import write_labelled
 from cifar_lab.runs.files import write_text
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import Table, align

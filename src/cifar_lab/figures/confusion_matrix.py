@@ -60,9 +60,10 @@ def _panel(axes: "Axes", counts: np.ndarray[Any, Any], names: list[str], *, shar
         spine.set_visible(False)
     small = size > NUMBERED_CLASSES
     label_size = max(4.0, min(style.NORMAL, 430 / size)) if small else style.NORMAL - (size > 12)
-    axes.set_xticks(range(size), names, rotation=90 if small else 45, fontsize=label_size)
-    for label in axes.get_xticklabels():
-        label.set(ha="center" if small else "right", rotation_mode="default" if small else "anchor")
+    turned = (
+        {"rotation": 90} if small else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    )
+    axes.set_xticks(range(size), names, fontsize=label_size, **turned)
     axes.set_yticks(range(size), names, fontsize=label_size)
     axes.tick_params(length=0)
     bar = axes.figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, aspect=30)

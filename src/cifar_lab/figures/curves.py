@@ -40,10 +40,9 @@ def draw(
     rates = [row.learning_rate for row in rows]
     last = rows[-1].epoch if rows else max(config.training.epochs, 1)
     with_rate = learning_rate and len(set(rates)) > 1
+    widths = [3, 3, 2] if with_rate else [3, 3]
     figure = style.new_figure(13 if with_rate else 10, 4.3)
-    panels = figure.subplots(
-        1, 3 if with_rate else 2, width_ratios=[3, 3, 2] if with_rate else None
-    )
+    panels = figure.subplots(1, len(widths), width_ratios=widths)
     best = _best_epoch(run, config, rows)
     for axes, quantity in zip(panels[:2], ("loss", "accuracy"), strict=True):
         monitor = config.training.monitor
@@ -81,14 +80,15 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
     The line is the mean, the band reaches from the lowest to the highest run; both end where the
     first run of the group ends, so that n is the same all along.
     """
-    every = {label: [run.read_metrics() for run in runs] for label, runs in groups.items()}
-    lengths = {label: [len(rows) for rows in found if rows] for label, found in every.items()}
-    longest = max((min(counts, default=1) for counts in lengths.values()), default=1)
-    histories_of_all = [rows for found in every.values() for rows in found]
-    figure, panels = _grid_of_panels(list(groups), longest, histories_of_all)
-    for index, (label, found) in enumerate(every.items()):
-        length = min(lengths[label], default=0)
-        histories = [rows for rows in found if rows]
+    every = {
+        label: [rows for run in runs if (rows := run.read_metrics())]
+        for label, runs in groups.items()
+    }
+    lengths = {label: min(map(len, histories), default=0) for label, histories in every.items()}
+    rows_of_all = [row for histories in every.values() for rows in histories for row in rows]
+    figure, panels = _grid_of_panels(list(groups), max([1, *lengths.values()]), rows_of_all)
+    for index, (label, histories) in enumerate(every.items()):
+        length = lengths[label]
         look = style.line_style(index)
         name_and_count = f"{style.plain(label, LONGEST_LABEL)} (n = {len(histories)})"
         for name, axes in panels.items():
@@ -105,10 +105,8 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
                 dots = {}
             axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
             axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
-    handles, labels = panels["train_loss"].get_legend_handles_labels()
-    if handles:
-        columns = max(1, math.ceil(len(groups) / 60))
-        style.legend_outside(figure, handles, labels, columns=columns, handlelength=3.2)
+    columns = max(1, math.ceil(len(groups) / 60))
+    style.legend_outside(figure, panels["train_loss"], columns=columns, handlelength=3.2)
     style.caption(figure, "lines: mean over the runs · bands: lowest to highest run")
     return figure
 
@@ -166,10 +164,9 @@ def _best_epoch(run: RunDir, config: RunConfig, rows: Sequence[EpochMetrics]) ->
 
 
 def _grid_of_panels(
-    labels: Sequence[str], longest: int, histories: Sequence[Sequence[EpochMetrics]]
+    labels: Sequence[str], longest: int, rows: Sequence[EpochMetrics]
 ) -> "tuple[Figure, dict[str, Axes]]":
     """Return panels of training and validation; of the test set where that alone was watched."""
-    rows = [row for history in histories for row in history]
     watched = any(row.test_loss is not None for row in rows)
     held_out = ("val", "Validation")
     if watched and all(row.val_loss is None for row in rows):

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -66,14 +65,8 @@ def draw(bars: Sequence[Bar], label: str, explained: str) -> Figure:
         elif bar.is_reference:
             axes.plot([0], [place], "D", markersize=6.5, color=style.BLUE, zorder=4)
         colour = style.MUTED if bar.value is None else style.INK
-        text_at = axes.get_yaxis_transform()
-        look: dict[str, Any] = {
-            "va": "center",
-            "fontsize": style.NORMAL,
-            "color": colour,
-            "transform": text_at,
-        }
-        axes.text(1.02, place, style.plain(bar.text, 80), **look)
+        beside, text = axes.get_yaxis_transform(), style.plain(bar.text, 80)
+        axes.text(1.02, place, text, va="center", color=colour, transform=beside, size=style.NORMAL)
     if not judged:
         axes.set_xticks([])
     hidden = f" · the first {len(shown)} of {len(bars)} configurations" * (len(shown) < len(bars))

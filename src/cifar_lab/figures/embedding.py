@@ -69,11 +69,14 @@ def panels(
     runs: Sequence[RunDir],
     titles: Sequence[str],
     name: str,
-    method: Callable[[Array], Projection],
+    method: Callable[[Array, int], Projection],
     sample_size: int,
     seed: int,
 ) -> "Figure":
-    """Return one panel per run, side by side, with one legend of the classes."""
+    """Return one panel per run, side by side, with one legend of the classes.
+
+    `method` takes the features and the seed.
+    """
     configs = [run.read_config() for run in runs]
     samples = [read_sample(run, sample_size, seed) for run in runs]
     num_classes = max(
@@ -87,7 +90,7 @@ def panels(
     for axes, (features, labels), title in zip(grid, samples, titles, strict=True):
         projection = Projection(np.zeros((len(features), 2)), "all features are the same", "")
         if np.ptp(features, axis=0).any():
-            projection = method(features)
+            projection = method(features, seed)
         scores = separation(projection.points, labels)
         _scatter(axes, projection, labels, names)
         heading = (
@@ -96,10 +99,9 @@ def panels(
             f"silhouette {scores['silhouette']:.2f}"
         )
         axes.set_title(heading, fontsize=style.NORMAL, loc="left", color=style.INK)
-    handles, words = grid[0].get_legend_handles_labels()
     size = style.NORMAL if num_classes <= NAMED_CLASSES else 6
     look: dict[str, Any] = {"loc": "outside right center", "fontsize": size, "markerscale": 1.7}
-    style.legend_outside(figure, handles, words, columns=columns, **look)
+    style.legend_outside(figure, grid[0], columns=columns, **look)
     images = f"{len(samples[0][1]):,} images"
     what = style.run_title(configs[0]) if len(runs) == 1 else f"{len(runs)} runs"
     style.caption(figure, f"{name} of the features · {images} · {what}")

@@ -192,15 +192,11 @@ def _scatter(
         names = [", ".join(square.key[i] for i in others) for square, _ in known]
         for index, name in enumerate(dict.fromkeys(names)):
             own = [k for k, other in enumerate(names) if other == name]
-            look: dict[str, Any] = {
-                "color": style.PALETTE[index % len(style.PALETTE)],
-                "s": 34,
-                "alpha": 0.8,
-            }
+            colour, label = style.PALETTE[index % len(style.PALETTE)], style.plain(name, 40)
             across, up = [places[k] for k in own], [heights[k] for k in own]
-            panel.scatter(across, up, label=style.plain(name, 40), **look)
+            panel.scatter(across, up, s=34, alpha=0.8, color=colour, label=label)
         if others and known:
-            style.legend_outside(figure, *panel.get_legend_handles_labels(), columns=1)
+            style.legend_outside(figure, panel, columns=1)
     else:
         colours = style.SEQUENTIAL + "_r" * (not higher_is_better)
         shades = panel.scatter(places, heights, c=scores, cmap=colours, s=60, edgecolors="#777777")

@@ -1,17 +1,22 @@
-"""Images in rows, each with a title."""
+"""Images with texts: in rows, each under its title, or one by one, with a line below."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from cifar_lab.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_WIDTH = 256  # pixels that the smallest picture is enlarged to
 
 
 def draw_images(
     images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]], titles: Sequence[str], columns: int
-) -> Figure:
+) -> "Figure":
     """Draw uint8 images (C, H, W), each under its title, so many in a row."""
     rows = -(-len(images) // columns)
     figure = style.new_figure(1.9 * columns, 2.3 * rows)
@@ -24,3 +29,32 @@ def draw_images(
         axes.imshow(pixels, cmap="gray" if grey else None)
         axes.set_title(title, fontsize=style.NORMAL)
     return figure
+
+
+def write_labelled(paths: Sequence[Path], texts: Sequence[str], folder: Path) -> None:
+    """Write each picture into a folder as PNG, small ones enlarged, with its text below it.
+
+    Of several pictures of one name, all but the first get a number.
+    """
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+    font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: dict[str, int] = {}
+    for path, text in zip(paths, texts, strict=True):
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert("RGB")
+        if (scale := -(-_WIDTH // picture.width)) > 1:
+            picture = ImageOps.scale(picture, scale, Image.Resampling.NEAREST)
+        size = picture.width // 16
+        room = 0.94 * picture.width
+        while size > 6 and ImageFont.truetype(font_file, size).getlength(text) > room:
+            size -= 1
+        labelled = Image.new("RGB", (picture.width, picture.height + 2 * size), "white")
+        labelled.paste(picture)
+        place = (0.03 * picture.width, picture.height + 1.4 * size)
+        font = ImageFont.truetype(font_file, size)
+        ImageDraw.Draw(labelled).text(place, text, fill="black", font=font, anchor="ls")
+        number = taken[path.stem] = taken.get(path.stem, 0) + 1
+        labelled.save(folder / f"{path.stem}{f'-{number}' if number > 1 else ''}.png")

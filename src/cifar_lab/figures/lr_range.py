@@ -41,7 +41,6 @@ def draw(
         axes.axvspan(low, high, color=style.GREEN, alpha=0.1, linewidth=0, label=label)
         look: dict[str, Any] = {"color": style.VERMILLION, "linestyle": "--", "linewidth": 1.3}
         axes.axvline(suggestion, label=f"suggestion: {suggestion:.2g}", **look)
-    handles, labels = axes.get_legend_handles_labels()
-    style.legend_outside(figure, handles, labels, columns=4, loc="outside lower center")
+    style.legend_outside(figure, axes, columns=4, loc="outside lower center")
     style.caption(figure, style.run_title(config))
     return figure

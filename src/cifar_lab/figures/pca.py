@@ -1,6 +1,5 @@
 """The features' two main directions (principal component analysis)."""
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,8 +22,7 @@ def side_by_side(
     runs: Sequence[RunDir], titles: Sequence[str], sample_size: int = 2000, seed: int = 0
 ) -> "Figure":
     """Return one such panel per run, each on its own components."""
-    method = functools.partial(project, seed=seed)
-    return embedding.panels(runs, titles, "PCA", method, sample_size, seed)
+    return embedding.panels(runs, titles, "PCA", project, sample_size, seed)
 
 
 def project(features: embedding.Array, seed: int = 0) -> embedding.Projection:

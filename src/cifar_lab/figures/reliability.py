@@ -98,8 +98,7 @@ def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "sco
         label = "at the mean probability of the bin"
         upper.plot(confidence, share, "o", color=style.VERMILLION, markersize=4, label=label)
         lower.bar(middle, found.counts, 0.94 * width, color="#C9C9C9")
-        handles, labels = upper.get_legend_handles_labels()
-        style.legend_outside(figure, handles, labels, columns=1, loc="outside lower center")
+        style.legend_outside(figure, upper, columns=1, loc="outside lower center")
     title = f"{style.run_title(run.read_config())} · {split} images"
     if found is not None:
         title += (

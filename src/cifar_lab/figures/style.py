@@ -204,13 +204,7 @@ def dress(axes: "Axes", title: str = "", x_label: str = "", y_label: str = "") -
 
 def percent_axis(axis: "Axis") -> None:
     """Write an axis of fractions in per cent, with as many digits as its ticks need."""
-
-    def in_percent(value: float, _: int | None) -> str:
-        return f"{100 * value:.6g} %"
-
-    from matplotlib.ticker import FuncFormatter
-
-    axis.set_major_formatter(FuncFormatter(in_percent))
+    axis.set_major_formatter(lambda value, _: f"{100 * value:.6g} %")
 
 
 def epoch_axis(axis: "Axis") -> None:
@@ -226,10 +220,11 @@ def note(axes: "Axes", text: str) -> None:
     axes.text(0.5, 0.5, text, transform=where, color=MUTED, fontsize=NORMAL, **CENTRED)
 
 
-def legend_outside(
-    figure: "Figure", handles: Sequence[Any], labels: Sequence[str], *, columns: int, **look: Any
-) -> None:
-    """Put a legend to the right of all panels."""
+def legend_outside(figure: "Figure", axes: "Axes", *, columns: int, **look: Any) -> None:
+    """Put the legend of a panel, if it has any, to the right of all panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not handles:
+        return
     defaults: dict[str, Any] = {"loc": "outside right upper", "fontsize": SMALL, "frameon": False}
     figure.legend(handles, labels, ncols=columns, **(defaults | look))
 

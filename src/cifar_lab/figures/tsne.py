@@ -31,12 +31,12 @@ def side_by_side(
     seed: int = 0,
 ) -> "Figure":
     """Return one such panel per run."""
-    method = functools.partial(project, perplexity=perplexity, seed=seed)
+    method = functools.partial(project, perplexity=perplexity)
     return embedding.panels(runs, titles, "t-SNE", method, sample_size, seed)
 
 
 def project(
-    features: embedding.Array, perplexity: float = 30.0, seed: int = 0
+    features: embedding.Array, seed: int = 0, perplexity: float = 30.0
 ) -> embedding.Projection:
     """Return features (n, D) in the plane; the same seed gives the same points."""
     from sklearn.decomposition import PCA

@@ -42,7 +42,7 @@ LINES = {
     "figures": Budget(1686, 1400),
     "trackers": Budget(945, 800),
     "sweeps": Budget(2365, 1800),
-    "analysis": Budget(4258, 3300),
+    "analysis": Budget(4214, 3300),
     "exports": Budget(500, 500),
     "throughput": Budget(600, 450),
     "commands": Budget(2508, 2000),  # the modules beside the packages

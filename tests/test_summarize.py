@@ -13,7 +13,7 @@ from fixtures import Capture, Folders, Patch
 from synthetic_runs import OPTIMIZERS, dataset_config, make_grid, make_run
 
 from cifar_lab import summarize
-from cifar_lab.analysis import drawing, grouping, ranking, summary_tables, texts
+from cifar_lab.analysis import grouping, ranking, summary, summary_tables, texts
 from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
@@ -314,7 +314,7 @@ def test_a_figure_never_ends_a_table(tmp_path: Path, monkeypatch: Patch, capsys:
     def fail(collection: RunCollection) -> Any:
         raise ValueError("no such colour")
 
-    monkeypatch.setitem(drawing.PICTURES, "grid", fail)
+    monkeypatch.setitem(summary.PICTURES, "grid", fail)
     assert run_it(tmp_path) == 0
     assert "grid.png is not drawn: ValueError: no such colour" in capsys.readouterr().out
     assert not (tmp_path / "grid.png").exists()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from cifar_lab.analysis.comparison import Comparison, compare
 from cifar_lab.analysis.grouping import collect_folders
 from cifar_lab.analysis.seed_groups import RunCollection
-from cifar_lab.analysis.summary_tables import Summary, summary_of
+from cifar_lab.analysis.summary import Summary, summary_of
 from cifar_lab.config import targets
 from cifar_lab.config.launch import launched
 from cifar_lab.config.request import Request, check_launch

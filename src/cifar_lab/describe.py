@@ -65,6 +65,8 @@ def _describe_run(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Print what the model and the dataset of a run are; draw some of its images."""
     from cifar_lab.analysis import description
     from cifar_lab.datasets.store import data_root
+    from cifar_lab.figures import style
+    from cifar_lab.figures.image_grid import draw_images
     from cifar_lab.training.sanity_checks import check_config
     from cifar_lab.training.splits import load_arrays, make_splits
 
@@ -90,7 +92,8 @@ def _describe_run(config: RunConfig, arguments: argparse.Namespace) -> int:
         print("\n".join(check_images(config.dataset, arrays)))
     path = arguments.figure or _default_path(config)
     names = config.dataset.display_names or splits.class_names
-    description.draw_chosen(arrays, names, chosen, path)
+    titles = [f"{names[int(arrays.train_labels[index])]}\n{index}" for index in chosen]
+    style.save(draw_images([arrays.train_images[index] for index in chosen], titles), path)
     print(f"images {', '.join(map(str, chosen))} of the training set: {path}")
     return 0
 

@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 from cifar_lab import cli
-from cifar_lab.analysis import grouping, html_report, summary_tables
-from cifar_lab.analysis.drawing import PICTURES
-from cifar_lab.analysis.summary_tables import Summary, summary_of
+from cifar_lab.analysis import grouping, summary_tables
+from cifar_lab.analysis.summary import PICTURES, Summary, report, summary_of
 from cifar_lab.errors import first_line
 from cifar_lab.runs.files import write_text
 
@@ -41,10 +40,10 @@ def main(argv: list[str]) -> int:
     write_text(folder / "summary.csv", summary_tables.summary_csv(collection, test=summary.test))
     parts = summary.sections
     write_text(folder / "summary.md", summary_tables.as_markdown(parts))
-    write_text(folder / "report.html", html_report.report(summary))
+    write_text(folder / "report.html", report(summary))
     if arguments.detect is not None:
         lines = summary.seeds_needed(arguments.detect)
-        parts.append(summary_tables.Section("Seeds needed", [lines]))
+        parts.append(("Seeds needed", [lines]))
     print(summary_tables.as_text(parts, shutil.get_terminal_size((WIDE, 24)).columns))
     for name in PAPER_TABLES:
         path = getattr(arguments, name)

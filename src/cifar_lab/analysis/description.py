@@ -1,7 +1,6 @@
 """What a dataset and a model consist of, what they cost, and which images are odd: `describe`."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,29 +85,12 @@ def choose_images(asked: str | None, size: int, seed: int) -> list[int]:
     if asked is None:
         order = np.random.default_rng(seed).permutation(size)
         return [int(index) for index in order[:SHOWN_IMAGES]]
-    shown = shorten(asked)
-    try:
-        chosen = [int(word) for word in asked.split(",")]
-    except ValueError:
-        raise UsageError(f"--images={shown} is wrong: it must be numbers, as 5,27") from None
-    wrong = [index for index in chosen if not 0 <= index < size]
-    if wrong or len(chosen) > 100:
-        raise UsageError(
-            f"--images={shown} is wrong: it must be at most 100 indices from 0 to {size - 1}"
-        )
+    words = asked.split(",")
+    chosen = [int(word) for word in words if word.strip().isdecimal() and int(word) < size]
+    if len(chosen) < len(words) or len(words) > 100:
+        right = f"it must be at most 100 numbers from 0 to {size - 1}, as 5,27"
+        raise UsageError(f"--images={shorten(asked)} is wrong: {right}")
     return chosen
-
-
-def draw_chosen(
-    arrays: ImageArrays, class_names: Sequence[str], chosen: Sequence[int], path: Path
-) -> None:
-    """Draw training images, each under its class and index, into a .png (S1-02)."""
-    from cifar_lab.figures import style  # late: matplotlib
-    from cifar_lab.figures.image_grid import draw_images
-
-    titles = [f"{class_names[int(arrays.train_labels[index])]}\n{index}" for index in chosen]
-    images = [arrays.train_images[index] for index in chosen]
-    style.save(draw_images(images, titles, min(len(chosen), 8)), path)
 
 
 def check_images(dataset: DatasetConfig, arrays: ImageArrays) -> list[str]:

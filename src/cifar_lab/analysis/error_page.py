@@ -1,24 +1,19 @@
 """Which test images runs get wrong most confidently, which labels are probably wrong, as a page."""
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from cifar_lab.analysis.ensembles import Probabilities
-from cifar_lab.analysis.html_report import PAGES
 from cifar_lab.analysis.statistics import in_order
+from cifar_lab.analysis.summary import PAGES
 from cifar_lab.errors import shorten
+from cifar_lab.figures.image_grid import Pixels, thumbnail
 from cifar_lab.runs.metrics import Integers, Predictions
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import render
-
-Pixels = npt.NDArray[np.uint8]
 
 _LONGEST = 112  # pixels of a picture's longer side, on the page
 
@@ -42,16 +37,7 @@ def error_page(
         sections.append(section | {"mistakes": confident_mistakes(stored, count)})
 
     def picture_of(mistake: Mistake) -> dict[str, Any]:
-        pixels = image_of(mistake.index)
-        plane = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
-        picture = Image.fromarray(np.ascontiguousarray(plane))
-        picture.thumbnail((2 * _LONGEST, 2 * _LONGEST))
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG", optimize=True)
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        scale = _LONGEST / max(picture.size)
-        width, height = (max(1, round(side * scale)) for side in picture.size)
-        return {"address": f"data:image/png;base64,{data}", "width": width, "height": height}
+        return thumbnail(image_of(mistake.index), _LONGEST)
 
     def name_of(mistake: Mistake) -> str:
         return shorten(files[mistake.index], 60) if files else f"test image {mistake.index:,}"

@@ -103,13 +103,9 @@ def range_test(config: RunConfig, steps: int = STEPS) -> RangeTest:
         state.optimizer, lambda step: float(rates[min(step, steps - 1)] / base)
     )
     state.schedule = Schedule(growing, "batch")
-    training = dataclasses.replace(
-        config.training,
-        epochs=math.ceil(steps / len(batches)),
-        patience=None,
-        step_history=True,
-        print_every=1,
-    )
+    epochs = math.ceil(steps / len(batches))
+    training = dataclasses.replace(config.training, epochs=epochs, patience=None)
+    training = dataclasses.replace(training, step_history=True, print_every=1)
     losses: list[float] = []
     with contextlib.suppress(Diverged):  # a loss that is not finite has no place in a figure
         for progress in fit(state, batches, None, training):
@@ -119,9 +115,7 @@ def range_test(config: RunConfig, steps: int = STEPS) -> RangeTest:
             if len(losses) >= steps or diverged:
                 break
     if not losses:
-        raise RunFailed(
-            f"the loss is not finite at a learning rate of {LOWEST:g}, in the first step"
-        )
+        raise RunFailed(f"the loss is not finite in the first step, at a rate of {LOWEST:g}")
     rates, smoothed = rates[: len(losses)], smooth(losses[:steps])
     return RangeTest(rates, np.array(losses[:steps]), smoothed, advise(rates, smoothed))
 

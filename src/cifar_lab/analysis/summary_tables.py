@@ -1,18 +1,13 @@
-"""What `summarize` says of runs: as a value, as tables and documents, and for a paper."""
+"""A collection of runs as tables and documents: summary.csv, summary.md, the console, a paper."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cifar_lab.analysis import drawing, run_metrics, texts
-from cifar_lab.analysis.ranking import MainEffects, main_effects, rank
+from cifar_lab.analysis import run_metrics, texts
+from cifar_lab.analysis.ranking import MainEffects
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, short_names
-from cifar_lab.errors import UsageError, listing, shorten
+from cifar_lab.errors import shorten
 from cifar_lab.runs.text import Table, fill, markdown
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WITH_SPREAD = ("best_val_accuracy", "final_val_accuracy", "best_val_loss", "test_accuracy")
 """Metrics that summary.csv gives with standard deviation and interval."""
@@ -23,105 +18,8 @@ MEANS = ("best_epoch", "epochs", "test_loss", "parameters", "seconds_per_epoch")
 Block = str | list[str] | Table
 """A paragraph, a list of points, or a table."""
 
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a document: its title, and what stands below it."""
-
-    title: str
-    blocks: Sequence[Block]
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Ranked runs, what separates them, and their main effects.
-
-    `test`: test scores are shown for all configurations, not for the best alone.
-    """
-
-    collection: RunCollection
-    effects: Sequence[MainEffects]
-    test: bool = False
-
-    @property
-    def table(self) -> list[dict[str, str]]:
-        """The ranking, a dict for each configuration: `pandas.DataFrame(summary.table)` works."""
-        table = ranking_table(self.collection, test=self.test)
-        return [dict(zip(table.header, row, strict=True)) for row in table.rows]
-
-    @property
-    def sections(self) -> list[Section]:
-        """The document, which summary.md and the console show: the folder's name comes first."""
-        collection = self.collection
-        notes = [f"Note: {note}" for note in collection.notes]
-        first: list[Block] = [texts.counts_text(collection), axes_text(collection), *notes]
-        parts = [Section(f"Summary of {collection.folder.resolve().name}", first)]
-        best = [group for group in collection.ranking if group.chosen]
-        if best:
-            points = [texts.best_text(collection, group) for group in best]
-            points += texts.seeds_lines(collection)
-            parts.append(Section("Best", [points]))
-        below = [texts.testing_text(collection), texts.selection_text(collection)]
-        title = "Ranking" if collection.ranked else "Configurations"
-        parts.append(Section(title, [ranking_table(collection, test=self.test), *below]))
-        parts += [
-            Section(
-                f"Main effects on {run_metrics.in_words(collection.metric)}, {found.dataset}",
-                [texts.effects_lines(collection, found)],
-            )
-            for found in self.effects
-        ]
-        unfinished = unfinished_table(collection)
-        if unfinished.rows:
-            parts.append(Section("Unfinished and failed", [unfinished]))
-        problems = [f"{folder}: {text}" for folder, text in texts.problems(collection)]
-        if problems:
-            parts.append(Section("Not readable, or contradictory", [problems]))
-        return parts
-
-    def __str__(self) -> str:
-        return as_text(self.sections, 100)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows: which configuration is the best, and the ranking."""
-        chosen = [group for group in self.collection.ranking if group.chosen]
-        lines = [texts.best_text(self.collection, group) for group in chosen]
-        table = ranking_table(self.collection, test=self.test)
-        return "".join(f"<p>{escape(line)}</p>" for line in lines) + table.html()
-
-    def seeds_needed(self, points: float) -> list[str]:
-        """Return how many seeds would show a difference of so many points, for each dataset."""
-        return texts.seeds_lines(self.collection, points)
-
-    def figure(
-        self, name: str, *, width: float | None = None, font_size: float | None = None
-    ) -> "Figure":
-        """Return the picture `grid`, `curves` or `effects`.
-
-        For a paper's column, `width=3.3` (inches) and `font_size=8` (points): longer lines of text
-        are broken, and panels stand below each other.
-        """
-        if name not in drawing.PICTURES:
-            right = listing(drawing.PICTURES)
-            raise UsageError(f"there is no picture {shorten(repr(name))}; there are {right}")
-        picture = drawing.PICTURES[name](self.collection)
-        if width is not None or font_size is not None:
-            from cifar_lab.figures.style import Look
-
-            Look(width=width, font_size=font_size).apply(picture)
-        return picture
-
-
-def summary_of(
-    collection: RunCollection,
-    *,
-    metric: str | None = None,
-    baseline: str | None = None,
-    test: bool = False,
-) -> Summary:
-    """Rank a collection that was read, and return what there is to say of it."""
-    rank(collection, metric, baseline)
-    return Summary(collection, main_effects(collection), test)
+Section = tuple[str, Sequence[Block]]
+"""A part of a document: its title, and what stands below it."""
 
 
 def summary_csv(collection: RunCollection, *, test: bool) -> str:
@@ -153,6 +51,37 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
     return Table(header, rows).csv()
 
 
+def sections(
+    collection: RunCollection, effects: Sequence[MainEffects], *, test: bool
+) -> list[Section]:
+    """Return what the folder shows: the first section has the folder's name."""
+    notes = [f"Note: {note}" for note in collection.notes]
+    first: list[Block] = [texts.counts_text(collection), axes_text(collection), *notes]
+    parts: list[Section] = [(f"Summary of {collection.folder.resolve().name}", first)]
+    best = [group for group in collection.ranking if group.chosen]
+    if best:
+        points = [texts.best_text(collection, group) for group in best]
+        points += texts.seeds_lines(collection)
+        parts.append(("Best", [points]))
+    below = [texts.testing_text(collection), texts.selection_text(collection)]
+    title = "Ranking" if collection.ranked else "Configurations"
+    parts.append((title, [ranking_table(collection, test=test), *below]))
+    parts += [
+        (
+            f"Main effects on {run_metrics.in_words(collection.metric)}, {found.dataset}",
+            [texts.effects_lines(collection, found)],
+        )
+        for found in effects
+    ]
+    unfinished = unfinished_table(collection)
+    if unfinished.rows:
+        parts.append(("Unfinished and failed", [unfinished]))
+    problems = [f"{folder}: {text}" for folder, text in texts.problems(collection)]
+    if problems:
+        parts.append(("Not readable, or contradictory", [problems]))
+    return parts
+
+
 def as_markdown(parts: Sequence[Section]) -> str:
     """Return a document as Markdown, in which names and values are shown as they are."""
 
@@ -164,9 +93,9 @@ def as_markdown(parts: Sequence[Section]) -> str:
         return f"> {markdown(block[6:])}" if block.startswith("Note: ") else markdown(block)
 
     chunks = []
-    for level, part in enumerate(parts):
-        chunks += [f"{'#' if level == 0 else '##'} {markdown(part.title)}"]
-        chunks += [shown(block) for block in part.blocks if block]
+    for level, (title, blocks) in enumerate(parts):
+        chunks += [f"{'#' if level == 0 else '##'} {markdown(title)}"]
+        chunks += [shown(block) for block in blocks if block]
     return "\n\n".join(chunks) + "\n"
 
 
@@ -180,9 +109,9 @@ def as_text(parts: Sequence[Section], width: int) -> str:
         return "\n".join(fill(point, width, "- " if points is block else "") for point in points)
 
     chunks = []
-    for part in parts:
-        chunks.append(part.title + "\n" + "-" * min(len(part.title), width))
-        chunks += [shown(block) for block in part.blocks if block]
+    for title, blocks in parts:
+        chunks.append(title + "\n" + "-" * min(len(title), width))
+        chunks += [shown(block) for block in blocks if block]
     return "\n\n".join(chunks) + "\n"
 
 

@@ -211,8 +211,7 @@ class LiveServer(ThreadingHTTPServer):
         """Return the page, which is made once for as many runs as have ended."""
         # late: the table alone needs none of this
         from cifar_lab.analysis.grouping import read_collection
-        from cifar_lab.analysis.html_report import report
-        from cifar_lab.analysis.summary_tables import summary_of
+        from cifar_lab.analysis.summary import report, summary_of
 
         ended = self.changes(0)["ended"]
         with self._lock:

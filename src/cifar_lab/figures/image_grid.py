@@ -1,5 +1,7 @@
 """Images with texts: in rows, each under its title, or one by one, with a line below."""
 
+import base64
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,24 +13,43 @@ from cifar_lab.figures import style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 _WIDTH = 256  # pixels that the smallest picture is enlarged to
 
 
-def draw_images(
-    images: Sequence[np.ndarray[Any, np.dtype[np.uint8]]], titles: Sequence[str], columns: int
-) -> "Figure":
-    """Draw uint8 images (C, H, W), each under its title, so many in a row."""
+def draw_images(images: Sequence[Pixels], titles: Sequence[str]) -> "Figure":
+    """Draw uint8 images (C, H, W), each under its title, eight in a row."""
+    columns = min(len(images), 8)
     rows = -(-len(images) // columns)
     figure = style.new_figure(1.9 * columns, 2.3 * rows)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.axis("off")
     for axes, image, title in zip(panels, images, titles, strict=False):
-        grey = image.shape[0] == 1
-        pixels = image[0] if grey else np.transpose(image, (1, 2, 0))
-        axes.imshow(pixels, cmap="gray" if grey else None)
+        axes.imshow(_plane(image), cmap="gray" if len(image) == 1 else None)
         axes.set_title(title, fontsize=style.NORMAL)
     return figure
+
+
+def _plane(image: Pixels) -> Pixels:
+    """Return an image (C, H, W) as pictures are shown: (H, W) of one channel, else (H, W, C)."""
+    return np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+
+
+def thumbnail(image: Pixels, longest: int) -> dict[str, Any]:
+    """Return an image (C, H, W) for a page: its address, which contains it, its width and height.
+
+    Its longer side has `longest` pixels on the page, and at most twice as many in the file.
+    """
+    from PIL import Image
+
+    picture = Image.fromarray(_plane(image))
+    picture.thumbnail((2 * longest, 2 * longest))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    width, height = (max(1, round(side * longest / max(picture.size))) for side in picture.size)
+    return {"address": f"data:image/png;base64,{data}", "width": width, "height": height}
 
 
 def write_labelled(paths: Sequence[Path], texts: Sequence[str], folder: Path) -> None:

@@ -1,24 +1,39 @@
-"""A collection of runs as report.html: one file that needs no network, and the data in it."""
+"""What `summarize` says of runs: as a value, as pictures, and as a page that needs no network."""
 
 import base64
 import os
 import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import numpy as np
 
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.load_runs import FoundRun
+from cifar_lab.analysis.ranking import MainEffects, main_effects, rank
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, short_names
-from cifar_lab.analysis.summary_tables import Summary, shows
-from cifar_lab.errors import listing, shorten
+from cifar_lab.analysis.summary_tables import (
+    Section,
+    as_text,
+    ranking_table,
+    sections,
+    shows,
+)
+from cifar_lab.errors import UsageError, listing, shorten
 from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.text import duration, render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from cifar_lab.figures.effects import Bar
+    from cifar_lab.runs.run_dir import RunDir
 
 PAGES = Path(__file__).with_name("pages")
 """The pages' markup, style and script."""
@@ -38,6 +53,154 @@ LINKED = (
     ("config", "config.yaml"),
 )
 """Files of a run that the page links to where they are there."""
+
+MOST_CURVES = 24
+"""Cells in curves.png, the best ones; report.html has them all."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Ranked runs, what separates them, and their main effects.
+
+    `test`: test scores are shown for all configurations, not for the best alone.
+    """
+
+    collection: RunCollection
+    effects: Sequence[MainEffects]
+    test: bool = False
+
+    @property
+    def table(self) -> list[dict[str, str]]:
+        """The ranking, a dict for each configuration: `pandas.DataFrame(summary.table)` works."""
+        table = ranking_table(self.collection, test=self.test)
+        return [dict(zip(table.header, row, strict=True)) for row in table.rows]
+
+    @property
+    def sections(self) -> list[Section]:
+        """The document, which summary.md and the console show: the folder's name comes first."""
+        return sections(self.collection, self.effects, test=self.test)
+
+    def __str__(self) -> str:
+        return as_text(self.sections, 100)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: which configuration is the best, and the ranking."""
+        chosen = [group for group in self.collection.ranking if group.chosen]
+        lines = [texts.best_text(self.collection, group) for group in chosen]
+        table = ranking_table(self.collection, test=self.test)
+        return "".join(f"<p>{escape(line)}</p>" for line in lines) + table.html()
+
+    def seeds_needed(self, points: float) -> list[str]:
+        """Return how many seeds would show a difference of so many points, for each dataset."""
+        return texts.seeds_lines(self.collection, points)
+
+    def figure(
+        self, name: str, *, width: float | None = None, font_size: float | None = None
+    ) -> "Figure":
+        """Return the picture `grid`, `curves` or `effects`.
+
+        For a paper's column, `width=3.3` (inches) and `font_size=8` (points): longer lines of text
+        are broken, and panels stand below each other.
+        """
+        if name not in PICTURES:
+            right = listing(PICTURES)
+            raise UsageError(f"there is no picture {shorten(repr(name))}; there are {right}")
+        picture = PICTURES[name](self.collection)
+        if width is not None or font_size is not None:
+            from cifar_lab.figures.style import Look
+
+            Look(width=width, font_size=font_size).apply(picture)
+        return picture
+
+
+def summary_of(
+    collection: RunCollection,
+    *,
+    metric: str | None = None,
+    baseline: str | None = None,
+    test: bool = False,
+) -> Summary:
+    """Rank a collection that was read, and return what there is to say of it."""
+    rank(collection, metric, baseline)
+    return Summary(collection, main_effects(collection), test)
+
+
+def grid_of(collection: RunCollection) -> "Figure":
+    """Return the heat map of the groups' means over their main axes."""
+    from cifar_lab.figures import grid
+
+    axes = [collection.axes[i] for i in collection.main_axes]
+    squares = []
+    for group in collection.groups:
+        key = tuple(group.key[i] for i in collection.main_axes)
+        interval = group.interval(collection.metric)
+        score, ends, n = (interval.mean, interval.ends, interval.n) if interval else (None, None, 0)
+        squares.append(grid.Square(key, score, ends, n, group.chosen))
+    return grid.draw(
+        axes,
+        [collection.values(axis) for axis in axes],
+        squares,
+        run_metrics.in_words(collection.metric),
+        fraction=run_metrics.is_fraction(collection.metric),
+        higher_is_better=run_metrics.higher_is_better(collection.metric),
+    )
+
+
+def curves_of(collection: RunCollection) -> "Figure":
+    """Return the curves of the best groups, each with a band for its runs."""
+    from cifar_lab.figures import curves
+
+    runs: dict[str, list[RunDir]] = {}
+    for group in collection.ranking[:MOST_CURVES]:
+        members = [run.run for run in group.finished or group.runs]
+        runs.setdefault(collection.short_label(group), []).extend(members)
+    return curves.bands(runs)
+
+
+def effects_of(collection: RunCollection) -> "Figure":
+    """Return the forest plot of the differences to the best, or to the baseline."""
+    from cifar_lab.figures import effects
+
+    metric = collection.metric
+    ranked = [group for group in collection.ranking if group.rank is not None]
+    references = [collection.short_label(group) for group in ranked if group.is_reference]
+    differences = [group.difference for group in ranked if group.difference]
+    covers = sorted({difference.covers for difference in differences})
+    count = max((difference.family.comparisons for difference in differences), default=0)
+    together = f" of all {count} differences together" * (count > 1)
+    explained = f"to {texts.reference_name(collection)}"
+    if len(references) == 1:
+        explained += f": {references[0]}"
+    if covers:
+        explained += f" · line: 95 % interval{together}, over {' or '.join(covers)}"
+    unit = " (points)" if run_metrics.is_fraction(metric) else ""
+    label = f"difference in {run_metrics.in_words(metric)}{unit}"
+    return effects.draw([_bar(collection, group) for group in ranked], label, explained)
+
+
+def _bar(collection: RunCollection, group: SeedGroup) -> "Bar":
+    from cifar_lab.figures.effects import Bar
+
+    label = f"{collection.short_label(group)}  (n = {len(group.finished)})"
+    found, said = group.difference, texts.say_of(collection, group)
+    if found is None:
+        return Bar(label, said.verdict, is_reference=group.is_reference)
+    metric = collection.metric
+    unit = 100.0 if run_metrics.is_fraction(metric) else 1.0
+    is_better = (found.value > 0) == run_metrics.higher_is_better(metric)
+    return Bar(
+        label,
+        said.difference.removesuffix(" points").replace("-", "−"),
+        unit * found.value,
+        unit * found.low,
+        unit * found.high,
+        unit * found.smallest,
+        is_better if found.told_apart else None,
+    )
+
+
+PICTURES = {"grid": grid_of, "curves": curves_of, "effects": effects_of}
+"""What draws each picture of a collection, by the picture's name."""
 
 
 def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
@@ -64,16 +227,12 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
     return render(
         PAGES / template,
         title=shorten(collection.folder.resolve().name, 120),
-        counts=texts.counts_text(collection),
+        summary=summary,
+        collection=collection,
+        texts=texts,
         made=_made(collection),
         command=f"python -m cifar_lab.summarize {shlex.quote(str(collection.folder))}",
-        best=[texts.best_text(collection, group) for group in ranking if group.chosen],
-        notes=collection.notes,
-        closest=texts.seeds_lines(collection),
-        testing=f"{texts.testing_text(collection)} {texts.selection_text(collection)}".strip(),
         forest=_forest(collection),
-        effects=[(e.dataset, texts.effects_lines(collection, e)) for e in summary.effects],
-        problems=texts.problems(collection),
         data=data,
         **more,
     )

@@ -18,13 +18,13 @@ def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.compare A B`."""
     parser = cli.Parser("compare", __doc__)
     what = "a run folder, a folder with the runs of a configuration, or KEY=VALUE,... (see --in)"
-    parser.add_argument("a", metavar="A", help=what)
-    parser.add_argument("b", metavar="B", help="the same; differences are B - A")
+    parser.add_argument("a", metavar="A", type=cli.path, help=what)
+    parser.add_argument("b", metavar="B", type=cli.path, help="the same; differences are B - A")
     where = "the folder in which KEY=VALUE chooses runs (default: the current one)"
     parser.add_argument("--in", dest="folder", type=cli.path, metavar="FOLDER", help=where)
     arguments = parser.parse_args(argv)
 
-    words = (arguments.a, arguments.b)
+    words = (str(arguments.a), str(arguments.b))
     sweep = None
     if any(map(_is_choice, words)):
         sweep = read_collection(arguments.folder or Path())
@@ -53,8 +53,6 @@ def _runs(word: str, sweep: RunCollection | None) -> list[FoundRun]:
     if sweep is not None and _is_choice(word):
         return [run for group in sweep.select(word) for run in group.runs]
     folder = Path(word)
-    if not word.strip():
-        raise UsageError("the name of a folder is empty")
     runs = find_runs(folder) if folder.is_dir() else [RunDir(folder)]
     return [FoundRun(run) for run in runs or [RunDir(folder)]]
 

@@ -78,8 +78,8 @@ def read_experiment(
     """Compose an experiment's cells; where seeds are an axis of it, each with the first."""
     from cifar_lab.training.preflight import compose_checked
 
-    line = [f"experiment={name}", f"protocol={protocol}", f"device={device}", "-m"]
-    line += [f"output_dir={output_dir}"]
+    line = [f"experiment={name}", f"protocol={protocol}", f"device={device}"]
+    line += [f"output_dir={output_dir}", "-m"]
     line += [] if config_dir is None else ["--config-dir", str(config_dir)]
     first: dict[str, RunConfig] = {}
     for run in compose_checked(line).runs:
@@ -125,16 +125,11 @@ def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:
         for seed in range(arguments.seeds)
     ]
     lines = [[f"experiment={config.name}", address(config).name] for config in configs]
+    asked_for = {name: getattr(arguments, name) for name in ("jobs_per_gpu", "accept_code")}
+    jobs = arguments.jobs if arguments.jobs == "auto" else int(arguments.jobs)
+    options = LaunchOptions(jobs=jobs, **asked_for)
     with Stop().installed() as stop:
-        outcomes = run_all(
-            sweep_cells(configs, lines),
-            LaunchOptions(
-                jobs="auto" if arguments.jobs == "auto" else int(arguments.jobs),
-                jobs_per_gpu=arguments.jobs_per_gpu,
-                accept_code=arguments.accept_code,
-            ),
-            stop=stop,
-        )
+        outcomes = run_all(sweep_cells(configs, lines), options, stop=stop)
         print(closing_table(outcomes) + "\n", flush=True)
         raise_for(outcomes, stop)
 

@@ -122,7 +122,8 @@ def test_a_cluster_s_node_decides_what_auto_is_and_whether_there_is_a_gpu(
     monkeypatch: Patch,
 ) -> None:
     monkeypatch.setattr(device, "cuda_problem", lambda: "none was found")
-    words = [*TINY, "device=cuda", "precision=auto"]
+    monkeypatch.setitem(sys.modules, "triton", None)  # the nodes have it
+    words = [*TINY, "device=cuda", "precision=auto", "training.compile=true"]
     with pytest.raises(UsageError, match="no CUDA device"):
         compose_checked(words)
     sent = compose_checked([*words, "hydra/launcher=submitit_slurm", "-m"]).runs[0].config

@@ -121,10 +121,10 @@ def check(
     config = _with_settings_of_weights(config, asked)
     if not elsewhere:
         config = on_this_machine(config)
+        if config.training.compile:
+            check_compiler(config.device)
     if config.dataset.classes is not None:
         check_class_weights(config.training.class_weights, len(config.dataset.classes))
-    if config.training.compile:
-        check_compiler(config.device)
     if "training.monitor" in asked and config.split.validation == 0:
         raise UsageError(
             f"training.monitor={config.training.monitor} is wrong: split.validation is 0, so there "

@@ -21,7 +21,6 @@ from tiny_runs import TINY, at_yield, every_step
 
 import cifar_lab
 from cifar_lab import train as command
-from cifar_lab.config.compose import compose as compose_words
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.data import load_splits
 
@@ -166,20 +165,6 @@ def test_a_kernel_interrupt_saves_and_the_same_call_goes_on(
     (stopped,) = cifar_lab.load_runs(tmp_path)
     assert stopped.status == "interrupted"
     assert cifar_lab.run(*words).metrics["train_loss"] == run.metrics["train_loss"]
-
-
-def test_a_program_that_uses_hydra_itself_keeps_its_own() -> None:
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from cifar_lab.config.groups import config_folder
-
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        mine = GlobalHydra.instance().hydra
-        compose_words(["dataset=digits"])
-        with pytest.raises(cifar_lab.UsageError):
-            compose_words(["dataset=digitss"])
-        assert GlobalHydra.instance().hydra is mine
 
 
 @pytest.mark.slow

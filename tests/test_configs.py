@@ -76,14 +76,9 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(arrays: Path, output_dir: Path, channels: int, side: int) -> list[str]:
     """Return what turns any request into seconds of work on random images."""
     return [
-        "dataset=npz",
-        f"dataset.source.path={arrays / f'{channels}.npz'}",
-        f"dataset.image_shape=[{channels},{side},{side}]",
-        "split.validation=0.3",
-        "training.epochs=1",
-        "training.batch_size=8",
-        "device=cpu",
-        f"output_dir={output_dir}",
+        *("dataset=npz", f"dataset.source.path={arrays / f'{channels}.npz'}", "device=cpu"),
+        *(f"dataset.image_shape=[{channels},{side},{side}]", "split.validation=0.3"),
+        *("training.epochs=1", "training.batch_size=8", f"output_dir={output_dir}"),
     ]
 
 

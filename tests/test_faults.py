@@ -5,7 +5,6 @@ What a command answers to a damaged file of a finished run is in test_damages.py
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shlex
@@ -327,16 +326,20 @@ def test_a_loss_that_is_no_number(tmp_path: Path, capsys: Capture) -> None:
     assert only_run(tmp_path).status == "failed"
 
 
-def test_data_out_of_reach_leave_the_run_queued(tmp_path: Path, monkeypatch: Patch) -> None:
+@pytest.mark.parametrize("error", [Unavailable("no network"), Stopped(signal.SIGINT)])
+def test_data_out_of_reach_or_a_stop_before_it_starts_leave_the_run_queued(
+    error: Exception, tmp_path: Path, monkeypatch: Patch
+) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
-        raise Unavailable("no network")
+        raise error
 
     run = make(tmp_path)
     monkeypatch.setattr("cifar_lab.training.run.load_splits", unreachable)
-    with pytest.raises(Unavailable):
+    with pytest.raises(type(error)):
         run_experiment(run)
     assert run.status == "queued"
-    assert json.loads(run.summary_file.read_text())["error"] == "Unavailable: no network"
+    reason = run.read_summary().error
+    assert reason == (None if isinstance(error, Stopped) else "Unavailable: no network")
 
 
 def test_a_signal_while_a_figure_is_drawn_is_no_failed_figure(
@@ -417,19 +420,6 @@ def test_nohup_keeps_a_run_going() -> None:
             assert stop.signal is None
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_run_that_is_stopped_before_it_starts_stays_queued(
-    tmp_path: Path, monkeypatch: Patch
-) -> None:
-    def stopped(*arguments: object) -> None:
-        raise Stopped(signal.SIGINT)
-
-    run = make(tmp_path)
-    monkeypatch.setattr("cifar_lab.training.run.load_splits", stopped)
-    with pytest.raises(Stopped):
-        run_experiment(run)
-    assert run.status == "queued"
 
 
 @pytest.mark.parametrize("threads", [1, 2])

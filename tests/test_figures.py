@@ -67,35 +67,22 @@ def guesses(images: int, classes: int = 10, seed: int = 0, skill: float = 4.0) -
 def write_samples(
     run: RunDir, kinds: Sequence[str], shape: tuple[int, ...] = (3, 32, 32), classes: int = 10
 ) -> Predictions:
-    count = len(kinds)
-    drawn = guesses(count, classes, seed=1)
-    logits = drawn.logits.copy()
-    for i, kind in enumerate(kinds):
-        if kind == "worst":
-            logits[i, drawn.labels[i]] = -3.0
-    images = np.random.default_rng(0).integers(0, 256, (count, *shape), dtype=np.uint8)
-    run.write_arrays(
-        run.samples_file,
-        images=images,
-        labels=drawn.labels,
-        logits=logits,
-        indices=np.arange(count) + 100,
-        kind=np.array(kinds, dtype="<U6"),
-    )
-    return Predictions(logits, drawn.labels, drawn.indices)
+    drawn = guesses(len(kinds), classes, seed=1)
+    wrong = np.array(kinds) == "worst"
+    drawn.logits[wrong, drawn.labels[wrong]] = -3.0
+    shown = dataclasses.replace(drawn, indices=drawn.indices + 100)
+    images = np.random.default_rng(0).integers(0, 256, (len(kinds), *shape), dtype=np.uint8)
+    arrays = {"images": images, "kind": np.array(kinds, dtype="<U6"), "labels": shown.labels}
+    run.write_arrays(run.samples_file, **arrays, logits=shown.logits, indices=shown.indices)
+    return shown
 
 
-def write_features(run: RunDir, images: int, spread: float = 1.0, dimensions: int = 64) -> None:
+def write_features(run: RunDir, images: int, dimensions: int = 64) -> None:
     draw = np.random.default_rng(3)
     labels = np.arange(images) % 10
     centres = draw.normal(0, 4, (10, dimensions))
-    features = centres[labels] + draw.normal(0, spread * 4, (images, dimensions))
-    run.write_arrays(
-        run.features_file,
-        features=features.astype(np.float32),
-        labels=labels,
-        indices=np.arange(images),
-    )
+    features = (centres[labels] + draw.normal(0, 4, (images, dimensions))).astype(np.float32)
+    run.write_arrays(run.features_file, features=features, labels=labels, indices=np.arange(images))
 
 
 def check_drawn(figure: Figure) -> None:

@@ -5,7 +5,7 @@ import importlib
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 from fixtures import Capture, Patch
 from PIL import Image
 
-from cifar_lab import describe, evaluate, predict, train
+from cifar_lab import evaluate, predict, train
 from cifar_lab.config import targets
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import dump
@@ -109,27 +109,23 @@ def test_own_pictures_train_and_are_asked_about(
 def test_trust_means_the_same_in_every_form(
     trusting: str, own: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
-    words = trusting.split()
-    for command, line in (
-        (
-            train.main,
-            ["--config-dir", "mine", "dataset=digits", "model=my_net", "plan=true", *TINY],
-        ),
-        (describe.main, ["--config-dir", "mine", "dataset=digits", "model=my_net"]),
-    ):
+    def code(line: str) -> int:
         monkeypatch.setattr(targets, "_TRUSTED", set())
-        assert command([*line, *words]) == 0, capsys.readouterr().err
-    for request in (
+        name, *words = f"{line} {trusting}".split()
+        main: Callable[[list[str]], int] = importlib.import_module(f"cifar_lab.{name}").main
+        return main(words)
+
+    chosen = "--config-dir mine dataset=digits model=my_net"
+    for line in (f"train {chosen} plan=true device=cpu", f"describe {chosen}"):
+        assert code(line) == 0, capsys.readouterr().err
+    for line in (
         *("evaluate nowhere", "predict nowhere x.png", "export nowhere --format=pt2"),
         *("track nowhere tracker=tensorboard", "summarize nowhere", "compare nowhere x"),
         "reproduce nowhere",
     ):
-        name, *needed = request.split()
-        monkeypatch.setattr(targets, "_TRUSTED", set())
-        module = importlib.import_module(f"cifar_lab.{name}")
-        assert module.main([*needed, *words]) == 2
-        assert "nowhere" in capsys.readouterr().err, name
-        assert targets.trusted() == ["my_models"], name
+        assert code(line) == 2
+        assert "nowhere" in capsys.readouterr().err, line
+        assert targets.trusted() == ["my_models"], line
     with pytest.raises(UsageError, match=r"such as my_nets for my_nets\.py"):
         targets.trust("my_models.py")
 

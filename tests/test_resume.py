@@ -48,6 +48,7 @@ EVERYTHING = [
 """What keeps a state of its own between two steps, all in one run."""
 MORE_KINDS = {
     "adam": [],
+    "muon": ["optimizer=muon", "scheduler=linear", "optimizer.rest=sgd"],
     "patience": ["training.patience=1", "training.min_delta=0.5", "training.epochs=6"],
     "one_cycle": ["scheduler=one_cycle"],
     "bf16": ["precision=bf16", "evaluation.watch_test=true"],

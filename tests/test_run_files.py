@@ -71,18 +71,6 @@ def test_rerun_that_is_killed_while_it_removes_starts_from_nothing(
     assert differences(finished, tiny_finished) == []
 
 
-def test_a_second_name_of_best_takes_no_file_of_the_user_along(finished: RunDir) -> None:
-    text = finished.config_file.read_text()
-    finished.config_file.write_text(text.replace("'{model}-{epoch}.pt'", "'{model}.pt'", 1))
-    (finished.path / "mine.pt").write_text("mine")
-    (finished.path / "ConvNet.pt").write_bytes(finished.best.read_bytes())
-    with finished.lock():
-        finished.discard_results()
-    assert (finished.path / "mine.pt").read_text() == "mine"
-    assert not (finished.path / "ConvNet.pt").exists()
-    assert finished.status == "queued"
-
-
 def test_nobody_tidies_a_folder_that_is_being_created(
     tmp_path: Path, stopped: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:

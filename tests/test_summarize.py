@@ -122,17 +122,10 @@ def test_ranking_is_by_validation_and_only_the_best_shows_its_test_score(
 
 
 def test_without_validation_nothing_is_ranked_until_asked(tmp_path: Path, capsys: Capture) -> None:
+    report: dict[str, Any] = {"protocol": "report", "split": {"validation": 0}}
+    report |= {"study": {"report": "S3"}, "choices": {"experiment": "s3_learning_rate"}}
     for lr in (0.1, 0.01):
-        make_run(
-            tmp_path,
-            lr=lr,
-            accuracy=0.5 + lr,
-            validated=False,
-            protocol="report",
-            split={"validation": 0},
-            study={"report": "S3"},
-            choices={"experiment": "s3_learning_rate"},
-        )
+        make_run(tmp_path, lr=lr, accuracy=0.5 + lr, validated=False, **report)
     assert run_it(tmp_path) == 0
     for row in rows_of(tmp_path):
         assert row["rank"] == row["chosen"] == row["test_accuracy"] == ""

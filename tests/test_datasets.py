@@ -16,7 +16,7 @@ from PIL import Image, ImageColor
 
 from cifar_lab.config import compose
 from cifar_lab.datasets import ImageArrays, cifar10, digits, image_folder, mnist, npz
-from cifar_lab.datasets.archive import obtain, unpack
+from cifar_lab.datasets.archive import loader, unpack
 from cifar_lab.datasets.held_out import held_out
 from cifar_lab.datasets.pictures import Fit, Preparation, read_picture
 from cifar_lab.datasets.store import Add, Facts, add_arrays, cached, data_root
@@ -152,8 +152,8 @@ class TinyIdx:
             server.serve(f"/idx/{name}", Behaviour(content))
 
     def load(self, *mirrors: str) -> ImageArrays:
-        editions = [mnist.publish_idx(self.dataset)]
-        return obtain("tiny", self.root, {}, lambda: editions, mirrors, 10)
+        load = loader("tiny", "MNIST", lambda _: [mnist.publish_idx(self.dataset)])
+        return load(root=self.root, checksums={}, mirrors=mirrors)
 
 
 @pytest.fixture

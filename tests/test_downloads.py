@@ -14,7 +14,7 @@ from fileserver import Behaviour, FileServer, file_server
 
 import cifar_lab.datasets.download as download
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.archive import obtain
+from cifar_lab.datasets.archive import loader
 from cifar_lab.datasets.download import SourceFailed, TooSlow
 from cifar_lab.datasets.store import add_arrays, cached
 from cifar_lab.errors import Unavailable
@@ -133,8 +133,9 @@ class Tiny:
     def load(
         self, mirrors: tuple[str, ...] = (), stall: float = 10, patience: float = 1
     ) -> ImageArrays:
-        checksums, editions = self.data.checksums, [self.edition]
-        return obtain("tiny", self.root, checksums, lambda: editions, mirrors, stall, patience)
+        waits = {"stall_seconds": stall, "patience_minutes": patience}
+        known, load = self.data.checksums, loader("tiny", "CIFAR10", lambda _: [self.edition])
+        return load(root=self.root, checksums=known, mirrors=mirrors, **waits)
 
 
 @pytest.fixture
@@ -196,13 +197,10 @@ def test_no_source_left_says_in_one_line_what_was_tried_and_what_one_can_do(tiny
 
 
 def test_content_that_decodes_to_something_else_is_never_used(tiny: Tiny) -> None:
+    load = loader("tiny", "CIFAR10", lambda _: [tiny.edition])
+    checksums = {**tiny.data.checksums, "train_labels": "0" * 64}
     with pytest.raises(Unavailable, match="its train_labels have a wrong sha256"):
-        obtain(
-            "tiny",
-            tiny.root,
-            {**tiny.data.checksums, "train_labels": "0" * 64},
-            lambda: [tiny.edition],
-        )
+        load(root=tiny.root, checksums=checksums)
     assert not (tiny.root / "decoded" / "tiny" / "contents.json").exists()
 
 

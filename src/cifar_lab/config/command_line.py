@@ -33,7 +33,7 @@ class StrictParser(argparse.ArgumentParser):
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the flags; what it leaves are overrides."""
-    parser = StrictParser(add_help=False, allow_abbrev=False)
+    parser = StrictParser(prog="", add_help=False, allow_abbrev=False)  # sys.argv may be missing
     add = parser.add_argument
     add("--trust", metavar="MODULE", action="append", help="code of your own; or trust=MODULE")
     add("-m", "--multirun", action="store_true", help="run every combination of listed values")

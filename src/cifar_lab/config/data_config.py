@@ -183,8 +183,8 @@ def keep_place(dataset: dict[str, Any]) -> None:
     path = source.get("path") if isinstance(source, dict) else None
     if not isinstance(source, dict) or not isinstance(path, str) or not path.strip():
         return
-    with contextlib.suppress(RuntimeError):  # ~nobody: who opens it says so
-        here, whole = Path.cwd(), Path(os.path.normpath(Path(path).expanduser().absolute()))
-        is_below = whole.is_relative_to(here)
-        source["path"] = str(whole.relative_to(here) if is_below else whole)
-        dataset["relative_to"] = str(here) if is_below else None
+    with contextlib.suppress(RuntimeError, FileNotFoundError):  # no such user, or no folder is here
+        whole = Path(os.path.normpath(Path(path).expanduser().absolute()))
+        source["path"], dataset["relative_to"] = str(whole), None
+        if whole.is_relative_to(here := Path.cwd()):
+            source["path"], dataset["relative_to"] = str(whole.relative_to(here)), str(here)

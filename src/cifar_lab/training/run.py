@@ -249,13 +249,12 @@ def _configure(run: RunDir, config: RunConfig, threads: int | None) -> tuple[str
 
 def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None]) -> None:
     """Drive `fit` to its end: the one place that handles rows, checkpoints and signals."""
-    run, config, state = training.run, training.config, training.state
+    run, config, splits, state = training.run, training.config, training.splits, training.state
     saved, cost = time.monotonic(), 0.0  # when the last checkpoint was written, and its seconds
     kept = (state.epoch, state.step) if run.last.exists() else None
-    watched = training.splits.test if config.evaluation.watch_test else None
+    watched = splits.test if config.evaluation.watch_test else None
     settings = config.training, config.evaluation
-    validation = training.splits.validation
-    steps_of_run = fit(state, training.batches, validation, *settings, watched=watched)
+    steps_of_run = fit(state, training.batches, splits.validation, *settings, watched=watched)
     tell_tracker()
     bars, pace = console.Bars(config.training.epochs), console.Pace(config)
     with contextlib.closing(bars), stop.graceful():

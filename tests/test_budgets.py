@@ -39,10 +39,10 @@ LINES = {
     "datasets": Budget(1815, 1350),
     "models optimizers": Budget(1500, 1200),
     "training": Budget(4605, 3700),
-    "figures": Budget(1686, 1400),
+    "figures": Budget(1750, 1400),
     "trackers": Budget(945, 800),
     "sweeps": Budget(2365, 1800),
-    "analysis": Budget(4214, 3300),
+    "analysis": Budget(4124, 3300),
     "exports": Budget(500, 500),
     "throughput": Budget(600, 450),
     "commands": Budget(2500, 2000),  # the modules beside the packages

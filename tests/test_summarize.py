@@ -221,6 +221,14 @@ def test_main_effects_of_a_full_factorial_are_paired_by_seed(
     assert "optimizer: adam - sgd: +" in (grid / "summary.md").read_text()
 
 
+def test_a_notebook_shows_the_best_and_the_ranking(collection: RunCollection) -> None:
+    whole = summary.Summary(collection, [])
+    shown = whole._repr_html_()
+    assert shown.startswith("<p>cifar10: optimizer=adam, ")
+    assert shown.count("<tr>") == 1 + len(whole.table) == 1 + len(collection.groups)
+    assert all(f"<td>{value}</td>" in shown for value in ("1", *collection.ranking[0].key))
+
+
 def test_a_table_for_a_paper(grid: Path, tmp_path: Path) -> None:
     latex, table, text = (tmp_path / f"table.{ending}" for ending in ("tex", "csv", "md"))
     assert run_it(grid, "--latex", latex, "--csv", table, "--markdown", text) == 0

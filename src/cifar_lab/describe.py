@@ -100,7 +100,7 @@ def _describe_run(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 def _lr_range(config: RunConfig, figure: Path | None) -> int:
     """Run the learning-rate range test; draw it, and print the rates that it suggests."""
-    from cifar_lab.analysis.lr_range import check_settings, range_test
+    from cifar_lab.analysis.description import check_settings, range_test
     from cifar_lab.figures import lr_range, style
 
     check_settings(config)
@@ -109,9 +109,7 @@ def _lr_range(config: RunConfig, figure: Path | None) -> int:
         cli.check_output("output_dir", path, (".png",), creates_folder=True)
     test = range_test(config)
     print("\n".join(test.lines()))
-    advice = test.advice
-    marks = None if advice is None else (advice.low, advice.high, advice.suggestion)
-    style.save(lr_range.draw(config, test.rates, test.losses, test.smoothed, marks), path)
+    style.save(lr_range.draw(config, test), path)
     print(f"figure: {path}")
     return 0
 

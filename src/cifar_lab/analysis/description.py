@@ -1,22 +1,32 @@
-"""What a dataset and a model consist of, what they cost, and which images are odd: `describe`."""
+"""What `describe` tells of a dataset, a model and their learning rates."""
 
+import contextlib
+import dataclasses
+import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.checks import pixel_statistics
-from cifar_lab.errors import UsageError, listing, shorten
+from cifar_lab.errors import RunFailed, UsageError, listing, shorten
+from cifar_lab.figures.lr_range import HIGHEST, LOWEST, STEPS, WINDOW, RangeTest, advise, smooth
 from cifar_lab.models.layers import trace_layers
 from cifar_lab.runs.text import align, class_name
-from cifar_lab.training.build import build_model, normalisation
+from cifar_lab.training.build import build_model, build_state, normalisation
+from cifar_lab.training.data import load_splits
+from cifar_lab.training.device import configure, select_device
+from cifar_lab.training.loop import Diverged, fit
+from cifar_lab.training.schedule import Schedule
 from cifar_lab.training.splits import Splits
 
 SHOWN_IMAGES = 4
+_TOO_HIGH = 4.0  # times the lowest smoothed loss: the range test ends there, as in fastai
 _SHOWN = 160  # characters of names in a line
 
 
@@ -137,3 +147,49 @@ def check_images(dataset: DatasetConfig, arrays: ImageArrays) -> list[str]:
         what = column.removeprefix("is_").removesuffix("_issue").replace("_", " ")
         lines.append(f"{what}: {count:,}: {listing(map(name, found[column]), _SHOWN)}")
     return lines
+
+
+def check_settings(config: RunConfig) -> float:
+    """Return the learning rate that the test scales; UsageError if there is none."""
+    rate = config.optimizer.get("lr")
+    if not isinstance(rate, int | float) or rate <= 0:
+        raise UsageError(
+            f"--lr-range needs an optimizer.lr above 0 to scale, and it is {rate}; choose "
+            "optimizer=sgd, or set optimizer.lr"
+        )
+    return float(rate)
+
+
+def range_test(config: RunConfig, steps: int = STEPS) -> RangeTest:
+    """Train for `steps` steps whose rate grows exponentially from LOWEST to HIGHEST (Smith 2017).
+
+    Everything else is as the run has it, but for its scheduler; the rates of several groups of
+    parameters grow together. The test ends early where the loss diverges; RunFailed if that is in
+    the first step.
+    """
+    base = check_settings(config)
+    device = select_device(config.device)
+    configure(device, config.threads, config.deterministic)
+    splits = load_splits(config, device)
+    constant = dataclasses.replace(config, scheduler=None)
+    state, batches = build_state(constant, splits, device, initial_weights=True)
+    rates = np.geomspace(LOWEST, HIGHEST, steps)
+    growing = torch.optim.lr_scheduler.LambdaLR(
+        state.optimizer, lambda step: float(rates[min(step, steps - 1)] / base)
+    )
+    state.schedule = Schedule(growing, "batch")
+    epochs = math.ceil(steps / len(batches))
+    training = dataclasses.replace(config.training, epochs=epochs, patience=None)
+    training = dataclasses.replace(training, step_history=True, print_every=1)
+    losses: list[float] = []
+    with contextlib.suppress(Diverged):  # a loss that is not finite has no place in a figure
+        for progress in fit(state, batches, None, training):
+            losses += [row.loss for row in progress.step_rows]
+            recent = losses[-int(WINDOW) :]
+            diverged = losses and np.mean(recent) > _TOO_HIGH * smooth(losses).min()
+            if len(losses) >= steps or diverged:
+                break
+    if not losses:
+        raise RunFailed(f"the loss is not finite in the first step, at a rate of {LOWEST:g}")
+    rates, smoothed = rates[: len(losses)], smooth(losses[:steps])
+    return RangeTest(rates, np.array(losses[:steps]), smoothed, advise(rates, smoothed))

@@ -50,8 +50,7 @@ def draw(
         target = config.study.target_accuracy
         if quantity == "accuracy" and target is not None:
             label = f"target {100 * target:g} %"
-            dashes = (0, (4, 3))
-            axes.axhline(target, color=style.GREEN, linestyle=dashes, linewidth=1.3, label=label)
+            axes.axhline(target, color=style.GREEN, ls=(0, (4, 3)), linewidth=1.3, label=label)
         axes.set_xlim(*_span(last))
         if step_rows:
             axes.set_xlim(left=0)

@@ -73,10 +73,7 @@ def panels(
     sample_size: int,
     seed: int,
 ) -> "Figure":
-    """Return one panel per run, side by side, with one legend of the classes.
-
-    `method` takes the features and the seed.
-    """
+    """Return one panel per run, with one legend; `method` takes the features and the seed."""
     configs = [run.read_config() for run in runs]
     samples = [read_sample(run, sample_size, seed) for run in runs]
     num_classes = max(

@@ -232,9 +232,8 @@ def _points(
         place = names.index(square.key[0]) if axes else 0
         size, colour = (7, style.VERMILLION) if square.best else (5, style.BLUE)
         look: dict[str, Any] = {"marker": "o", "markersize": size, "capsize": 4, "color": colour}
-        bar = None
-        if square.ends is not None and square.runs > 1:
-            bar = [[unit * abs(square.score - end)] for end in square.ends]
+        ends = square.ends if square.runs > 1 else None
+        bar = [[unit * abs(square.score - end)] for end in ends] if ends else None
         panel.errorbar([place], [unit * square.score], yerr=bar, **look)
     panel.set_xticks(range(len(names)), [style.plain(name, 14) for name in names])
     panel.set_xlim(-0.5, len(names) - 0.5)
@@ -242,10 +241,8 @@ def _points(
         panel.tick_params(axis="x", rotation=45)
     if all(square.score is None for square in squares):
         style.note(panel, "no run has finished yet")
-    style.caption(
-        figure,
-        "mean over the runs and its 95 % interval, or both values of two runs · orange: the best",
-    )
+    shown = "mean over the runs and its 95 % interval, or both values of two runs"
+    style.caption(figure, f"{shown} · orange: the best")
     return figure
 
 

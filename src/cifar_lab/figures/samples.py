@@ -52,12 +52,10 @@ def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> "Figure"
     shown = {"random": samples["random"][:random_count], "worst": samples["worst"][:mistake_count]}
     sections = [(HEADINGS[kind], chosen) for kind, chosen in shown.items() if chosen]
     rows = [-(-len(chosen) // COLUMNS) for _, chosen in sections]
-    bars = min(len(names), MOST_BARS + 1)
-    height = max(1.5, 0.17 * bars + 0.35)
+    height = max(1.5, 0.17 * min(len(names), MOST_BARS + 1) + 0.35)
     figure = style.new_figure(10.5, 0.55 + sum(rows) * height + 0.4 * len(sections))
-    parts = figure.subfigures(
-        len(sections), 1, squeeze=False, height_ratios=[0.4 + height * n for n in rows]
-    )[:, 0]
+    heights = [0.4 + height * n for n in rows]
+    parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, (heading, chosen), row_count in zip(parts, sections, rows, strict=True):
         _section(part, heading, chosen, row_count, names)
     style.caption(figure, f"{style.run_title(run.read_config())} · {LEGEND}")

@@ -34,7 +34,7 @@ class Budget:
 # what clients print (trackers), and draw, watch, tidy and models as objects (commands). The
 # ceilings are what there is: what is above its target is still to be cut.
 LINES = {
-    "config": Budget(2376, 1900),
+    "config": Budget(2373, 1900),
     "runs": Budget(1591, 1250),
     "datasets": Budget(1815, 1350),
     "models optimizers": Budget(1500, 1200),

@@ -24,13 +24,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_lab.config.command_line import (
-    CommandLine,
-    check_words,
-    is_config_file,
-    is_run_folder,
-    parse_command_line,
-)
+from cifar_lab.config import command_line
 from cifar_lab.config.data_config import keep_place
 from cifar_lab.config.groups import config_folder, find_options, read_option, setting_keys
 from cifar_lab.config.launch import Dimension, LaunchOptions
@@ -62,13 +56,13 @@ def compose(argv: Sequence[str]) -> Request:
     UsageError for what is not a run. Whether a run can start here, and whether its targets take
     their arguments, is for `cifar_lab.training.preflight` to say: that needs torch.
     """
-    line = parse_command_line(argv)
+    line = command_line.parse_command_line(argv)
     words = list(line.overrides)
-    folder = Path(words.pop(0)) if words and is_run_folder(words[0]) else None
+    folder = Path(words.pop(0)) if words and command_line.is_run_folder(words[0]) else None
     file = None if folder is None else folder / "config.yaml"
-    if file is None and words and is_config_file(words[0]):
+    if file is None and words and command_line.is_config_file(words[0]):
         file = Path(words.pop(0))
-    check_words(words, setting_keys())
+    command_line.check_words(words, setting_keys())
     parsed = parse_overrides(words)
     with _hydra(line.config_dir):
         bases = _Compositions(line)
@@ -89,7 +83,7 @@ def _start_of(parsed: list[Override]) -> Path | None:
     """Return the config of the run that `continue_from` names, unless an experiment says all."""
     values = {o.key_or_group: o.value() for o in parsed}
     start = values.get("continue_from")
-    if isinstance(start, str) and "experiment" not in values and is_run_folder(start):
+    if isinstance(start, str) and "experiment" not in values and command_line.is_run_folder(start):
         return Path(start) / "config.yaml"
     return None
 
@@ -119,7 +113,7 @@ class _Base:
 
 
 def _request(
-    bases: "_PastRun | _Compositions", parsed: list[Override], line: CommandLine
+    bases: "_PastRun | _Compositions", parsed: list[Override], line: command_line.CommandLine
 ) -> Request:
     """Return every run of a command line."""
     options = bases.options
@@ -174,7 +168,7 @@ def _request(
 class _Compositions:
     """What Hydra composes, each combination of options once."""
 
-    def __init__(self, line: CommandLine) -> None:
+    def __init__(self, line: command_line.CommandLine) -> None:
         self._files = find_options(line.config_dir)
         self.options: Options = self._files
         self._is_ours = line.config_dir is None

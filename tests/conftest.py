@@ -88,18 +88,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def why_not(tier: str, config: pytest.Config) -> str:
-    if tier == "slow":
-        return "" if config.getoption("--slow") else "run with --slow"
     if tier == "real_data":
         return "" if config.getoption("--real-data") else "run with --real-data"
-    if tier in ("browser", "slurm", "ray") and not config.getoption("--slow"):
+    if tier != "gpu" and not config.getoption("--slow"):
         return "run with --slow"
-    if tier == "browser":
-        return "" if shutil.which("chromium") else "no chromium on the PATH"
-    if tier == "slurm":
-        return "" if shutil.which("slurmctld") else "no slurmctld on the PATH"
-    if tier == "ray":
-        return "" if importlib.util.find_spec("ray") else "the package ray is not installed"
+    for needed, program in (("browser", "chromium"), ("slurm", "slurmctld")):
+        if tier == needed and not shutil.which(program):
+            return f"no {program} on the PATH"
+    if tier == "ray" and not importlib.util.find_spec("ray"):
+        return "the package ray is not installed"
+    if tier != "gpu":
+        return ""
     import torch  # seconds, and only a test of the tier pays for them
 
     return "" if torch.cuda.is_available() else "no CUDA device"

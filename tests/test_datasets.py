@@ -14,7 +14,6 @@ from fileserver import Behaviour, FileServer, file_server
 from omegaconf import OmegaConf
 from PIL import Image, ImageColor
 
-from cifar_lab.config import compose
 from cifar_lab.datasets import ImageArrays, cifar10, digits, image_folder, mnist, npz
 from cifar_lab.datasets.archive import loader, unpack
 from cifar_lab.datasets.held_out import held_out
@@ -418,20 +417,6 @@ def test_a_wrong_npz_file_is_named(tmp_path: Path) -> None:
     for name in ("single.npy", "half.npz", "flipped.npz", "text.npz"):
         with pytest.raises(UsageError, match=f"{name} cannot be read"):
             load_npz(tmp_path / name)
-
-
-def test_a_dataset_chooses_its_augmentation_unless_another_is_requested() -> None:
-    def augmentation(*overrides: str) -> tuple[str, int, bool]:
-        chosen = compose.compose([*overrides, "device=cpu"]).runs[0].config
-        drawn = chosen.augmentation
-        return chosen.choices["augmentation"], drawn.crop_padding, drawn.horizontal_flip
-
-    crop_flip, none = ("crop_flip", 4, True), ("none", 0, False)
-    assert augmentation("dataset=cifar10") == crop_flip
-    assert augmentation("dataset=digits") == none
-    assert augmentation("dataset=digits", "augmentation=crop_flip") == crop_flip
-    assert augmentation("dataset=cifar10", "augmentation=none") == none
-    assert augmentation("dataset=cifar10", "experiment=smoke") == none, "for every dataset"
 
 
 def test_the_class_names_are_torchvisions() -> None:

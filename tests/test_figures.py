@@ -185,19 +185,6 @@ def test_many_runs_are_told_apart_and_named_outside(tmp_path: Path) -> None:
     assert first.get_linestyle() != ninth.get_linestyle()
 
 
-def test_where_the_test_set_alone_was_watched_its_curves_are_drawn(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    rows = [
-        dataclasses.replace(r, val_loss=None, val_accuracy=None, test_loss=1.5, test_accuracy=0.4)
-        for r in history(4)
-    ]
-    run.rewrite_metrics(rows, watched=True)
-    figure = curves.bands({"adam": [run]})
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["Training loss", "Test loss", "Training accuracy", "Test accuracy"]
-    assert np.asarray(figure.axes[3].lines[0].get_ydata()) == pytest.approx([0.4] * 4)
-
-
 def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, seed=i) for i in range(4)]
     for i, length in enumerate((6, 5, 6)):

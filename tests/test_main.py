@@ -41,10 +41,7 @@ def test_a_command_gets_the_other_arguments_and_gives_its_exit_code(
     command: str, capsys: Capture
 ) -> None:
     assert main([command, "model=nonsense"]) == 2
-    through = capsys.readouterr()
-    assert importlib.import_module("cifar_lab.prove_resume").main(["model=nonsense"]) == 2
-    assert capsys.readouterr() == through
-    assert "nonsense" in through.err
+    assert "model=nonsense" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

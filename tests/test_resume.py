@@ -25,7 +25,6 @@ from tiny_runs import (
     wait_until,
 )
 
-from cifar_lab import prove_resume
 from cifar_lab.analysis import resume_proof
 from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.config.compose import compose
@@ -34,7 +33,6 @@ from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.files import load_checkpoint, read_arrays
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.preflight import check
 from cifar_lab.training.run import run_experiment
 
 EVERYTHING = [
@@ -108,14 +106,6 @@ def test_the_proof_finds_a_run_that_is_another_one(
     assert any(line.startswith("last.pt: model.") for line in unlike)
     assert any(line.startswith("last.pt: optimizer.state") for line in unlike)
     assert "predictions.npz" in unlike
-
-
-def test_the_proof_as_a_command(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resume_proof, "prove", lambda *words: [f"stops, seed: {words[2:]}"])
-    assert prove_resume.main([*TINY, "--stops", "4", "--seed", "2"]) == 0
-    assert "stops, seed: (4, 2)" in capsys.readouterr().out
 
 
 def test_a_kill_between_best_and_last_changes_nothing(
@@ -305,10 +295,6 @@ def test_other_code_is_asked_about_before_it_goes_on(
     with pytest.raises(Unavailable, match="rerun=true"):
         run_experiment(stopped)
     assert differences(tiny_finished, stopped) == []
-
-
-def test_the_checked_config_of_a_run_is_the_run(tiny_finished: RunDir) -> None:
-    assert check(tiny_finished.read_config()) == tiny_finished.read_config()
 
 
 LONG = ["training.epochs=400", "model.widths=[8,16]"]

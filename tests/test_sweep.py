@@ -22,7 +22,7 @@ from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import queued
 from cifar_lab.sweeps import launcher, pool
 from cifar_lab.sweeps.cell import THREADS, Cell, run_cell, sweep_cells
-from cifar_lab.sweeps.outcome import LiveLine, Outcome, Pace, closing_table, plan, raise_for
+from cifar_lab.sweeps.outcome import Outcome, Pace, closing_table, plan, raise_for
 from cifar_lab.sweeps.pool import run_all
 from cifar_lab.training import device
 from cifar_lab.training.preflight import compose_checked
@@ -205,25 +205,6 @@ def test_time_left_fills_the_slots() -> None:
     (other,) = cells_of(Path("nowhere"), "training.epochs=10", "optimizer=sgd")
     assert pace.seconds(other.config) is None
     assert pace.time_left([cell, other], jobs=1) == 50.0, "the one that trains may be at its end"
-
-
-def test_without_a_terminal_each_cell_that_ends_is_a_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    done, next_cell = cells_of(tmp_path, "seed=0,1", "training.epochs=10")
-    RunDir.create(done.config).write_summary(
-        dataclasses.replace(queued(done.config), status="finished", best_val_accuracy=0.958)
-    )
-    pace = Pace()
-    pace.note(done.config, epoch_seconds=2.0, overhead_seconds=5.0)
-    line = LiveLine(2, pace)
-    with caplog.at_level("INFO", logger="cifar_lab"):
-        line.show([next_cell], [], 1)
-        line.ended(Outcome(done, "new", "finished", 30.0), left=1)
-    assert caplog.messages == [
-        "about 25.0 s left, if no run stops early",
-        f"[1/2] {done.run.path.name}: finished in 30.0 s, val 95.80 %, 25.0 s left",
-    ]
 
 
 def test_jobs_fit_the_gpus_the_cores_and_the_memory(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.contrasts import Deviation
 from cifar_lab.analysis.verdicts import EpochStudy, Verdict, joint, judge, pooled_deviation
 from cifar_lab.config.reports import Claim, Margin, read_report
@@ -279,20 +278,3 @@ def test_a_wrong_claim_is_refused_with_its_file(tmp_path: Path, text: str, messa
     with pytest.raises(UsageError, match=message) as caught:
         read_report("X", tmp_path)
     assert "X.yaml" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("metric", "value", "shown"),
-    [
-        ("test_accuracy", -0.0184, "-1.84 points"),
-        ("best_val_loss", 0.01234, "+0.0123"),
-        ("best_epoch", -5.0, "-5"),
-        ("seconds_per_epoch", 3.0, "+3.0 s"),
-        ("test_accuracy", -1e-9, "0.00 points"),
-        ("test_accuracy", None, "–"),
-    ],
-)
-def test_differences_are_told_in_the_metrics_unit(
-    metric: str, value: float | None, shown: str
-) -> None:
-    assert run_metrics.show_difference(metric, value) == shown

@@ -82,11 +82,7 @@ Options = dict[str, Sequence[str]]
 
 OPTIONS: dict[str, Options] = {
     "evaluate": {"--probabilities": NUMBERS, "--side-by-side": PATHS, "--device": DEVICES},
-    "predict": {
-        "--top": NUMBERS,
-        "--fit": ("crop", "resize", "pad", "x"),
-        "--device": DEVICES,
-    },
+    "predict": {"--top": NUMBERS, "--fit": ("crop", "resize", "pad", "x"), "--device": DEVICES},
     "export": {"--format": ("safetensors", "onnx", "x", ""), "--output": PATHS, "--overwrite": ()},
     "summarize": {
         "--metric": ("test_accuracy", "seconds", "nope", "", "status", *WORDS),

@@ -126,18 +126,14 @@ def ranked(runs: Sequence[RunDir], folder: Path) -> tuple[str, list[float], list
 
 def test_settings_are_ranked_by_the_score_that_they_monitor(tmp_path: Path) -> None:
     def runs(folder: str, *monitors: str) -> list[RunDir]:
-        return [
-            make_run(
-                tmp_path / folder,
-                accuracy=accuracy,
-                lr=lr,
-                training={"monitor": monitor},
-                summary={"best_val_loss": loss, "best_val_macro_f1": 1 - loss},
-            )
-            for monitor, accuracy, lr, loss in zip(
-                monitors, (0.6, 0.7), (0.1, 0.2), (0.3, 0.5), strict=True
-            )
-        ]
+        made = []
+        for monitor, accuracy, lr, loss in zip(
+            monitors, (0.6, 0.7), (0.1, 0.2), (0.3, 0.5), strict=True
+        ):
+            scores = {"best_val_loss": loss, "best_val_macro_f1": 1 - loss}
+            training, place = {"monitor": monitor}, tmp_path / folder
+            made += [make_run(place, accuracy=accuracy, lr=lr, training=training, summary=scores)]
+        return made
 
     for monitor in ("val_loss", "val_macro_f1"):
         metric, order, notes = ranked(runs(monitor, monitor, monitor), tmp_path / monitor)

@@ -176,11 +176,6 @@ def row(epoch: int, accuracy: float, loss: float = 1.0) -> EpochMetrics:
     return EpochMetrics(epoch, 0.1, 1.0, 0.5, loss, accuracy, 1.0, 1.0)
 
 
-def test_one_cycle_takes_a_step_for_each_batch(splits: Splits) -> None:
-    state, _ = run(config_of("scheduler=one_cycle", "training.epochs=1"), splits)
-    assert state.schedule.scheduler.last_epoch == math.ceil(len(splits.train) / 64)
-
-
 def test_a_plateau_reduces_after_the_epoch_that_did_not_improve() -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(

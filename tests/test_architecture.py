@@ -219,9 +219,7 @@ def test_no_private_name_is_used_in_another_file() -> None:
 def tracked_texts() -> Iterator[tuple[str, str]]:
     """Yield name and text of the files in which modules and files are named for people."""
     command = ["git", "ls-files", "*.md", "*.py", "*.yaml", "*.toml", "*.yml", "scripts", ".ci"]
-    listed = subprocess.run(
-        ["git", "ls-files", *kinds], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in listed.stdout.splitlines():
         if not name.startswith("tests/") and (ROOT / name).is_file():
             yield name, (ROOT / name).read_text(encoding="utf-8")

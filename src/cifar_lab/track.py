@@ -38,10 +38,16 @@ def main(argv: list[str]) -> int:
 
         target_config = compose(overrides).runs[0].config.tracker
     if arguments.follow:  # a run that trains starts this as a process of its own
-        run = RunDir(folders[0])
-        _send(run, target_config or run.read_config().tracker)
+        runs, problems = [RunDir(folders[0])], list[str]()
+        target_config = target_config or runs[0].read_config().tracker
+    else:
+        runs, problems = finished_runs(folders)
+    if target_config is None:  # before a lock is written
+        trackers = "tensorboard, mlflow, wandb or trackio"
+        raise UsageError(f"track needs a tracker: add tracker={trackers}")
+    if arguments.follow:
+        _send(runs[0], target_config)
         return 0
-    runs, problems = finished_runs(folders)
     debug = os.environ.get("CIFAR_LAB_DEBUG") == "1"
     for run in runs:
         try:
@@ -56,7 +62,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _send(run: RunDir, target_config: TargetConfig | None, *, quiet: bool = False) -> None:
+def _send(run: RunDir, target_config: TargetConfig, *, quiet: bool = False) -> None:
     """Send a run, until it has ended, and say so; RunFailed if the tracker fails.
 
     `quiet` drops what the tracker's client prints.
@@ -65,9 +71,6 @@ def _send(run: RunDir, target_config: TargetConfig | None, *, quiet: bool = Fals
     from cifar_lab.trackers.process import redacted_output
     from cifar_lab.trackers.sending import follow, read_entry
 
-    if target_config is None:
-        trackers = "tensorboard, mlflow, wandb or trackio"
-        raise UsageError(f"track needs a tracker: add tracker={trackers}")
     tracker = build_tracker(target_config)
     destination = tracker.destination(run.read_config().name)
     was_there = read_entry(run, destination).complete

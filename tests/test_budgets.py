@@ -36,7 +36,7 @@ class Budget:
 LINES = {
     "config": Budget(2373, 1900),
     "runs": Budget(1591, 1250),
-    "datasets": Budget(1815, 1350),
+    "datasets": Budget(1838, 1350),
     "models optimizers": Budget(1500, 1200),
     "training": Budget(4605, 3700),
     "figures": Budget(1750, 1400),

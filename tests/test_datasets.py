@@ -264,7 +264,7 @@ def test_a_divided_folder_of_pictures(tmp_path: Path) -> None:
     assert data.train_labels.tolist() == [0, 0, 0, 1, 1]
     assert data.test_labels.tolist() == [0, 1, 1]
     assert data.train_images[:, 0, 5, 5].tolist() == [0, 1, 2, 0, 1]
-    assert data.warnings[0] == f"skipped what is no picture in {folder}: 1 .txt files"
+    assert data.warnings[0] == f"skipped in {folder}: 1 .txt files"
     load_folder(folder, checksums=data.checksums)
     with pytest.raises(UsageError, match=r"its train_images .* not that of dataset\.checksums"):
         load_folder(folder, checksums={"train_images": "0" * 64})

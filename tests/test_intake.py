@@ -12,7 +12,7 @@ import pytest
 from fixtures import Capture, CaptureLog, Patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from cifar_lab import describe, evaluate, predict, train
 from cifar_lab.datasets import class_names, image_folder, npz, pictures
@@ -125,6 +125,17 @@ def test_damaged_content_is_one_line_or_a_picture(noise: bytes, whole: bytes) ->
         assert "\n" not in reason(content)
 
 
+def test_a_torn_picture_is_broken_whatever_pillow_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    (tmp_path / "a.jpg").write_bytes(saved(Image.fromarray(noise), "JPEG")[:900])
+    with pytest.raises(UsageError, match="truncated"):
+        pictures.read_picture(tmp_path / "a.jpg", GREY)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
 def test_classes_that_differ_in_format_depth_or_size_are_warned_of() -> None:
     def warned(*traits: Traits) -> str:
         return "; ".join(trait_warnings([*traits] * 10, [0, 1] * 10, ("ant", "bee")))
@@ -134,6 +145,7 @@ def test_classes_that_differ_in_format_depth_or_size_are_warned_of() -> None:
     assert "the format of a picture tells its class" in warned(one, one._replace(format="JPEG"))
     assert "the depth of a picture tells its class" in warned(one, one._replace(bits=16))
     assert "40x40 mostly ant, 9x9 mostly bee" in warned(one, one._replace(size=(9, 9)))
+    assert "of 10 pictures with more pages or frames" in warned(one, one._replace(several=True))
     dark = one._replace(bits=16, highest=1 / 16)
     assert "20 pictures of 16 bits are nearly black: they use 6.2%" in warned(dark, dark)
     sizes = [one._replace(size=(i, i)) for i in range(200)]  # of photographs cut by hand
@@ -229,8 +241,11 @@ def test_val_validates(root: Path, capsys: Capture) -> None:
     folder = root / "pics"
     for part, count, first in (("train", 9, 0), ("val", 4, 20), ("test", 3, 40)):
         write(folder / part, "ab", count, first)
+    (folder / "Dev").mkdir()
     assert train.main(line(root, folder, "split.validation=0.5")) == 0
-    assert "disjoint: train 18, validation 8, test 6" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "disjoint: train 18, validation 8, test 6" in said.out
+    assert f"skipped in {folder}: 1 folder Dev" in said.err
     assert train.main(line(root, folder, "split.folds=2", "split.fold=0")) == 2
     assert "validation images of its own (val)" in capsys.readouterr().err
 
@@ -241,14 +256,18 @@ def test_val_arrays_validate(tmp_path: Path) -> None:
     arrays: dict[str, Any] = {f"{name}_images": images[part] for name, part in parts.items()}
     arrays |= {f"{name}_labels": np.arange(30)[part] % 2 for name, part in parts.items()}
     arrays["test_images"] = arrays["test_images"].transpose(0, 2, 3, 1)  # channels last
-    np.savez(tmp_path / "a.npz", **arrays)
-    data = npz.load(
-        root=tmp_path, checksums={}, path=str(tmp_path / "a.npz"), image_shape=(3, 8, 8)
-    )
+    where: dict[str, Any] = {"root": tmp_path, "path": str(tmp_path / "a.npz"), "checksums": {}}
+    np.savez(tmp_path / "a.npz", **arrays, more=images)
+    data = npz.load(**where, image_shape=(3, 8, 8))
     assert data.validation == 6
+    assert data.warnings[0].endswith("that are not used: more")
     assert np.array_equal(data.train_images, images[:22])
     assert np.array_equal(data.test_images, images[22:])
     assert data.test_labels.tolist() == arrays["test_labels"].tolist()
+    del arrays["val_labels"]
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UsageError, match="holds no val_labels"):
+        npz.load(**where, image_shape=(3, 8, 8))
 
 
 def test_what_is_skipped_and_classes_without_images_are_warnings_of_the_run(root: Path) -> None:
@@ -257,9 +276,12 @@ def test_what_is_skipped_and_classes_without_images_are_warnings_of_the_run(root
     (folder / "a" / "x.HEIC").write_bytes(b"?")
     (folder / "a" / "._0.png").write_bytes(b"?")
     (folder / "b" / "inner").mkdir()
+    (folder / "__MACOSX").mkdir()
+    (folder / "loose.png").write_bytes(b"?")
     assert train.main(line(root, folder)) == 0
     warnings = run_of(root).read_summary().warnings
-    assert f"skipped what is no picture in {folder}: 1 .HEIC files, 1 folders" in warnings
+    kinds = "1 pictures outside of the classes, 1 .HEIC files, 1 folders"
+    assert f"skipped in {folder}: {kinds}" in warnings
     assert any("there is no test image of rare" in warning for warning in warnings)
 
 
@@ -361,6 +383,6 @@ def test_predict_goes_on_after_a_broken_picture_of_a_folder(
     assert predict.main([str(finished.path), str(folder), "--top", "1"]) == 1
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 4
-    assert "skipped what is no picture in" in said.err
+    assert "skipped in" in said.err
     assert "1 of 4 pictures were left out" in said.err
     assert "0.png cannot be read" in said.err

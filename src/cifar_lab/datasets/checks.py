@@ -137,7 +137,7 @@ def constant_warning(names: Sequence[str], count: int) -> list[str]:
 def trait_warnings(
     traits: "Sequence[Traits]", labels: Sequence[int], class_names: Sequence[str]
 ) -> list[str]:
-    """Return warnings of deep pictures that are nearly black, and of traits that tell the class."""
+    """Return warnings of dark deep pictures, of several in a file, of traits that tell a class."""
     warnings = []
     deep = [picture for picture in traits if picture.bits > 8]
     highest = max((picture.highest for picture in deep), default=1.0)
@@ -146,6 +146,9 @@ def trait_warnings(
             f"{len(deep):,} pictures of {deep[0].bits} bits are nearly black: they use "
             f"{highest:.1%} of their range; multiply their values"
         )
+    several = sum(picture.several for picture in traits)
+    if several:
+        warnings.append(f"of {several:,} pictures with more pages or frames the first one is used")
     values_of = {
         "format": [picture.format for picture in traits],
         "depth": [f"{picture.bits} bits" for picture in traits],

@@ -46,7 +46,7 @@ LARGEST_IN_MEMORY = 1_000_000_000
 """Bytes of decoded pictures up to which `auto` keeps them in memory, if there is four times more"""
 
 _VALIDATION = ("val", "valid", "validation")
-_DECODER = 4  # raised where the same files become other images, or more is noted of them
+_DECODER = 5  # raised where the same files become other images, or more is noted of them
 
 
 def load(
@@ -230,6 +230,11 @@ def _list(folder: Path, test_fraction: float) -> _Pictures:
     names = tuple(_class_folders(folder / "train" if divided else folder))
     files: list[_File] = []
     skipped = Counter[str]()
+    if divided:
+        beside = [entry.name for entry in visible_folders(folder) if entry.name not in parts]
+        skipped.update(f"folder {name}" for name in beside)
+    for place in (folder, *(folder / part for part in parts)):
+        skipped["pictures outside of the classes"] += len(list_pictures(place, Counter()))
     for part in parts if divided else ("",):
         for name, path in _class_folders(folder / part).items():
             if name not in names:

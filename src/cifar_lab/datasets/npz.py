@@ -11,7 +11,7 @@ from cifar_lab.datasets import ARRAYS, ImageArrays, class_names
 from cifar_lab.datasets.checks import constant_warning, is_constant
 from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.store import user_path
-from cifar_lab.errors import UsageError, first_line, shorten, shorten_path
+from cifar_lab.errors import UsageError, first_line, listing, shorten, shorten_path
 from cifar_lab.runs.files import open_for_reading
 
 
@@ -34,9 +34,13 @@ def load(
         raise UsageError("dataset.source.path is missing; give a .npz file with your images")
     file = user_path("dataset.source.path", path)
     where = shorten_path(file)
-    arrays = _read(file)
+    arrays, used = _read(file), {"class_names"}
 
     def read_set(prefix: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        pair = {f"{prefix}images", f"{prefix}labels"}
+        if missing := pair - arrays.keys():
+            raise UsageError(f"{where} holds no {' and no '.join(missing)}")
+        used.update(pair)
         images = _images(arrays[f"{prefix}images"], image_shape, f"{prefix}images in {where}")
         labels = _labels(arrays[f"{prefix}labels"], len(images), f"{prefix}labels in {where}")
         return images, labels
@@ -44,7 +48,7 @@ def load(
     validation = 0
     if all(name in arrays for name in ARRAYS):
         train, test = read_set("train_"), read_set("test_")
-        if "val_images" in arrays and "val_labels" in arrays:
+        if "val_images" in arrays or "val_labels" in arrays:
             images, labels = read_set("val_")
             train = np.concatenate([train[0], images]), np.concatenate([train[1], labels])
             validation = len(labels)
@@ -60,8 +64,10 @@ def load(
     names = _class_names(arrays.get("class_names"), [train[1], test[1]], where)
     every = [*train[0], *test[0]]
     constant = [f"number {i}" for i, image in enumerate(every) if is_constant(image)]
-    warnings = tuple(constant_warning(constant, len(every)))
-    dataset = ImageArrays(*train, *test, names, validation, warnings=warnings)
+    warnings = constant_warning(constant, len(every))
+    if unused := sorted(arrays.keys() - used):
+        warnings.append(f"arrays in {where} that are not used: {listing(map(shorten, unused))}")
+    dataset = ImageArrays(*train, *test, names, validation, warnings=tuple(warnings))
     check_checksums(dataset, checksums, file)
     return dataset
 

@@ -32,6 +32,9 @@ SUFFIXES = frozenset(
 )
 KINDS = " ".join(sorted(SUFFIXES))
 
+HIDDEN = (".", "__MACOSX", "@eaDir")
+"""How names begin that people did not give: ._x.jpg beside x.jpg, a Mac's zip, a network drive."""
+
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
 
 
@@ -54,12 +57,14 @@ class Traits(NamedTuple):
     """What a picture was before it became an image.
 
     `highest`: its largest value as a share of its range, of a deep picture (1 for one of 8 bits).
+    `several`: it has more pages or frames than the first, which is the image.
     """
 
     format: str
     bits: int
     size: tuple[int, int]
     highest: float
+    several: bool = False
 
 
 # --- which files are pictures ---------------------------------------------------------------------
@@ -68,10 +73,10 @@ class Traits(NamedTuple):
 def list_pictures(folder: Path, skipped: Counter[str]) -> list[Path]:
     """Return the pictures in a folder by name; the kinds of the other entries are counted.
 
-    Hidden files are neither: a Mac leaves a ._x.jpg beside each x.jpg.
+    Hidden files are neither.
     """
     pictures = []
-    for entry in sorted(e for e in folder.iterdir() if not e.name.startswith(".")):
+    for entry in sorted(e for e in folder.iterdir() if not e.name.startswith(HIDDEN)):
         if entry.suffix.lower() in SUFFIXES:
             pictures.append(entry)
         else:
@@ -82,7 +87,7 @@ def list_pictures(folder: Path, skipped: Counter[str]) -> list[Path]:
 
 def visible_folders(folder: Path) -> list[Path]:
     """Return the folders in a folder by name, hidden ones left out."""
-    return sorted(e for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+    return sorted(e for e in folder.iterdir() if e.is_dir() and not e.name.startswith(HIDDEN))
 
 
 def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
@@ -104,10 +109,11 @@ def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
 
 def skipped_warning(skipped: Counter[str], where: Path) -> tuple[str, ...]:
     """Return what to say of entries that are no pictures, if there are any."""
-    if not skipped:
+    kinds = (+skipped).most_common()
+    if not kinds:
         return ()
-    counts = listing([f"{number:,} {printable(kind)}" for kind, number in skipped.most_common()])
-    return (f"skipped what is no picture in {shorten_path(where)}: {counts}",)
+    counts = listing([f"{number:,} {printable(kind)}" for kind, number in kinds])
+    return (f"skipped in {shorten_path(where)}: {counts}",)
 
 
 # --- from a file to an image ----------------------------------------------------------------------
@@ -116,7 +122,7 @@ def skipped_warning(skipped: Counter[str], where: Path) -> tuple[str, ...]:
 def read_picture(path: Path, preparation: Preparation) -> NDArray[np.uint8]:
     """Return a picture file as `fit_picture` does; UsageError if it cannot be read."""
     try:
-        with _any_size():
+        with _strictly():
             return _decode_file(path, preparation)[0]
     except Unreadable as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -156,25 +162,26 @@ def decode_files(
 
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with _any_size(), ThreadPoolExecutor(cores, thread_name_prefix="pictures") as threads:
+    with _strictly(), ThreadPoolExecutor(cores, thread_name_prefix="pictures") as threads:
         for first in range(0, len(paths), 32 * cores):
             yield from threads.map(read, paths[first : first + 32 * cores])
 
 
 @contextlib.contextmanager
-def _any_size() -> Iterator[None]:
-    """Let Pillow open pictures of any size: `decode` refuses them by a limit of its own.
+def _strictly() -> Iterator[None]:
+    """Let Pillow open pictures of any size, and no torn ones, whatever the caller has set.
 
-    Pillow's limit is one of the process, so it is changed before threads are started.
+    `decode` refuses large ones by a limit of its own. Pillow's settings are those of the process,
+    so they are changed before threads are started.
     """
-    from PIL import Image
+    from PIL import Image, ImageFile
 
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
     try:
         yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def decode(content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8], Traits]:
@@ -192,7 +199,9 @@ def decode(content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8],
                     f"dataset.max_megapixels={preparation.max_megapixels:g} allows"
                 )
             picture, bits, highest = _eight_bits(file)
-            traits = Traits(str(file.format), bits, file.size, highest)
+            # MPO: a JPEG of a telephone, whose other frames are of another kind.
+            several = file.format != "MPO" and getattr(file, "is_animated", False)
+            traits = Traits(str(file.format), bits, file.size, highest, several)
             return fit_picture(picture, preparation.shape, preparation.fit), traits
     except UnidentifiedImageError:  # its message names an object in memory
         raise Unreadable("its content is of none of these formats") from None

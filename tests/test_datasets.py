@@ -197,8 +197,9 @@ def test_each_origin_asks_torchvisions_address_then_the_mirrors_and_says_so(
 
 
 def test_options_that_no_download_can_use(tmp_path: Path) -> None:
-    wrong = {"mirrors": ["ftp://x/y"], "stall_seconds": float("nan")}
-    for key, value in wrong.items():
+    wrong: list[tuple[str, Any]] = [("mirrors", ["ftp://x/y"]), ("stall_seconds", float("nan"))]
+    wrong += [("mirrors", [f"http://{secret}"]) for secret in ("me:word@x/y", "x/y?key=word")]
+    for key, value in wrong:
         with pytest.raises(UsageError, match=key):
             cifar10.load(root=tmp_path / "data", checksums={}, **{key: value})
     assert not (tmp_path / "data").exists()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.download import SourceFailed, TooSlow, download, file_matches
 from cifar_lab.datasets.store import Add, Facts, add_arrays, cached
-from cifar_lab.errors import Unavailable, UsageError
+from cifar_lab.errors import Unavailable, UsageError, redact_addresses
 
 log = logging.getLogger("cifar_lab")
 
@@ -88,10 +88,12 @@ def loader(
         the dataset, UsageError for a mirror or a time that is none.
         """
         for address in mirrors:
-            if not str(address).startswith(("http://", "https://")):
+            plain = redact_addresses(str(address))
+            if not plain.startswith(("http://", "https://")) or plain != str(address):
                 raise UsageError(
-                    f"dataset.source.mirrors: {address!r} is not a web address; it must begin with "
-                    "http:// or https:// (to use a local file, put it into the data folder)"
+                    f"dataset.source.mirrors: {plain!r} is wrong; it must begin with http:// or "
+                    "https://, and have no user, password or query, which would stand in "
+                    "config.yaml (to use a local file, put it into the data folder)"
                 )
         patience = {"stall_seconds": stall_seconds, "patience_minutes": patience_minutes}
         for key, value in patience.items():

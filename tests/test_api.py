@@ -38,12 +38,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> cifar_lab.Run:
     return cifar_lab.run(*TINY, f"output_dir={tmp_path_factory.mktemp('outputs')}")
 
 
-def test_the_functions_are_listed_and_others_are_not_there() -> None:
-    assert {"run", "sweep", "compose", "load_run", "load_runs", "Run"} <= set(dir(cifar_lab))
-    with pytest.raises(AttributeError, match="nonsense"):
-        cifar_lab.nonsense  # noqa: B018
-
-
 def test_a_run_shows_what_its_folder_holds(run: cifar_lab.Run) -> None:
     assert run.status == run.summary.status == "finished"
     assert run.config == cifar_lab.compose(*TINY, f"output_dir={run.config.output_dir}")

@@ -53,13 +53,6 @@ def test_the_error_is_that_of_its_authors_code(classes: int, bins: int) -> None:
     assert result.overconfidence == pytest.approx(confidence - predictions.accuracy)
 
 
-def test_certain_answers_are_in_the_last_bin() -> None:
-    logits = np.array([[1000.0, 0.0], [0.0, 1000.0]], dtype=np.float32)
-    result = found(Predictions(logits, np.array([0, 0]), np.arange(2)))
-    assert result.counts[-1] == 2
-    assert result.error == pytest.approx(0.5)
-
-
 def test_outputs_of_a_model_that_ends_with_a_softmax_are_its_probabilities() -> None:
     probabilities = np.array([[0.95, 0.05], [0.65, 0.35]], dtype=np.float32)
     result = found(Predictions(probabilities, np.array([0, 1]), np.arange(2)))

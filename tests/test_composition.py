@@ -10,9 +10,7 @@ from tiny_runs import TINY
 from cifar_lab.config.compose import compose
 from cifar_lab.config.groups import find_options
 from cifar_lab.config.run_config import to_plain
-from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.train import main
-from cifar_lab.training.preflight import compose_checked
 
 
 def configs(words: list[str]) -> list[object]:
@@ -113,11 +111,3 @@ def test_an_experiment_may_hold_points(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*words, "seed=0,1", "plan=true"]) == 0
     assert "6 of 6 cells to run" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-
-
-def test_points_of_a_past_run(tmp_path: Path) -> None:
-    (run,) = compose_checked([*TINY, f"output_dir={tmp_path}"]).runs
-    folder = str(RunDir.create(run.config).path)
-    words = ["points=[{optimizer.lr:0.1},{seed:'3,4'}]", "-m"]
-    found = [(r.config.optimizer["lr"], r.config.seed) for r in compose([folder, *words]).runs]
-    assert found == [(0.1, 0), (0.001, 3), (0.001, 4)]

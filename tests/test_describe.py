@@ -13,7 +13,7 @@ from cifar_lab import describe
 from cifar_lab.analysis import description
 from cifar_lab.analysis.description import range_test
 from cifar_lab.datasets.checks import pixel_statistics
-from cifar_lab.figures.lr_range import HIGHEST, LOWEST, RangeTest, advise, smooth
+from cifar_lab.figures.lr_range import HIGHEST, LOWEST, RangeTest, advise
 from cifar_lab.models.layers import size_formula
 from cifar_lab.training.preflight import compose_checked
 
@@ -57,12 +57,6 @@ def test_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_images_are_named_by_class_and_index() -> None:
-    assert description.choose_images(None, 1437, 0) == description.choose_images(None, 1437, 0)
-    assert len(set(description.choose_images(None, 1437, 0))) == 4
-    assert description.choose_images("24532,5,27,1935", 50000, 0) == [24532, 5, 27, 1935]
-
-
 @pytest.mark.real_data
 def test_cifar10s_statistics_are_s1s() -> None:
     from cifar_lab.datasets.store import data_root
@@ -77,14 +71,6 @@ def test_cifar10s_statistics_are_s1s() -> None:
 # --- the learning-rate range test of `describe --lr-range` ----------------------------------------
 
 STEPS = 25
-
-
-def test_the_smoothed_loss_does_not_lag_and_has_no_bias_at_its_ends() -> None:
-    rates = np.geomspace(LOWEST, HIGHEST, 300)
-    falls = 1 / (1 + np.exp(6 * np.log10(rates / 0.01)))
-    half = rates[np.flatnonzero(smooth(falls) < 0.5)[0]]
-    assert half == pytest.approx(0.01, rel=0.1)
-    assert smooth(np.full(300, 2.3)) == pytest.approx(np.full(300, 2.3))
 
 
 def test_the_suggestion_lies_where_the_loss_falls_and_well_below_where_it_rises() -> None:

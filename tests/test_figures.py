@@ -247,22 +247,6 @@ def test_many_classes_have_names_but_no_numbers(tmp_path: Path) -> None:
     check_drawn(per_class.draw(run))
 
 
-def test_per_class_bars_are_sorted_and_the_pairs_are_the_largest(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    predictions = guesses(1000, skill=2.0)
-    run.write_predictions(predictions, "test", "scored")
-    figure = per_class.draw(run, pairs=4)
-    check_drawn(figure)
-    left, right = figure.axes
-    widths = [patch.get_width() for patch in left.patches]  # type: ignore[attr-defined]
-    assert widths == sorted(predictions.per_class_accuracy, reverse=True)
-    assert f"{100 * predictions.accuracy:.2f} %" in left.get_xlabel()
-    label, guess, count = predictions.most_confused(1)[0]
-    assert right.get_yticklabels()[0].get_text() == f"{CLASSES[label]} → {CLASSES[guess]}"
-    assert f"{count}  ({count:.1f} %)" in right.texts[0].get_text()
-    assert len(right.patches) == 4
-
-
 def test_samples_show_images_and_all_their_probabilities(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     shown = write_samples(run, ["worst", "random", "random", "random", "worst"], (1, 96, 64))

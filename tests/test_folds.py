@@ -54,13 +54,6 @@ def test_folds_are_balanced_as_those_of_scikit_learn(folds: int, size: int) -> N
     assert sorted(counts.sum(axis=1)) == sorted(theirs.sum(axis=1))
 
 
-def test_folds_are_keyed_by_the_seed_of_the_split() -> None:
-    labels = np.arange(200) % 4
-    first, again, other = (validated(labels, 5, seed=seed) for seed in (3, 3, 4))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-
-
 def test_a_fold_sets_the_share_and_shows_in_the_folders_name() -> None:
     (run,) = compose_checked([*FOLDS, "split.folds=3", "split.fold=1"]).runs
     assert run.config.split.validation == 1 / 3

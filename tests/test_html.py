@@ -217,17 +217,3 @@ def test_the_address_brings_back_what_was_seen(page: Path, browse: Browse) -> No
     expected = [str(c["rank"]) for c in settings if c["key"][:2] == ["adam", "Tanh"]]
     assert found[0] == expected[::-1]
     assert found[1].startswith("3. ")
-
-
-@pytest.mark.browser
-def test_the_table_as_it_is_shown_is_downloaded(page: Path, browse: Browse) -> None:
-    text = browse(
-        page,
-        "let text; window.Blob = class { constructor(parts) { text = parts.join(''); } };"
-        "URL.createObjectURL = () => '#';"
-        "document.getElementById('download-table').click(); return text",
-        address="#filter=sgd",
-    )
-    header, *rows = text.splitlines()
-    assert header.startswith('"rank","configuration","optimizer","activation","optimizer.lr",')
-    assert all('"sgd"' in row for row in rows)

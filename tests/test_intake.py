@@ -65,11 +65,6 @@ def test_sixteen_bits_are_scaled_and_rotated_and_clear_where_the_file_says(kind:
     assert decode(saved(deep, kind, exif=turned))[0, 0] == 255
 
 
-def test_a_transparent_value_of_sixteen_bits_is_white() -> None:
-    deep = Image.fromarray(np.full((8, 8), 1000, dtype=np.uint16))
-    assert (decode(saved(deep, "PNG", transparency=1000)) == 255).all()
-
-
 @pytest.mark.parametrize(
     ("picture", "why"),
     [

@@ -387,12 +387,3 @@ def test_links_to_folders_are_not_followed_and_said(tmp_path: Path) -> None:
     assert len(rows_of(here)) == 1
     assert "linked is a link" in (here / "summary.md").read_text()
     assert (elsewhere / "kept.txt").read_text() == "kept"
-
-
-def test_an_unchanged_folder_gives_the_same_files(grid: Path, tmp_path: Path) -> None:
-    names = ("summary.csv", "summary.md")
-    first = [(grid / name).read_bytes() for name in names]
-    moved = tmp_path / grid.name
-    shutil.copytree(grid, moved)
-    run_it(moved)
-    assert [(moved / name).read_bytes() for name in names] == first

@@ -91,21 +91,6 @@ def test_every_classification_model_of_torchvision_has_a_head_but_squeezenet(nam
         assert model.features(images).shape == (2, model.classifier.in_features)
 
 
-def test_a_gray_image_counts_as_three_equal_channels() -> None:
-    gray, rgb = build("resnet18", GRAY), build("resnet18")
-    images = torch.rand(2, *GRAY)
-    with torch.no_grad():
-        expected = rgb(images.expand(2, *RGB))
-        torch.testing.assert_close(gray(images), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_small_images_keep_their_size_in_the_stem() -> None:
-    model = build("densenet121", small_images=True)
-    convolution = model.network.get_submodule("features.conv0")
-    assert (convolution.kernel_size, convolution.stride) == ((3, 3), (1, 1))
-    assert not [m for m in model.modules() if isinstance(m, nn.MaxPool2d)]
-
-
 def test_given_weights_are_loaded_but_for_the_head_and_a_replaced_stem(tmp_path: Path) -> None:
     network = published("resnet18")
     torch.save({"state_dict": network.state_dict()}, tmp_path / "resnet18.pt")
@@ -308,24 +293,6 @@ def test_a_model_is_timm_s_network_and_the_classifier_of_its_features(timm: Any,
     with torch.no_grad():
         assert torch.equal(model(images), network(images))
         assert model.features(images).shape == (2, model.classifier.in_features)
-
-
-def test_timm_s_resnet18d_starts_from_a_file(timm: Any, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    from cifar_lab.models.zoo_timm import TimmModel
-
-    torch.manual_seed(1)
-    state = timm.create_model("resnet18d").state_dict()
-    file = tmp_path / "resnet18d.safetensors"
-    save_file(state, file)
-    model: Any = TimmModel(GRAY, 10, architecture="resnet18d", weights=str(file), small_images=True)
-    model.load_initial_weights(download=False)
-    # The first convolution is 3x3 before and after, so it keeps its weights.
-    first = state["conv1.0.weight"].sum(1, keepdim=True)
-    for name, tensor in model.network.state_dict().items():
-        assert torch.equal(tensor, first if name == "conv1.0.weight" else state[name]), name
-    assert model.network.conv1[0].stride == (1, 1)
 
 
 def test_timm_s_published_weights_are_named_by_their_tag(timm: Any, monkeypatch: Patch) -> None:

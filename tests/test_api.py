@@ -364,20 +364,16 @@ def test_a_class_of_a_notebook_on_arrays_is_a_run_that_opens_elsewhere(
     assert str(sys.modules[module].__file__) == str(kept)
 
 
-def test_another_source_is_another_model_and_a_comment_is_not(notebook: Any) -> None:
+def test_another_source_is_another_model_and_a_comment_or_an_instance_is_not(notebook: Any) -> None:
     words = words_of({"model": notebook.Net})
-    text = CELLS[2].replace("# a", "")
-    commented = text + "\n# nothing"
+    net = notebook.Net(10, (1, 8, 8), depth=3)
+    assert words_of({"model": net}) == words_of({"model": notebook.Net, "model__depth": 3})
+    commented = CELLS[2] + "\n# nothing"
     linecache.cache["<cell 2>"] = (0, None, commented.splitlines(keepends=True), "<cell 2>")
     notebook.images = torch.zeros(3)  # the name of an argument, which is another one
     assert words_of({"model": notebook.Net}) == words
     notebook.HIDDEN = 13
     assert words_of({"model": notebook.Net}) != words
-
-
-def test_an_instance_is_built_again_from_what_it_keeps(notebook: Any) -> None:
-    net = notebook.Net(10, (1, 8, 8), depth=3)
-    assert words_of({"model": net}) == words_of({"model": notebook.Net, "model__depth": 3})
 
 
 class Pairs(Dataset[tuple[torch.Tensor, int]]):

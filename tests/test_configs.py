@@ -118,11 +118,6 @@ def test_options_run_small(turn: int, arrays: Path, tmp_path: Path) -> None:
     assert drawn == {name for name, figure in cell.config.figures.items() if figure}
 
 
-def test_every_option_has_had_its_turn() -> None:
-    for group in RUN_GROUPS:
-        assert {option_of(group, turn) for turn in range(LENGTH)} == set(GROUPS[group])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["sound", "report"])
 @pytest.mark.parametrize("experiment", [e for e in GROUPS["experiment"] if e != "none"])

@@ -55,11 +55,6 @@ def cells(experiment: str, protocol: str = "sound") -> list[RunConfig]:
     return [cell.config for cell in request.runs]
 
 
-def test_every_experiment_of_a_report_is_checked_here() -> None:
-    assert len(OF_REPORTS) > 0
-    assert set(OF_REPORTS) == set(FACTS)
-
-
 @pytest.mark.parametrize("experiment", OF_REPORTS)
 def test_settings_are_the_reports(experiment: str) -> None:
     report, axes, epochs, batch_size, rates, momentum, weight_decay, parameters = FACTS[experiment]

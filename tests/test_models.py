@@ -262,17 +262,7 @@ def test_what_does_not_fit_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("model", ["two_branch", "mixed_kernel_small"])
-def test_softmax_gates_are_shares_of_the_kernels(model: str) -> None:
-    built: Any = build(model, device="cpu", gate="softmax").eval()
-    with torch.no_grad():
-        gates = built.gates(torch.rand(5, *CIFAR))
-    blocks, kernels = (1, 2) if model == "two_branch" else (6, 3)
-    assert [gate.shape for gate in gates] == [(5, kernels)] * blocks
-    assert all(torch.allclose(gate.sum(1), torch.ones(5)) for gate in gates)
-
-
-def test_a_gate_multiplies_its_own_convolution() -> None:
+def test_a_gate_multiplies_its_own_convolution_and_softmax_makes_shares_of_them() -> None:
     torch.manual_seed(0)
     built: Any = build("mixed_kernel_small", device="cpu").eval()
     block, images = built.blocks.block1, torch.rand(3, *CIFAR)
@@ -283,6 +273,11 @@ def test_a_gate_multiplies_its_own_convolution() -> None:
             for index, conv in enumerate(block.convs)
         )
         assert torch.allclose(block(images), block.activation(block.bn(expected)), atol=1e-6)
+        for model, blocks, kernels in (("two_branch", 1, 2), ("mixed_kernel_small", 6, 3)):
+            shared: Any = build(model, device="cpu", gate="softmax").eval()
+            shares = shared.gates(images)
+            assert [gate.shape for gate in shares] == [(3, kernels)] * blocks
+            assert all(torch.allclose(gate.sum(1), torch.ones(3)) for gate in shares)
 
 
 def test_two_branch_readings_are_the_formulas_of_the_report() -> None:

@@ -352,13 +352,6 @@ def test_damaged_predictions_cost_their_test_not_the_run(tmp_path: Path) -> None
     assert "each has one run, and predictions of the same images are not there" in text
 
 
-def test_numbers_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    change(run, best_val_loss=float("nan"), test_loss=float("inf"))
-    assert run_it(tmp_path) == 0
-    assert rows_of(tmp_path)[0]["best_val_loss"] == ""
-
-
 def test_names_that_are_markup_stay_text(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>|`x`\n# [a](b) &amp; *b*"
     for lr in (0.1, 0.01):

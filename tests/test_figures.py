@@ -196,6 +196,8 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path: Path) -> None
     assert np.asarray(axes.lines[0].get_ydata()) == pytest.approx(values.mean(axis=0))
     edges = np.asarray(axes.collections[0].get_paths()[0].vertices)
     assert edges[:, 1].max() == pytest.approx(values.max())
+    rests = [line.get_xdata() for line in axes.lines[1:3]]  # of the runs that trained for longer
+    assert [list(np.asarray(rest)) for rest in rests] == [[5, 6], [5, 6]]
 
 
 def test_numbers_of_a_search_are_places_on_an_axis_and_those_of_a_grid_are_squares() -> None:

@@ -77,7 +77,7 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
     """Return a line and a band for each group of runs that differ in their seed alone.
 
     The line is the mean, the band reaches from the lowest to the highest run; both end where the
-    first run of the group ends, so that n is the same all along.
+    first run of the group ends, so that n is the same all along. Thin lines are the others' rest.
     """
     every = {
         label: [rows for run in runs if (rows := run.read_metrics())]
@@ -85,7 +85,7 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
     }
     lengths = {label: min(map(len, histories), default=0) for label, histories in every.items()}
     rows_of_all = [row for histories in every.values() for rows in histories for row in rows]
-    figure, panels = _grid_of_panels(list(groups), max([1, *lengths.values()]), rows_of_all)
+    figure, panels = _grid_of_panels(list(groups), rows_of_all)
     for index, (label, histories) in enumerate(every.items()):
         length = lengths[label]
         look = style.line_style(index)
@@ -97,16 +97,19 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
             values = np.array([_column(rows, name)[:length] for rows in histories])
             epochs, mean = _column(histories[0], "epoch")[:length], values.mean(axis=0)
             low, high = values.min(axis=0), values.max(axis=0)
-            dots = _dots(histories[0][:length])
+            dots = _dots(histories[0][:length]) if length > 1 else {}
             if length == 1:  # a step as wide as the epoch: a single point has no line and no band
                 epochs = np.array([epochs[0] - 0.4, epochs[0] + 0.4])
                 mean, low, high = (np.repeat(line, 2) for line in (mean, low, high))
-                dots = {}
             axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
             axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
+            for rest in (rows[length - 1 :] for rows in histories if len(rows) > length):
+                axes.plot(_column(rest, "epoch"), _column(rest, name), linewidth=0.7, **look)
+    longer = any(len(rows) > lengths[label] for label in every for rows in every[label])
     columns = max(1, math.ceil(len(groups) / 60))
     style.legend_outside(figure, panels["train_loss"], columns=columns, handlelength=3.2)
-    style.caption(figure, "lines: mean over the runs · bands: lowest to highest run")
+    words = "lines: mean over the runs · bands: lowest to highest run"
+    style.caption(figure, words + " · thin lines: runs that trained for longer" * longer)
     return figure
 
 
@@ -163,7 +166,7 @@ def _best_epoch(run: RunDir, config: RunConfig, rows: Sequence[EpochMetrics]) ->
 
 
 def _grid_of_panels(
-    labels: Sequence[str], longest: int, rows: Sequence[EpochMetrics]
+    labels: Sequence[str], rows: Sequence[EpochMetrics]
 ) -> "tuple[Figure, dict[str, Axes]]":
     """Return panels of training and validation; of the test set where that alone was watched."""
     watched = any(row.test_loss is not None for row in rows)
@@ -181,7 +184,7 @@ def _grid_of_panels(
             y_label = "" if column else (ACCURACY if row else LOSS)
             style.dress(axes, f"{words} {quantity}", x_label, y_label)
             style.epoch_axis(axes.xaxis)
-            axes.set_xlim(*_span(longest))
+            axes.set_xlim(*_span(max((row.epoch for row in rows), default=1)))
             if quantity == "accuracy":
                 style.percent_axis(axes.yaxis)
             panels[f"{prefix}_{quantity}"] = axes

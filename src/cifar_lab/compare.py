@@ -10,7 +10,7 @@ from cifar_lab.analysis.grouping import read_collection
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.errors import UsageError, shorten_path
-from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.runs.run_dir import RunDir, find_runs, without_summaries
 
 
 @cli.command
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("b", metavar="B", type=cli.path, help="the same; differences are B - A")
     where = "the folder in which KEY=VALUE chooses runs (default: the current one)"
     parser.add_argument("--in", dest="folder", type=cli.path, metavar="FOLDER", help=where)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(without_summaries(argv))
 
     words = (str(arguments.a), str(arguments.b))
     sweep = None

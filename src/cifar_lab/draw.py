@@ -8,7 +8,7 @@ import yaml
 from cifar_lab import cli
 from cifar_lab.errors import RunFailed, UsageError, first_line, shorten_path
 from cifar_lab.figures.style import Look
-from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.run_dir import RunDir, without_summaries
 from cifar_lab.track import finished_runs
 
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_number("--font-size", 2.0, 72.0, default=None, help="points (9)")
     labels = "YAML: lines of `word: word to show`"
     parser.add_argument("--labels", type=cli.path, metavar="FILE", help=labels)
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(without_summaries(argv))
     keys = r"figures[.=]|dataset\.display_names="
     takes = "figures=OPTION, figures.NAME.KEY=VALUE and dataset.display_names=[...]"
     folders, settings = cli.folders_and_settings(arguments.words, "draw", keys, takes)

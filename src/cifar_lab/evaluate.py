@@ -14,7 +14,7 @@ from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.watching import names
 from cifar_lab.figures import pca, samples, style, tsne
 from cifar_lab.runs.files import write_text
-from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.run_dir import RunDir, without_summaries
 from cifar_lab.runs.summary import RunSummary
 
 
@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     mistakes = "write errors.html: N confident mistakes, and of several runs N likely label errors"
     parser.add_number("--errors", 1, 1000, default=None, help=mistakes)
     parser.add_flag("--verify", "exit code 1 if a folder has scores that are not those measured")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(without_summaries(argv))
 
     from cifar_lab.analysis import ensembles
     from cifar_lab.training.console import draw_figures

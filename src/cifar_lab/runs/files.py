@@ -49,18 +49,14 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def write_text(path: Path, text: str) -> None:
     """Replace a text file as a whole."""
     with replacing(path) as handle:
-        handle.write(_to_bytes(text))
-
-
-def _to_bytes(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")  # a lone surrogate has no bytes
+        handle.write(text.encode("utf-8", "backslashreplace"))  # a lone surrogate has no bytes
 
 
 def append_text(path: Path, text: str, *, safely: bool = True) -> None:
     """Append to a text file; with `safely` the text is on the disk when this returns."""
     try:
         with open_for_appending(path) as handle:
-            handle.write(_to_bytes(text))
+            handle.write(text.encode("utf-8", "backslashreplace"))
             if safely:
                 sync_file(handle)
     except OSError as error:

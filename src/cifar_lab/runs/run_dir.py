@@ -297,6 +297,12 @@ def _lives(owner: str) -> bool:
     return True
 
 
+def without_summaries(words: list[str]) -> list[str]:
+    """Return words without the files of `summarize`, which FOLDER/* names beside the runs."""
+    names = "summary.csv summary.md report.html grid.png curves.png effects.png"
+    return [w for w in words if Path(w).name not in names.split() or not Path(w).is_file()]
+
+
 def find_runs(folder: Path) -> list[RunDir]:
     """Return the run folders at and below `folder`, sorted by path; links are not followed.
 

@@ -66,15 +66,6 @@ def test_two_runs_side_by_side(tmp_path: Path, capsys: Capture) -> None:
     assert "of two networks, not of other seeds" in said
 
 
-def test_a_difference_of_the_seed_is_none(tmp_path: Path, capsys: Capture) -> None:
-    a, b = (make_run(tmp_path, seed=seed) for seed in (0, 1))
-    assert both(a, b) == 0
-    said = capsys.readouterr().out
-    assert "not told apart" in said
-    assert "points would show" in said
-    assert "their seed alone" in said
-
-
 def test_other_test_images_are_refused(tmp_path: Path, capsys: Capture) -> None:
     a, b = make_run(tmp_path, images=300), make_run(tmp_path, seed=1, images=200)
     assert both(a, b) == 2

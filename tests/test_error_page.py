@@ -52,22 +52,6 @@ def test_wrong_labels_are_found_and_come_first() -> None:
     assert all(one.runs in (2, 3) and one.guess != one.label for one in suspects)
 
 
-def test_a_suspect_needs_most_of_the_runs_and_a_class_as_probable_as_usual() -> None:
-    labels = np.array([0, 0, 0, 1, 1, 1])
-
-    def run_of(last: float) -> Predictions:
-        second = np.array([0.1, 0.1, 0.1, 0.9, 0.9, last])  # probability of class 1
-        logits = np.log(np.stack([1 - second, second], axis=1)).astype(np.float32)
-        return Predictions(logits, labels, np.arange(6))
-
-    # Images of class 0 have it with 0.9: the last image counts from there on.
-    (suspect,) = label_errors([run_of(0.02), run_of(0.04)])
-    assert (suspect.index, suspect.label, suspect.guess, suspect.runs) == (5, 1, 0, 2)
-    assert suspect.p_guess == pytest.approx(0.97, abs=1e-6)
-    assert not label_errors([run_of(0.3), run_of(0.3)])  # both are wrong, and not sure
-    assert not label_errors([run_of(1e-6), run_of(0.9), run_of(0.9)])
-
-
 def test_mistakes_are_ordered_by_confidence() -> None:
     (predictions,), _ = noisy_runs(1)
     found = confident_mistakes(predictions, 5)

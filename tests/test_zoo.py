@@ -190,7 +190,7 @@ TORCHVISION: list[tuple[str, str]] = [
     ("model.weights=shufflenet.pt", "not the weights of resnet18: Error(s) in loading"),
     ("model.weights=DEFAULT dataset.mean=[0.5]", "add model.normalisation=dataset"),
     ("activation=gelu", "activation was asked for, but model torchvision does not use it"),
-    ("optimizer.backbone_lr=-1", "optimizer.backbone_lr=-1.0 is wrong: it must be at least 0"),
+    ("optimizer.backbone_lr=-1", "optimizer.backbone_lr=-1 is wrong: it must be at least 0"),
     ("optimizer.backbone_lr=1e-4 scheduler=one_cycle", "one rate for all parameters"),
     ("training.frozen_epochs=-1", "training.frozen_epochs=-1 is wrong"),
 ]

@@ -42,9 +42,6 @@ class Answer:
     changed: Sequence[str] = ()
 
 
-# --- the folder ---------------------------------------------------------------------------------
-
-
 def prepare(folder: Path, finished: RunDir) -> None:
     """Make the template of the folder in which lines run: runs, pictures, and other things."""
     group = folder / "group"
@@ -86,8 +83,6 @@ def snapshot(folder: Path) -> dict[str, tuple[int, ...]]:
             entries[path] = (stat.st_mode, stat.st_mtime_ns, size, stat.st_ino)
     return entries
 
-
-# --- a line -------------------------------------------------------------------------------------
 
 _fence: Path | None = None
 """The folder outside of which nothing may be written now; an audit hook cannot be removed."""

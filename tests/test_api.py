@@ -296,8 +296,6 @@ def test_runs_of_two_threads_do_not_mix(plain: cifar_lab.Run, tmp_path: Path) ->
     assert multiprocessing.get_start_method() == method
 
 
-# --- `cifar_lab.run` with objects -----------------------------------------------------------------
-
 CELLS = (
     "import torch.nn.functional as F\nfrom torch import nn\nHIDDEN = 12",
     "def flat(x):\n    return x.flatten(1) / HIDDEN",

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +18,30 @@ from cifar_lab.datasets import digits
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ROOT / "src" / "cifar_lab"
 
-
-@dataclass(frozen=True)
-class Budget:
-    """What is measured may be at most `ceiling`; the design asks for `target`."""
-
-    ceiling: float
-    target: float
-
-
-# The targets are those of the program as it was at the redesigns. What came since weighs more:
-# verdicts with margins, differences with intervals, effects and power (analysis), one intake of
-# pictures (datasets), the caller's torch, file systems and devices (training, runs), passwords in
-# what clients print (trackers), and draw, watch, tidy and models as objects (commands). The
-# ceilings are what there is: what is above its target is still to be cut.
+# The design asks for at most 1,562 lines of runs, 1,687 of datasets, 2,250 of sweeps and 21,500 of
+# src: what is above is still to be cut.
 LINES = {
-    "config": Budget(2373, 1900),
-    "runs": Budget(1592, 1250),
-    "datasets": Budget(1840, 1350),
-    "models optimizers": Budget(1500, 1200),
-    "training": Budget(4605, 3700),
-    "figures": Budget(1750, 1400),
-    "trackers": Budget(945, 800),
-    "sweeps": Budget(2365, 1800),
-    "analysis": Budget(4124, 3300),
-    "exports": Budget(500, 500),
-    "throughput": Budget(600, 450),
-    "commands": Budget(2500, 2000),  # the modules beside the packages
-    "src": Budget(25740, 19500),
-    "tests": Budget(16520, 14500),
+    "config": 2373,
+    "runs": 1592,
+    "datasets": 1840,
+    "models optimizers": 1500,
+    "training": 4605,
+    "figures": 1750,
+    "trackers": 945,
+    "sweeps": 2365,
+    "analysis": 4124,
+    "exports": 500,
+    "throughput": 600,
+    "commands": 2500,  # the modules beside the packages
+    "src": 24640,
+    "tests": 16500,
 }
-FRAMES = Budget(8, 8)
-CONFIG_READS = Budget(1, 1)
-MODULES = Budget(60, 50)
-GENERATED_JSON = Budget(0, 0)
-HELP_SECONDS = Budget(0.2, 0.2)
-CFG_JOB_SECONDS = Budget(0.7, 0.7)
+FRAMES = 8
+CONFIG_READS = 1
+MODULES = 60
+GENERATED_JSON = 0
+HELP_SECONDS = 0.2
+CFG_JOB_SECONDS = 0.7
 
 
 def lines_below(*folders: Path, pattern: str = "**/*.py") -> int:
@@ -70,7 +57,7 @@ def test_lines(part: str) -> None:
         count = lines_below(ROOT / part)
     else:
         count = lines_below(*(PACKAGES / package for package in part.split()))
-    assert 0 < count <= LINES[part].ceiling
+    assert 0 < count <= LINES[part]
 
 
 def test_no_generated_json_is_under_version_control() -> None:
@@ -78,7 +65,7 @@ def test_no_generated_json_is_under_version_control() -> None:
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip("not a git checkout")
-    assert len(listed.stdout.splitlines()) <= GENERATED_JSON.ceiling
+    assert len(listed.stdout.splitlines()) <= GENERATED_JSON
 
 
 MEASURE = """
@@ -130,15 +117,15 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_frames_from_main_to_the_forward_pass(measured: dict[str, Any]) -> None:
     assert measured["frames"][0] == "main"
-    assert len(measured["frames"]) <= FRAMES.ceiling, measured["frames"]
+    assert len(measured["frames"]) <= FRAMES, measured["frames"]
 
 
 def test_reads_of_the_config_by_its_run(measured: dict[str, Any]) -> None:
-    assert measured["reads"] <= CONFIG_READS.ceiling
+    assert measured["reads"] <= CONFIG_READS
 
 
 def test_modules_that_a_run_imports(measured: dict[str, Any]) -> None:
-    assert 0 < len(measured["modules"]) <= MODULES.ceiling, measured["modules"]
+    assert 0 < len(measured["modules"]) <= MODULES, measured["modules"]
 
 
 FIGURES = "confusion_matrix, curves, embedding, pca, per_class, reliability, samples, tsne"
@@ -168,13 +155,13 @@ def test_what_is_slow_to_import_is_left_out(program: str, tmp_path: Path) -> Non
     [(["--help"], HELP_SECONDS), (["--cfg", "job"], CFG_JOB_SECONDS)],
     ids=["help", "cfg job"],
 )
-def test_seconds_of_cpu_until_an_answer(words: list[str], budget: Budget) -> None:
+def test_seconds_of_cpu_until_an_answer(words: list[str], budget: float) -> None:
     seconds: list[float] = []
-    while len(seconds) < 3 and min(seconds, default=9) > budget.ceiling:  # cores may be busy
+    while len(seconds) < 3 and min(seconds, default=9) > budget:  # cores may be busy
         line = [sys.executable, "-m", "cifar_lab.train", *words]
         with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
         seconds.append(usage.ru_utime + usage.ru_stime)
-    assert min(seconds) <= budget.ceiling, seconds
+    assert min(seconds) <= budget, seconds

@@ -85,6 +85,3 @@ def test_the_diagram_shows_share_confidence_and_images_of_each_bin(tmp_path: Pat
     assert heights(lower) == result.counts.tolist()
     title = reliability.draw(run).get_suptitle().replace("\n", " ")
     assert f"expected calibration error {100 * result.error:.2f} %" in title
-
-
-# --- /dev/null ------------------------------------------------------------------------------------

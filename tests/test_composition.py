@@ -77,8 +77,6 @@ def test_options_of_ones_own_that_change_other_parts(tmp_path: Path) -> None:
     assert len({str(config) for config in composed}) == 4
 
 
-# --- sweeps that are no full grid -----------------------------------------------------------------
-
 POINTS = (
     "points=[{optimizer:sgd,optimizer.lr:'0.1,0.01'},{optimizer:adam,optimizer.lr:'range(1,3)'},"
     "{optimizer:adam,optimizer.lr:1e-3}]"

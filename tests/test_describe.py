@@ -68,8 +68,6 @@ def test_cifar10s_statistics_are_s1s() -> None:
     assert stds == pytest.approx([0.2470322324632819, 0.24348512800005573, 0.26158784172796434])
 
 
-# --- the learning-rate range test of `describe --lr-range` ----------------------------------------
-
 STEPS = 25
 
 

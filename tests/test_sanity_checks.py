@@ -101,6 +101,16 @@ def test_a_gate_that_is_zero_for_a_whole_batch(model: str, splits: Splits) -> No
     assert "block 1" in warning or "blocks 1" in warning
 
 
+def test_probing_a_model_moves_no_generator(built: tuple[TrainState, Batches]) -> None:
+    state, batches = built
+    before = torch.get_rng_state(), state.generator.get_state()
+    images = sanity_checks.probe(batches.split, batches)
+    sanity_checks.check_outputs(nn.Sequential(state.model, nn.Dropout()), images)
+    sanity_checks.check_gates(state.model, images)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert torch.equal(before[1], state.generator.get_state())
+
+
 def test_16_a_validation_split_that_tells_little() -> None:
     (warning,) = sanity_checks.check_interval(0.778, 1000)
     assert "±2.6 points" in warning

@@ -5,6 +5,7 @@ import dataclasses
 import http.client
 import json
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,3 +153,12 @@ def test_a_port_in_use_is_one_line(
 ) -> None:
     assert watch.main([str(folder), "--serve", str(server.server_port)]) == 2
     assert f"port {server.server_port} is in use" in capsys.readouterr().err
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_rows(server: LiveServer) -> None:
+    line = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    line += ["--virtual-time-budget=4000", server.address]
+    page = subprocess.run(line, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert "<td>finished</td>" in page
+    assert "1 of 2 finished" in page

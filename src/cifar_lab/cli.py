@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -268,8 +269,10 @@ def check_output(
     where = shorten_path(folder)
     if not folder.is_dir():
         raise UsageError(f"{text} cannot be written: there is no folder {where}")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{text} cannot be written: {where} is not yours to write to")
+    try:  # os.access says yes to root in folders such as /proc
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        raise UsageError(f"{text} cannot be written: {where} is not yours to write to") from None
 
 
 def one_run(words: Sequence[str], purpose: str) -> RunConfig | None:

@@ -27,10 +27,8 @@ def main(argv: list[str]) -> int:
     takes = "tracker=OPTION and tracker.KEY=VALUE"
     folders, overrides = cli.folders_and_settings(arguments.words, "track", "tracker[.=]", takes)
     if len(folders) != 1:
-        raise UsageError(
-            f"track takes one folder, and {len(folders)} are named: python -m cifar_lab.track "
-            "FOLDER tracker=mlflow"
-        )
+        words = "python -m cifar_lab.track FOLDER tracker=mlflow"
+        raise UsageError(f"track takes one folder, and {len(folders)} are named: {words}")
 
     target_config = None
     if overrides:
@@ -43,16 +41,14 @@ def main(argv: list[str]) -> int:
     else:
         runs, problems = finished_runs(folders)
     if target_config is None:  # before a lock is written
-        trackers = "tensorboard, mlflow, wandb or trackio"
-        raise UsageError(f"track needs a tracker: add tracker={trackers}")
+        raise UsageError("track needs a tracker: add tracker=tensorboard, mlflow, wandb or trackio")
     if arguments.follow:
         _send(runs[0], target_config)
         return 0
-    debug = os.environ.get("CIFAR_LAB_DEBUG") == "1"
     for run in runs:
         try:
             with run.lock():
-                _send(run, target_config, quiet=not debug)
+                _send(run, target_config, quiet=os.environ.get("CIFAR_LAB_DEBUG") != "1")
         except RunFailed as error:
             if run is runs[0]:
                 raise Unavailable(str(error)) from None  # the others would fail as well

@@ -276,10 +276,9 @@ def _compose(words: Sequence[str], function: str) -> Request:
                 f"cifar_lab.{function} takes words such as 'optimizer.lr=0.1', and "
                 f"{shorten(repr(word), 40)} is of type {type(word).__name__}"
             )
-    for flag in {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & {
-        *words
-    }:
-        raise UsageError(f"{flag} is for the command line: python -m cifar_lab.train")
+    asked = {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & set(words)
+    if asked:
+        raise UsageError(f"{asked.pop()} is for the command line: python -m cifar_lab.train")
     if function != "compose" and launched() is not None:
         raise UsageError(
             f"cifar_lab.{function} is for one process; torchrun is for python -m cifar_lab.train"

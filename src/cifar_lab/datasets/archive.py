@@ -39,10 +39,11 @@ class Edition:
     addresses: Sequence[str]
     decode: Callable[[Files], ImageArrays]
 
-    def load(self, root: Path, address: str | None, *patience: float) -> ImageArrays | None:
+    def load(
+        self, root: Path, address: str | None, stall_seconds: float, patience_minutes: float
+    ) -> ImageArrays | None:
         """Return the arrays of the archives on disk; those that are missing come from an address.
 
-        `patience`: the seconds of silence and the minutes of transfer that are accepted.
         None without an address, if one is missing. Raises as `download` does.
         """
         contents: dict[str, bytes] = {}
@@ -55,7 +56,7 @@ class Edition:
                     return None
                 several = len(self.archives) > 1
                 url = f"{address.rstrip('/')}/{path.name}" if several else address
-                download(url, path, digest, *patience)
+                download(url, path, digest, stall_seconds, patience_minutes)
             folder = Path(name).parent
             contents |= {(folder / file).as_posix(): text for file, text in unpack(path).items()}
         return self.decode(contents)
@@ -95,8 +96,8 @@ def loader(
                     "https://, and have no user, password or query, which would stand in "
                     "config.yaml (to use a local file, put it into the data folder)"
                 )
-        patience = {"stall_seconds": stall_seconds, "patience_minutes": patience_minutes}
-        for key, value in patience.items():
+        times = {"stall_seconds": stall_seconds, "patience_minutes": patience_minutes}
+        for key, value in times.items():
             if not 0 < value < math.inf:
                 raise UsageError(f"dataset.source.{key}={value}: it must be a number above 0")
 
@@ -104,7 +105,9 @@ def loader(
             import torchvision.datasets
 
             editions = publish(getattr(torchvision.datasets, torchvision_class))
-            arrays = _first(name, root, checksums, editions, mirrors, *patience.values())
+            arrays = _first(
+                name, root, checksums, editions, mirrors, stall_seconds, patience_minutes
+            )
             return add_arrays(arrays, add)
 
         return cached(root / "decoded" / name, "", decode, name, checksums=checksums)

@@ -17,9 +17,9 @@ from cifar_lab.analysis import ensembles
 from cifar_lab.datasets.pictures import Fit
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.classify import probabilities
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.scoring import probabilities
 
 SMALL = ["dataset=digits", "model.widths=[4,8]", "model.hidden=16", "figures=none", "device=cpu"]
 

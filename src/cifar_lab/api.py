@@ -112,10 +112,10 @@ class Run:
         It takes images that are normalised with the dataset's mean and std; `predict` does that
         itself. UsageError if there are no weights yet.
         """
-        from cifar_lab.training import classify
+        from cifar_lab.training import scoring
         from cifar_lab.training.device import select_device
 
-        return classify.load_model(RunDir(self.path), device=select_device(str(device)))
+        return scoring.load_model(RunDir(self.path), device=select_device(str(device)))
 
     @as_in_a_fresh_process()
     def predict(self, images: Pictures, *, device: str = "auto") -> npt.NDArray[np.float64]:
@@ -125,7 +125,7 @@ class Run:
         H, W) or (N, H, W, C). They are fitted to the model's image size as in dataset=image_folder.
         UsageError for the first image that cannot be used.
         """
-        from cifar_lab.training.classify import probabilities
+        from cifar_lab.training.scoring import probabilities
 
         return probabilities(RunDir(self.path), images, device=str(device))
 

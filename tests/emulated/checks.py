@@ -20,13 +20,12 @@ from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training import batches, classify, dropout, splits, step
-from cifar_lab.training.build import build_state, normalisation
+from cifar_lab.training import batches, dropout, scoring, splits, step
+from cifar_lab.training.build import build_state
 from cifar_lab.training.device import Precision
 from cifar_lab.training.loop import fit
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.scoring import predict
 from cifar_lab.training.splits import make_splits
 from emulated.device import COMPILED, NAME, Watch, acting
 
@@ -82,7 +81,7 @@ def watch_epoch(
     state, made = build_state(config, data, device)
     with Watch() as watch:
         list(fit(state, made, data.validation, config.training, config.evaluation))
-        predict(state.model, data.test, normalisation(config), config.evaluation)
+        scoring.predict(state.model, data.test, config)
     return watch, len(made)
 
 
@@ -160,8 +159,8 @@ def test_a_run_is_stopped_resumed_and_asked(role: str, tmp_path: Path) -> None:
         assert "bit for bit" in lines[-1]
         run = run_on(device, tmp_path)
         pictures = np.zeros((3, 32, 32), dtype=np.uint8)
-        assert classify.probabilities(run, pictures).shape == (3, 10)
-        assert next(classify.load_model(run, device=device).parameters()).device.type == NAME
+        assert scoring.probabilities(run, pictures).shape == (3, 10)
+        assert next(scoring.load_model(run, device=device).parameters()).device.type == NAME
 
 
 def test_images_that_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

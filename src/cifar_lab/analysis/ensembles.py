@@ -13,7 +13,7 @@ from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import UsageError, shorten_path
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.classify import probabilities
+from cifar_lab.training.scoring import probabilities
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -60,7 +60,7 @@ def mean_predictions(runs: Sequence[RunDir]) -> Predictions:
 def mean_probabilities(runs: Sequence[RunDir], pictures: Pictures, **options: Any) -> Probabilities:
     """Return the probability of each class for each picture, (N, C): the mean over the runs.
 
-    `options` are those of `classify.probabilities`.
+    `options` are those of `scoring.probabilities`.
     """
     if len(runs) != 1:
         check_members(runs)

@@ -15,7 +15,7 @@ from cifar_lab.config import run_config
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import normalisation
-from cifar_lab.training.classify import load_model
+from cifar_lab.training.scoring import load_model
 
 Floats = npt.NDArray[np.float32]
 Answers = Callable[[Floats], Floats]

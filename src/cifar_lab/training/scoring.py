@@ -1,34 +1,35 @@
-"""From a folder with weights to predictions, reports and the fields of a summary."""
+"""From a folder with weights to a model, predictions, reports and the fields of a summary."""
 
 import dataclasses
+import functools
 import json
-import logging
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import EvaluationConfig, RunConfig
-from cifar_lab.errors import Damaged, UsageError, shorten
+from cifar_lab.errors import Damaged, UsageError, first_line
 from cifar_lab.figures.embedding import separation
 from cifar_lab.figures.reliability import calibration
 from cifar_lab.figures.style import Look
 from cifar_lab.runs.files import MAX_BYTES, load_checkpoint, write_text
 from cifar_lab.runs.metrics import Predictions, best_row
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.batches import Normalisation, in_order
+from cifar_lab.training.batches import in_order
 from cifar_lab.training.build import make_model, normalisation
 from cifar_lab.training.console import draw_figures, progress_bar
 from cifar_lab.training.data import check_same_data, load_splits
 from cifar_lab.training.device import autocast, derive_seed, select_device
 from cifar_lab.training.splits import Split, Splits
 
-log = logging.getLogger("cifar_lab")
+if TYPE_CHECKING:
+    from cifar_lab.datasets.pictures import Fit, Pictures
 
 _TIMES_THE_MODEL = 32  # what a checkpoint may be beside its model: last.pt has 3 to 6 copies of it
 _SAMPLES = 8  # images of each kind that a run keeps, to draw
@@ -53,43 +54,32 @@ def evaluate(
     model = make_model(config, len(splits.class_names), device)
     tested = splits.official_test if config.evaluation.test == "official" else splits.test
 
-    def score(weights: str, split: Split, kept_as: str) -> Predictions:
+    def score(weights: str, split: Split) -> Predictions:
         load_weights(run, weights, model)
         what = f"evaluating the {weights} weights, {split.name}"
         with progress_bar(what, len(split), "image") as advance:
-            predictions = predict(
-                model,
-                split,
-                normalisation(config),
-                config.evaluation,
-                precision=config.precision,
-                crop_seed=derive_seed(config.seed, "evaluation", 0),
-                advance=advance,
-            )
-        run.write_predictions(predictions, split.name, kept_as)
-        return predictions
+            return predict(model, split, config, advance=advance)
 
-    fields: dict[str, Any] = {"scored_weights": scored}
-    last = None
-    if run.last.exists():
-        last = score("last", tested, "last")
-        fields["test_accuracy_last"] = last.accuracy
-        if config.training.ema:
-            fields["test_accuracy_averaged"] = score("averaged", tested, "averaged").accuracy
-    if last is not None and scored == "last":
-        test = last
-        run.write_predictions(test, "test", "scored")
-    else:
-        test = score(scored, tested, "scored")
+    kept = ["last", *["averaged"] * bool(config.training.ema)] if run.last.exists() else []
+    results = {weights: score(weights, tested) for weights in dict.fromkeys([*kept, scored])}
+    for weights in kept:
+        run.write_predictions(results[weights], tested.name, weights)
+    test = results[scored]
+    run.write_predictions(test, tested.name, "scored")
     if splits.validation is not None:
-        score(scored, splits.validation, "scored")
+        validated = score(scored, splits.validation)
+        run.write_predictions(validated, splits.validation.name, "scored")
     names = tuple(config.dataset.display_names or splits.class_names)
     _write_reports(run, test, names)
     _write_samples(run, splits, test, config.seed)
+    fields = {
+        "scored_weights": scored,
+        **{f"test_accuracy_{weights}": results[weights].accuracy for weights in kept},
+        **_test_fields(test, names),
+    }
     if features or _needs_features(config):
         load_weights(run, scored, model)
         fields["separation"] = _write_features(run, model, splits.test, config)
-    fields |= _test_fields(test, names)
     if splits.trained_on:
         others = ~np.isin(test.indices, splits.trained_on)
         fields["test_images_trained_on"] = int((~others).sum())
@@ -142,19 +132,22 @@ def _needs_features(config: RunConfig) -> bool:
 def weights_to_score(run: RunDir, config: RunConfig) -> str:
     """Return which weights a run is scored with: best, or last if it has no validation images.
 
-    Raises Damaged if there was a best epoch but its weights are lost.
+    Raises UsageError if they are not there yet, Damaged if those of the best epoch are lost.
     """
-    if config.evaluation.scored_weights != "best":
-        return config.evaluation.scored_weights
-    if run.best.exists():
+    wanted = config.evaluation.scored_weights
+    if wanted == "best" and run.best.exists():
         return "best"
-    best = best_row(run.read_metrics(), config.training.monitor)
+    best = best_row(run.read_metrics(), config.training.monitor) if wanted == "best" else None
     if best is not None:
         raise Damaged(
             f"{run.best} is missing: the weights of the best epoch, {best.epoch}, are lost; "
             "rerun=true trains again"
         )
-    return "last"
+    if not run.last.exists():
+        raise UsageError(
+            f"{run.path} has no last.pt; train it: python -m cifar_lab.train {run.path}"
+        )
+    return "last" if wanted == "best" else wanted
 
 
 def check_scorable(run: RunDir, device: str | None = None) -> None:
@@ -167,7 +160,7 @@ def check_scorable(run: RunDir, device: str | None = None) -> None:
     select_device(device or config.device)
     targets.resolve(config.model["_target_"], "model")
     targets.resolve(config.dataset.source.get("_target_"), "dataset.source")
-    _weights_file(run, weights_to_score(run, config))
+    weights_to_score(run, config)
 
 
 def load_weights(run: RunDir, weights: str, model: nn.Module) -> None:
@@ -175,44 +168,31 @@ def load_weights(run: RunDir, weights: str, model: nn.Module) -> None:
 
     The averaged ones are those after the last step, in last.pt.
     """
-    path = _weights_file(run, weights)
+    path = run.best if weights == "best" else run.last
     own = sum(tensor.nbytes for tensor in model.state_dict().values())
     checkpoint = load_checkpoint(path, most=_TIMES_THE_MODEL * own + MAX_BYTES)
-    kept = "averaged" if weights == "averaged" else "model"
-    if kept == "averaged" and kept not in checkpoint:
-        raise UsageError(f"{run.path} has no averaged weights; training.ema=0.999 averages them")
     try:
-        model.load_state_dict(checkpoint[kept])
+        model.load_state_dict(checkpoint["averaged" if weights == "averaged" else "model"])
     except (RuntimeError, TypeError, KeyError, AttributeError) as error:
-        reasons = str(error).strip().splitlines()  # the first line names the model alone
-        reason = shorten(reasons[min(1, len(reasons) - 1)].strip(), 200) if reasons else "no model"
-        raise Damaged(f"{path} does not hold the weights of the run's model: {reason}") from None
-
-
-def _weights_file(run: RunDir, weights: str) -> Path:
-    path = run.best if weights == "best" else run.last
-    if not path.exists():
-        raise UsageError(
-            f"{run.path} has no {path.name}; train it: python -m cifar_lab.train {run.path}"
-        )
-    return path
+        raise Damaged(
+            f"{path} does not hold the weights of the run's model: {first_line(error)}"
+        ) from None
 
 
 def _write_reports(run: RunDir, predictions: Predictions, names: tuple[str, ...]) -> None:
     """Write scikit-learn's classification report, as text and as JSON."""
     from sklearn.metrics import classification_report
 
-    arguments = {
-        "y_true": predictions.labels,
-        "y_pred": predictions.predicted,
-        "labels": list(range(len(names))),
-        "target_names": list(names),
-        "zero_division": 0.0,
-    }
-    write_text(run.report_text, classification_report(**arguments))
+    report = functools.partial(
+        classification_report,
+        predictions.labels,
+        predictions.predicted,
+        labels=range(len(names)),
+        zero_division=0.0,
+    )
+    write_text(run.report_text, report(target_names=names))
     # By number, and then with their names as values: one class may be called `accuracy`.
-    numbers = {**arguments, "target_names": [str(number) for number in range(len(names))]}
-    by_number = classification_report(**numbers, output_dict=True)
+    by_number = report(target_names=list(map(str, range(len(names)))), output_dict=True)
     rows = [{"class": name, **by_number.pop(str(i))} for i, name in enumerate(names)]
     write_text(run.report_json, json.dumps({"classes": rows, **by_number}, indent=2) + "\n")
 
@@ -245,14 +225,12 @@ def _write_features(
     Returns how well they separate the classes.
     """
     part = dataclasses.replace(split, indices=split.indices[:_FEATURES])
-    plain = EvaluationConfig(batch_size=config.evaluation.batch_size)
     # In the precision of the predictions, so that both speak of the same network.
+    plain = EvaluationConfig(batch_size=config.evaluation.batch_size)
     kept = predict(
         model,
         part,
-        normalisation(config),
-        plain,
-        precision=config.precision,
+        dataclasses.replace(config, evaluation=plain),
         outputs=lambda images: model.features(images).float().flatten(1),
     )
     points, classes = kept.logits, kept.labels
@@ -266,11 +244,8 @@ def _write_features(
 def predict(
     model: nn.Module,
     split: Split,
-    normalisation: Normalisation,
-    evaluation: EvaluationConfig,
+    config: RunConfig,
     *,
-    precision: str = "fp32",
-    crop_seed: int = 0,
     advance: Callable[[int], object] = lambda images: None,
     outputs: Callable[[Tensor], Tensor] | None = None,
 ) -> Predictions:
@@ -280,14 +255,15 @@ def predict(
     place of the model's logits: its features (B, D).
     """
     model.eval()
+    evaluation = config.evaluation
     logits, done = torch.empty(0), 0
-    with torch.inference_mode(), autocast(str(split.device), precision):
+    with torch.inference_mode(), autocast(str(split.device), config.precision):
         for images, _ in in_order(
             split,
             batch_size=evaluation.batch_size,
-            normalisation=normalisation,
+            normalisation=normalisation(config),
             crop_padding=evaluation.crop_padding,
-            crop_seed=crop_seed,
+            crop_seed=derive_seed(config.seed, "evaluation", 0),
         ):
             part = mean_logits(outputs or model, images, evaluation.views)
             if done == 0:
@@ -323,3 +299,51 @@ def mean_logits(model: Callable[[Tensor], Tensor], images: Tensor, views: str) -
     padded = functional.pad(images, [1] * 4, mode="reflect")
     moved = both(padded[..., :-2, :-2]) + both(padded[..., 2:, 2:])
     return both(images) / 2 + moved / 4
+
+
+# --- a past run as a classifier -------------------------------------------------------------------
+
+
+def load_model(run: RunDir, *, device: str = "cpu") -> nn.Module:
+    """Return a run's model on a device, in evaluation mode, with the weights that were scored.
+
+    It takes images that are normalised with the dataset's mean and std. Raises UsageError if there
+    are no weights yet.
+    """
+    config = run.read_config()
+    num_classes = len(run.class_names())
+    if num_classes == 0:  # the classes of a folder of images are known once it was evaluated
+        raise UsageError(
+            f"{run.path} does not name its classes yet; finish the run first: "
+            f"python -m cifar_lab.train {run.path}"
+        )
+    weights = weights_to_score(run, config)
+    model = make_model(config, num_classes, device)
+    load_weights(run, weights, model)
+    return model.eval()
+
+
+def probabilities(
+    run: RunDir, pictures: "Pictures", *, device: str | None = None, fit: "Fit | None" = None
+) -> npt.NDArray[np.float64]:
+    """Return the probability of each class for each picture, (N, C).
+
+    Logits are averaged over the run's `evaluation.views`. `device` and `fit`, which says how a
+    picture is brought to the model's size, replace the run's own. Raises UsageError for the first
+    picture that cannot be read, before a model is built.
+    """
+    from cifar_lab.datasets.pictures import Preparation, to_pixels  # training reads no pictures
+
+    config = run.read_config()
+    dataset = config.dataset
+    prepared = Preparation(dataset.image_shape, fit or dataset.fit, dataset.max_megapixels)
+    pixels = torch.from_numpy(to_pixels(pictures, prepared))
+    device = select_device(device or config.device)
+    model = load_model(run, device=device)
+    if not len(pixels):
+        return np.empty((0, len(run.class_names())))
+    unknown = torch.zeros(len(pixels), dtype=torch.int64, device=device)
+    split = Split("pictures", pixels.to(device), unknown, indices=torch.arange(len(pixels)))
+    evaluation = dataclasses.replace(config.evaluation, crop_padding=0)
+    plain = dataclasses.replace(config, evaluation=evaluation, precision="fp32")
+    return predict(model, split, plain).class_probabilities

@@ -4,7 +4,7 @@ import contextlib
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 _ALONE = threading.RLock()
@@ -35,14 +35,10 @@ def as_in_a_fresh_process() -> Iterator[None]:
         if torch.get_default_device() != torch.device("cpu"):
             stack.enter_context(torch.device("cpu"))
         _reset_precisions(stack)
-        for backend, option, value in (
-            (torch.backends.mkldnn, "enabled", True),
-            (torch.backends.cudnn, "enabled", True),
-            (torch.backends.cudnn, "benchmark", False),
-            (torch.backends.cudnn, "deterministic", False),
-        ):
-            stack.callback(setattr, backend, option, getattr(backend, option))
-            setattr(backend, option, value)
+        _begin(stack, torch.backends.mkldnn, "enabled", True)
+        _begin(stack, torch.backends.cudnn, "enabled", True)
+        _begin(stack, torch.backends.cudnn, "benchmark", False)
+        _begin(stack, torch.backends.cudnn, "deterministic", False)
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         stack.callback(
@@ -72,25 +68,25 @@ def _reset_precisions(stack: contextlib.ExitStack) -> None:
     """
     import torch
 
-    older: list[tuple[Callable[[Any], object], Any]] = []
+    older: list[tuple[Any, ...]] = []
     with contextlib.suppress(RuntimeError):
         older.append((torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
     with contextlib.suppress(RuntimeError):
-        older.append((_allow_tf32, torch.backends.cudnn.allow_tf32))
+        cudnn = torch.backends.cudnn
+        older.append((setattr, cudnn, "allow_tf32", cudnn.allow_tf32))
     for precision, names in _PRECISIONS.items():
         for backend in operator.attrgetter(*names)(torch):
-            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
-            backend.fp32_precision = precision
-    for setter, before in older:
-        stack.callback(setter, before)
+            _begin(stack, backend, "fp32_precision", precision)
+    for restore in older:
+        stack.callback(*restore)
     torch.set_float32_matmul_precision("highest")
-    _allow_tf32(True)
+    torch.backends.cudnn.allow_tf32 = True
 
 
-def _allow_tf32(value: bool) -> None:
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = value
+def _begin(stack: contextlib.ExitStack, owner: Any, name: str, value: object) -> None:
+    """Give an attribute the value that torch begins with, and have `stack` restore it."""
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
 def _restore_environment(before: dict[str, str]) -> None:

@@ -6,7 +6,6 @@ augmentation changes no draw of another one, and a resumed run continues exactly
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,84 +35,6 @@ class Mixing:
     box: tuple[int, int, int, int] | None
 
 
-def needs_whole_batches(config: AugmentationConfig) -> bool:
-    """Whether images are mixed, or draws made for one after another, so that no part suffices."""
-    return bool(config.policy or config.mixup or config.cutmix)
-
-
-class EpochAugmentation:
-    """The augmentations of one epoch, drawn at once, for images of `split` in the given `order`.
-
-    The order is of indices (N,) on the CPU.
-    `bounds` are those of the batches, or of the parts of them that are needed. `generator` draws
-    crops and flips. Applied in the order of torchvision's reference recipes: crop, flip and policy
-    to uint8 images, erasing to normalised ones, mixing to a finished batch.
-    """
-
-    def __init__(
-        self,
-        config: AugmentationConfig,
-        split: Split,
-        order: Tensor,
-        bounds: Sequence[tuple[int, int]],
-        num_classes: int,
-        *,
-        generator: torch.Generator,
-        seed: int,
-        epoch: int,
-    ) -> None:
-        self._config, self._bounds, self._classes = config, bounds, num_classes
-        self._seed, self._epoch = seed, epoch
-        device, count = split.device, len(order)
-        cropped_on = device if split.ahead else split.images.device
-        self._params = sample_augmentation(count, config, generator, cropped_on)
-        if config.flips == "alternating" and config.horizontal_flip:
-            mirrored = alternating_flips(len(split.images), seed, epoch)[order].to(cropped_on)
-            self._params = dataclasses.replace(self._params, flip=mirrored)
-        shape = (split.images.shape[2], split.images.shape[3])
-        self._mixings = sample_mixings(
-            config, len(bounds), shape, derive_seed(seed, "mixing", epoch)
-        )
-        self._boxes: list[Tensor] = []
-        if config.cutout:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "cutout", epoch))
-            self._boxes.append(sample_cutout(count, config.cutout, shape, generator).to(device))
-        if config.erasing:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "erasing", epoch))
-            self._boxes.append(sample_erasing(count, config.erasing, shape, generator).to(device))
-
-    def crop_and_flip(self, images: Tensor, part: slice) -> Tensor:
-        """Return the uint8 images (B, C, H, W) of a part of the epoch, cropped and flipped."""
-        reflect = self._config.padding_mode == "reflect"
-        return augment(images, self._config.crop_padding, self._params, part, reflect=reflect)
-
-    def change(self, images: Tensor, batches: Sequence[slice], first: int) -> Tensor:
-        """Return uint8 images (B, C, H, W), each changed by the policy, if there is one.
-
-        `batches` are the parts of them that are batches, of which `first` is the first's number.
-        """
-        policy = self._config.policy
-        if policy is None:
-            return images
-        changed = []
-        for number, part in enumerate(batches, start=first):
-            seed = derive_seed(self._seed, "policy", self._epoch, number)
-            changed.append(apply_policy(images[part], policy, seed))
-        return torch.cat(changed)
-
-    def finish(self, images: Tensor, labels: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """Return normalised images (B, C, H, W), erased and mixed, and their labels.
-
-        The labels are (B,) as given, or where images are mixed the shares of the classes, (B, C).
-        """
-        part = slice(*self._bounds[batch])
-        for boxes in self._boxes:
-            images = erase(images, boxes[part])
-        if not self._mixings:
-            return images, labels
-        return mix(images, labels, self._mixings[batch], self._classes)
-
-
 @dataclass(frozen=True)
 class AugmentationParams:
     """The random augmentation of N images: crop offsets (N,) and flips (N,), None where unused."""
@@ -121,6 +42,50 @@ class AugmentationParams:
     top: Tensor | None
     left: Tensor | None
     flip: Tensor | None
+
+
+@dataclass(frozen=True)
+class EpochDraws:
+    """What is drawn at once for an epoch: for its N images in their order, and for its batches.
+
+    `boxes` (N, 4) are erased; `mixings` has one for each batch, or none where nothing is mixed.
+    """
+
+    crops: AugmentationParams
+    boxes: list[Tensor]
+    mixings: list[Mixing]
+
+
+def draw_epoch(
+    config: AugmentationConfig,
+    split: Split,
+    order: Tensor,
+    batches: int,
+    generator: torch.Generator,
+    *,
+    seed: int,
+    epoch: int,
+) -> EpochDraws:
+    """Draw the augmentations of an epoch of so many batches, for images of `split` in an order.
+
+    The order is of indices (N,) on the CPU; `generator` draws crops and flips.
+    """
+    device, count = split.device, len(order)
+    cropped_on = device if split.ahead else split.images.device
+    crops = sample_augmentation(count, config, generator, cropped_on)
+    if config.flips == "alternating" and config.horizontal_flip:
+        mirrored = alternating_flips(len(split.images), seed, epoch)[order].to(cropped_on)
+        crops = dataclasses.replace(crops, flip=mirrored)
+    shape = (split.images.shape[2], split.images.shape[3])
+    boxes = []
+    if config.cutout:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "cutout", epoch))
+        boxes.append(sample_cutout(count, config.cutout, shape, generator).to(device))
+    if config.erasing:
+        generator = torch.Generator().manual_seed(derive_seed(seed, "erasing", epoch))
+        boxes.append(sample_erasing(count, config.erasing, shape, generator).to(device))
+    mixings = sample_mixings(config, batches, shape, derive_seed(seed, "mixing", epoch))
+    return EpochDraws(crops, boxes, mixings)
 
 
 def sample_augmentation(

@@ -6,6 +6,7 @@ batches are the same on every device and a resumed run continues exactly.
 
 import dataclasses
 import functools
+import math
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +18,12 @@ from torch import Tensor
 
 from cifar_lab.config.data_config import AugmentationConfig
 from cifar_lab.training.augment import (
-    EpochAugmentation,
+    EpochDraws,
+    apply_policy,
     augment,
-    needs_whole_batches,
+    draw_epoch,
+    erase,
+    mix,
     sample_augmentation,
 )
 from cifar_lab.training.device import derive_seed, memory_format
@@ -103,6 +107,9 @@ class Batches:
                 self.split, images=self.split.images.cpu(), ahead=False
             )
         self.bounds = batch_bounds(len(self.split), self.batch_size)
+        # What mixes images, or draws for one after another, needs the whole batch.
+        changes = self.augmentation
+        self._needs_whole = bool(changes.policy or changes.mixup or changes.cutmix)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -115,67 +122,62 @@ class Batches:
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of epoch `number`, from batch `start` on."""
-        device = self.split.device
+        device, config = self.split.device, self.augmentation
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", number))
         # The order is drawn first and crops and flips next, from one generator: the bits of every
         # run depend on this order of draws.
         positions = self.split.indices[self.order(generator)]
-        order = positions.to(device)
-        # What mixes images, or draws for one after another, needs the whole batch.
-        whole = needs_whole_batches(self.augmentation)
-        bounds = self.bounds if whole else self._bounds_of_parts()
-        augmentation = EpochAugmentation(
-            self.augmentation,
-            self.split,
-            positions,
-            bounds,
-            self.num_classes,
-            generator=generator,
-            seed=self.seed,
-            epoch=number,
+        order, bounds = positions.to(device), self.bounds
+        if not self._needs_whole:
+            parts = [(begin, self.part(batch)) for batch, (begin, _) in enumerate(bounds)]
+            bounds = [(begin + part.first, begin + part.last) for begin, part in parts]
+        drawn = draw_epoch(
+            config, self.split, positions, len(self), generator, seed=self.seed, epoch=number
         )
-        groups = self._groups(bounds[start:])
-        chunks = [slice(batches[0][0], batches[-1][1]) for batches in groups]
-        batch = start
-        # A GPU normalises a chunk at once, in a third of the launches; a CPU keeps a batch in its
-        # cache. A policy changes bytes, so it comes first, and on the host.
-        at_once = device.type != "cpu"
+        at_once = self._batches_at_once()
+        groups = [range(n, min(n + at_once, len(self))) for n in range(start, len(self), at_once)]
+        chunks = [slice(bounds[group[0]][0], bounds[group[-1]][1]) for group in groups]
         read = read_images(self.split, positions, chunks)
-        for batches, chunk, chosen in zip(groups, chunks, read, strict=True):
-            images = augmentation.crop_and_flip(chosen, chunk)
-            parts = [slice(begin - chunk.start, end - chunk.start) for begin, end in batches]
-            images = augmentation.change(images, parts, batch).to(device)
-            if at_once:
+        # In the order of torchvision's reference recipes: crop, flip and policy, then the rest.
+        for group, chunk, chosen in zip(groups, chunks, read, strict=True):
+            reflect = config.padding_mode == "reflect"
+            images = augment(chosen, config.crop_padding, drawn.crops, chunk, reflect=reflect)
+            places = {n: slice(*(edge - chunk.start for edge in bounds[n])) for n in group}
+            if config.policy is not None:  # on the host
+                seeds = {n: derive_seed(self.seed, "policy", number, n) for n in group}
+                changed = [apply_policy(images[places[n]], config.policy, seeds[n]) for n in group]
+                images = torch.cat(changed)
+            images = images.to(device)
+            # A GPU normalises a chunk at once, in a third of the launches; a CPU keeps a batch in
+            # its cache.
+            if device.type != "cpu":
                 images = self.normalisation(images, self.memory_format)
             labels = self.split.labels.index_select(0, order[chunk])
-            for part in parts:
-                normalised = images[part]
-                if not at_once:
-                    normalised = self.normalisation(normalised, self.memory_format)
-                finished, answers = augmentation.finish(normalised, labels[part], batch)
-                if whole:
-                    own = self.part(batch)
-                    finished, answers = (t[own.first : own.last] for t in (finished, answers))
-                yield finished, answers
-                batch += 1
+            for batch, place in places.items():
+                yield self._finish(images[place], labels[place], batch, bounds[batch], drawn)
 
-    def _bounds_of_parts(self) -> list[tuple[int, int]]:
-        """Return where the parts of the batches that this process computes begin and end."""
-        parts = [(begin, self.part(batch)) for batch, (begin, _) in enumerate(self.bounds)]
-        return [(begin + part.first, begin + part.last) for begin, part in parts]
+    def _finish(
+        self, images: Tensor, labels: Tensor, batch: int, bounds: tuple[int, int], drawn: EpochDraws
+    ) -> tuple[Tensor, Tensor]:
+        """Return a batch normalised, erased and mixed, and its labels or the shares of classes."""
+        if images.dtype == torch.uint8:
+            images = self.normalisation(images, self.memory_format)
+        for boxes in drawn.boxes:
+            images = erase(images, boxes[slice(*bounds)])
+        if drawn.mixings:
+            images, labels = mix(images, labels, drawn.mixings[batch], self.num_classes)
+        if self._needs_whole:
+            own = self.part(batch)
+            images, labels = images[own.first : own.last], labels[own.first : own.last]
+        return images, labels
 
-    def _groups(self, bounds: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        """Return the bounds in groups of adjacent ones that are read at once."""
+    def _batches_at_once(self) -> int:
+        """Return how many batches are read, cropped and flipped at once."""
+        if self.group.world > 1:  # whose parts of the batches are not adjacent
+            return 1
         size = _CPU_CHUNK if self.split.device.type == "cpu" else _CHUNK
         size = min(size, size * _SMALL_IMAGE // self.split.images[0].numel())
-        groups: list[list[tuple[int, int]]] = []
-        for begin, end in bounds:
-            adjacent = bool(groups) and groups[-1][-1][1] == begin
-            if adjacent and begin - groups[-1][0][0] < size:
-                groups[-1].append((begin, end))
-            else:
-                groups.append([(begin, end)])
-        return groups
+        return max(1, math.ceil(size / self.batch_size))
 
     def order(self, generator: torch.Generator) -> Tensor:
         """Return the positions within the split in the order of an epoch (a permutation)."""

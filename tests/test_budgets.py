@@ -25,7 +25,7 @@ LINES = {
     "runs": 1592,
     "datasets": 1840,
     "models optimizers": 1500,
-    "training": 4565,
+    "training": 4519,
     "figures": 1750,
     "trackers": 945,
     "sweeps": 2365,

@@ -31,9 +31,8 @@ from cifar_lab.errors import Damaged, RunFailed, Stopped, Unavailable, UsageErro
 from cifar_lab.runs.files import CHECKPOINT_FORMAT, load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.console import Pace
-from cifar_lab.training.loop import Progress
+from cifar_lab.training.loop import Progress, Stop
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.signals import Stop
 
 CURVES = ("figures=standard", "figures.samples=null", "figures.confusion_matrix=null")
 

@@ -28,8 +28,8 @@ from cifar_lab.sweeps.outcome import Outcome
 from cifar_lab.sweeps.pool import make_launcher
 from cifar_lab.sweeps.search import closing_lines, run_search
 from cifar_lab.sweeps.study import Trial, counted, open_study, open_trials, suggest
+from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.signals import Stop
 
 TINY = ("dataset=digits", "figures=none", "model.widths=[2,4]", "model.hidden=8")
 SPACE = ("optimizer.lr=tag(log,interval(1e-4,1e-1))", "optimizer=sgd,adam")

@@ -16,9 +16,9 @@ from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import run_cell, sweep_cells
 from cifar_lab.sweeps.slurm import sbatch_options, sent_jobs, write_array
+from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.signals import Stop
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "slurm"
 LONGEST_ARRAY = 3

@@ -25,9 +25,9 @@ from cifar_lab.sweeps.cell import THREADS, Cell, run_cell, sweep_cells
 from cifar_lab.sweeps.outcome import Outcome, Pace, closing_table, plan, raise_for
 from cifar_lab.sweeps.pool import run_all
 from cifar_lab.training import device
+from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.signals import Stop
 
 TINY = ("-m", *TINY_CELL, "training.epochs=2")
 

@@ -18,10 +18,9 @@ from cifar_lab import track
 from cifar_lab import train as train_command
 from cifar_lab.errors import Stopped
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.loop import Progress
+from cifar_lab.training.loop import Progress, Stop
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.signals import Stop
 
 __all__ = ["no_users_tracker"]  # a fixture that is used by being here
 

@@ -26,10 +26,9 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
 from cifar_lab.training import loop
 from cifar_lab.training import run as execute_module
-from cifar_lab.training.loop import Progress
+from cifar_lab.training.loop import Progress, Stop
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.signals import Stop
 
 TINY = (
     *("dataset=digits", "model.widths=[4,8]", "model.hidden=16", "figures=none", "device=cpu"),

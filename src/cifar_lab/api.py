@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from cifar_lab.training.signals import Stop
+    from cifar_lab.training.loop import Stop
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def _compose(words: Sequence[str], function: str) -> Request:
 @contextlib.contextmanager
 def _stopping() -> "Iterator[Stop]":
     """Save what runs on a signal; then do with the signal what Python would have done."""
-    from cifar_lab.training.signals import Stop
+    from cifar_lab.training.loop import Stop
 
     try:
         with Stop().installed() as stop:

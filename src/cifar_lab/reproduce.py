@@ -116,7 +116,7 @@ def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:
     from cifar_lab.sweeps.cell import sweep_cells
     from cifar_lab.sweeps.outcome import closing_table, raise_for
     from cifar_lab.sweeps.pool import run_all
-    from cifar_lab.training.signals import Stop
+    from cifar_lab.training.loop import Stop
 
     needed = {reproduction.recipe(config): config for row in asked for config in row.configs}
     configs = [

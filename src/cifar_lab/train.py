@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.runs.summary import RunSummary
     from cifar_lab.training.distributed import Processes
-    from cifar_lab.training.signals import Stop
+    from cifar_lab.training.loop import Stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train_together(place: Launched, words: list[str]) -> int:
     """Train one run in the processes of torchrun; the first one reads the command line."""
     from cifar_lab.training.distributed import follow, joined
-    from cifar_lab.training.signals import Stop
+    from cifar_lab.training.loop import Stop
 
     with joined(place) as group:
         if group.rank == 0:
@@ -74,8 +74,8 @@ def train_words(words: list[str], group: "Processes | None" = None) -> int:
     if request.options.plan:
         print(_plan(request))
         return 0
+    from cifar_lab.training.loop import Stop
     from cifar_lab.training.run import open_run, run_experiment
-    from cifar_lab.training.signals import Stop
 
     with Stop().installed() as stop:
         if request.runs_elsewhere:

@@ -14,9 +14,8 @@ from cifar_lab.errors import RunFailed, Stopped
 from cifar_lab.runs.files import load_checkpoint, read_arrays
 from cifar_lab.runs.metrics import TIMES, EpochMetrics, columns
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.loop import Progress
+from cifar_lab.training.loop import Progress, Stop
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.signals import Stop
 
 
 class StopAfter(Stop):

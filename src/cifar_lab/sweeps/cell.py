@@ -29,9 +29,9 @@ from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.training.data import check_finished
+from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import on_this_machine
 from cifar_lab.training.run import run_experiment
-from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
 

@@ -15,7 +15,7 @@ from cifar_lab.sweeps.cell import STOPPED, Cell, note
 from cifar_lab.sweeps.outcome import Outcome
 from cifar_lab.sweeps.server import LOST
 from cifar_lab.training import device
-from cifar_lab.training.signals import Stop
+from cifar_lab.training.loop import Stop
 
 _BYTES_PER_JOB = 1_500_000_000  # what a process with torch and CIFAR-10 needs, with room
 _OWN_CODES = (2, 3, *STOPPED)  # with which a cell ends that says why

@@ -31,9 +31,8 @@ from cifar_lab.training import device
 from cifar_lab.training.build import build_state
 from cifar_lab.training.console import bar_class
 from cifar_lab.training.data import load_splits
-from cifar_lab.training.loop import fit
+from cifar_lab.training.loop import Stop, fit
 from cifar_lab.training.preflight import on_this_machine
-from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
 

@@ -18,7 +18,7 @@ from cifar_lab.sweeps import local
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.launcher import Job, Launcher
 from cifar_lab.sweeps.outcome import LiveLine, Outcome, Pace
-from cifar_lab.training.signals import Stop
+from cifar_lab.training.loop import Stop
 
 log = logging.getLogger("cifar_lab")
 

@@ -23,7 +23,7 @@ from cifar_lab.runs.provenance import commit
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.launcher import Job, Launcher
 from cifar_lab.sweeps.server import LOST, Server
-from cifar_lab.training.signals import Stop
+from cifar_lab.training.loop import Stop
 
 log = logging.getLogger("cifar_lab")
 

@@ -30,8 +30,8 @@ from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Source, fill_slots, make_lau
 from cifar_lab.sweeps.study import OVERRIDES, REPEATS, RUNS, Trial
 from cifar_lab.training.ambient import as_in_a_fresh_process
 from cifar_lab.training.data import check_data
+from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.signals import Stop
 
 log = logging.getLogger("cifar_lab")
 

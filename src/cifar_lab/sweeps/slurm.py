@@ -29,7 +29,7 @@ from cifar_lab.sweeps import cell as cell_module
 from cifar_lab.sweeps.cell import Cell, note
 from cifar_lab.sweeps.launcher import Job, Launcher
 from cifar_lab.sweeps.server import LOST, PACKAGE
-from cifar_lab.training.signals import Stop
+from cifar_lab.training.loop import Stop
 
 log = logging.getLogger("cifar_lab")
 

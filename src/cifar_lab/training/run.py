@@ -38,10 +38,9 @@ from cifar_lab.training.device import (
     select_device,
 )
 from cifar_lab.training.group import Group
-from cifar_lab.training.loop import fit
+from cifar_lab.training.loop import Stop, fit
 from cifar_lab.training.preflight import run_folder
 from cifar_lab.training.scoring import draw_again, evaluate
-from cifar_lab.training.signals import Stop
 from cifar_lab.training.splits import Splits
 from cifar_lab.training.state import TrainState
 from cifar_lab.version import RESULTS_VERSION

@@ -26,7 +26,7 @@ LINES = {
     "datasets": 1840,
     "models optimizers": 1500,
     "training": 4519,
-    "figures": 1750,
+    "figures": 1655,
     "trackers": 945,
     "sweeps": 2365,
     "analysis": 4124,

@@ -269,4 +269,4 @@ def test_features_that_are_damaged_are_not_drawn(damage: str, finished: RunDir) 
     else:
         finished.write_arrays(finished.features_file, features=np.ones(3), labels=np.ones(3))
     with pytest.raises(Damaged):
-        pca.side_by_side([finished], ["one"])
+        pca.draw(finished)

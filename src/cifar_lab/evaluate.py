@@ -12,7 +12,7 @@ import numpy as np
 from cifar_lab import cli
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.watching import names
-from cifar_lab.figures import pca, samples, style, tsne
+from cifar_lab.figures import embedding, pca, samples, style, tsne
 from cifar_lab.runs.files import write_text
 from cifar_lab.runs.run_dir import RunDir, without_summaries
 from cifar_lab.runs.summary import RunSummary
@@ -131,10 +131,9 @@ def _side_by_side(runs: Sequence[RunDir], folder: Path) -> None:
         summary = run.read_summary()
         epochs = summary.best_epoch if summary.scored_weights == "best" else summary.epochs
         titles.append(f"{named[run.path.resolve()]}, epoch {epochs}")
-    figures = {"pca": pca.side_by_side(runs, titles), "tsne": tsne.side_by_side(runs, titles)}
-    for name, figure in figures.items():
+    for name, title, method in (("pca", "PCA", pca.project), ("tsne", "t-SNE", tsne.project)):
         path = folder / f"{name}.png"
-        style.save(figure, path)
+        style.save(embedding.panels(runs, titles, title, method), path)
         print(f"figure: {path}")
 
 

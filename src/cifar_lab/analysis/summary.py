@@ -129,21 +129,22 @@ def grid_of(collection: RunCollection) -> "Figure":
     """Return the heat map of the groups' means over their main axes."""
     from cifar_lab.figures import grid
 
+    metric = collection.metric
     axes = [collection.axes[i] for i in collection.main_axes]
+    unit = 100.0 if run_metrics.is_fraction(metric) else 1.0
     squares = []
     for group in collection.groups:
         key = tuple(group.key[i] for i in collection.main_axes)
-        interval = group.interval(collection.metric)
-        score, ends, n = (interval.mean, interval.ends, interval.n) if interval else (None, None, 0)
-        squares.append(grid.Square(key, score, ends, n, group.chosen))
-    return grid.draw(
-        axes,
-        [collection.values(axis) for axis in axes],
-        squares,
-        run_metrics.in_words(collection.metric),
-        fraction=run_metrics.is_fraction(collection.metric),
-        higher_is_better=run_metrics.higher_is_better(collection.metric),
-    )
+        interval = group.interval(metric)
+        score, ends, count = None, None, 0
+        if interval is not None:
+            low, high = interval.ends
+            score, ends, count = unit * interval.mean, (unit * low, unit * high), interval.n
+        squares.append(grid.Square(key, score, ends, count, group.chosen))
+    label = run_metrics.in_words(metric) + " (%)" * run_metrics.is_fraction(metric)
+    order = [collection.values(axis) for axis in axes]
+    better = run_metrics.higher_is_better(metric)
+    return grid.draw(axes, order, squares, label, higher_is_better=better)
 
 
 def curves_of(collection: RunCollection) -> "Figure":

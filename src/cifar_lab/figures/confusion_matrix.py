@@ -35,10 +35,9 @@ def draw(
     figure = style.new_figure((side + 1.6) * len(kinds), side + 1.6)
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         _panel(axes, counts, names, shares=kind == "rows")
-    found = int(np.trace(counts))
-    score = f"{found:,} of {len(predictions):,} {split} images right"
-    share = f" ({100 * predictions.accuracy:.2f} %)" if len(predictions) else ""
-    style.caption(figure, f"{style.run_title(config)} · {score}{share}")
+    score = f"{np.trace(counts):,} of {len(predictions):,} {split} images right"
+    share = f"{100 * predictions.accuracy:.2f} %"
+    style.caption(figure, f"{style.run_title(config)} · {score} ({share})")
     return figure
 
 

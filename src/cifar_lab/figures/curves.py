@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_lab.config.run_config import RunConfig
 from cifar_lab.figures import style
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, StepMetrics, best_row
 from cifar_lab.runs.run_dir import RunDir
@@ -36,6 +35,7 @@ def draw(
     the run kept them; `learning_rate`: a third panel, where it changes.
     """
     config, rows = run.read_config(), run.read_metrics()
+    monitor, target = config.training.monitor, config.study.target_accuracy
     step_rows = run.read_steps() if steps else []
     rates = [row.learning_rate for row in rows]
     last = rows[-1].epoch if rows else max(config.training.epochs, 1)
@@ -43,11 +43,10 @@ def draw(
     widths = [3, 3, 2] if with_rate else [3, 3]
     figure = style.new_figure(13 if with_rate else 10, 4.3)
     panels = figure.subplots(1, len(widths), width_ratios=widths)
-    best = _best_epoch(run, config, rows)
+    said = run.read_summary().best_epoch if run.summary_file.exists() else None
+    best = next((row for row in rows if row.epoch == said), best_row(rows, monitor))
     for axes, quantity in zip(panels[:2], ("loss", "accuracy"), strict=True):
-        monitor = config.training.monitor
         _panel(axes, quantity, rows, step_rows, best, test=test, monitor=monitor)
-        target = config.study.target_accuracy
         if quantity == "accuracy" and target is not None:
             label = f"target {100 * target:g} %"
             axes.axhline(target, color=style.GREEN, ls=(0, (4, 3)), linewidth=1.3, label=label)
@@ -62,9 +61,8 @@ def draw(
     if with_rate:
         axes = panels[2]
         style.dress(axes, "Learning rate", "epoch", "learning rate of the epoch's last step")
-        axes.plot(
-            _column(rows, "epoch"), rates, color=style.INK, drawstyle="steps-mid", linewidth=1.6
-        )
+        look: dict[str, Any] = {"color": style.INK, "drawstyle": "steps-mid", "linewidth": 1.6}
+        axes.plot(_column(rows, "epoch"), rates, **look)
         if min(rates) > 0 and max(rates) / min(rates) >= 10:
             axes.set_yscale("log")
         axes.set_xlim(*_span(last))
@@ -79,15 +77,14 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
     The line is the mean, the band reaches from the lowest to the highest run; both end where the
     first run of the group ends, so that n is the same all along. Thin lines are the others' rest.
     """
-    every = {
-        label: [rows for run in runs if (rows := run.read_metrics())]
-        for label, runs in groups.items()
-    }
-    lengths = {label: min(map(len, histories), default=0) for label, histories in every.items()}
-    rows_of_all = [row for histories in every.values() for rows in histories for row in rows]
+    every = [list(filter(None, (run.read_metrics() for run in runs))) for runs in groups.values()]
+    rows_of_all = [row for histories in every for rows in histories for row in rows]
     figure, panels = _grid_of_panels(list(groups), rows_of_all)
-    for index, (label, histories) in enumerate(every.items()):
-        length = lengths[label]
+    longer = False
+    for index, (label, histories) in enumerate(zip(groups, every, strict=True)):
+        length = min(map(len, histories), default=0)
+        rests = [rows[length - 1 :] for rows in histories if len(rows) > length]
+        longer = longer or bool(rests)
         look = style.line_style(index)
         name_and_count = f"{style.plain(label, LONGEST_LABEL)} (n = {len(histories)})"
         for name, axes in panels.items():
@@ -103,9 +100,8 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
                 mean, low, high = (np.repeat(line, 2) for line in (mean, low, high))
             axes.fill_between(epochs, low, high, color=look["color"], alpha=0.18, linewidth=0)
             axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
-            for rest in (rows[length - 1 :] for rows in histories if len(rows) > length):
+            for rest in rests:
                 axes.plot(_column(rest, "epoch"), _column(rest, name), linewidth=0.7, **look)
-    longer = any(len(rows) > lengths[label] for label in every for rows in every[label])
     columns = max(1, math.ceil(len(groups) / 60))
     style.legend_outside(figure, panels["train_loss"], columns=columns, handlelength=3.2)
     words = "lines: mean over the runs · bands: lowest to highest run"
@@ -118,7 +114,7 @@ def _panel(
     quantity: str,
     rows: Sequence[EpochMetrics],
     step_rows: Sequence[StepMetrics],
-    best: int | None,
+    best: EpochMetrics | None,
     *,
     test: bool,
     monitor: str,
@@ -130,9 +126,8 @@ def _panel(
         style.percent_axis(axes.yaxis)
     if step_rows:
         positions, values = _steps(step_rows, quantity)
-        axes.plot(
-            positions, values, color=style.BLUE, alpha=0.35, linewidth=0.8, label="training steps"
-        )
+        faint: dict[str, Any] = {"color": style.BLUE, "alpha": 0.35, "linewidth": 0.8}
+        axes.plot(positions, values, label="training steps", **faint)
     lines = [
         (f"train_{quantity}", "training", style.BLUE, "-"),
         (f"val_{quantity}", "validation", style.VERMILLION, "-"),
@@ -147,22 +142,12 @@ def _panel(
         if np.isfinite(values).any():
             look = {"color": colour, "linestyle": dashes, "linewidth": 1.8, **_dots(rows)}
             axes.plot(_column(rows, "epoch"), values, label=label, **look)
-    best_row = next((row for row in rows if row.epoch == best), None)
-    value = getattr(best_row, f"val_{quantity}", None)
-    if best is None or value is None or not math.isfinite(value):
-        return
-    text = f"{value:.4f}" if loss else f"{100 * value:.2f} %"
-    axes.axvline(best, color=style.MUTED, linewidth=0.8, zorder=1)
-    star: dict[str, Any] = {"color": style.VERMILLION, "markeredgecolor": style.PAPER}
-    label = f"best epoch {best}: {text}"
-    axes.plot([best], [value], "*", markersize=13, zorder=5, label=label, **star)
-
-
-def _best_epoch(run: RunDir, config: RunConfig, rows: Sequence[EpochMetrics]) -> int | None:
-    """Return the epoch of best.pt; while a run goes on, the best so far."""
-    said = run.read_summary().best_epoch if run.summary_file.exists() else None
-    best = best_row(rows, config.training.monitor)
-    return best.epoch if said is None and best is not None else said
+    value = getattr(best, f"val_{quantity}", None)
+    if best is not None and value is not None and math.isfinite(value):
+        axes.axvline(best.epoch, color=style.MUTED, linewidth=0.8, zorder=1)
+        star: dict[str, Any] = {"color": style.VERMILLION, "markeredgecolor": style.PAPER}
+        label = f"best epoch {best.epoch}: " + (f"{value:.4f}" if loss else f"{100 * value:.2f} %")
+        axes.plot([best.epoch], [value], "*", markersize=13, zorder=5, label=label, **star)
 
 
 def _grid_of_panels(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -69,12 +70,9 @@ def draw(bars: Sequence[Bar], label: str, explained: str) -> Figure:
         axes.text(1.02, place, text, va="center", color=colour, transform=beside, size=style.NORMAL)
     if not judged:
         axes.set_xticks([])
+    explained += " · filled: told apart, hollow: not · grey: differences that such runs would miss"
     hidden = f" · the first {len(shown)} of {len(bars)} configurations" * (len(shown) < len(bars))
-    style.caption(
-        figure,
-        f"{explained} · filled: told apart, hollow: not · grey: differences that such runs would "
-        f"miss in more than one case of five{hidden}",
-    )
+    style.caption(figure, f"{explained} in more than one case of five{hidden}")
     return figure
 
 
@@ -98,23 +96,15 @@ def _row(axes: Axes, place: int, bar: Bar, limits: tuple[float, float]) -> None:
     colour = style.MUTED
     if bar.is_better is not None:
         colour = style.GREEN if bar.is_better else style.VERMILLION
-    inside = limits[0] < bar.value < limits[1]
+    line: dict[str, Any] = {"color": colour, "linewidth": 1.8, "zorder": 3}
     ends = [max(bar.low, limits[0]), min(bar.high, limits[1])]
     if ends[0] < ends[1]:
-        axes.plot(
-            ends, [place, place], color=colour, linewidth=1.8, zorder=3, solid_capstyle="butt"
-        )
+        axes.plot(ends, [place, place], solid_capstyle="butt", **line)
     for end in (bar.low, bar.high):
         if limits[0] < end < limits[1]:
-            axes.plot(
-                [end, end], [place - 0.14, place + 0.14], color=colour, linewidth=1.8, zorder=3
-            )
-    marker, at = "o", bar.value
-    if not inside:  # an arrow at the edge; the number stands beside it
-        left = bar.value < limits[0]
-        marker, at = ("<", limits[0]) if left else (">", limits[1])
-    fill = style.PAPER if bar.is_better is None else colour
-    axes.plot(
-        [at], [place], marker, markersize=6.5, color=colour, markerfacecolor=fill, zorder=4,
-        markeredgewidth=1.6, clip_on=False,
-    )  # fmt: skip
+            axes.plot([end, end], [place - 0.14, place + 0.14], **line)
+    # Beyond the axis it is an arrow at the edge; the number stands beside it.
+    marker = "<" if bar.value <= limits[0] else ">" if bar.value >= limits[1] else "o"
+    look: dict[str, Any] = {"color": colour, "markersize": 6.5, "markeredgewidth": 1.6, "zorder": 4}
+    look["markerfacecolor"] = style.PAPER if bar.is_better is None else colour
+    axes.plot([min(max(bar.value, limits[0]), limits[1])], [place], marker, clip_on=False, **look)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,18 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
+Projection = tuple[Array, str, str]
+"""Points (n, 2) in the plane, and what the two axes are."""
+
 LEGEND_ROWS = 30
 NAMED_CLASSES = 20
 """Up to this many classes have their names among the points; more would hide them."""
-
-
-@dataclass(frozen=True)
-class Projection:
-    """Points (n, 2) in the plane and what the two axes are."""
-
-    points: Array
-    x_label: str
-    y_label: str
 
 
 def separation(points: Floats, labels: Integers) -> dict[str, float]:
@@ -70,8 +63,8 @@ def panels(
     titles: Sequence[str],
     name: str,
     method: Callable[[Array, int], Projection],
-    sample_size: int,
-    seed: int,
+    sample_size: int = 2000,
+    seed: int = 0,
 ) -> "Figure":
     """Return one panel per run, with one legend; `method` takes the features and the seed."""
     configs = [run.read_config() for run in runs]
@@ -85,11 +78,12 @@ def panels(
     figure = style.new_figure(5.4 * len(runs) + 1.6 * columns, 5.6)
     grid = figure.subplots(1, len(runs), squeeze=False)[0]
     for axes, (features, labels), title in zip(grid, samples, titles, strict=True):
-        projection = Projection(np.zeros((len(features), 2)), "all features are the same", "")
+        points, x_label, y_label = np.zeros((len(features), 2)), "all features are the same", ""
         if np.ptp(features, axis=0).any():
-            projection = method(features, seed)
-        scores = separation(projection.points, labels)
-        _scatter(axes, projection, labels, names)
+            points, x_label, y_label = method(features, seed)
+        style.dress(axes, "", x_label, y_label)
+        _scatter(axes, points, labels, names)
+        scores = separation(points, labels)
         heading = (
             (f"{style.plain(title, 80)}\n" if title else "")
             + f"5-nearest-neighbour accuracy {100 * scores['knn_accuracy']:.1f} %, "
@@ -105,23 +99,22 @@ def panels(
     return figure
 
 
-def _scatter(axes: "Axes", projection: Projection, labels: Array, names: list[str]) -> None:
-    style.dress(axes, "", projection.x_label, projection.y_label)
+def _scatter(axes: "Axes", points: Array, labels: Array, names: list[str]) -> None:
     axes.tick_params(labelsize=style.SMALL)
     size = float(np.clip(30000 / max(len(labels), 1), 6, 26))
     for index, name in enumerate(names):
         colour, marker = style.class_style(index, len(names))
         look: dict[str, Any] = {"color": colour, "marker": marker, "alpha": 0.7, "linewidths": 0}
-        x, y = projection.points[labels == index].T
+        x, y = points[labels == index].T
         axes.scatter(x, y, s=size, label=name, **look)
     if len(names) <= NAMED_CLASSES:
-        _write_names(axes, projection, labels, names)
+        _write_names(axes, points, labels, names)
 
 
-def _write_names(axes: "Axes", projection: Projection, labels: Array, names: list[str]) -> None:
+def _write_names(axes: "Axes", points: Array, labels: Array, names: list[str]) -> None:
     """Write each class's name at the median of its points, or beside it where two would meet."""
     shown = [i for i in range(len(names)) if (labels == i).any()]
-    medians = [np.median(projection.points[labels == i], axis=0) for i in shown]
+    medians = [np.median(points[labels == i], axis=0) for i in shown]
     places = (axes.transData + axes.transAxes.inverted()).transform(np.array(medians))
     from matplotlib.patheffects import withStroke
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import matplotlib.cm
-import matplotlib.colors
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -49,59 +48,64 @@ def draw(
     squares: Sequence[Square],
     label: str,
     *,
-    fraction: bool = True,
     higher_is_better: bool = True,
 ) -> Figure:
     """Return the heat map; with one axis or none, points with their intervals.
 
-    `order` has the values of each axis as they shall stand; `label` names the score; a `fraction`
-    is written in per cent; darker is better.
+    `order` has the values of each axis as they shall stand; `label` names the score and its unit;
+    darker is better.
     """
-    unit = 100.0 if fraction else 1.0
-    what = f"{label} (%)" if fraction else label
-    drawn = [i for i, values in enumerate(order) if _is_searched(values, len(squares))]
-    if drawn:
-        return _scatter(axes, drawn, squares, what, unit, higher_is_better=higher_is_better)
+    colours = matplotlib.colormaps[style.SEQUENTIAL + "_r" * (not higher_is_better)]
+    searched = [i for i, values in enumerate(order) if _is_searched(values, len(squares))]
+    if searched:
+        return _scatter(axes, searched, squares, label, colours)
     if len(axes) < 2:
-        return _points(axes, order, squares, what, unit)
+        return _points(axes, order, squares, label)
+    return _heat_maps(axes, order, squares, label, colours)
+
+
+def _heat_maps(
+    axes: Sequence[str],
+    order: Sequence[Sequence[str]],
+    squares: Sequence[Square],
+    label: str,
+    colours: Colormap,
+) -> Figure:
     x, y = plane(order)
     others = [i for i in range(len(axes)) if i not in (x, y)]
+    by_panel: dict[Key, list[Square]] = {}
+    for square in squares:
+        by_panel.setdefault(tuple(square.key[i] for i in others), []).append(square)
     panels = sorted(
-        {tuple(square.key[i] for i in others) for square in squares},
-        key=lambda values: [order[i].index(v) for i, v in zip(others, values, strict=True)],
+        by_panel, key=lambda key: [order[i].index(v) for i, v in zip(others, key, strict=True)]
     )
     shown = panels[:MOST_PANELS]
-    columns = max(1, min(len(shown), math.ceil(math.sqrt(len(shown)))))
+    columns = max(1, math.ceil(math.sqrt(len(shown))))
     rows = math.ceil(len(shown) / columns)
-    panel = max(2.4, 0.85 * len(order[x]) + 0.6)
-    wraps = int(8 * panel)  # bold characters that a panel's title has room for on a line
+    side = max(2.4, 0.85 * len(order[x]) + 0.6)
+    wraps = int(8 * side)  # bold characters that a panel's title has room for on a line
     titles = [_title([axes[i] for i in others], values, wraps) for values in shown]
     above = 0.17 * max(title.count("\n") for title in titles)
-    width = min(1.6 + columns * panel, 30)
+    width = min(1.6 + columns * side, 30)
     height = min(1.0 + rows * (above + max(1.5, 0.5 * len(order[y]) + 0.9)), 40)
     figure = style.new_figure(width, height)
     grid = figure.subplots(rows, columns, squeeze=False)
-    known = [unit * square.score for square in squares if square.score is not None] or [0.0]
+    known = [square.score for square in squares if square.score is not None] or [0.0]
     room = 0.5 if min(known) == max(known) else 0.0
     norm = Normalize(min(known) - room, max(known) + room)
-    colours = matplotlib.colormaps[style.SEQUENTIAL + "_r" * (not higher_is_better)]
-    for place, axes_of_panel in enumerate(grid.flat):
-        if place >= len(shown):
-            axes_of_panel.set_visible(False)
-            continue
-        values = shown[place]
-        there = {s.key: s for s in squares if tuple(s.key[i] for i in others) == values}
-        _panel(axes_of_panel, there, (x, y), order, norm, colours, unit)
+    for panel in grid.flat[len(shown) :]:
+        panel.set_visible(False)
+    for place, (panel, title, key) in enumerate(zip(grid.flat, titles, shown, strict=False)):
+        _panel(panel, by_panel[key], (x, y), order, norm, colours)
         x_label = style.plain(axes[x], 40) if place + columns >= len(shown) else ""
         y_label = style.plain(axes[y], 40) if place % columns == 0 else ""
-        style.dress(axes_of_panel, titles[place], x_label, y_label)
-        axes_of_panel.title.set_fontsize(style.NORMAL)
-        axes_of_panel.grid(False)
-        axes_of_panel.set_facecolor(style.GRID)  # no such cell; white is the lowest score
-    mappable = matplotlib.cm.ScalarMappable(norm, colours)
-    bar = figure.colorbar(mappable, ax=grid, shrink=0.8, pad=0.02)
+        style.dress(panel, title, x_label, y_label)
+        panel.title.set_fontsize(style.NORMAL)
+        panel.grid(False)
+        panel.set_facecolor(style.GRID)  # no such cell; white is the lowest score
+    bar = figure.colorbar(ScalarMappable(norm, colours), ax=grid, shrink=0.8, pad=0.02)
     bar.ax.tick_params(labelsize=style.SMALL)
-    bar.set_label(style.plain(what, 60), fontsize=style.NORMAL, color=style.INK)
+    bar.set_label(style.plain(label, 60), fontsize=style.NORMAL, color=style.INK)
     hidden = f" · {len(panels) - len(shown)} panels more are not shown" * (shown != panels)
     style.caption(
         figure, f"mean over the runs · framed: the best · grey: not run or not finished{hidden}"
@@ -131,27 +135,24 @@ def _numbers(values: Sequence[str]) -> bool:
 
 def _panel(
     axes: Axes,
-    squares: dict[Key, Square],
+    squares: Sequence[Square],
     plane_of: tuple[int, int],
     order: Sequence[Sequence[str]],
     norm: Normalize,
-    colours: matplotlib.colors.Colormap,
-    unit: float,
+    colours: Colormap,
 ) -> None:
     x, y = plane_of
     values = np.full((len(order[y]), len(order[x])), np.nan)
     size = min(style.NORMAL, max(4.0, 60 / max(len(order[x]), 4)))
-    numbers = values.size <= MOST_NUMBERS
-    for key, square in squares.items():
-        row, column = order[y].index(key[y]), order[x].index(key[x])
+    for square in squares:
+        row, column = order[y].index(square.key[y]), order[x].index(square.key[x])
+        text, colour = "–", style.MUTED
         if square.score is not None:
-            values[row, column] = unit * square.score
-            text = f"{unit * square.score:.4g}{_spread_text(square, unit)}"
-            colour = style.text_colour(colours(norm(unit * square.score)))
-        else:
-            text, colour = "–", style.MUTED
-        if numbers:
-            axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
+            values[row, column] = square.score
+            text = f"{square.score:.4g}{_spread_text(square)}"
+            colour = style.text_colour(colours(norm(square.score)))
+        if values.size <= MOST_NUMBERS:
+            axes.text(column, row, text, fontsize=size, color=colour, **style.CENTRED)
         if square.best:
             look: dict[str, Any] = {"fill": False, "edgecolor": style.VERMILLION, "linewidth": 2.2}
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, zorder=4, **look))
@@ -169,43 +170,39 @@ def _is_searched(values: Sequence[str], squares: int) -> bool:
 
 def _scatter(
     axes: Sequence[str],
-    drawn: Sequence[int],
+    searched: Sequence[int],
     squares: Sequence[Square],
     label: str,
-    unit: float,
-    *,
-    higher_is_better: bool,
+    colours: Colormap,
 ) -> Figure:
-    """Return points over one axis of numbers, by score, or over two, whose colour is the score."""
+    """Return points at the places that a search tried, of one axis, or of two with shades."""
+    x, y = searched[0], searched[1] if len(searched) > 1 else None
     figure = style.new_figure(8.0, 4.6)
     panel = figure.subplots()
-    x, y = drawn[0], drawn[1] if len(drawn) > 1 else None
-    style.dress(
-        panel, "", style.plain(axes[x], 60), style.plain(label if y is None else axes[y], 60)
-    )
-    known = [(square, unit * square.score) for square in squares if square.score is not None]
-    places = [float(square.key[x]) for square, _ in known]
-    heights = [score if y is None else float(square.key[y]) for square, score in known]
-    scores = [score for _, score in known]
+    label = style.plain(label, 60)
+    upwards = label if y is None else style.plain(axes[y], 60)
+    style.dress(panel, "", style.plain(axes[x], 60), upwards)
+    known = [(square, square.score) for square in squares if square.score is not None]
+    places = np.array([float(square.key[x]) for square, _ in known])
+    scores = np.array([score for _, score in known])
+    heights = scores if y is None else np.array([float(square.key[y]) for square, _ in known])
     if y is None:
         others = [i for i in range(len(axes)) if i != x]
-        names = [", ".join(square.key[i] for i in others) for square, _ in known]
+        names = np.array([", ".join(square.key[i] for i in others) for square, _ in known])
         for index, name in enumerate(dict.fromkeys(names)):
-            own = [k for k, other in enumerate(names) if other == name]
-            colour, label = style.PALETTE[index % len(style.PALETTE)], style.plain(name, 40)
-            across, up = [places[k] for k in own], [heights[k] for k in own]
-            panel.scatter(across, up, s=34, alpha=0.8, color=colour, label=label)
-        if others and known:
+            own = names == name
+            colour, shown = style.PALETTE[index % len(style.PALETTE)], style.plain(name, 40)
+            panel.scatter(places[own], heights[own], s=34, alpha=0.8, color=colour, label=shown)
+        if others:
             style.legend_outside(figure, panel, columns=1)
     else:
-        colours = style.SEQUENTIAL + "_r" * (not higher_is_better)
         shades = panel.scatter(places, heights, c=scores, cmap=colours, s=60, edgecolors="#777777")
-        figure.colorbar(shades, ax=panel, label=style.plain(label, 60))
-    best = [k for k, (square, _) in enumerate(known) if square.best]
+        figure.colorbar(shades, ax=panel, label=label)
+    best = np.array([square.best for square, _ in known], dtype=bool)
     ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.VERMILLION, "linewidths": 2}
-    panel.scatter([places[k] for k in best], [heights[k] for k in best], s=130, **ring)
-    for scale, values in ((panel.set_xscale, places), (panel.set_yscale, heights if y else [])):
-        if values and min(values) > 0 and max(values) / min(values) >= 20:
+    panel.scatter(places[best], heights[best], s=130, **ring)
+    for scale, values in ((panel.set_xscale, places), (panel.set_yscale, heights)):
+        if len(values) and values is not scores and 0 < 20 * values.min() <= values.max():
             scale("log")
     if not known:
         style.note(panel, "no run has finished yet")
@@ -216,25 +213,20 @@ def _scatter(
 
 
 def _points(
-    axes: Sequence[str],
-    order: Sequence[Sequence[str]],
-    squares: Sequence[Square],
-    label: str,
-    unit: float,
+    axes: Sequence[str], order: Sequence[Sequence[str]], squares: Sequence[Square], label: str
 ) -> Figure:
     figure = style.new_figure(max(5.0, min(2 + 0.7 * len(squares), 24)), 4)
     panel = figure.subplots()
     names = list(order[0]) if axes else [""]
     style.dress(panel, "", style.plain(axes[0], 60) if axes else "", style.plain(label, 60))
     for square in squares:
-        if square.score is None:
-            continue
-        place = names.index(square.key[0]) if axes else 0
-        size, colour = (7, style.VERMILLION) if square.best else (5, style.BLUE)
-        look: dict[str, Any] = {"marker": "o", "markersize": size, "capsize": 4, "color": colour}
-        ends = square.ends if square.runs > 1 else None
-        bar = [[unit * abs(square.score - end)] for end in ends] if ends else None
-        panel.errorbar([place], [unit * square.score], yerr=bar, **look)
+        if square.score is not None:
+            place = names.index(square.key[0]) if axes else 0
+            size, colour = (7, style.VERMILLION) if square.best else (5, style.BLUE)
+            look: dict[str, Any] = {"marker": "o", "markersize": size, "capsize": 4}
+            if square.ends and square.runs > 1:
+                look["yerr"] = [[abs(square.score - end)] for end in square.ends]
+            panel.errorbar([place], [square.score], color=colour, **look)
     panel.set_xticks(range(len(names)), [style.plain(name, 14) for name in names])
     panel.set_xlim(-0.5, len(names) - 0.5)
     if len(names) > 8:
@@ -246,12 +238,12 @@ def _points(
     return figure
 
 
-def _spread_text(square: Square, unit: float) -> str:
+def _spread_text(square: Square) -> str:
     """Return what stands below a score: half the width of its interval, or its ends."""
     if square.runs < 2 or square.ends is None or square.score is None:
         return ""
     low, high = square.ends
     below, above = square.score - low, high - square.score
-    if square.runs > 2 and math.isclose(below, above, rel_tol=1e-6, abs_tol=1e-12):
-        return f"\n±{unit * below:.2g}"
-    return f"\n{unit * low:.4g} to {unit * high:.4g}"
+    if square.runs > 2 and math.isclose(below, above, rel_tol=1e-6, abs_tol=1e-10):
+        return f"\n±{below:.2g}"
+    return f"\n{low:.4g} to {high:.4g}"

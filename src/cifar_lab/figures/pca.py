@@ -1,9 +1,8 @@
 """The features' two main directions (principal component analysis)."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cifar_lab.figures import embedding
+from cifar_lab.figures.embedding import Array, Projection, panels
 from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -15,17 +14,10 @@ def draw(run: RunDir, sample_size: int = 2000, seed: int = 0) -> "Figure":
 
     `sample_size`: at most so many images, drawn by `seed`.
     """
-    return side_by_side([run], [""], sample_size, seed)
+    return panels([run], [""], "PCA", project, sample_size, seed)
 
 
-def side_by_side(
-    runs: Sequence[RunDir], titles: Sequence[str], sample_size: int = 2000, seed: int = 0
-) -> "Figure":
-    """Return one such panel per run, each on its own components."""
-    return embedding.panels(runs, titles, "PCA", project, sample_size, seed)
-
-
-def project(features: embedding.Array, seed: int = 0) -> embedding.Projection:
+def project(features: Array, seed: int = 0) -> Projection:
     """Return features (n, D) on their first two components, and how much each explains."""
     from sklearn.decomposition import PCA
 
@@ -35,4 +27,4 @@ def project(features: embedding.Array, seed: int = 0) -> embedding.Projection:
         f"component {i} ({100 * share:.1f} % of the variance)"
         for i, share in enumerate(pca.explained_variance_ratio_, start=1)
     )
-    return embedding.Projection(points, first, second)
+    return points, first, second

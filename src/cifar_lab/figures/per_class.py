@@ -32,20 +32,17 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
     for axes in (left, right):
         axes.grid(False, axis="y")
         axes.set_ylim(lines - 0.4, -0.6)
-    if order:
-        shares = [float(accuracy[i]) for i in order]
-        intervals = [wilson_interval(float(accuracy[i]), int(support[i])) for i in order]
-        # At 0 and 1 the interval ends in the share itself, but for the last bit.
-        around = np.abs(np.array(intervals) - np.array(shares)[:, None]).T
-        whiskers = {"ecolor": style.INK, "elinewidth": 1, "capsize": 2}
-        left.barh(range(len(order)), shares, xerr=around, color="#8FB9D9", error_kw=whiskers)
-        for row, share in enumerate(shares):
-            left.text(0.012, row, f"{100 * share:.1f} %", va="center", fontsize=style.SMALL)
-        overall = predictions.accuracy
-        left.axvline(overall, color=style.VERMILLION, linestyle="--", linewidth=1.3)
-        left.set_xlabel(f"share recognised (dashed: all classes, {100 * overall:.2f} %)")
-    else:
-        style.note(left, "no images")
+    shares = [float(accuracy[i]) for i in order]
+    intervals = [wilson_interval(float(accuracy[i]), int(support[i])) for i in order]
+    # At 0 and 1 the interval ends in the share itself, but for the last bit.
+    around = np.abs(np.array(intervals) - np.array(shares)[:, None]).T
+    whiskers = {"ecolor": style.INK, "elinewidth": 1, "capsize": 2}
+    left.barh(range(len(order)), shares, xerr=around, color="#8FB9D9", error_kw=whiskers)
+    for row, share in enumerate(shares):
+        left.text(0.012, row, f"{100 * share:.1f} %", va="center", fontsize=style.SMALL)
+    overall = predictions.accuracy
+    left.axvline(overall, color=style.VERMILLION, linestyle="--", linewidth=1.3)
+    left.set_xlabel(f"share recognised (dashed: all classes, {100 * overall:.2f} %)")
     left.set_yticks(range(len(order)), [names[i] for i in order])
     left.set_xlim(0, 1)
     style.percent_axis(left.xaxis)

@@ -1,7 +1,7 @@
 """How often predictions of each confidence are right: calibration and the reliability diagram."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,8 @@ def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "sco
 
     `split` and `weights` name the predictions file.
     """
-    found = calibration(run.read_predictions(split, weights), bins)
+    calibrated = calibration(run.read_predictions(split, weights), bins)
+    assert calibrated is not None, "no images with finite scores"
     figure = style.new_figure(5.2, 5.6)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     style.dress(upper, "Reliability", "", "share correct")
@@ -75,35 +76,27 @@ def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "sco
     upper.set(xlim=(0, 1), ylim=(0, 1))
     for axis in (upper.yaxis, lower.xaxis):
         style.percent_axis(axis)
-    if found is None:
-        style.note(upper, "no images with finite scores")
-    else:
-        width = 1 / bins
-        middle = (np.arange(bins) + 0.5) * width
-        filled = found.counts > 0
-        share, confidence = (
-            total[filled] / found.counts[filled] for total in (found.right, found.confidence)
-        )
-        # Bins of a few images say little: they fade, and their interval is wide.
-        counts = found.counts[filled]
-        intervals = [wilson_interval(float(s), int(n)) for s, n in zip(share, counts, strict=True)]
-        around = np.abs(np.array(intervals) - share[:, None]).T
-        whiskers = {"ecolor": style.INK, "elinewidth": 0.8, "capsize": 2, "alpha": 0.6}
-        label = "share correct, 95 % interval"
-        bars = upper.bar(
-            middle[filled], share, 0.94 * width, yerr=around, error_kw=whiskers, label=label
-        )
-        for bar, number in zip(bars, counts, strict=True):
-            bar.set_facecolor(("#4C8DBD", 0.25 + 0.75 * min(1.0, number / FEW)))
-        label = "at the mean probability of the bin"
-        upper.plot(confidence, share, "o", color=style.VERMILLION, markersize=4, label=label)
-        lower.bar(middle, found.counts, 0.94 * width, color="#C9C9C9")
-        style.legend_outside(figure, upper, columns=1, loc="outside lower center")
-    title = f"{style.run_title(run.read_config())} · {split} images"
-    if found is not None:
-        title += (
-            f" · expected calibration error {100 * found.error:.2f} %, mean probability minus "
-            f"accuracy {100 * found.overconfidence:+.2f} points"
-        )
-    style.caption(figure, title)
+    filled = calibrated.counts > 0
+    counts = calibrated.counts[filled]
+    share, confidence = (
+        total[filled] / counts for total in (calibrated.right, calibrated.confidence)
+    )
+    intervals = [wilson_interval(float(s), int(n)) for s, n in zip(share, counts, strict=True)]
+    around = np.abs(np.array(intervals) - share[:, None]).T
+    look: dict[str, Any] = {"yerr": around, "label": "share correct, 95 % interval"}
+    look["error_kw"] = {"ecolor": style.INK, "elinewidth": 0.8, "capsize": 2, "alpha": 0.6}
+    middle, width = (np.arange(bins) + 0.5) / bins, 0.94 / bins
+    # Bins of a few images say little: they fade, and their interval is wide.
+    for bar, number in zip(upper.bar(middle[filled], share, width, **look), counts, strict=True):
+        bar.set_facecolor(("#4C8DBD", 0.25 + 0.75 * min(1.0, number / FEW)))
+    label = "at the mean probability of the bin"
+    upper.plot(confidence, share, "o", color=style.VERMILLION, markersize=4, label=label)
+    lower.bar(middle, calibrated.counts, width, color="#C9C9C9")
+    style.legend_outside(figure, upper, columns=1, loc="outside lower center")
+    style.caption(
+        figure,
+        f"{style.run_title(run.read_config())} · {split} images · expected calibration error "
+        f"{100 * calibrated.error:.2f} %, mean probability minus accuracy "
+        f"{100 * calibrated.overconfidence:+.2f} points",
+    )
     return figure

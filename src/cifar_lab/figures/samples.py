@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cifar_lab.figures import style
+from cifar_lab.figures.image_grid import plane
 from cifar_lab.runs.files import read_arrays
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
@@ -25,12 +26,12 @@ LEGEND = "green: right · orange: wrong · bars: the probabilities, the true cla
 
 @dataclass(frozen=True)
 class _Sample:
-    """One image (C, H, W) uint8, its label, its place and name, its probabilities (C,)."""
+    """An image (C, H, W) uint8, its label, place, file's name or "", and probabilities (C,)."""
 
     image: np.ndarray[Any, Any]
     label: int
     index: int
-    name: str
+    file: str
     probabilities: np.ndarray[Any, Any]
 
     @property
@@ -47,8 +48,8 @@ def draw(run: RunDir, random_count: int = 6, mistake_count: int = 6) -> "Figure"
 
     `random_count` and `mistake_count`: at most so many of each kind.
     """
-    samples = _read(run)
-    names = style.plain_names(run, _num_classes(samples))
+    samples, num_classes = _read(run)
+    names = style.plain_names(run, num_classes)
     shown = {"random": samples["random"][:random_count], "worst": samples["worst"][:mistake_count]}
     sections = [(HEADINGS[kind], chosen) for kind, chosen in shown.items() if chosen]
     rows = [-(-len(chosen) // COLUMNS) for _, chosen in sections]
@@ -67,8 +68,8 @@ def probability_text(run: RunDir, count: int = 4) -> str:
 
     In label order, scientific notation with five significant digits, the largest in **bold**.
     """
-    samples = _read(run)
-    names = run.class_names(_num_classes(samples))
+    samples, num_classes = _read(run)
+    names = run.class_names(num_classes)
     lines = ["labels: (" + ", ".join(repr(name) for name in names) + ")"]
     for sample in samples["random"][:count]:
         cells = [f"{p:.4e}" for p in sample.probabilities]
@@ -79,27 +80,17 @@ def probability_text(run: RunDir, count: int = 4) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _read(run: RunDir) -> dict[str, list[_Sample]]:
+def _read(run: RunDir) -> tuple[dict[str, list[_Sample]], int]:
+    """Return a run's samples by their kind, and the number of classes."""
     arrays = read_arrays(run.samples_file)
     predictions = Predictions(arrays["logits"], arrays["labels"], arrays["indices"])
     files = arrays.get("files", [""] * len(predictions))  # names, if images came from files
+    columns = (arrays["images"], predictions.labels, predictions.indices, files)
     samples: dict[str, list[_Sample]] = {"random": [], "worst": []}
-    for i, kind in enumerate(arrays["kind"]):
-        samples[str(kind)].append(
-            _Sample(
-                arrays["images"][i],
-                int(arrays["labels"][i]),
-                int(arrays["indices"][i]),
-                str(files[i]) or f"image {int(arrays['indices'][i])}",
-                predictions.probabilities[i],
-            )
-        )
+    for kind, *values in zip(arrays["kind"], *columns, predictions.probabilities, strict=True):
+        samples[str(kind)].append(_Sample(*values))
     samples["worst"].sort(key=lambda sample: -float(sample.probabilities.max()))
-    return samples
-
-
-def _num_classes(samples: dict[str, list[_Sample]]) -> int:
-    return max((len(s.probabilities) for chosen in samples.values() for s in chosen), default=0)
+    return samples, predictions.logits.shape[1]
 
 
 def _section(
@@ -110,33 +101,25 @@ def _section(
         heading, x=0.008, ha="left", fontsize=style.LARGE, color=style.INK, fontweight="bold"
     )
     panels = part.subplots(rows, 2 * COLUMNS, squeeze=False, width_ratios=[1, 1.6] * COLUMNS)
-    for place in range(rows * COLUMNS):
-        row, column = divmod(place, COLUMNS)
-        picture, bars = panels[row, 2 * column : 2 * column + 2]
-        if place >= len(chosen):
+    for place, (picture, bars) in enumerate(panels.reshape(-1, 2)):
+        if place < len(chosen):
+            _picture(picture, chosen[place], names)
+            _bars(bars, chosen[place], names)
+        else:
             picture.axis("off")
             bars.axis("off")
-            continue
-        _picture(picture, chosen[place], names)
-        _bars(bars, chosen[place], names)
 
 
 def _picture(axes: "Axes", sample: _Sample, names: list[str]) -> None:
-    pixels = sample.image.transpose(1, 2, 0)
-    if pixels.shape[2] == 1:
-        axes.imshow(pixels[:, :, 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    else:
-        axes.imshow(pixels, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.imshow(plane(sample.image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color=sample.colour, linewidth=2)
     right = sample.predicted == sample.label
     title = f"{'✓' if right else '✗'} {names[sample.predicted]}"
     axes.set_title(title, fontsize=style.NORMAL, fontweight="bold", color=sample.colour)
-    name = (
-        sample.name if len(sample.name) <= LONGEST_FILE else f"…{sample.name[1 - LONGEST_FILE :]}"
-    )
+    name = str(sample.file) or f"image {sample.index}"
+    name = name if len(name) <= LONGEST_FILE else f"…{name[1 - LONGEST_FILE :]}"
     where = f"true: {names[sample.label]}\n" * (not right) + style.plain(name, LONGEST_FILE)
     axes.set_xlabel(where, fontsize=style.SMALL, color=style.INK)
 
@@ -144,8 +127,7 @@ def _picture(axes: "Axes", sample: _Sample, names: list[str]) -> None:
 def _bars(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     chosen = list(range(len(names)))
     if len(names) > MOST_BARS:
-        ranked = np.argsort(-sample.probabilities, kind="stable")
-        chosen = [int(i) for i in ranked[:MOST_BARS]]
+        chosen = np.argsort(-sample.probabilities, kind="stable")[:MOST_BARS].tolist()
     values = [float(sample.probabilities[i]) for i in chosen]
     labels = [names[i] for i in chosen]
     if len(chosen) < len(names):
@@ -157,9 +139,7 @@ def _bars(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     style.dress(axes)
     axes.grid(False)
     axes.spines["bottom"].set_visible(False)
-    axes.set_xticks([])
-    axes.set_xlim(0, 1.28)
-    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set(xticks=[], xlim=(0, 1.28), ylim=(len(values) - 0.4, -0.6))
     axes.set_yticks(positions, labels, fontsize=style.SMALL)
     axes.tick_params(length=0)
     for position, value in zip(positions, values, strict=True):

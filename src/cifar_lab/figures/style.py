@@ -8,7 +8,7 @@ import logging
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,8 @@ class Look:
             if shown:
                 axis.set_tick_params(labelsize=scale * shown[0].get_fontsize())
             if self.labels:
-                axis.set_major_formatter(_renamed(axis.get_major_formatter(), self.rename))
+                shown = axis.get_major_formatter()
+                axis.set_major_formatter(lambda x, place, as_=shown: self.rename(as_(x, place)))
         for text in texts - ticks:
             text.set_fontsize(scale * text.get_fontsize())
             text.set_text(self.rename(text.get_text()))
@@ -132,10 +133,6 @@ def _stack(figure: "Figure") -> None:
         axes.set_subplotspec(below[spec.colspan.start, 0])
 
 
-def _renamed(formatter: Any, rename: Callable[[str], str]) -> Callable[[float, int | None], str]:
-    return lambda value, place: rename(formatter(value, place))
-
-
 # Fonts with Chinese, Japanese and Korean characters, of which DejaVu has none.
 _EASTERN_FONTS = (
     "Noto Sans CJK SC",
@@ -157,16 +154,13 @@ def save(figure: "Figure", path: Path, dpi: float = 150) -> None:
     from matplotlib.font_manager import get_font_names
     from matplotlib.text import Text
 
+    eastern = [font for font in _EASTERN_FONTS if font in get_font_names()]
+    text: Any
+    for text in figure.findobj(Text):
+        text.set(usetex=False, fontfamily=[*text.get_fontfamily(), *eastern])
+    # for the texts of ticks, which are made while it is drawn
     settings: Any = {"text.usetex": False}
-    texts: list[Any] = figure.findobj(Text)
-    if any(ord(character) >= 0x2E80 for text in texts for character in text.get_text()):
-        installed = set(get_font_names())
-        fonts = ["DejaVu Sans", *(font for font in _EASTERN_FONTS if font in installed)]
-        settings["font.family"] = fonts
-        for text in texts:
-            text.set_fontfamily(fonts)
-    for text in texts:
-        text.set_usetex(False)
+    settings["font.family"] = [*matplotlib.rcParams["font.family"], *eastern]
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         replacing(path) as handle,

@@ -1,10 +1,9 @@
 """The features' neighbourhoods in the plane (t-SNE, van der Maaten and Hinton 2008)."""
 
 import functools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cifar_lab.figures import embedding
+from cifar_lab.figures.embedding import Array, Projection, panels
 from cifar_lab.runs.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -20,24 +19,11 @@ def draw(run: RunDir, sample_size: int = 2000, perplexity: float = 30.0, seed: i
     `sample_size`: at most so many images, drawn by `seed`; `perplexity`: about how many neighbours
     count, lowered to a third of the images where there are few.
     """
-    return side_by_side([run], [""], sample_size, perplexity, seed)
-
-
-def side_by_side(
-    runs: Sequence[RunDir],
-    titles: Sequence[str],
-    sample_size: int = 2000,
-    perplexity: float = 30.0,
-    seed: int = 0,
-) -> "Figure":
-    """Return one such panel per run."""
     method = functools.partial(project, perplexity=perplexity)
-    return embedding.panels(runs, titles, "t-SNE", method, sample_size, seed)
+    return panels([run], [""], "t-SNE", method, sample_size, seed)
 
 
-def project(
-    features: embedding.Array, seed: int = 0, perplexity: float = 30.0
-) -> embedding.Projection:
+def project(features: Array, seed: int = 0, perplexity: float = 30.0) -> Projection:
     """Return features (n, D) in the plane; the same seed gives the same points."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -50,4 +36,4 @@ def project(
     # Threads add up a sum in the order in which they finish, and t-SNE amplifies the last bit.
     with threadpool_limits(1, user_api="openmp"):
         points = tsne.fit_transform(reduced)
-    return embedding.Projection(points, f"t-SNE 1 (perplexity {perplexity:g})", "t-SNE 2")
+    return points, f"t-SNE 1 (perplexity {perplexity:g})", "t-SNE 2"

@@ -23,7 +23,7 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 LINES = {
     "config": 2373,
     "runs": 1592,
-    "datasets": 1840,
+    "datasets": 1776,
     "models optimizers": 1500,
     "training": 4519,
     "figures": 1655,

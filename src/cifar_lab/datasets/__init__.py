@@ -1,10 +1,14 @@
-"""The datasets: one file per origin, each with a function `load(...) -> ImageArrays`."""
+"""The datasets: one file per origin, each with a function `load(...) -> ImageArrays`.
+
+What they share is here: the arrays, the names of classes, and a test set for images without one.
+"""
 
 import functools
 import hashlib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +56,14 @@ class ImageArrays:
         known = self.known_checksums
         return {name: known.get(name) or _sha256(getattr(self, name)) for name in ARRAYS}
 
+    def wrong_array(self, checksums: Mapping[str, str]) -> str | None:
+        """Return the name of an array whose sha256 is not the one in `checksums`, if there is one.
+
+        Not all need be there.
+        """
+        wrong = (n for n in ARRAYS if n in checksums and checksums[n] != self.checksums[n])
+        return next(wrong, None)
+
     @functools.cached_property
     def equal(self) -> Groups:
         """Groups of images with the same pixels, test images counted on after training images."""
@@ -79,3 +91,50 @@ def class_names(names: Sequence[str | bytes], where: str) -> tuple[str, ...]:
         if clean.count(name) > 1:
             raise UsageError(f"{where}: two classes are called {shorten(name)}")
     return clean
+
+
+def held_out(
+    labels: NDArray[np.integer], test_size: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return sorted train and test indices, with `test_size` test images stratified by class.
+
+    The number of each class is rounded by largest remainder. The draw depends only on the bits of
+    numpy's Philox generator, which are the same in every version of numpy, and so is the split.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    exact = counts * (test_size / len(labels))
+    shares = np.floor(exact).astype(int)
+    largest = np.argsort(shares - exact, kind="stable")[: test_size - shares.sum()]
+    shares[largest] += 1
+    keys = np.random.Philox(0).random_raw(len(labels))
+    test = [
+        (members := np.flatnonzero(labels == label))[np.argsort(keys[members], kind="stable")][:n]
+        for label, n in zip(classes, shares, strict=True)
+    ]
+    chosen = np.zeros(len(labels), dtype=bool)
+    chosen[np.concatenate(test)] = True
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def held_out_fraction(
+    labels: NDArray[np.integer], fraction: float, path: Path
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return train and test indices. Raises UsageError if a class or the test set is empty."""
+    if 0 < fraction < 1:
+        train, test = held_out(labels, round(fraction * len(labels)))
+        if len(test) and len(np.unique(labels[train])) == len(np.unique(labels)):
+            return train, test
+    raise UsageError(
+        f"dataset.source.test_fraction={fraction}: of the {len(labels)} images in {path} it leaves "
+        "no test image, or no training image of some class; add images, or set it to 0.2 or so"
+    )
+
+
+def check_checksums(arrays: ImageArrays, checksums: Mapping[str, str], path: Path) -> ImageArrays:
+    """Return custom data; UsageError if they do not have the checksums that the config states."""
+    if name := arrays.wrong_array(checksums):
+        raise UsageError(
+            f"{path}: its {name} have sha256 {arrays.checksums[name]}, which is not that of "
+            "dataset.checksums; restore the old data, or set 'dataset.checksums={}'"
+        )
+    return arrays

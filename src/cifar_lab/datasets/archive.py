@@ -5,8 +5,7 @@ import logging
 import math
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cifar_lab.datasets import ImageArrays
@@ -17,25 +16,18 @@ from cifar_lab.errors import Unavailable, UsageError, redact_addresses
 log = logging.getLogger("cifar_lab")
 
 Files = Mapping[str, bytes]
-"""The content of files by their names."""
+"""The content of files by their names, without their folders."""
 
 
-class Archive(NamedTuple):
-    """A published .tar.gz, .tgz or .gz file: its path in the data folder, its md5 or sha256."""
-
-    path: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class Edition:
+class Edition(NamedTuple):
     """A form in which a dataset is published: archives, who serves them, how to decode their files.
 
-    An address is that of the archive, or, of an edition with several, that of the folder that has
-    them all, or `npm:NAME@VERSION`.
+    `archives` are .tar.gz, .tgz or .gz files: the path of each in the data folder, and its md5 or
+    sha256. An address is that of the archive, or, of an edition with several, that of the folder
+    that has them all, or `npm:NAME@VERSION`.
     """
 
-    archives: Sequence[Archive]
+    archives: Mapping[str, str]
     addresses: Sequence[str]
     decode: Callable[[Files], ImageArrays]
 
@@ -47,7 +39,7 @@ class Edition:
         None without an address, if one is missing. Raises as `download` does.
         """
         contents: dict[str, bytes] = {}
-        for name, digest in self.archives:
+        for name, digest in self.archives.items():
             path = root / name
             if not file_matches(path, digest):
                 if path.is_file():
@@ -57,9 +49,12 @@ class Edition:
                 several = len(self.archives) > 1
                 url = f"{address.rstrip('/')}/{path.name}" if several else address
                 download(url, path, digest, stall_seconds, patience_minutes)
-            folder = Path(name).parent
-            contents |= {(folder / file).as_posix(): text for file, text in unpack(path).items()}
+            contents |= unpack(path)
         return self.decode(contents)
+
+
+Place = tuple[Edition, str | None, float]
+"""An edition, one of its addresses (None: the data folder), and the minutes to wait for it."""
 
 
 def loader(
@@ -86,7 +81,7 @@ def loader(
         the archives decide, and the cache is compared with what was decoded first. A connection
         that is silent for `stall_seconds` is closed; an address that would take longer than
         `patience_minutes` is tried again after all the others. Raises Unavailable if no place has
-        the dataset, UsageError for a mirror or a time that is none.
+        the dataset, UsageError for a mirror that is none.
         """
         for address in mirrors:
             plain = redact_addresses(str(address))
@@ -96,19 +91,17 @@ def loader(
                     "https://, and have no user, password or query, which would stand in "
                     "config.yaml (to use a local file, put it into the data folder)"
                 )
-        times = {"stall_seconds": stall_seconds, "patience_minutes": patience_minutes}
-        for key, value in times.items():
-            if not 0 < value < math.inf:
-                raise UsageError(f"dataset.source.{key}={value}: it must be a number above 0")
 
         def decode(add: Add) -> Facts:
             import torchvision.datasets
 
-            editions = publish(getattr(torchvision.datasets, torchvision_class))
-            arrays = _first(
-                name, root, checksums, editions, mirrors, stall_seconds, patience_minutes
-            )
-            return add_arrays(arrays, add)
+            first, *others = publish(getattr(torchvision.datasets, torchvision_class))
+            first = first._replace(addresses=[*first.addresses, *mirrors])
+            places: list[Place] = [(edition, None, 0.0) for edition in (first, *others)]
+            for edition in (first, *others):
+                addresses = dict.fromkeys(edition.addresses)
+                places += [(edition, address, patience_minutes) for address in addresses]
+            return add_arrays(_first(name, root, checksums, places, stall_seconds), add)
 
         return cached(root / "decoded" / name, "", decode, name, checksums=checksums)
 
@@ -116,19 +109,9 @@ def loader(
 
 
 def _first(
-    name: str,
-    root: Path,
-    checksums: Mapping[str, str],
-    editions: Sequence[Edition],
-    mirrors: Sequence[str],
-    stall_seconds: float,
-    patience_minutes: float,
+    name: str, root: Path, checksums: Mapping[str, str], places: list[Place], stall_seconds: float
 ) -> ImageArrays:
     """Return the arrays of the first place that has them; the slow ones are asked again last."""
-    places: list[tuple[Edition, str | None, float]] = [(each, None, 0.0) for each in editions]
-    for number, edition in enumerate(editions):
-        addresses = [*edition.addresses, *(mirrors if number == 0 else ())]
-        places += [(edition, each, patience_minutes) for each in dict.fromkeys(addresses)]
     tried: list[str] = []
     for edition, address, minutes in places:
         place = address or str(root)
@@ -136,9 +119,9 @@ def _first(
             arrays = edition.load(root, address, stall_seconds, minutes)
             if arrays is None:
                 continue
-            for array, digest in arrays.checksums.items() if checksums else ():
-                if checksums.get(array, digest) != digest:
-                    raise SourceFailed(f"its {array} have a wrong sha256 ({digest[:8]}...)")
+            if wrong := arrays.wrong_array(checksums):
+                digest = arrays.checksums[wrong][:8]
+                raise SourceFailed(f"its {wrong} have a wrong sha256 ({digest}...)")
         except TooSlow as slow:
             log.warning("%s: %s; trying the other sources first", place, slow)
             places.append((edition, address, math.inf))
@@ -148,12 +131,11 @@ def _first(
         else:
             log.info("from %s", place)
             return arrays
-    archives = editions[0].archives
-    by_hand = ", ".join(Path(archive.path).name for archive in archives)
+    paths = [root / path for path in places[0][0].archives]
     raise Unavailable(
         f"{name} is not in {root} and could not be downloaded (tried {'; '.join(tried)}); put "
-        f"{by_hand} into {(root / archives[0].path).parent}, or set CIFAR_LAB_DATA to a folder "
-        "that has it"
+        f"{', '.join(path.name for path in paths)} into {paths[0].parent}, or set CIFAR_LAB_DATA "
+        "to a folder that has it"
     )
 
 
@@ -168,5 +150,5 @@ def unpack(path: Path) -> dict[str, bytes]:
     with tarfile.open(path, "r|gz") as tar:
         for member in tar:
             if member.isreg() and (file := tar.extractfile(member)):
-                contents[member.name] = file.read()
+                contents[PurePosixPath(member.name).name] = file.read()
     return contents

@@ -33,19 +33,17 @@ def pixel_statistics(
     occurs.
     """
     values = np.arange(256) / 255
-    channels, pixels = images.shape[1], math.prod(images.shape[2:])
     chosen = np.arange(len(images)) if indices is None else indices
-    size = max(1, _PIXELS // pixels)  # images at a time: they may be more than the memory holds
-    counts = np.zeros((channels, 256), dtype=np.int64)
+    # Some images at a time: they may be more than the memory holds.
+    size = max(1, _PIXELS // math.prod(images.shape[2:]))
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
     for first in range(0, len(chosen), size):
         part = images[chosen[first : first + size]]
-        for channel in range(channels):
-            counts[channel] += np.bincount(part[:, channel].ravel(), minlength=256)
+        for channel, row in enumerate(counts):
+            row += np.bincount(part[:, channel].ravel(), minlength=256)
     means = [float(np.average(values, weights=row)) for row in counts]
-    variances = [
-        np.average((values - mean) ** 2, weights=row)
-        for mean, row in zip(means, counts, strict=True)
-    ]
+    deviations = [(values - mean) ** 2 for mean in means]
+    variances = [np.average(d, weights=row) for d, row in zip(deviations, counts, strict=True)]
     return means, [float(variance**0.5) for variance in variances]
 
 

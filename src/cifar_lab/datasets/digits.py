@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.held_out import held_out
+from cifar_lab.datasets import ImageArrays, held_out
 from cifar_lab.datasets.store import add_arrays, cached
 
 TEST_SIZE = 360

@@ -5,17 +5,16 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cifar_lab.datasets import ImageArrays, class_names
+from cifar_lab.datasets import ImageArrays, check_checksums, class_names, held_out_fraction
 from cifar_lab.datasets.checks import (
     constant_warning,
     groups_of_equal,
@@ -23,7 +22,6 @@ from cifar_lab.datasets.checks import (
     pixel_sum,
     trait_warnings,
 )
-from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.pictures import (
     KINDS,
     Fit,
@@ -35,7 +33,14 @@ from cifar_lab.datasets.pictures import (
     skipped_warning,
     visible_folders,
 )
-from cifar_lab.datasets.store import Add, Facts, cached, sha256_of_json, user_path
+from cifar_lab.datasets.store import (
+    Add,
+    Facts,
+    cached,
+    files_digest,
+    sha256_of_json,
+    user_path,
+)
 from cifar_lab.errors import UsageError, listing, shorten, shorten_path, shows_bars
 
 log = logging.getLogger("cifar_lab")
@@ -80,28 +85,32 @@ def load(
     folder = user_path("dataset.source.path", path)
     if not folder.is_dir():
         raise UsageError(f"dataset.source.path={shorten(path)}: there is no such folder")
-    pictures = _list(folder, test_fraction)
+    names, files, warnings = _list(folder, test_fraction)
+    where = shorten_path(folder)
     preparation = Preparation(tuple(image_shape), fit, max_megapixels)
-    size = len(pictures.files) * prod(image_shape)
-    mapped = storage == "mapped" or (storage == "auto" and size > _most_in_memory())
+    size = len(files) * prod(image_shape)
+    # The files' state alone tells whether they are the same: sets and labels follow from names.
+    state = files_digest(folder, [folder / file.name for file in files])
     decoding = [folder.resolve().as_posix(), preparation.shape, fit, test_fraction]
 
     def decode(add: Add) -> Facts:
-        facts = pictures.decode(preparation, add)
-        pictures.check_broken(facts["broken"], skip_broken, max_broken)  # before they are kept
+        log.info("decoding %s pictures of %s once", f"{len(files):,}", where)
+        facts = _decode(folder, files, preparation, names, add)
+        check_broken(facts["broken"])  # before they are kept
         return facts
+
+    def check_broken(broken: Mapping[str, str]) -> tuple[str, ...]:
+        return _check_broken(folder, broken, len(files), skip_broken, max_broken)
 
     arrays = cached(
         root / "decoded" / "pictures" / sha256_of_json(decoding)[:24],
-        pictures.key(max_megapixels),
+        sha256_of_json([PIL.__version__, _DECODER, max_megapixels, state]),
         decode,
-        f"the pictures in {pictures.where}",
-        mapped=mapped,
+        f"the pictures in {where}",
+        mapped=storage == "mapped" or (storage == "auto" and size > _most_in_memory()),
     )
-    broken = pictures.check_broken(arrays.broken, skip_broken, max_broken)
-    arrays = dataclasses.replace(arrays, warnings=(*pictures.warnings, *broken, *arrays.warnings))
-    check_checksums(arrays, checksums, folder)
-    return arrays
+    warnings = (*warnings, *check_broken(arrays.broken), *arrays.warnings)
+    return check_checksums(dataclasses.replace(arrays, warnings=warnings), checksums, folder)
 
 
 def _most_in_memory() -> int:
@@ -113,112 +122,87 @@ def _most_in_memory() -> int:
 
 
 class _File(NamedTuple):
-    """A picture: its set (train, validation or test), path, and class."""
+    """A picture: its set (train, validation or test), its path from the folder, and its class."""
 
     part: str
-    path: Path
+    name: str
     label: int
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """The pictures of a folder, validation after training, and what was left out of it."""
+def _decode(
+    folder: Path,
+    files: Sequence[_File],
+    preparation: Preparation,
+    names: Sequence[str],
+    add: Add,
+) -> Facts:
+    """Add the images and labels of both sets, without the pictures that are broken."""
+    read: list[_File] = []
+    broken: dict[str, str] = {}
+    traits, sums, constant = [], [], []
 
-    folder: Path
-    class_names: tuple[str, ...]
-    files: Sequence[_File]
-    warnings: tuple[str, ...]
+    def images(part: str) -> Iterator[NDArray[np.uint8]]:
+        chosen = [file for file in files if (file.part == "test") == (part == "test")]
+        decoded = decode_files([folder / file.name for file in chosen], preparation)
+        hidden = not shows_bars()
+        bar = tqdm(decoded, f"decoding {part}", len(chosen), unit="picture", disable=hidden)
+        for file, picture in zip(chosen, bar, strict=True):
+            if isinstance(picture, Unreadable):
+                broken[file.name] = shorten(str(picture), 100)
+                continue
+            image, noted = picture
+            read.append(file)
+            traits.append(noted)
+            sums.append(pixel_sum(image))
+            if is_constant(image):
+                constant.append(file.name)
+            yield image[None]
 
-    @property
-    def where(self) -> str:
-        """The folder, as messages name it."""
-        return shorten_path(self.folder)
-
-    def name(self, file: _File) -> str:
-        """Return the path of a picture from the folder."""
-        return file.path.relative_to(self.folder).as_posix()
-
-    def key(self, max_megapixels: float) -> str:
-        """Return a hash of names, sizes, times and labels: where it is equal, nothing has changed.
-
-        The time of change (ctime) is there because a copy can keep the time of modification.
-        """
-        states: list[Any] = [PIL.__version__, _DECODER, max_megapixels, self.class_names]
-        for file in self.files:
-            try:
-                state = file.path.stat()
-                numbers = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
-            except OSError:  # a link to nowhere, which is a broken picture
-                numbers = []
-            states.append([file.part, self.name(file), file.label, *numbers])
-        return sha256_of_json(states)
-
-    def decode(self, preparation: Preparation, add: Add) -> Facts:
-        """Add the images and labels of both sets, without the pictures that are broken."""
-        log.info("decoding %s pictures of %s once", f"{len(self.files):,}", self.where)
-        read: list[_File] = []
-        broken: dict[str, str] = {}
-        traits, sums, constant = [], [], []
-
-        def images(name: str) -> Iterator[NDArray[np.uint8]]:
-            files = [file for file in self.files if (file.part == "test") == (name == "test")]
-            decoded = decode_files([file.path for file in files], preparation)
-            hidden = not shows_bars()
-            bar = tqdm(decoded, f"decoding {name}", len(files), unit="picture", disable=hidden)
-            for file, picture in zip(files, bar, strict=True):
-                if isinstance(picture, Unreadable):
-                    broken[self.name(file)] = shorten(str(picture), 100)
-                    continue
-                image, noted = picture
-                read.append(file)
-                traits.append(noted)
-                sums.append(pixel_sum(image))
-                if is_constant(image):
-                    constant.append(self.name(file))
-                yield image[None]
-
-        for name in ("train", "test"):
-            first = len(read)
-            add(f"{name}_images", images(name))
-            add(f"{name}_labels", [np.array([f.label for f in read[first:]], dtype=np.int64)])
-        return {
-            "class_names": self.class_names,
-            "validation": sum(file.part == "validation" for file in read),
-            "broken": broken,
-            "files": [self.name(file) for file in read],
-            "alike": groups_of_equal(sums),
-            "warnings": (
-                *constant_warning(constant, len(read)),
-                *trait_warnings(traits, [file.label for file in read], self.class_names),
-            ),
-        }
-
-    def check_broken(
-        self, broken: Mapping[str, str], skip_broken: bool, most: int
-    ) -> tuple[str, ...]:
-        """Return a warning if pictures are left out.
-
-        Raises UsageError if none may be, or if they are too many.
-        """
-        if not broken:
-            return ()
-        number = f"{len(broken):,} of the {len(self.files):,} pictures"
-        shown = listing([shorten(name, 60) for name in sorted(broken)], 100)
-        if not skip_broken:
-            name, reason = min(broken.items())
-            first = cannot_be_read(self.folder / name, reason)
-            more = f" (one of {number}: {shown})" if len(broken) > 1 else ""
-            raise UsageError(f"{first}{more}; remove it, or set dataset.source.skip_broken=true")
-        if len(broken) > most:
-            raise UsageError(
-                f"{number} in {self.where} cannot be read, more than "
-                f"dataset.source.max_broken={most}: {shown}"
-            )
-        return (f"skipped {number} in {self.where} that cannot be read: {shown}",)
+    for part in ("train", "test"):
+        first = len(read)
+        add(f"{part}_images", images(part))
+        add(f"{part}_labels", [np.array([f.label for f in read[first:]], dtype=np.int64)])
+    return {
+        "class_names": names,
+        "validation": sum(file.part == "validation" for file in read),
+        "broken": broken,
+        "files": [file.name for file in read],
+        "alike": groups_of_equal(sums),
+        "warnings": (
+            *constant_warning(constant, len(read)),
+            *trait_warnings(traits, [file.label for file in read], names),
+        ),
+    }
 
 
-def _list(folder: Path, test_fraction: float) -> _Pictures:
-    """Return the classes and the pictures of a folder."""
+def _check_broken(
+    folder: Path, broken: Mapping[str, str], size: int, skip_broken: bool, most: int
+) -> tuple[str, ...]:
+    """Return a warning if some of the `size` pictures are left out.
+
+    Raises UsageError if none may be, or if they are more than `most`.
+    """
+    if not broken:
+        return ()
+    number, where = f"{len(broken):,} of the {size:,} pictures", shorten_path(folder)
+    shown = listing([shorten(name, 60) for name in sorted(broken)], 100)
+    if not skip_broken:
+        name, reason = min(broken.items())
+        first = cannot_be_read(folder / name, reason)
+        more = f" (one of {number}: {shown})" if len(broken) > 1 else ""
+        raise UsageError(f"{first}{more}; remove it, or set dataset.source.skip_broken=true")
+    if len(broken) > most:
+        raise UsageError(
+            f"{number} in {where} cannot be read, more than dataset.source.max_broken={most}: "
+            f"{shown}"
+        )
+    return (f"skipped {number} in {where} that cannot be read: {shown}",)
+
+
+def _list(
+    folder: Path, test_fraction: float
+) -> tuple[tuple[str, ...], list[_File], tuple[str, ...]]:
+    """Return a folder's classes, its pictures (validation after training), and a warning."""
     parts = [name for name in ("train", *_VALIDATION, "test") if (folder / name).is_dir()]
     divided = "train" in parts or "test" in parts
     if divided and not {"train", "test"} <= set(parts):
@@ -243,7 +227,8 @@ def _list(folder: Path, test_fraction: float) -> _Pictures:
             if not pictures:
                 raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")
             role = "validation" if part in _VALIDATION else part
-            files += [_File(role, p, names.index(name)) for p in pictures]
+            label = names.index(name)
+            files += [_File(role, p.relative_to(folder).as_posix(), label) for p in pictures]
     if not divided:
         sets = held_out_fraction(np.array([file.label for file in files]), test_fraction, folder)
         files = [
@@ -251,7 +236,7 @@ def _list(folder: Path, test_fraction: float) -> _Pictures:
             for part, indices in zip(("train", "test"), sets, strict=True)
             for index in indices
         ]
-    return _Pictures(folder, names, files, skipped_warning(skipped, folder))
+    return names, files, skipped_warning(skipped, folder)
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:

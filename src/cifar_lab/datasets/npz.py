@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.datasets import ARRAYS, ImageArrays, class_names
+from cifar_lab.datasets import (
+    ARRAYS,
+    ImageArrays,
+    check_checksums,
+    class_names,
+    held_out_fraction,
+)
 from cifar_lab.datasets.checks import constant_warning, is_constant
-from cifar_lab.datasets.held_out import check_checksums, held_out_fraction
 from cifar_lab.datasets.store import user_path
 from cifar_lab.errors import UsageError, first_line, listing, shorten, shorten_path
 from cifar_lab.runs.files import open_for_reading
@@ -34,26 +39,16 @@ def load(
         raise UsageError("dataset.source.path is missing; give a .npz file with your images")
     file = user_path("dataset.source.path", path)
     where = shorten_path(file)
-    arrays, used = _read(file), {"class_names"}
-
-    def read_set(prefix: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        pair = {f"{prefix}images", f"{prefix}labels"}
-        if missing := pair - arrays.keys():
-            raise UsageError(f"{where} holds no {' and no '.join(missing)}")
-        used.update(pair)
-        images = _images(arrays[f"{prefix}images"], image_shape, f"{prefix}images in {where}")
-        labels = _labels(arrays[f"{prefix}labels"], len(images), f"{prefix}labels in {where}")
-        return images, labels
-
-    validation = 0
+    arrays, validation = _read(file), 0
     if all(name in arrays for name in ARRAYS):
-        train, test = read_set("train_"), read_set("test_")
-        if "val_images" in arrays or "val_labels" in arrays:
-            images, labels = read_set("val_")
+        train = _take(arrays, "train_", image_shape, where)
+        test = _take(arrays, "test_", image_shape, where)
+        if {"val_images", "val_labels"} & arrays.keys():
+            images, labels = _take(arrays, "val_", image_shape, where)
             train = np.concatenate([train[0], images]), np.concatenate([train[1], labels])
             validation = len(labels)
-    elif "images" in arrays and "labels" in arrays:
-        images, labels = read_set("")
+    elif {"images", "labels"} <= arrays.keys():
+        images, labels = _take(arrays, "", image_shape, where)
         kept, out = held_out_fraction(labels, test_fraction, file)
         train, test = (images[kept], labels[kept]), (images[out], labels[out])
     else:
@@ -61,15 +56,15 @@ def load(
             f"{where} holds {shorten(', '.join(sorted(arrays)) or 'nothing', 200)}; it must hold "
             f"{', '.join(ARRAYS)}, or images and labels"
         )
-    names = _class_names(arrays.get("class_names"), [train[1], test[1]], where)
+    names = _class_names(arrays.pop("class_names", None), train[1], test[1], where)
     every = [*train[0], *test[0]]
     constant = [f"number {i}" for i, image in enumerate(every) if is_constant(image)]
     warnings = constant_warning(constant, len(every))
-    if unused := sorted(arrays.keys() - used):
-        warnings.append(f"arrays in {where} that are not used: {listing(map(shorten, unused))}")
+    if arrays:
+        unused = listing(map(shorten, sorted(arrays)))
+        warnings.append(f"arrays in {where} that are not used: {unused}")
     dataset = ImageArrays(*train, *test, names, validation, warnings=tuple(warnings))
-    check_checksums(dataset, checksums, file)
-    return dataset
+    return check_checksums(dataset, checksums, file)
 
 
 def _read(file: Path) -> dict[str, NDArray[Any]]:
@@ -90,38 +85,44 @@ def _read(file: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _images(array: NDArray[Any], image_shape: Sequence[int], what: str) -> NDArray[np.uint8]:
+def _take(
+    arrays: dict[str, NDArray[Any]], part: str, image_shape: Sequence[int], where: str
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Take the images and labels of a set out of the arrays of a file."""
+    for name in (f"{part}images", f"{part}labels"):
+        if name not in arrays:
+            raise UsageError(f"{where} holds no {name}")
+    images, labels = arrays.pop(f"{part}images"), arrays.pop(f"{part}labels")
     channels, height, width = wanted = tuple(image_shape)
-    given = array.shape
-    if array.shape[1:] != wanted and array.shape[1:] == (height, width, channels):
-        array = array.transpose(0, 3, 1, 2)
-    if channels == 1 and array.shape[1:] == (height, width):
-        array = array[:, None]
-    if array.dtype != np.uint8 or array.shape[1:] != wanted or len(array) == 0:
+    given = images.shape
+    if given[1:] != wanted and given[1:] == (height, width, channels):
+        images = images.transpose(0, 3, 1, 2)
+    if channels == 1 and given[1:] == (height, width):
+        images = images[:, None]
+    if images.dtype != np.uint8 or images.shape[1:] != wanted or len(images) == 0:
         raise UsageError(
-            f"{what}: {array.dtype} of shape {given}; it must be (N, {channels}, {height}, "
-            f"{width}) as in dataset.image_shape, must be uint8, and not empty"
+            f"{part}images in {where}: {images.dtype} of shape {given}; it must be (N, {channels}, "
+            f"{height}, {width}) as in dataset.image_shape, must be uint8, and not empty"
         )
-    return np.ascontiguousarray(array)
-
-
-def _labels(array: NDArray[Any], size: int, what: str) -> NDArray[np.int64]:
-    if not np.issubdtype(array.dtype, np.integer) or array.shape != (size,):
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != given[:1]:
         raise UsageError(
-            f"{what}: {array.dtype} of shape {array.shape}; it must be whole numbers, ({size},)"
+            f"{part}labels in {where}: {labels.dtype} of shape {labels.shape}; it must be whole "
+            f"numbers, ({len(images)},)"
         )
-    if array.min() < 0:
-        raise UsageError(f"{what}: its minimum is {array.min()}; labels begin at 0")
-    return array.astype(np.int64)
+    if labels.min() < 0:
+        raise UsageError(
+            f"{part}labels in {where}: its minimum is {labels.min()}; labels begin at 0"
+        )
+    return np.ascontiguousarray(images), labels.astype(np.int64)
 
 
 def _class_names(
-    names: NDArray[Any] | None, labels: Sequence[NDArray[np.int64]], where: str
+    names: NDArray[Any] | None, train: NDArray[np.int64], test: NDArray[np.int64], where: str
 ) -> tuple[str, ...]:
-    count = 1 + max(int(of_set.max()) for of_set in labels)
-    present = np.unique(labels[0])
+    count = 1 + int(max(train.max(), test.max()))
+    present = np.unique(train)
     if len(present) < count:  # no list of all labels: a wild one would make that enormous
-        absent = next(i for i in range(count) if i >= len(present) or present[i] != i)
+        absent = np.setdiff1d(np.arange(len(present) + 1), present)[0]
         raise UsageError(
             f"{where}: labels go up to {count - 1}, but no training image has label {absent}"
         )

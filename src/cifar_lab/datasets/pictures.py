@@ -1,6 +1,5 @@
 """The one intake of picture files: which there are, and each as an array of a given shape."""
 
-import contextlib
 import io
 import os
 from collections import Counter
@@ -121,27 +120,17 @@ def skipped_warning(skipped: Counter[str], where: Path) -> tuple[str, ...]:
 
 def read_picture(path: Path, preparation: Preparation) -> NDArray[np.uint8]:
     """Return a picture file as `fit_picture` does; UsageError if it cannot be read."""
-    try:
-        with _strictly():
-            return _decode_file(path, preparation)[0]
-    except Unreadable as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise UsageError(f"{shorten_path(path)}: there is no such picture") from None
-        raise UsageError(cannot_be_read(path, str(error))) from error
+    if not path.exists():
+        raise UsageError(f"{shorten_path(path)}: there is no such picture")
+    [picture] = decode_files([path], preparation)
+    if isinstance(picture, Unreadable):
+        raise UsageError(cannot_be_read(path, str(picture)))
+    return picture[0]
 
 
 def cannot_be_read(path: Path, reason: str) -> str:
     """Return the message for one picture that cannot be read."""
     return f"{shorten_path(path)} cannot be read as a picture ({', '.join(FORMATS)}): {reason}"
-
-
-def _decode_file(path: Path, preparation: Preparation) -> tuple[NDArray[np.uint8], Traits]:
-    try:
-        with open_for_reading(path) as file:
-            content = file.read()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
-        raise Unreadable(getattr(error, "strerror", None) or first_line(error)) from error
-    return decode(content, preparation)
 
 
 def decode_files(
@@ -153,33 +142,27 @@ def decode_files(
     global lock: of 1,000 photographs and of 4,000 small pictures, threads decoded as many a second
     as processes did. Only some are in memory at a time, however slowly they are taken.
     """
+    from PIL import Image, ImageFile
 
     def read(path: Path) -> tuple[NDArray[np.uint8], Traits] | Unreadable:
         try:
-            return _decode_file(path, preparation)
+            with open_for_reading(path) as file:
+                return decode(file.read(), preparation)
         except Unreadable as error:
             return error
+        except OSError as error:
+            return Unreadable(error.strerror or first_line(error))
 
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    with _strictly(), ThreadPoolExecutor(cores, thread_name_prefix="pictures") as threads:
-        for first in range(0, len(paths), 32 * cores):
-            yield from threads.map(read, paths[first : first + 32 * cores])
-
-
-@contextlib.contextmanager
-def _strictly() -> Iterator[None]:
-    """Let Pillow open pictures of any size, and no torn ones, whatever the caller has set.
-
-    `decode` refuses large ones by a limit of its own. Pillow's settings are those of the process,
-    so they are changed before threads are started.
-    """
-    from PIL import Image, ImageFile
-
+    # Pictures of any size are opened, since `decode` has a limit of its own, and no torn ones. But
+    # Pillow's settings are the caller's, and those of the process: they change before the threads.
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
     try:
-        yield
+        with ThreadPoolExecutor(cores, thread_name_prefix="pictures") as threads:
+            for first in range(0, len(paths), 32 * cores):
+                yield from threads.map(read, paths[first : first + 32 * cores])
     finally:
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
@@ -250,8 +233,7 @@ def _eight_bits(picture: "Image.Image") -> tuple["Image.Image", int, float]:
 def to_pixels(pictures: Pictures, preparation: Preparation) -> NDArray[np.uint8]:
     """Return pictures as (N, *shape), prepared as those of `dataset=image_folder`.
 
-    An array that has the model's size and channels is taken as it is. Raises UsageError for the
-    first picture that is wrong.
+    Raises UsageError for the first picture that is wrong.
     """
     from PIL import Image
 
@@ -261,14 +243,13 @@ def to_pixels(pictures: Pictures, preparation: Preparation) -> NDArray[np.uint8]
         raise UsageError(
             f"pictures of type {type(pictures).__name__} are none; give paths, PIL images or arrays"
         )
-    if isinstance(pictures, np.ndarray):
-        is_one = pictures.ndim == 2 or (pictures.ndim == 3 and pictures.shape[2] in (3, 4))
-        if is_one or pictures.ndim not in (3, 4):
-            hint = "; put one picture into a list" if is_one else ""
-            raise UsageError(
-                f"an array of pictures has the shape (N, height, width) or (N, height, width, "
-                f"channels), not {list(pictures.shape)}{hint}"
-            )
+    if isinstance(pictures, np.ndarray) and (
+        pictures.ndim not in (3, 4) or pictures.shape[2:] in ((3,), (4,))
+    ):
+        raise UsageError(
+            "an array of pictures has the shape (N, height, width) or (N, height, width, channels)"
+            f", not {list(pictures.shape)}; put one picture into a list"
+        )
     pixels = np.empty((len(pictures), *preparation.shape), dtype=np.uint8)
     for number, picture in enumerate(pictures):
         pixels[number] = _pixels(picture, number, preparation)
@@ -280,25 +261,21 @@ def _pixels(picture: Any, number: int, preparation: Preparation) -> NDArray[np.u
 
     if isinstance(picture, str | Path):
         return read_picture(Path(picture), preparation)
+    wrong = None
     if isinstance(picture, np.ndarray):
-        channels_last = picture[..., None] if picture.ndim == 2 else picture
-        if channels_last.ndim != 3 or channels_last.shape[2] not in (1, 3, 4):
-            raise UsageError(
-                f"picture {number} is an array of shape {list(picture.shape)}; it must be "
-                "(height, width) or (height, width, channels) with 1, 3 or 4 channels"
+        if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] not in (1, 3, 4)):
+            wrong = (
+                f"an array of shape {list(picture.shape)}; it must be (height, width) or "
+                "(height, width, channels) with 1, 3 or 4 channels"
             )
-        if picture.dtype != np.uint8:
-            raise UsageError(
-                f"picture {number} is an array of {picture.dtype}; it must be uint8, from 0 to 255"
-            )
-        if (channels_last.shape[2], *channels_last.shape[:2]) == tuple(preparation.shape):
-            return channels_last.transpose(2, 0, 1)
-        picture = Image.fromarray(channels_last[..., 0] if channels_last.shape[2] == 1 else picture)
-    if not isinstance(picture, Image.Image):
-        raise UsageError(
-            f"picture {number} is of type {type(picture).__name__}; it must be a path, a PIL image "
-            "or a numpy array"
-        )
+        elif picture.dtype != np.uint8:
+            wrong = f"an array of {picture.dtype}; it must be uint8, from 0 to 255"
+        else:
+            picture = Image.fromarray(picture[..., 0] if picture.shape[2:] == (1,) else picture)
+    elif not isinstance(picture, Image.Image):
+        wrong = f"of type {type(picture).__name__}; it must be a path, a PIL image or a numpy array"
+    if wrong is not None:
+        raise UsageError(f"picture {number} is {wrong}")
     try:
         return fit_picture(_eight_bits(picture)[0], preparation.shape, preparation.fit)
     except Exception as error:  # a file that PIL opened is decoded only here

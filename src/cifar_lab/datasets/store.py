@@ -14,8 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
-from math import prod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,22 +67,23 @@ def data_root() -> Path:
     return Path(cache) / "cifar_lab"
 
 
-def files_digest(path: Path) -> str | None:
-    """Return a digest of the names, sizes and times of the files at a path; None if it is missing.
+def files_digest(path: Path, files: Sequence[Path] = ()) -> str | None:
+    """Return a digest of the names, sizes and times of the files at a path, None if it is missing.
 
-    Two equal digests spare reading the files; their content may still be the same if they differ.
+    Of all of them, or of those that are given. Two equal digests spare reading the files; their
+    content may still be the same if they differ.
     """
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    try:
-        for file in files:
-            state = file.stat()
-            name = file.relative_to(path).as_posix()
-            # A name that is not UTF-8 has surrogates for its bytes.
-            text = f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n"
-            digest.update(text.encode(errors="surrogateescape"))
-    except OSError:
+    if not path.exists():
         return None
+    digest = hashlib.sha256()
+    for file in files or sorted(path.rglob("*") if path.is_dir() else [path]):
+        text = file.relative_to(path).as_posix()
+        with contextlib.suppress(OSError):  # a link to nowhere
+            state = file.stat()
+            # A copy can keep the time of modification, but not that of the change (ctime).
+            text += f"\0{state.st_size}\0{state.st_mtime_ns}\0{state.st_ctime_ns}"
+        # A name that is not UTF-8 has surrogates for its bytes.
+        digest.update(f"{text}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -160,16 +160,15 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         due = not note.exists() or time.time() - note.stat().st_mtime > _DAY
         everything = bool(not mapped or asked or due)
         entries = facts.pop("arrays")
-        known: dict[str, str] = {}
+        known = {name: checksums.get(name, entries[name]["sha256"]) for name in ARRAYS}
         for name in ARRAYS:
             path, entry = folder / f"{name}.bin", entries[name]
-            facts[name] = _map(path, entry, mapped)
-            known[name] = checksums.get(name, entry["sha256"])
             # Of the file and not of the map, whose pages would stay in memory.
             if everything and _sha256(path) != known[name]:
                 raise _Damaged(path, "its sha256 does not match")
             if not everything and _sample(path) != entry["sample"]:
                 raise _Damaged(path, "the sha256 of samples of it does not match")
+            facts[name] = _map(path, entry["dtype"], tuple(entry["shape"]), mapped)
         if mapped and everything:
             with contextlib.suppress(OSError):  # in a folder of somebody else
                 note.touch()
@@ -185,6 +184,11 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         raise _Damaged(index, first_line(error)) from error
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _sample(path: Path) -> str:
     """Return the sha256 of 64 parts of a file, at equal distances from its start to its end."""
     last = max(path.stat().st_size - _PART, 0)
@@ -196,12 +200,9 @@ def _sample(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _map(path: Path, entry: Mapping[str, Any], mapped: bool) -> NDArray[Any]:
-    dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
-    if dtype.kind not in "iu":  # an array of objects would be one of addresses in memory
+def _map(path: Path, dtype: str, shape: tuple[int, ...], mapped: bool) -> NDArray[Any]:
+    if np.dtype(dtype).kind not in "iu":  # an array of objects would be one of addresses in memory
         raise ValueError(f"{path.name} holds {dtype}")
-    if path.stat().st_size != dtype.itemsize * prod(shape):
-        raise _Damaged(path, "it has another size")
     # Copy on write: the pages are shared, and torch.from_numpy takes them without a copy. But Linux
     # refuses such a map where it is larger than the memory.
     try:
@@ -243,11 +244,6 @@ def _decode_into(
     arrays = _read(folder, key, checksums, mapped)
     assert arrays is not None
     return arrays
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of_json(value: object) -> str:

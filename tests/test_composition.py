@@ -8,7 +8,6 @@ import pytest
 from tiny_runs import TINY
 
 from cifar_lab.config.compose import compose
-from cifar_lab.config.groups import find_options
 from cifar_lab.config.run_config import to_plain
 from cifar_lab.train import main
 
@@ -39,27 +38,8 @@ def test_hydra_composes_a_combination_of_options_once(monkeypatch: pytest.Monkey
         return real(name, overrides=overrides, return_hydra_config=return_hydra_config)
 
     monkeypatch.setattr(hydra, "compose", counted)
-    assert len(compose(["-m", "optimizer=sgd,adam", "seed=range(0,10)"]).runs) == 20
-    assert len(calls) == 1  # an optimizer's file sets its own part and nothing else
-    calls.clear()
     assert len(compose(["-m", "dataset=mnist,digits", "seed=range(0,10)"]).runs) == 20
     assert len(calls) == 1 + 2  # the defaults, and each dataset, which chooses the augmentation
-
-
-@pytest.mark.parametrize(
-    "group",
-    [
-        "dropout",
-        *(
-            pytest.param(group, marks=pytest.mark.slow)
-            for group in ("model", "optimizer", "activation", "scheduler")
-        ),
-    ],
-)
-def test_options_that_stand_alone_are_as_hydra_composes_them(group: str, tmp_path: Path) -> None:
-    line = ["-m", f"{group}={','.join(find_options()[group])}", "dataset=digits"]
-    by_hydra = configs([*line, "--config-dir", str(tmp_path)])  # it might change any part
-    assert configs(line) == by_hydra
 
 
 def test_options_of_ones_own_that_change_other_parts(tmp_path: Path) -> None:

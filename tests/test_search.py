@@ -19,8 +19,7 @@ from optuna.trial import TrialState
 from synthetic_runs import make_run
 from tiny_runs import assert_same_result, descendants
 
-from cifar_lab.config.launch import Dimension
-from cifar_lab.config.request import Request
+from cifar_lab.config.launch import Dimension, Request
 from cifar_lab.errors import Damaged, UsageError
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import Cell

@@ -17,8 +17,7 @@ from cifar_lab.analysis.grouping import collect_folders
 from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.analysis.summary import Summary, summary_of
 from cifar_lab.config import targets
-from cifar_lab.config.launch import launched
-from cifar_lab.config.request import Request, check_launch
+from cifar_lab.config.launch import Request, check_launch, launched
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import Damaged, Stopped, UsageError, shorten

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from cifar_lab import cli
 from cifar_lab.config.command_line import parse_command_line
-from cifar_lab.config.launch import Launched, launched
-from cifar_lab.config.request import Request, check_launch
+from cifar_lab.config.launch import Launched, Request, check_launch, launched
 from cifar_lab.errors import UsageError, listing
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def train_together(place: Launched, words: list[str]) -> int:
 def train_words(words: list[str], group: "Processes | None" = None) -> int:
     """Do what the words of a command line ask for; return the exit code."""
     if "-h" in words or "--help" in words:
-        from cifar_lab.config.help_page import help_page
+        from cifar_lab.config.reference import help_page
 
         line = parse_command_line([word for word in words if word not in ("-h", "--help")])
         print(help_page(line.config_dir))

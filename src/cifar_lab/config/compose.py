@@ -8,6 +8,7 @@ anything is downloaded or written.
 import contextlib
 import copy
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -24,10 +25,22 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from cifar_lab.config import command_line
+from cifar_lab.config.command_line import (
+    CommandLine,
+    check_words,
+    is_config_file,
+    is_run_folder,
+    parse_command_line,
+)
 from cifar_lab.config.data_config import keep_place
-from cifar_lab.config.groups import config_folder, find_options, read_option, setting_keys
-from cifar_lab.config.launch import Dimension, LaunchOptions
+from cifar_lab.config.groups import config_folder, find_options, setting_keys
+from cifar_lab.config.launch import (
+    Dimension,
+    LaunchOptions,
+    Request,
+    planned_run,
+    take_launch_options,
+)
 from cifar_lab.config.overrides import (
     Options,
     check_choice,
@@ -39,15 +52,10 @@ from cifar_lab.config.overrides import (
     search_examples,
     set_value,
 )
-from cifar_lab.config.request import Request, planned_run, take_launch_options
 from cifar_lab.config.run_config import flatten, load, to_plain
 from cifar_lab.errors import UsageError, first_line, shorten
 
 _NO_CHOICES = ("hydra", "search", "tracker")  # groups that are no part of a run
-
-_STAND_ALONE = ("model", "optimizer", "activation", "dropout", "scheduler")
-"""Groups of conf/ whose options set their own part and nothing else, and whose part only an
-experiment changes. Hydra takes a tenth of a second for each combination of options."""
 
 
 def compose(argv: Sequence[str]) -> Request:
@@ -56,34 +64,34 @@ def compose(argv: Sequence[str]) -> Request:
     UsageError for what is not a run. Whether a run can start here, and whether its targets take
     their arguments, is for `cifar_lab.training.preflight` to say: that needs torch.
     """
-    line = command_line.parse_command_line(argv)
+    line = parse_command_line(argv)
     words = list(line.overrides)
-    folder = Path(words.pop(0)) if words and command_line.is_run_folder(words[0]) else None
+    folder = Path(words.pop(0)) if words and is_run_folder(words[0]) else None
     file = None if folder is None else folder / "config.yaml"
-    if file is None and words and command_line.is_config_file(words[0]):
+    if file is None and words and is_config_file(words[0]):
         file = Path(words.pop(0))
-    command_line.check_words(words, setting_keys())
+    check_words(words, setting_keys())
     parsed = parse_overrides(words)
+    file = file or _start_of(parsed)
+    past = None if file is None else _past_run(file, parsed)
     with _hydra(line.config_dir):
-        bases = _Compositions(line)
-        file = file or _start_of(parsed)
-        if file is None:
-            return _request(bases, parsed, line)
-        request = _request(_PastRun(file, parsed, bases), parsed, line)
-        start = line.overrides[: len(line.overrides) - len(words)]  # of each trial of a search, too
-        return dataclasses.replace(
-            request,
-            folder=folder,
-            is_sweep=len(request.runs) > 1 or bool(request.space),
-            fixed=(*start, *request.fixed),
-        )
+        request = _request(_Composer(line, past), parsed, line)
+    if past is None:
+        return request
+    start = line.overrides[: len(line.overrides) - len(words)]  # of each trial of a search, too
+    return dataclasses.replace(
+        request,
+        folder=folder,
+        is_sweep=len(request.runs) > 1 or bool(request.space),
+        fixed=(*start, *request.fixed),
+    )
 
 
 def _start_of(parsed: list[Override]) -> Path | None:
     """Return the config of the run that `continue_from` names, unless an experiment says all."""
     values = {o.key_or_group: o.value() for o in parsed}
     start = values.get("continue_from")
-    if isinstance(start, str) and "experiment" not in values and command_line.is_run_folder(start):
+    if isinstance(start, str) and "experiment" not in values and is_run_folder(start):
         return Path(start) / "config.yaml"
     return None
 
@@ -102,32 +110,20 @@ def complete_shell(argv: Sequence[str]) -> None:
     )()
 
 
-@dataclass(frozen=True)
-class _Base:
-    """What the values of a command line are set on; not to be changed."""
-
-    plain: dict[str, Any]  # a run and how it is launched, with interpolations
-    grid: dict[str, Any] = dataclasses.field(default_factory=dict)  # what an experiment lists
-    multirun: bool = False
-    launcher: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def _request(
-    bases: "_PastRun | _Compositions", parsed: list[Override], line: command_line.CommandLine
-) -> Request:
+def _request(composer: "_Composer", parsed: list[Override], line: CommandLine) -> Request:
     """Return every run of a command line."""
-    options = bases.options
+    options = composer.options
     for override in parsed:
         check_choice(override, options)
     fixed = [o for o in parsed if not o.is_sweep_override()]
-    base = bases.base(fixed)
+    base = composer.with_overrides(fixed)
     multirun = line.multirun or base.multirun
     asked = {override.key_or_group for override in parsed}
     if multirun:
         listed = [f"{key}={values}" for key, values in base.grid.items() if key not in asked]
         parsed = parse_overrides(listed) + parsed
         fixed = [o for o in parsed if not o.is_sweep_override()]
-    plain = _with_values(base, fixed, options)
+    plain = composer.with_overrides(fixed).plain
     points = expand_points(plain["points"], asked, options)
     if points and not multirun:
         raise UsageError("points name several runs; add -m to run all of them")
@@ -143,17 +139,14 @@ def _request(
         lists = expand_grid(parsed, options, multirun=multirun, points=points)
     runs, launch_options = [], LaunchOptions()
     for overrides in lists:
-        plain = _resolve(_with_values(bases.base(overrides), overrides, options))
+        plain = _resolve(composer.with_overrides(overrides).plain)
         asked_path = any(o.key_or_group == "dataset.source.path" for o in overrides)
-        if isinstance(bases, _Compositions) or asked_path:  # a run keeps its own path
+        if composer.past is None or asked_path:  # a run keeps its own path
             keep_place(plain["dataset"])
         launch_options = take_launch_options(plain)
         runs.append(planned_run(plain, lines_of(overrides)))
-    last = bases.base(lists[-1])
-    shown = None
-    if line.cfg is not None:
-        node = OmegaConf.create(_with_values(last, lists[-1], options))
-        shown = OmegaConf.to_yaml(node).rstrip()
+    last = composer.with_overrides(lists[-1])
+    shown = None if line.cfg is None else OmegaConf.to_yaml(OmegaConf.create(last.plain)).rstrip()
     return Request(
         runs,
         launch_options,
@@ -165,88 +158,82 @@ def _request(
     )
 
 
-class _Compositions:
-    """What Hydra composes, each combination of options once."""
-
-    def __init__(self, line: command_line.CommandLine) -> None:
-        self._files = find_options(line.config_dir)
-        self.options: Options = self._files
-        self._is_ours = line.config_dir is None
-        self._kept: dict[tuple[str, ...], _Base] = {}
-
-    def base(self, overrides: Sequence[Override]) -> _Base:
-        """Return the composition of the options that are chosen."""
-        choices = [override for override in overrides if _is_choice(override, self.options)]
-        alone: dict[str, Any] = {}
-        if self._is_ours and not any(o.key_or_group == "experiment" for o in choices):
-            alone = {o.key_or_group: o.value() for o in choices if o.key_or_group in _STAND_ALONE}
-        lines = lines_of([o for o in choices if o.key_or_group not in alone])
-        if lines not in self._kept:
-            self._kept[lines] = self._compose(lines)
-        base = self._kept[lines]
-        parts = {group: read_option(self._files[group][option]) for group, option in alone.items()}
-        chosen = {"choices": base.plain["choices"] | alone}
-        return dataclasses.replace(base, plain=base.plain | parts | chosen)
-
-    def _compose(self, lines: tuple[str, ...]) -> _Base:
-        try:
-            node = _composed(list(lines))
-            with open_dict(node):
-                own = node.pop("hydra")
-            plain = cast("dict[str, Any]", OmegaConf.to_container(node))
-            chosen = own.runtime.choices.items()
-            kept = {k: v for k, v in chosen if "/" not in k and k not in _NO_CHOICES}
-            return _Base(
-                {**plain, "choices": {**(plain.get("choices") or {}), **kept}},
-                dict(own.sweeper.params or {}),
-                str(own.mode) == "RunMode.MULTIRUN",
-                cast("dict[str, Any]", OmegaConf.to_container(own.launcher, resolve=True)),
-            )
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UsageError(shorten(" ".join(str(error).splitlines()[:2]), 200)) from None
+def _past_run(file: Path, parsed: list[Override]) -> dict[str, Any]:
+    """Return the config of a run, from which another starts: that of a folder, or a file."""
+    plain = to_plain(load(file))
+    dataset = plain["dataset"]
+    if any(override.key_or_group.startswith("split") for override in parsed):
+        dataset |= dict.fromkeys(dataset["computed"], "auto")  # on the images that train now
+    if dataset["source"].get("path") and dataset["relative_to"] is None:  # of somebody else
+        dataset["relative_to"] = str(Path.cwd())
+    return {**to_plain(LaunchOptions()), **plain}
 
 
-class _PastRun:
-    """The config of a run, from which another starts: that of a folder, or a file."""
+@dataclass(frozen=True)
+class _Composed:
+    """A config before it is resolved."""
 
-    def __init__(self, file: Path, parsed: list[Override], composed: "_Compositions") -> None:
-        plain = to_plain(load(file))
-        if any(override.key_or_group.startswith("split") for override in parsed):
-            for name in plain["dataset"]["computed"]:  # on the images that train now
-                plain["dataset"][name] = "auto"
-        dataset = plain["dataset"]
-        if dataset["source"].get("path") and dataset["relative_to"] is None:  # of somebody else
-            dataset["relative_to"] = str(Path.cwd())
-        self._plain = {**to_plain(LaunchOptions()), **plain}
-        self._composed = composed
-        self.options: Options = {k: v for k, v in composed.options.items() if k != "experiment"}
+    plain: dict[str, Any]  # a run and how it is launched, with interpolations
+    grid: dict[str, Any] = dataclasses.field(default_factory=dict)  # what an experiment lists
+    multirun: bool = False
+    launcher: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def base(self, overrides: Sequence[Override]) -> _Base:
-        """Return the config of the run, with the options that are chosen in place of its parts."""
-        groups = [o.key_or_group for o in overrides if _is_choice(o, self.options)]
-        if not groups:
-            return _Base(self._plain)
+
+class _Composer:
+    """Makes configs from what Hydra composes of the options, or from that of a `past` run."""
+
+    def __init__(self, line: CommandLine, past: dict[str, Any] | None) -> None:
+        self.past = past
+        self.options: Options = find_options(line.config_dir)
+        if past is not None:  # an experiment says all
+            self.options = {k: v for k, v in self.options.items() if k != "experiment"}
+        self._compose = functools.cache(_compose)  # each combination takes a tenth of a second
+
+    def with_overrides(self, overrides: Sequence[Override]) -> _Composed:
+        """Return the config that some overrides make: options that are chosen, then values."""
+        choices = [o for o in overrides if self._is_choice(o)]
+        base = self._base(choices)
+        plain = copy.deepcopy(base.plain)
+        for override in overrides:
+            if not self._is_choice(override):
+                set_value(plain, override)
+        return dataclasses.replace(base, plain=plain)
+
+    def _is_choice(self, override: Override) -> bool:
+        return override.key_or_group in self.options or override.key_or_group.startswith("hydra")
+
+    def _base(self, choices: Sequence[Override]) -> _Composed:
+        if self.past is None:
+            return self._compose(lines_of(choices))
+        if not choices:
+            return _Composed(self.past)
+        groups = [override.key_or_group for override in choices]
         if "dataset" in groups:  # whose file chooses the augmentation
             groups.append("augmentation")
-        composed = self._composed.base(overrides)
+        composed = self._compose(lines_of(choices))
         parts = {group: composed.plain[group] for group in groups if group in composed.plain}
-        chosen = {group: composed.plain["choices"].get(group) for group in groups}
-        choices = self._plain["choices"] | {k: v for k, v in chosen.items() if v is not None}
-        return _Base({**self._plain, **parts, "choices": choices}, launcher=composed.launcher)
+        chosen = {k: v for k, v in composed.plain["choices"].items() if k in groups}
+        plain = {**self.past, **parts, "choices": self.past["choices"] | chosen}
+        return _Composed(plain, launcher=composed.launcher)
 
 
-def _is_choice(override: Override, options: Options) -> bool:
-    """Whether an override chooses an option or is Hydra's own, and does not set a value."""
-    return override.key_or_group in options or override.key_or_group.startswith("hydra")
-
-
-def _with_values(base: _Base, overrides: Sequence[Override], options: Options) -> dict[str, Any]:
-    """Return a config with the values of a command line, before it is resolved."""
-    plain = copy.deepcopy(base.plain)
-    for override in overrides:
-        if not _is_choice(override, options):
-            set_value(plain, override)
-    return plain
+def _compose(lines: tuple[str, ...]) -> _Composed:
+    """Return what Hydra composes of some options."""
+    try:
+        node = _composed(list(lines))
+        with open_dict(node):
+            own = node.pop("hydra")
+        plain = cast("dict[str, Any]", OmegaConf.to_container(node))
+        chosen = own.runtime.choices.items()
+        kept = {k: v for k, v in chosen if "/" not in k and k not in _NO_CHOICES}
+        return _Composed(
+            {**plain, "choices": {**(plain.get("choices") or {}), **kept}},
+            dict(own.sweeper.params or {}),
+            str(own.mode) == "RunMode.MULTIRUN",
+            cast("dict[str, Any]", OmegaConf.to_container(own.launcher, resolve=True)),
+        )
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(shorten(" ".join(str(error).splitlines()[:2]), 200)) from None
 
 
 def _resolve(plain: dict[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from typing import Any
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.config.command_line import parse_command_line
-from cifar_lab.config.launch import SearchOptions
-from cifar_lab.config.request import Request
+from cifar_lab.config.launch import Request, SearchOptions
 from cifar_lab.errors import UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import align

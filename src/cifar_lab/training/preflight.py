@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.config import targets
-from cifar_lab.config.components import OptimizerConfig
 from cifar_lab.config.compose import compose
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.identity import address, identity
-from cifar_lab.config.launch import LAUNCH_KEYS
-from cifar_lab.config.request import Request
-from cifar_lab.config.run_config import DropoutConfig, RunConfig, to_plain
+from cifar_lab.config.launch import LAUNCH_KEYS, Request
+from cifar_lab.config.run_config import DropoutConfig, OptimizerConfig, RunConfig, to_plain
 from cifar_lab.config.schema import default_of
 from cifar_lab.errors import Damaged, UsageError, first_line
 from cifar_lab.optimizers import build_optimizer, classifier_of

@@ -11,7 +11,7 @@ import torch
 
 from cifar_lab.config import targets
 from cifar_lab.config.identity import identity
-from cifar_lab.config.request import Request
+from cifar_lab.config.launch import Request
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.errors import Stopped, Unavailable, listing
 from cifar_lab.runs import provenance

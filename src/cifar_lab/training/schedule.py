@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from cifar_lab.config.components import SchedulerConfig
-from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.run_config import RunConfig, SchedulerConfig
 from cifar_lab.config.targets import build
 from cifar_lab.errors import UsageError, did_you_mean
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, epoch_columns

@@ -8,7 +8,7 @@ import pytest
 
 from cifar_lab import train
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import Candidate, match
+from cifar_lab.analysis.reproduction import Candidate, match
 from cifar_lab.config.reports import reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.runs.run_dir import find_runs

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cifar_lab import cli
 from cifar_lab.analysis import reproduction, verdicts
-from cifar_lab.analysis.claims import ReportExperiment, Row
+from cifar_lab.analysis.reproduction import ReportExperiment, Row
 from cifar_lab.config import groups
 from cifar_lab.config.identity import address
 from cifar_lab.config.reports import read_report

@@ -1,31 +1,115 @@
-"""The experiments of the reports, and each figure that a report gives beside the runs for it."""
+"""What the reports claim beside what runs measured: each claim is matched to its runs, and judged.
+
+A claim speaks of the configurations of its experiment that fit its `where`. It is judged by the
+finished runs of such a configuration, one value per seed, by one written rule (see `verdicts`).
+"""
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.claims import (
-    Candidate,
-    ReportExperiment,
-    Row,
-    Runs,
-    match,
-    reported,
-    values_of,
-)
-from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs
-from cifar_lab.analysis.statistics import MIN_VALUES
-from cifar_lab.analysis.verdicts import REFUTED, EpochStudy
-from cifar_lab.config.reports import ReportedExperiment
-from cifar_lab.config.run_config import RunConfig
+from cifar_lab.analysis.contrasts import Deviation
+from cifar_lab.analysis.load_runs import FoundRun, identity_without, read_runs, show_value
+from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
+from cifar_lab.analysis.verdicts import REFUTED, EpochStudy, Verdict, judge, pooled_deviation
+from cifar_lab.config.reports import Claim, Report, ReportedExperiment
+from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.text import Table, duration, markdown
 
+Runs = tuple[FoundRun, ...]
+
 _NOT_THE_RECIPE = ("seed", "device", "precision")
 """What may differ between runs that measure the same figure; threads are no part of identity."""
+
+
+@dataclass(frozen=True)
+class ReportExperiment:
+    """A report's experiment: its configs, with seed 0, by the protocol that is judged."""
+
+    name: str
+    configs: tuple[RunConfig, ...]
+    report: Report
+
+    @property
+    def folder(self) -> Path:
+        """Where its runs are."""
+        return Path(self.configs[0].output_dir) / self.configs[0].name
+
+    @property
+    def reported(self) -> ReportedExperiment:
+        """What the report says of it."""
+        return self.report.experiments.get(self.name, ReportedExperiment())
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that claims may speak of: its config (of any seed) and one run per seed.
+
+    `pool`: groups of runs that scatter as these do, by which their deviation is estimated; none for
+    their own alone. `study`: where the report does not say how long it trained, the runs of several
+    lengths; `runs` are then those of the length that fits, `pool` those of each.
+    """
+
+    config: RunConfig
+    runs: Runs = ()
+    pool: tuple[Runs, ...] = ()
+    study: EpochStudy | None = None
+
+    @cached_property
+    def _flat(self) -> dict[str, Any]:
+        # An option by its group's name, as on a command line: optimizer=adam.
+        return {**self.config.choices, **flatten(to_plain(self.config))}
+
+    def fits(self, where: Mapping[str, Any]) -> bool:
+        """Whether its config has these values, by dotted key, or these options, by group."""
+        flat = self._flat
+        return all(
+            key in flat and (flat[key] == value or show_value(flat[key]) == show_value(value))
+            for key, value in where.items()
+        )
+
+    def values(self, claim: Claim, runs: Runs | None = None) -> dict[FoundRun, float]:
+        """Return the claim's metric of each of its runs that has it, or of each of `runs`."""
+        metric = claim.metric
+        if self.config.protocol == "sound":  # which scores the weights that validation chose
+            metric = metric.replace("test_accuracy_last", "test_accuracy")
+        values = {run: run.metric(metric) for run in (self.runs if runs is None else runs)}
+        return {run: value for run, value in values.items() if value is not None}
+
+    def deviation(self, claim: Claim) -> Deviation | None:
+        """Return the deviation of single runs; those that continue each other count as one."""
+        groups = [self.values(claim, runs) for runs in self.pool or (self.runs,)]
+        return pooled_deviation(
+            [
+                {run.config.seed if self.study else run: value for run, value in group.items()}
+                for group in groups
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim beside the runs of a configuration, and of those that its `above` compares with.
+
+    `configs`: those of the runs that judge it, with seed 0; `runs`: these runs; `values`: the
+    claim's metric, or the difference that the report prints, one for each seed.
+    """
+
+    experiment: ReportExperiment
+    claim: Claim
+    candidate: Candidate
+    configs: list[RunConfig]
+    runs: Runs
+    values: list[float]
+    interval: Interval | None
+    verdict: Verdict
 
 
 def read_finished(folder: Path) -> list[FoundRun]:
@@ -40,26 +124,26 @@ def read_finished(folder: Path) -> list[FoundRun]:
 def rows(
     experiments: Sequence[ReportExperiment], runs: Sequence[FoundRun], only: str | None
 ) -> list[Row]:
-    """Set each claim that `only` asks for beside its runs."""
+    """Set each claim that `only` asks for beside its finished runs."""
+    runs = sorted(runs, key=lambda run: run.config.seed)
     by_recipe: dict[str, dict[int, FoundRun]] = {}
     for run in runs:  # one run per seed, even where two devices computed it
         by_recipe.setdefault(recipe(run.config), {}).setdefault(run.config.seed, run)
     owned: list[tuple[ReportExperiment, Candidate]] = []
     pools: dict[str, list[Runs]] = {}  # those of one reason share what tells their deviation
     for experiment in experiments:
-        reason = experiment.reported.pool
         for config in experiment.configs:
-            own = Candidate(config, _by_seed(by_recipe.get(recipe(config), {})))
+            own = Candidate(config, tuple(by_recipe.get(recipe(config), {}).values()))
             own = _at_fitted_length(own, experiment.reported, runs)
             owned.append((experiment, own))
-            pools.setdefault(reason or "", []).append(own.runs)
+            pools.setdefault(experiment.reported.pool or "", []).append(own.runs)
     owned = [
         (e, replace(own, pool=tuple(pools[e.reported.pool])) if e.reported.pool else own)
         for e, own in owned
     ]
     every = [candidate for _, candidate in owned]
     return [
-        Row(experiment, claim, candidate, others)
+        _row(experiment, claim, candidate, others)
         for experiment in experiments
         for claim in experiment.reported.claims
         if only is None or claim.name.startswith(only)
@@ -71,39 +155,29 @@ def rows(
 def _at_fitted_length(
     candidate: Candidate, reported: ReportedExperiment, runs: Sequence[FoundRun]
 ) -> Candidate:
-    """Give a configuration its runs of the length that fits best, if the report gives none."""
-    claim = next((c for c in reported.claims if c.name == reported.epochs_fitted_to), None)
-    lengths = lengths_of(candidate.config, runs) if claim else {}
-    if claim is None or not lengths:
-        return candidate
-    values = {e: values_of(runs, candidate.metric(claim)) for e, runs in lengths.items()}
-    by_seed = {e: {run.config.seed: v for run, v in of.items()} for e, of in values.items()}
-    study, pool = EpochStudy(claim, by_seed), tuple(lengths.values())
-    return replace(candidate, runs=lengths[study.nearest], pool=pool, study=study)
+    """Give a configuration its runs of the length that fits best, if the report gives none.
 
-
-def lengths_of(config: RunConfig, runs: Sequence[FoundRun]) -> dict[int, tuple[FoundRun, ...]]:
-    """Return runs like these, of a constant learning rate, by the number of epochs they trained.
-
-    Only those count that were told to be scored by their last weights: those whose best epoch
-    happens to be the last are the luckier ones. Only numbers of epochs with three seeds or more
-    count; {} if there is only one.
+    Its learning rate is constant. Only runs count that were told to be scored by their last
+    weights: those whose best epoch happens to be the last are the luckier ones. There must be two
+    lengths with three seeds or more.
     """
-    if config.scheduler is not None:
-        return {}
-    wanted = _but_for_epochs(config)
-    lengths: dict[int, dict[int, FoundRun]] = {}
+    claim = next((c for c in reported.claims if c.name == reported.epochs_fitted_to), None)
+    if claim is None or candidate.config.scheduler is not None:
+        return candidate
+    wanted = _but_for_epochs(candidate.config)
+    by_length: dict[int, dict[int, FoundRun]] = {}
     for run in runs:
-        epochs = run.config.training.epochs
         if run.summary.scored_weights == "last" and _but_for_epochs(run.config) == wanted:
-            lengths.setdefault(epochs, {}).setdefault(run.config.seed, run)
-    ordered = sorted(lengths.items())
-    enough = {epochs: _by_seed(seeds) for epochs, seeds in ordered if len(seeds) >= MIN_VALUES}
-    return enough if len(enough) > 1 else {}
-
-
-def _by_seed(runs: dict[int, FoundRun]) -> tuple[FoundRun, ...]:
-    return tuple(run for _, run in sorted(runs.items()))
+            of_length = by_length.setdefault(run.config.training.epochs, {})
+            of_length.setdefault(run.config.seed, run)
+    lengths = {e: by_length[e] for e in sorted(by_length) if len(by_length[e]) >= MIN_VALUES}
+    if len(lengths) < 2:
+        return candidate
+    pool = {epochs: tuple(seeds.values()) for epochs, seeds in lengths.items()}
+    values = {epochs: candidate.values(claim, of_length) for epochs, of_length in pool.items()}
+    by_seed = {e: {run.config.seed: v for run, v in of.items()} for e, of in values.items()}
+    study = EpochStudy(claim, by_seed)
+    return replace(candidate, runs=pool[study.nearest], pool=tuple(pool.values()), study=study)
 
 
 def _but_for_epochs(config: RunConfig) -> str:
@@ -112,14 +186,65 @@ def _but_for_epochs(config: RunConfig) -> str:
     return recipe(replace(config, training=training, evaluation=evaluation, continue_from=None))
 
 
-def quoted(rows: Iterable[Row]) -> list[FoundRun]:
-    """Return every run that the rows quote, once."""
-    return list({run.run.path: run for row in rows for run in row.runs}.values())
-
-
 def recipe(config: RunConfig) -> str:
     """Return what runs that measure the same figure have in common."""
     return json.dumps(identity_without(config, *_NOT_THE_RECIPE), sort_keys=True)
+
+
+def match(
+    claim: Claim, candidate: Candidate, every: Sequence[Candidate]
+) -> tuple[Candidate, ...] | None:
+    """Return what a claim compares a configuration with; None if it does not speak of this one.
+
+    `every`: the configurations that the claim's `above` may compare with.
+    """
+    run_metrics.check(claim.metric)
+    if not candidate.fits(claim.where):
+        return None
+    config = candidate.config
+    same = {} if "name" in claim.above else {"name": config.name, **claim.where}
+    where = {"protocol": config.protocol, **same, **claim.above}
+    return tuple(other for other in every if claim.above and other.fits(where))
+
+
+def _row(
+    experiment: ReportExperiment,
+    claim: Claim,
+    candidate: Candidate,
+    compared: tuple[Candidate, ...],
+) -> Row:
+    """Measure and judge a claim."""
+    own, study = candidate.values(claim), candidate.study
+    others = {run: value for other in compared for run, value in other.values(claim).items()}
+    runs, values, limits = (*own, *others), list(own.values()), run_metrics.bounds(claim.metric)
+    deviation, other_deviation = candidate.deviation(claim), None
+    if claim.above and claim.value is not None:  # runs of one seed start alike and are paired
+        by_seed = {run.config.seed: value for run, value in others.items()}
+        values = [v - by_seed[s] for run, v in own.items() if (s := run.config.seed) in by_seed]
+        deviation, limits = pooled_deviation([dict(enumerate(values))]), (-math.inf, math.inf)
+    elif compared and not (candidate.pool and candidate.pool == compared[0].pool):
+        other_deviation = compared[0].deviation(claim)
+        deviation = deviation if other_deviation else None
+    # an event, which a finished run may be without
+    missing = (len(candidate.runs) - len(own)) * claim.metric.startswith("reduction_to")
+    verdict = judge(
+        claim,
+        values,
+        list(others.values()),
+        deviation=deviation,
+        other_deviation=other_deviation,
+        missing=missing,
+    )
+    if study and study.claim == claim:  # the figure by which the number of epochs was chosen
+        runs, verdict = tuple(run for of in candidate.pool for run in of), study.verdict
+    configs = [config_of.config for config_of in (candidate, *compared)]
+    found = interval(values, limits)
+    return Row(experiment, claim, candidate, configs, runs, values, found, verdict)
+
+
+def quoted(rows: Iterable[Row]) -> list[FoundRun]:
+    """Return every run that the rows quote, once."""
+    return list({run.run.path: run for row in rows for run in row.runs}.values())
 
 
 def by_report(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -143,6 +268,19 @@ def table(rows: Iterable[Row]) -> Table:
         lines.append((*figures, row.candidate.config.protocol, verdict, source))
     header = ("figure", "reported", "measured", "n", "protocol", "verdict", "source")
     return Table(header, lines)
+
+
+def reported(claim: Claim) -> str:
+    """Return what the report says: a figure, a bound, or what it compares with."""
+    above = ", ".join(f"{key}={show_value(value)}" for key, value in claim.above.items())
+    if above and claim.value is not None:
+        return f"{run_metrics.show_difference(claim.metric, claim.value)} over {above}"
+    if above:
+        return f"more than with {above}"
+    for words, value in (("at least ", claim.at_least), ("at most ", claim.at_most)):
+        if value is not None:
+            return words + run_metrics.show(claim.metric, value)
+    return run_metrics.show(claim.metric, claim.value)
 
 
 def guesses(rows: Iterable[Row]) -> str:

@@ -137,7 +137,7 @@ def test_halves_of_a_sweep_are_compared_over_what_both_have(
     assert {row["metric"] for row in found.table} >= {"validation accuracy", "test accuracy"}
     # Two cells of two seeds each: the residual of cells and seeds, with 3 degrees of freedom.
     samples = [g.sample("best_val_accuracy") for pair in found.cells for g in pair]
-    deviation = contrasts.residual([sample for sample in samples if sample is not None])
+    deviation = contrasts.residual(samples)
     assert deviation is not None
     assert (deviation.degrees, deviation.paired) == (3, True)
 

@@ -138,12 +138,11 @@ def _difference(cells: Cells, name: str) -> Difference:
         damaged = [text for g in groups for r in g.runs for text in r.problems if "damaged" in text]
         if damaged:
             raise RunFailed(damaged[0])
-        side = [sample for sample in samples if sample is not None]
-        if len(side) < len(samples):
+        if not all(sample.values for sample in samples):
             hint = f"; python -m cifar_lab.evaluate {groups[0].runs[0].run.path} makes them"
             where = TESTED[name]
             raise CannotJudge(f"{label} has no {where} predictions{hint * (where == 'test')}")
-        sides.append(side)
+        sides.append(samples)
     a, b = sides
     deviation = pooled([*a, *b]) if len(cells) == 1 else residual([*a, *b])
     try:

@@ -7,6 +7,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
@@ -184,30 +185,34 @@ def contrast(
     these images (McNemar's test, with Agresti and Min's variance of 2005). Runs of folds are paired
     by fold.
     """
-    _check_images([*plus, *minus])
-    family = family or Family()
+    samples = [*plus, *minus]
+    if len({sample.folds for sample in samples}) > 1:
+        raise CannotJudge("one was repeated over folds and the other was not")
+    family, folds = family or Family(), plus[0].folds is not None
+    if not folds and len({sample.images for sample in samples} - {None}) > 1:
+        raise CannotJudge("they were scored on different images")
     pair = len(plus) == len(minus) == 1
-    folds = plus[0].folds is not None
     if pair and folds:
         plus, minus = _shared_folds(plus[0], minus[0])
         deviation = residual([*plus, *minus])
-    value = _mean(plus) - _mean(minus)
-    images = _image_variance(plus, minus)
+    images = None if folds else _image_variance(plus, minus)
     if pair and len(plus[0].values) == len(minus[0].values) == 1 and deviation is None:
         return _two_networks(plus[0], minus[0], family)
+    each_its_own = pair and not folds
     parts: list[tuple[float, float]] = []
-    if pair and not folds:
-        for sample in (*plus, *minus):
-            own = len(sample.values) > 1 and sample.variance > 0
-            if not own and deviation is None:
-                raise CannotJudge("its runs do not differ: how much other seeds vary is not known")
-            known = Deviation(math.sqrt(sample.variance), len(sample.values) - 1)
-            parts += _parts([sample], known if own else deviation)
-    else:
-        parts += _parts(plus, deviation) + _parts(minus, deviation)
+    for side in (plus, minus):
+        known = (pooled(side) if each_its_own else None) or deviation
+        if known is None:
+            alike = "its runs do not differ: how much other seeds vary is not known"
+            unknown = "no two of the runs differ in their seed alone"
+            raise CannotJudge(alike if each_its_own else unknown)
+        share = math.fsum(sample.share for sample in side) / len(side) ** 2
+        parts.append((known.std**2 * share, known.degrees))
+    if not each_its_own:  # one deviation for both
         parts = [(math.fsum(part for part, _ in parts), parts[0][1])]
+    value = fmean(sample.mean for sample in plus) - fmean(sample.mean for sample in minus)
     covers = "folds" if folds else "seeds" if images is None else "seeds and images"
-    error, degrees = welch([*parts, *([] if images is None or folds else [images])])
+    error, degrees = welch([*parts, *([] if images is None else [images])])
     return Difference(value, error, degrees, covers, images, family)
 
 
@@ -218,25 +223,6 @@ def welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """
     total = math.fsum(part for part, _ in parts)
     return math.sqrt(total), total**2 / math.fsum(p**2 / degrees for p, degrees in parts)
-
-
-def _parts(samples: Sequence[Sample], deviation: Deviation | None) -> list[tuple[float, float]]:
-    if deviation is None:
-        raise CannotJudge("no two of the runs differ in their seed alone")
-    share = math.fsum(sample.share for sample in samples) / len(samples) ** 2
-    return [(deviation.std**2 * share, deviation.degrees)]
-
-
-def _mean(samples: Sequence[Sample]) -> float:
-    return math.fsum(sample.mean for sample in samples) / len(samples)
-
-
-def _check_images(samples: Sequence[Sample]) -> None:
-    known = {sample.images for sample in samples if sample.images is not None}
-    if len({sample.folds for sample in samples}) > 1:
-        raise CannotJudge("one was repeated over folds and the other was not")
-    if len(known) > 1 and samples[0].folds is None:
-        raise CannotJudge("they were scored on different images")
 
 
 def _shared_folds(a: Sample, b: Sample) -> tuple[list[Sample], list[Sample]]:

@@ -25,17 +25,20 @@ def check_members(runs: Sequence[RunDir], *, same_test_set: bool = False) -> Non
     """
     if len(runs) < 2:
         raise UsageError("an ensemble needs two runs or more")
-    first = runs[0]
-    for place, run in enumerate(runs):
-        if run.path.resolve() in [other.path.resolve() for other in runs[:place]]:
-            raise UsageError(f"{shorten_path(run.path)} is given twice")
+    first, paths = runs[0], [run.path.resolve() for run in runs]
+    for run, path in zip(runs, paths, strict=True):
+        name, other = shorten_path(run.path), shorten_path(first.path)
+        if paths.count(path) > 1:
+            raise UsageError(f"{name} is given twice")
         if run.class_names() != first.class_names():
             raise UsageError(
-                f"{shorten_path(run.path)} has other classes than "
-                f"{shorten_path(first.path)}; an ensemble needs runs of the same classes"
+                f"{name} has other classes than {other}; an ensemble needs runs of the same classes"
             )
         if same_test_set and _test_set(run) != _test_set(first):
-            raise _other_images(run, first)
+            raise UsageError(
+                f"{name} is tested on other images than {other}; an ensemble needs runs of the "
+                "same test set"
+            )
 
 
 def mean_predictions(runs: Sequence[RunDir]) -> Predictions:
@@ -44,17 +47,11 @@ def mean_predictions(runs: Sequence[RunDir]) -> Predictions:
     The logits are the logarithms of the mean probabilities, (N, C).
     """
     members = [in_order(run.read_predictions()) for run in runs]
-    first = members[0]
-    total = np.zeros(first.logits.shape)
-    for run, member in zip(runs, members, strict=True):
-        same = np.array_equal(member.indices, first.indices)
-        if not same or not np.array_equal(member.labels, first.labels):
-            raise _other_images(run, runs[0])
-        total += member.class_probabilities
+    mean = np.mean([member.class_probabilities for member in members], axis=0)
     with np.errstate(divide="ignore"):
-        logits = np.log(total / len(members))
+        logits = np.log(mean)
     smallest = np.finfo(np.float32).min / 2  # where all members say 0
-    return dataclasses.replace(first, logits=np.maximum(logits, smallest).astype(np.float32))
+    return dataclasses.replace(members[0], logits=np.maximum(logits, smallest).astype(np.float32))
 
 
 def mean_probabilities(runs: Sequence[RunDir], pictures: Pictures, **options: Any) -> Probabilities:
@@ -75,10 +72,3 @@ def _test_set(run: RunDir) -> dict[str, Any]:
     parts = ("dataset.name", "dataset.source.", *(["split."] if divided else []))
     values = {k: v for k, v in identity_without(config).items() if k.startswith(parts)}
     return values | {"test_labels": run.read_summary().dataset.get("test_labels")}
-
-
-def _other_images(run: RunDir, first: RunDir) -> UsageError:
-    return UsageError(
-        f"{shorten_path(run.path)} is tested on other images than "
-        f"{shorten_path(first.path)}; an ensemble needs runs of the same test set"
-    )

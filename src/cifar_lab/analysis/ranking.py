@@ -31,68 +31,70 @@ def rank(collection: RunCollection, metric: str | None = None, baseline: str | N
     """
     monitors = sorted({run.config.training.monitor for run in collection.runs})
     monitored = monitors[0] if len(monitors) == 1 else "val_accuracy"
-    collection.metric = metric or f"best_{monitored}"
-    run_metrics.check(collection.metric)
+    collection.metric = shown = metric or f"best_{monitored}"
+    run_metrics.check(shown)
     collection.baseline = baseline
     named = collection.select(baseline) if baseline else []
-    sign = -1 if run_metrics.higher_is_better(collection.metric) else 1
+    sign = -1 if run_metrics.higher_is_better(shown) else 1
     for dataset in collection.datasets:
         groups = [group for group in collection.groups if group.dataset == dataset]
-        means = {group: group.mean(collection.metric) for group in groups}
-        scored = [group for group in groups if means[group] is not None]
-        if not scored:
-            if any(group.finished for group in groups):
-                collection.notes.append(_why_unranked(collection, dataset, groups))
-            continue
-        collection.ranked = True
-        scored.sort(key=lambda group: (sign * (means[group] or 0.0), group.key))
-        for place, group in enumerate(scored, start=1):
-            group.rank = place
-        scored[0].chosen = True
-        reference = scored[0] if not baseline else _one_baseline(collection, scored, named)
-        if reference is not None:
-            set_against(collection, scored, reference)
+        scored = [group for group in groups if group.mean(shown) is not None]
+        scored.sort(key=lambda group: (sign * (group.mean(shown) or 0.0), group.key))
+        if scored:
+            _rank_dataset(collection, scored, named)
+        elif any(group.finished for group in groups):
+            collection.notes.append(_why_unranked(collection, dataset, groups))
     if baseline and not any(group.is_reference for group in collection.groups):
-        raise UsageError(f"--baseline {shorten(baseline)}: it has no {collection.metric} yet")
-    if collection.ranked:
-        if metric is None and len(monitors) > 1:
-            collection.notes.append(
-                f"The runs monitor different scores ({', '.join(monitors)}), so they are ranked by "
-                f"{collection.metric}; --metric ranks by another."
-            )
-        collection.notes += _warnings(collection)
+        raise UsageError(f"--baseline {shorten(baseline)}: it has no {shown} yet")
+    if collection.ranked and metric is None and len(monitors) > 1:
+        collection.notes.append(
+            f"The runs monitor different scores ({', '.join(monitors)}), so they are ranked by "
+            f"{shown}; --metric ranks by another."
+        )
+    splits = [run.config.split for run in collection.runs if run.finished]
+    if collection.ranked and run_metrics.is_test(shown):
+        collection.notes.append(
+            f"Ranked by {shown}, as requested: the best configuration is chosen on the test "
+            "images, so its score is optimistic."
+        )
+    elif collection.ranked and any(s.source == "test" and s.validation > 0 for s in splits):
+        collection.notes.append(
+            "Some runs take their validation images from the test set (split.source=test): a test "
+            "score that counts these images is optimistic."
+        )
 
 
-def _one_baseline(
+def _rank_dataset(
     collection: RunCollection, scored: Sequence[SeedGroup], named: Sequence[SeedGroup]
-) -> SeedGroup | None:
-    """Return the group of a dataset that the baseline names; UsageError if there are several."""
-    fitting = [group for group in scored if group in named]
+) -> None:
+    """Give groups in their order a rank, and the difference to the best or to the `named` one.
+
+    Or the reason why there is none; UsageError if several are named.
+    """
+    collection.ranked = True
+    for place, group in enumerate(scored, start=1):
+        group.rank = place
+    scored[0].chosen = True
+    fitting = [group for group in scored if group in named] if collection.baseline else scored[:1]
     if len(fitting) > 1:
         raise UsageError(
             f"--baseline {shorten(collection.baseline or '')} fits {len(fitting)} configurations "
             f"({listing(map(collection.label, fitting), 120)}); name one by more of their values, "
             "as in --baseline optimizer=sgd,activation=relu"
         )
-    return fitting[0] if fitting else None
-
-
-def set_against(
-    collection: RunCollection, scored: Sequence[SeedGroup], reference: SeedGroup
-) -> None:
-    """Set each group's difference to the reference, or the reason why there is none."""
-    reference.is_reference = True
     deviation = pooled_in(scored, collection.metric)
     family = Family(max(len(scored) - 1, 1), chosen=collection.baseline is None)
-    best = reference.sample(collection.metric)
-    for group in scored:
-        sample = group.sample(collection.metric)
-        if group is reference or sample is None or best is None:
-            continue
-        try:
-            group.difference = contrast([sample], [best], deviation, family)
-        except CannotJudge as error:
-            group.not_judged = str(error)
+    for reference in fitting:
+        reference.is_reference = True
+        best = reference.sample(collection.metric)
+        for group in scored:
+            if group is reference:
+                continue
+            try:
+                sample = group.sample(collection.metric)
+                group.difference = contrast([sample], [best], deviation, family)
+            except CannotJudge as error:
+                group.not_judged = str(error)
 
 
 def _why_unranked(collection: RunCollection, dataset: str, groups: list[SeedGroup]) -> str:
@@ -109,22 +111,6 @@ def _why_unranked(collection: RunCollection, dataset: str, groups: list[SeedGrou
         f"{dataset}: no finished run has a {collection.metric}, so its configurations are not "
         "ranked."
     )
-
-
-def _warnings(collection: RunCollection) -> list[str]:
-    warnings = []
-    configs = [run.config for run in collection.runs if run.finished]
-    if run_metrics.is_test(collection.metric):
-        warnings.append(
-            f"Ranked by {collection.metric}, as requested: the best configuration is chosen on the "
-            "test images, so its score is optimistic."
-        )
-    elif any(c.split.source == "test" and c.split.validation > 0 for c in configs):
-        warnings.append(
-            "Some runs take their validation images from the test set (split.source=test): a test "
-            "score that counts these images is optimistic."
-        )
-    return warnings
 
 
 @dataclass(frozen=True)
@@ -163,7 +149,7 @@ def main_effects(collection: RunCollection) -> list[MainEffects]:
 
 def _of_groups(collection: RunCollection, dataset: str) -> MainEffects | None:
     groups = [g for g in collection.groups if g.dataset == dataset and g.rank is not None]
-    samples = [sample for g in groups if (sample := g.sample(collection.metric)) is not None]
+    samples = [group.sample(collection.metric) for group in groups]
     axes = [i for i in collection.main_axes if len({group.key[i] for group in groups}) > 1]
     levels = [in_order(group.key[i] for group in groups) for i in axes]
     cells = {tuple(group.key[i] for i in axes) for group in groups}

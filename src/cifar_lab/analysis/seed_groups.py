@@ -79,14 +79,14 @@ class SeedGroup:
         found = self.interval(name)
         return None if found is None else found.mean
 
-    def sample(self, name: str) -> Sample | None:
-        """Return a metric of each finished run that has it, for tests; None of no run.
+    def sample(self, name: str) -> Sample:
+        """Return a metric of each finished run that has it, for tests.
 
         With the images that it was measured on, where the runs' predictions of them are stored.
         """
         sample, where = self._values(name), run_metrics.measured_on(name)
-        if where is None or self.folds is not None or not sample.values:
-            return sample if sample.values else None
+        if where is None or self.folds is not None:
+            return sample
         runs = [run for run in self.finished if run.metric(name) is not None]
         there = [scored for run in runs if (scored := run.scored(*where)) is not None]
         images = {scored.images for scored in there}
@@ -104,8 +104,7 @@ class SeedGroup:
 
 def pooled_in(groups: Iterable[SeedGroup], metric: str) -> Deviation | None:
     """Return the deviation between the runs of a group, pooled over groups; None if unknown."""
-    samples = (group.sample(metric) for group in groups)
-    return pooled([sample for sample in samples if sample is not None])
+    return pooled([group.sample(metric) for group in groups])
 
 
 @dataclass

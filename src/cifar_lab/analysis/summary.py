@@ -1,11 +1,12 @@
 """What `summarize` says of runs: as a value, as pictures, and as a page that needs no network."""
 
 import base64
+import math
 import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -32,7 +33,6 @@ from cifar_lab.runs.text import duration, render
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cifar_lab.figures.effects import Bar
     from cifar_lab.runs.run_dir import RunDir
 
 PAGES = Path(__file__).with_name("pages")
@@ -163,41 +163,30 @@ def effects_of(collection: RunCollection) -> "Figure":
     from cifar_lab.figures import effects
 
     metric = collection.metric
+    points, unit = (" (points)", 100.0) if run_metrics.is_fraction(metric) else ("", 1.0)
     ranked = [group for group in collection.ranking if group.rank is not None]
+    bars = []
+    for group in ranked:
+        label = f"{collection.short_label(group)}  (n = {len(group.finished)})"
+        d, said = group.difference, texts.say_of(collection, group)
+        if d is None:
+            bars.append(effects.Bar(label, said.verdict, is_reference=group.is_reference))
+            continue
+        text = said.difference.removesuffix(" points").replace("-", "−")
+        value, low, high, smallest = (unit * x for x in (d.value, d.low, d.high, d.smallest))
+        better = texts.is_better(metric, d)
+        bars.append(effects.Bar(label, text, value, low, high, smallest, better))
     references = [collection.short_label(group) for group in ranked if group.is_reference]
     differences = [group.difference for group in ranked if group.difference]
-    covers = sorted({difference.covers for difference in differences})
-    count = max((difference.family.comparisons for difference in differences), default=0)
-    together = f" of all {count} differences together" * (count > 1)
     explained = f"to {texts.reference_name(collection)}"
     if len(references) == 1:
         explained += f": {references[0]}"
-    if covers:
-        explained += f" · line: 95 % interval{together}, over {' or '.join(covers)}"
-    unit = " (points)" if run_metrics.is_fraction(metric) else ""
-    label = f"difference in {run_metrics.in_words(metric)}{unit}"
-    return effects.draw([_bar(collection, group) for group in ranked], label, explained)
-
-
-def _bar(collection: RunCollection, group: SeedGroup) -> "Bar":
-    from cifar_lab.figures.effects import Bar
-
-    label = f"{collection.short_label(group)}  (n = {len(group.finished)})"
-    found, said = group.difference, texts.say_of(collection, group)
-    if found is None:
-        return Bar(label, said.verdict, is_reference=group.is_reference)
-    metric = collection.metric
-    unit = 100.0 if run_metrics.is_fraction(metric) else 1.0
-    is_better = (found.value > 0) == run_metrics.higher_is_better(metric)
-    return Bar(
-        label,
-        said.difference.removesuffix(" points").replace("-", "−"),
-        unit * found.value,
-        unit * found.low,
-        unit * found.high,
-        unit * found.smallest,
-        is_better if found.told_apart else None,
-    )
+    if differences:
+        count = max(difference.family.comparisons for difference in differences)
+        together = f" of all {count} differences together" * (count > 1)
+        covers = " or ".join(sorted({difference.covers for difference in differences}))
+        explained += f" · line: 95 % interval{together}, over {covers}"
+    return effects.draw(bars, f"difference in {run_metrics.in_words(metric)}{points}", explained)
 
 
 PICTURES = {"grid": grid_of, "curves": curves_of, "effects": effects_of}
@@ -289,14 +278,11 @@ def _group_data(collection: RunCollection, group: SeedGroup, *, test: bool) -> d
 
 def _warnings(group: SeedGroup) -> list[str]:
     """Return the warnings of its runs, once each: those of seeds differ in numbers alone."""
-    texts_of: dict[str, list[str]] = {}
-    for run in group.runs:
-        for warning in run.summary.warnings:
-            texts_of.setdefault(re.sub(r"[\d.,]+", "", warning), []).append(shorten(warning, 300))
-    return [
-        f"{same[0]} ({len(same)} of {len(group.runs)} runs)" if len(group.runs) > 1 else same[0]
-        for same in texts_of.values()
-    ]
+    kinds: dict[str, list[str]] = {}
+    for warning in (warning for run in group.runs for warning in run.summary.warnings):
+        kinds.setdefault(re.sub(r"[\d.,]+", "", warning), []).append(shorten(warning, 300))
+    runs = len(group.runs)
+    return [f"{w[0]}{f' ({len(w)} of {runs} runs)' * (runs > 1)}" for w in kinds.values()]
 
 
 def _run(collection: RunCollection, run: FoundRun) -> dict[str, Any]:
@@ -328,20 +314,17 @@ def _curves(group: SeedGroup, most: int) -> dict[str, Any]:
     length = min(map(len, histories), default=0)
     places = np.unique(np.linspace(0, length - 1, min(length, most)).astype(int)).tolist()
     curves: dict[str, Any] = {"epochs": [histories[0][i].epoch for i in places]}
-    for name in CURVES:
-        points = [[getattr(history[i], name) for history in histories] for i in places]
-        whole = [all(v is not None and np.isfinite(v) for v in values) for values in points]
-        if not any(whole):
-            continue
-        lines: list[Callable[[list[float]], float]] = [lambda values: sum(values) / len(values)]
-        lines += [min, max] if len(histories) > 1 else []
-        curves[name] = [
-            [rounded(line(v)) if ok else None for v, ok in zip(points, whole, strict=True)]
-            for line in lines
-        ]
+    for name in CURVES if histories else ():
+        rows = [[getattr(history[i], name) for i in places] for history in histories]
+        values = np.array(rows, dtype=float)  # None becomes nan
+        values[:, ~np.isfinite(values).all(axis=0)] = math.nan
+        if np.isfinite(values).any():
+            lines = [values.mean(axis=0)]
+            lines += [values.min(axis=0), values.max(axis=0)] if len(histories) > 1 else []
+            curves[name] = [list(map(rounded, line.tolist())) for line in lines]
     return curves
 
 
-def rounded(value: float | None) -> float | None:
-    """Return a number with six digits: enough to draw, and short."""
-    return None if value is None else float(f"{value:.6g}")
+def rounded(value: float) -> float | None:
+    """Return a number with six digits, enough to draw and short; None if it is no number."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -123,12 +123,18 @@ def say(metric: str, found: Difference) -> Said:
     """Return a difference of a metric in words."""
     value = run_metrics.show_difference(metric, found.value).removesuffix(" points")
     difference = f"{value} ± {run_metrics.show_width(metric, found.half)}"
-    if not found.told_apart:
+    better = is_better(metric, found)
+    if better is None:
         smallest = run_metrics.show_width(metric, found.smallest)
         return Said(difference, show_p(found.p), "not told apart", smallest)
-    better = (found.value > 0) == run_metrics.higher_is_better(metric)
     as_network = " as a network" * (found.covers == "images")
     return Said(difference, show_p(found.p), ("better" if better else "worse") + as_network, "")
+
+
+def is_better(metric: str, found: Difference) -> bool | None:
+    """Whether a difference is one for the better; None if it is not told from none."""
+    better = (found.value > 0) == run_metrics.higher_is_better(metric)
+    return better if found.told_apart else None
 
 
 def say_of(collection: RunCollection, group: SeedGroup) -> Said:
@@ -176,7 +182,7 @@ def testing_text(collection: RunCollection) -> str:
     pooled = (
         " A configuration of one run, or of runs with the same score, takes the deviation between "
         "the seeds of the others (pooled)."
-    ) * any(sample is not None and not sample.variance for sample in own)
+    ) * any(not sample.variance for sample in own)
     pooled *= any("seeds" in difference.covers for difference in differences)
     return (
         f"Difference to {against}: that of the means, with its 95 % interval, "

@@ -145,36 +145,24 @@ def judge(
     if missing:
         total = missing + len(values)
         return Verdict("inconclusive", f"in {missing} of {total} runs it did not happen")
-    estimate = _estimate(claim, values, others, deviation, other_deviation)
-    if estimate is None:
+    if deviation is None:
         reason = "runs that are single or all equal do not say how much chance moves them"
         return Verdict("inconclusive", reason)
-    return _test(claim, estimate)
-
-
-def _estimate(
-    claim: Claim,
-    values: Sequence[float],
-    others: Sequence[float],
-    deviation: Deviation | None,
-    other_deviation: Deviation | None,
-) -> Estimate | None:
-    """Return how far the mean is off, positive on the side that the report's words ask for."""
-    mean, n = math.fsum(values) / len(values), len(values)
-    if deviation is None:
-        return None
-    variance = deviation.std**2
-    if claim.value is not None or not claim.above:
+    # How far the mean is off, positive on the side that the report's words ask for.
+    mean, n, variance, degrees = fmean(values), len(values), deviation.std**2, deviation.degrees
+    of_mean = variance / n
+    if claim.above and claim.value is None:
+        off, n = mean - fmean(others), min(n, len(others))
+        if other_deviation is None:
+            of_mean += variance / len(others)
+        else:
+            of_others = other_deviation.std**2 / len(others), other_deviation.degrees
+            error, degrees = welch([(of_mean, degrees), of_others])
+            of_mean = error**2
+    else:
         reference = next(v for v in (claim.value, claim.at_least, claim.at_most) if v is not None)
         off = mean - reference if claim.at_most is None else reference - mean
-        return Estimate(off, variance / n, variance, deviation.degrees, n)
-    off = mean - math.fsum(others) / len(others)
-    if other_deviation is None:
-        of_mean = variance * (1 / n + 1 / len(others))
-        return Estimate(off, of_mean, variance, deviation.degrees, min(n, len(others)))
-    theirs = other_deviation.std**2 / len(others), other_deviation.degrees
-    error, degrees = welch([(variance / n, deviation.degrees), theirs])
-    return Estimate(off, error**2, variance, degrees, min(n, len(others)))
+    return _test(claim, Estimate(off, of_mean, variance, degrees, n))
 
 
 def _test(claim: Claim, estimate: Estimate) -> Verdict:
@@ -269,12 +257,11 @@ class EpochStudy:
     @cached_property
     def estimates(self) -> dict[int, Estimate]:
         """How far the mean is off the report's, and the variance of a run, at each length."""
-        assert self.claim.value is not None
+        value = self.claim.value or 0.0
         deviation = pooled_deviation(list(self.values.values())) or Deviation(0.0, 1.0)
         estimates = {}
         for epochs, values in self.values.items():
-            off, n = fmean(values.values()) - self.claim.value, len(values)
-            variance = deviation.std**2
+            off, n, variance = fmean(values.values()) - value, len(values), deviation.std**2
             estimates[epochs] = Estimate(off, variance / n, variance, deviation.degrees, n)
         return estimates
 
@@ -286,8 +273,8 @@ class EpochStudy:
     @property
     def fitting(self) -> list[int]:
         """The lengths at which one more run could have given the number in the report."""
-        room = {epochs: half + self.claim.rounding for epochs, half in self.halves.items()}
-        return [epochs for epochs, e in self.estimates.items() if abs(e.off) <= room[epochs]]
+        halves, rounding = self.halves, self.claim.rounding
+        return [k for k, e in self.estimates.items() if abs(e.off) <= halves[k] + rounding]
 
     @property
     def nearest(self) -> int:

@@ -29,7 +29,7 @@ LINES = {
     "figures": 1655,
     "trackers": 945,
     "sweeps": 2365,
-    "analysis": 4050,
+    "analysis": 3968,
     "exports": 500,
     "throughput": 600,
     "commands": 2500,  # the modules beside the packages

@@ -23,15 +23,16 @@ SCORES = (
 TESTED = {"test_accuracy": "test", "best_val_accuracy": "validation"}
 """The scores whose difference is judged, and the images that they are measured on."""
 
-Cells = Sequence[tuple[SeedGroup, SeedGroup]]
+Cells = Sequence[Sequence[SeedGroup]]
+"""The configurations of A, and those of B in the same order."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What was compared, as tables and sentences; every difference is B - A.
 
-    `cells`: the configurations of A and B, in pairs that share all other values; `differences`: by
-    metric, where something can be said.
+    `cells`: the configurations of A, and those of B that have the same other values; `differences`:
+    by metric, where something can be said.
     """
 
     cells: Cells
@@ -85,7 +86,7 @@ def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:
         except CannotJudge as error:
             sentences.append(f"No test on the {images} images: {error}.")
     one_each = len(a) == len(b) == 1
-    configs = config_differences(cells[0][0].runs[0], cells[0][1].runs[0], replicates=one_each)
+    configs = _config_differences(cells[0][0].runs[0], cells[1][0].runs[0], replicates=one_each)
     if one_each and {name for name, *_ in configs} - {"threads"} in ({"seed"}, {"split.fold"}):
         what = "fold" if a[0].config.seed == b[0].config.seed else "seed"
         sentences.append(f"They differ in their {what} alone: what differs between them is chance.")
@@ -94,63 +95,57 @@ def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:
     return Comparison(cells, Table(["key", "A", "B"], configs), scores, sentences, differences)
 
 
-def config_differences(a: FoundRun, b: FoundRun, *, replicates: bool = False) -> list[list[str]]:
+def _config_differences(a: FoundRun, b: FoundRun, *, replicates: bool) -> list[list[str]]:
     """Return options and keys that differ, as text: key, value of A, value of B.
 
     `replicates`: with the seed, the fold and the number of threads.
     """
-    keys = dict.fromkeys([*a.choices, *a.identity, *b.choices, *b.identity])
-    rows = [[key, a.value(key), b.value(key)] for key in keys]
+    keys = [*a.choices, *a.identity, *b.choices, *b.identity, *(REPLICATES * replicates)]
+    rows = [[key, a.value(key), b.value(key)] for key in dict.fromkeys(keys)]
     if replicates:
-        own = [(*run.replicate, run.summary.threads) for run in (a, b)]
-        values = ([show_value(value) for value in pair] for pair in zip(*own, strict=True))
-        rows += [[key, *shown] for key, shown in zip((*REPLICATES, "threads"), values, strict=True)]
+        rows.append(["threads", show_value(a.summary.threads), show_value(b.summary.threads)])
     return [row for row in rows if row[1] != row[2]]
 
 
-def _cells(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> list[tuple[SeedGroup, SeedGroup]]:
-    """Pair the configurations of both that have the same values of what varies within each."""
+def _cells(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Cells:
+    """Return the configurations of both that have the same values of what varies within each."""
     folder = Path(os.path.commonpath([run.run.path.resolve().parent for run in (*a, *b)]))
     sides = [collect(folder, runs) for runs in (a, b)]
     axes = [axis for axis in sides[0].axes if axis in sides[1].axes]
     by_key: list[dict[tuple[str, ...], SeedGroup]] = []
     for name, side in zip("AB", sides, strict=True):
         places = [side.axes.index(axis) for axis in axes]
-        groups = {tuple(group.key[i] for i in places): group for group in side.groups}
-        if len(groups) < len(side.groups):
+        by_key.append({tuple(group.key[i] for i in places): group for group in side.groups})
+        if len(by_key[-1]) < len(side.groups):
             own = listing(axis for axis in side.axes if axis not in axes)
             raise UsageError(
                 f"{name} is {len(side.groups)} configurations that differ in {own}, and the other "
                 "has nothing to pair them with; name one of them"
             )
-        by_key.append(groups)
-    pairs = [(group, by_key[1][key]) for key, group in by_key[0].items() if key in by_key[1]]
-    if not pairs:
+    shared = [key for key in by_key[0] if key in by_key[1]]
+    if not shared:
         raise UsageError(f"A and B have no configuration with the same {listing(axes)}")
-    return pairs
+    return [[groups[key] for key in shared] for groups in by_key]
 
 
 def _difference(cells: Cells, name: str) -> Difference:
     """Return the difference of a metric; CannotJudge with the reason where there is none."""
-    sides = []
-    for label, groups in zip("AB", zip(*cells, strict=True), strict=True):
-        samples = [group.sample(name) for group in groups]
-        damaged = [text for g in groups for r in g.runs for text in r.problems if "damaged" in text]
-        if damaged:
-            raise RunFailed(damaged[0])
+    a, b = ([group.sample(name) for group in side] for side in cells)
+    runs = [run for side in cells for group in side for run in group.runs]
+    for problem in (problem for run in runs for problem in run.problems if "damaged" in problem):
+        raise RunFailed(problem)
+    for label, side, samples in zip("AB", cells, (a, b), strict=True):
         if not all(sample.values for sample in samples):
-            hint = f"; python -m cifar_lab.evaluate {groups[0].runs[0].run.path} makes them"
+            hint = f"; python -m cifar_lab.evaluate {side[0].runs[0].run.path} makes them"
             where = TESTED[name]
             raise CannotJudge(f"{label} has no {where} predictions{hint * (where == 'test')}")
-        sides.append(samples)
-    a, b = sides
-    deviation = pooled([*a, *b]) if len(cells) == 1 else residual([*a, *b])
+    deviation = pooled([*a, *b]) if len(a) == 1 else residual([*a, *b])
     try:
         return contrast(b, a, deviation)
     except CannotJudge as error:
         if name == "test_accuracy" and "different images" in str(error):
             raise UsageError(
-                f"{' and '.join(str(group.runs[0].run.path) for group in cells[0])} cannot be "
+                f"{' and '.join(str(side[0].runs[0].run.path) for side in cells)} cannot be "
                 f"compared: {error}; take runs of the same dataset and test split"
             ) from None
         raise
@@ -159,36 +154,36 @@ def _difference(cells: Cells, name: str) -> Difference:
 def _score(cells: Cells, name: str, differences: dict[str, Difference]) -> list[str]:
     """Return a row of the table: a score of A and of B, the difference, what it is worth."""
     shown, means = [], []
-    for groups in zip(*cells, strict=True):
-        values = [mean for group in groups if (mean := group.mean(name)) is not None]
-        whole = len(values) == len(groups)
-        means.append(sum(values) / len(values) if whole else None)
-        one = run_metrics.show_interval(name, groups[0].interval(name))
-        several = run_metrics.show(name, means[-1])
-        shown.append((one if len(groups) == 1 else several) if whole else "")
+    for side in cells:
+        values = [mean for group in side if (mean := group.mean(name)) is not None]
+        means.append(sum(values) / len(values) if len(values) == len(side) else None)
+        alone = run_metrics.show_interval(name, side[0].interval(name))
+        text = alone if len(side) == 1 else run_metrics.show(name, means[-1])
+        shown.append("" if means[-1] is None else text)
+    row = [run_metrics.in_words(name), *shown]
     if found := differences.get(name):
         said = texts.say(name, found)
-        return [run_metrics.in_words(name), *shown, said.difference, said.judgement]
+        return [*row, said.difference, said.judgement]
     a, b = means
     off = None if a is None or b is None else b - a
-    return [run_metrics.in_words(name), *shown, run_metrics.show_difference(name, off), ""]
+    return [*row, run_metrics.show_difference(name, off), ""]
 
 
 def _which_runs(cells: Cells) -> list[str]:
     """Return over what the means are taken, and which seeds and folds one side lacks."""
     lines = []
-    if len(cells) > 1:
-        lines.append(
-            f"Means over the {len(cells)} configurations that both have, with equal weights."
-        )
-    for index, label in enumerate("AB" if any(len(g.runs) > 1 for g in cells[0]) else ""):
+    if len(cells[0]) > 1:
+        count = len(cells[0])
+        lines.append(f"Means over the {count} configurations that both have, with equal weights.")
+    single = all(len(side[0].runs) == 1 for side in cells)
+    for label, side, others in zip("AB", cells, reversed(cells), strict=True):
         missing = {
             run.replicate_text
-            for pair in cells
-            for run in pair[1 - index].finished
-            if run.replicate not in [own.replicate for own in pair[index].finished]
+            for group, other in zip(side, others, strict=True)
+            for run in other.finished
+            if run.replicate not in [own.replicate for own in group.finished]
         }
-        if missing:
+        if missing and not single:
             lines.append(f"{label} lacks what the other has: {listing(sorted(missing))}.")
     return lines
 
@@ -200,7 +195,7 @@ def _basis(cells: Cells, name: str, found: Difference) -> str:
     if found.alone is not None:
         b, a = found.alone
         text += f" A alone is right on {a:,} of them, B alone on {b:,}."
-    elif not found.told_apart and found.covers != "folds" and len(cells) == 1:
-        deviation, gap = pooled_in(cells[0], name), abs(found.value)
+    elif not found.told_apart and found.covers != "folds" and len(cells[0]) == 1:
+        deviation, gap = pooled_in([*cells[0], *cells[1]], name), abs(found.value)
         text += f" {texts.seeds_text(name, gap, deviation, found.over_images, Family())}"
     return text

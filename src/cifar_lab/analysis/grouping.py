@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_lab.analysis.load_runs import MISSING, FoundRun, read_runs
@@ -17,10 +17,11 @@ def read_collection(folder: Path) -> RunCollection:
     runs, unreadable = read_runs(folder)
     collection = collect(folder, runs)
     collection.unreadable = unreadable
-    links = [path for path in sorted(folder.iterdir()) if path.is_symlink() and path.is_dir()]
-    for link in links:
-        name = shorten(link.name, 200)
-        collection.notes.append(f"{name} is a link to a folder and was not followed.")
+    collection.notes += [
+        f"{shorten(path.name, 200)} is a link to a folder and was not followed."
+        for path in sorted(folder.iterdir())
+        if path.is_symlink() and path.is_dir()
+    ]
     return collection
 
 
@@ -36,11 +37,25 @@ def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
     for run in runs:
         if run.finished:
             run.check_scores()
-    axes = find_axes(runs)
-    datasets, other_pictures = _name_datasets(runs)
-    groups, notes = _groups_and_notes(runs, axes, datasets)
-    collection = RunCollection(folder, axes, groups, {}, notes + other_pictures)
-    collection.notes += [
+    axes, notes = find_axes(runs), list[str]()
+    runs = sorted(runs, key=lambda run: str(run.run.path))
+    datasets = _name_datasets(runs, notes)
+    members: dict[tuple[Key, str], dict[tuple[int, int | None], FoundRun]] = {}
+    # Of two copies, a finished one is kept.
+    for run in sorted(
+        runs, key=lambda r: (r.config.seed, r.config.split.fold or 0, not r.finished)
+    ):
+        key = tuple(run.value(axis) for axis in axes)
+        kept = members.setdefault((key, datasets[run]), {}).setdefault(run.replicate, run)
+        if kept is not run:
+            notes.append(
+                f"{shorten(str(run.run.path), 200)} is the same run as "
+                f"{shorten(str(kept.run.path), 200)} and counts once."
+            )
+    ordered = sorted(members, key=lambda member: (list(map(place_of, member[0])), member[1]))
+    groups = [SeedGroup(key, list(members[key, of].values()), of) for key, of in ordered]
+    collection = RunCollection(folder, axes, groups, {}, notes)
+    notes += [
         f"{collection.label(group)}: its means are over {count} of {group.folds} folds."
         for group in groups
         if group.folds and 0 < (count := len(group.finished_folds)) < group.folds
@@ -55,51 +70,28 @@ def find_axes(runs: Sequence[FoundRun]) -> list[str]:
     """
     groups = sorted({group for run in runs for group in run.choices}, key=_place_of)
     axes = [g for g in groups if len({run.choices.get(g, MISSING) for run in runs}) > 1]
-    every = {key for run in runs for key in run.identity}
-    keys = {key for key in every if _differs_within_options(key, runs)}
-    return axes + sorted(keys - set(axes), key=_place_of)
+    keys = []
+    for key in {key for run in runs for key in run.identity}.difference(axes):
+        group = key.partition(".")[0]
+        values = {(run.choices.get(group), run.value(key)) for run in runs}
+        if len(values) > len({option for option, _ in values}):
+            keys.append(key)
+    return axes + sorted(keys, key=_place_of)
 
 
-def _differs_within_options(key: str, runs: Sequence[FoundRun]) -> bool:
-    """Whether runs with the same option of the key's group differ in it; one may lack it."""
-    group, values = key.partition(".")[0], dict[str, set[str]]()
-    for run in runs:
-        values.setdefault(run.choices.get(group, ""), set()).add(run.value(key))
-    return any(len(seen) > 1 for seen in values.values())
-
-
-def _groups_and_notes(
-    runs: Sequence[FoundRun], axes: Sequence[str], datasets: Mapping[FoundRun, str]
-) -> tuple[list[SeedGroup], list[str]]:
-    members: dict[tuple[Key, str], dict[tuple[int, int | None], FoundRun]] = {}
-    notes = []
-    for run in sorted(runs, key=_place_in_group):
-        key = tuple(run.value(axis) for axis in axes)
-        group = members.setdefault((key, datasets[run]), {})
-        kept = group.setdefault(run.replicate, run)
-        if kept is not run:
-            notes.append(
-                f"{shorten(str(run.run.path), 200)} is the same run as "
-                f"{shorten(str(kept.run.path), 200)} and counts once."
-            )
-    ordered = sorted(members, key=lambda member: (list(map(place_of, member[0])), member[1]))
-    return [SeedGroup(key, list(members[key, of].values()), of) for key, of in ordered], notes
-
-
-def _name_datasets(runs: Sequence[FoundRun]) -> tuple[dict[FoundRun, str], list[str]]:
-    """Return the name of each run's dataset, with a number where one name means several.
+def _name_datasets(runs: Sequence[FoundRun], notes: list[str]) -> dict[FoundRun, str]:
+    """Return the name of each run's dataset, with a number, and a note, where one means several.
 
     Runs on other pictures are no seeds of one another, and their scores are not compared.
     """
     sets: dict[str, list[list[FoundRun]]] = {}
-    for run in sorted(runs, key=lambda run: str(run.run.path)):
+    for run in runs:
         of_name = sets.setdefault(run.config.dataset.name, [])
         same = next((members for members in of_name if same_pictures(run, members[0])), [])
         if not same:
             of_name.append(same)
         same.append(run)
     names: dict[FoundRun, str] = {}
-    notes = []
     for name, of_name in sets.items():
         for number, members in enumerate(of_name, start=1):
             label = f"{name} ({number})" if len(of_name) > 1 else name
@@ -111,7 +103,7 @@ def _name_datasets(runs: Sequence[FoundRun]) -> tuple[dict[FoundRun, str], list[
                 f"(those of {listing(paths, 200)}): their runs are ranked apart, and they are "
                 "neither seeds of one another nor compared."
             )
-    return names, notes
+    return names
 
 
 def same_pictures(a: FoundRun, b: FoundRun) -> bool:
@@ -130,11 +122,6 @@ def same_pictures(a: FoundRun, b: FoundRun) -> bool:
     ]
     resized = a.config.dataset.image_shape != b.config.dataset.image_shape
     return resized and sources[0] == sources[1] and differ <= {"train_images", "test_images"}
-
-
-def _place_in_group(run: FoundRun) -> tuple[int, int, bool, str]:
-    fold = run.config.split.fold
-    return run.config.seed, -1 if fold is None else fold, not run.finished, str(run.run.path)
 
 
 def _place_of(name: str) -> tuple[int, str]:

@@ -111,6 +111,8 @@ class FoundRun:
         """Return its option of a config group, or its value of a key, as text."""
         if axis in self.choices:
             return shorten(self.choices[axis], 60)
+        if axis in REPLICATES:
+            return show_value(self.replicate[REPLICATES.index(axis)])
         return show_value(self.identity[axis]) if axis in self.identity else MISSING
 
     def metric(self, name: str) -> float | None:

@@ -14,7 +14,7 @@ from tiny_runs import copy_run, make, train
 
 import cifar_lab
 from cifar_lab import export
-from cifar_lab.exports import onnx_file, safetensors_file
+from cifar_lab.exports import formats, safetensors_file
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.data import load_splits
 
@@ -191,5 +191,5 @@ def test_onnx_runtime_answers_as_each_model_of_the_reports_did(
     made = RunDir(cifar_lab.run(*words, f"output_dir={tmp_path}").path)
     assert export.main([str(made.path), "--format", "onnx"]) == 0
     assert "from the stored predictions is" in capsys.readouterr().out
-    answers = onnx_file.load(made.path / "model.onnx")
+    answers = formats.load_onnx(made.path / "model.onnx")
     assert answers(pixels(made)) == pytest.approx(made.read_predictions().logits, abs=1e-4)

@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser("export", __doc__)
     parser.add_argument("run_dir", type=cli.path, help="a finished run's folder")
     parser.add_argument("--format", required=True, choices=PACKAGES, dest="kind")
-    output = "the file to write (RUN_DIR/model.onnx); for safetensors the folder"
-    parser.add_argument("--output", type=cli.path, metavar="FILE", help=output)
+    where = "the file to write (RUN_DIR/model.onnx); for safetensors the folder"
+    parser.add_argument("--output", type=cli.path, metavar="FILE", help=where)
     parser.add_flag("--overwrite", "replace files that are there")
     arguments = parser.parse_args(argv)
     _check_packages(arguments.kind)
@@ -44,19 +44,17 @@ def main(argv: list[str]) -> int:
         cli.check_output("--output", path, creates_folder=True)
         if path.exists() and not arguments.overwrite:
             raise UsageError(f"{path} is in the way; --overwrite replaces it, --output renames")
-    exported = export(run, arguments.kind, files[0])
-    expected, size = exported.expected, files[0].stat().st_size / 1e6
-    print(
-        f"exported: {files[0]} ({size:.1f} MB); input: images in [0, 1], output: {exported.output}"
-    )
+    output, expected, largest = export(run, arguments.kind, files[0])
+    size = files[0].stat().st_size / 1e6
+    print(f"exported: {files[0]} ({size:.1f} MB); input: images in [0, 1], output: {output}")
     print(
         f"checked on {len(expected.indices):,} test images: the largest difference from "
-        f"{expected.source} is {exported.deviation:.2g}"
+        f"{expected.source} is {largest:.2g}"
     )
     if expected.note is not None:
         print(f"note: {expected.note}")
     for card in files[1:]:
-        write_text(card, model_card(run, exported.output))
+        write_text(card, model_card(run, output))
         print(f"model card: {card}")
     return 0
 

@@ -2,12 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,26 +13,6 @@ from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import normalisation
 from cifar_lab.training.scoring import load_model
-
-Floats = npt.NDArray[np.float32]
-Answers = Callable[[Floats], Floats]
-"""From images in [0, 1], float32 (N, C, H, W), to outputs (N, classes)."""
-
-
-class Format(Protocol):
-    """What the module of a format has."""
-
-    def write(
-        self,
-        network: nn.Module,
-        image_shape: Sequence[int],
-        facts: Mapping[str, str],
-        handle: IO[bytes],
-    ) -> None:
-        """Write the network, for any number of images, and the facts as metadata."""
-
-    def load(self, path: Path) -> Answers:
-        """Return a written file as a function of arrays."""
 
 
 class NormalisedNetwork(nn.Module):
@@ -64,30 +41,6 @@ def load_network(run: RunDir) -> NormalisedNetwork:
     network = NormalisedNetwork(load_model(run), run.read_config())
     network.to(memory_format=torch.contiguous_format)
     return network.eval().requires_grad_(False)
-
-
-def trace(network: nn.Module, image_shape: Sequence[int]) -> torch.export.ExportedProgram:
-    """Return the network as a graph that takes any number of images.
-
-    Raises whatever torch.export raises for a model that it cannot trace.
-    """
-    example = torch.zeros(2, *image_shape)
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(network, (example,), dynamic_shapes=({0: batch},))
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # has the paths of this installation
-    return program
-
-
-def answers_of(network: nn.Module) -> Answers:
-    """Return the network as a function of arrays."""
-
-    def answer(images: Floats) -> Floats:
-        with torch.inference_mode():
-            outputs: Floats = network(torch.from_numpy(images)).numpy()
-        return outputs
-
-    return answer
 
 
 def metadata(run: RunDir, output: str) -> dict[str, str]:

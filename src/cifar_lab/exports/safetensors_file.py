@@ -3,30 +3,22 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import yaml
 from torch import nn
 
 from cifar_lab.config import run_config
 from cifar_lab.errors import UsageError, first_line
-from cifar_lab.exports.network import Answers, NormalisedNetwork, answers_of
+from cifar_lab.exports.network import NormalisedNetwork
 from cifar_lab.training.build import build_model
 
 
-def write(
-    network: nn.Module, image_shape: Sequence[int], facts: Mapping[str, str], handle: IO[bytes]
-) -> None:
-    """Write the weights, buffers and the normalisation, with the facts as metadata."""
+def write(network: nn.Module, image_shape: Sequence[int], facts: Mapping[str, str]) -> bytes:
+    """Return a file with the weights, buffers and the normalisation, and the facts as metadata."""
     from safetensors.torch import save
 
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    handle.write(save(state, metadata=dict(facts)))
-
-
-def load(path: Path) -> Answers:
-    """Return the file as a function of arrays."""
-    return answers_of(load_network(path))
+    return save(state, metadata=dict(facts))
 
 
 def load_network(path: Path | str) -> nn.Module:

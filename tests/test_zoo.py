@@ -183,7 +183,7 @@ def test_published_weights_come_through_torchvision_from_their_server(
 TORCHVISION: list[tuple[str, str]] = [
     ("model.architecture=resnet81", "the nearest are resnet18"),
     ("model.architecture=squeezenet1_0", "it has no linear layer"),
-    ("model.architecture=vit_b_32 model.weights=DEFAULT", "224x224 pixels only"),
+    ("model.architecture=vit_b_32 model.weights=DEFAULT", "Expected 224 but got 32"),
     ("model.architecture=alexnet model.small_images=true", "as the ResNets have"),
     ("model.weights=nowhere.pt", "null, IMAGENET1K_V1, DEFAULT or a file"),
     ("model.weights=garbage.pt", "model.weights=garbage.pt cannot be read: it is damaged, or no"),

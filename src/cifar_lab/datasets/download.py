@@ -62,10 +62,10 @@ def download(
         return _npm_pack(address.removeprefix(NPM), target, digest)
     part = target.with_name(f"{target.name}.part")
     for _ in range(MOST_TRIES):
-        start = part.stat().st_size if part.is_file() else 0
-        whole = start > 0 and file_matches(part, digest)
-        broken = "" if whole else _receive(address, part, start, stall_seconds, patience_minutes)
-        if whole or file_matches(part, digest):
+        start, broken = part.stat().st_size if part.is_file() else 0, ""
+        if not file_matches(part, digest):
+            broken = _receive(address, part, start, stall_seconds, patience_minutes)
+        if file_matches(part, digest):
             part.replace(target)
             return
         size = part.stat().st_size

@@ -88,7 +88,7 @@ def load(
     names, files, warnings = _list(folder, test_fraction)
     where = shorten_path(folder)
     preparation = Preparation(tuple(image_shape), fit, max_megapixels)
-    size = len(files) * prod(image_shape)
+    size, most_broken = len(files) * prod(image_shape), max_broken if skip_broken else 0
     # The files' state alone tells whether they are the same: sets and labels follow from names.
     state = files_digest(folder, [folder / file.name for file in files])
     decoding = [folder.resolve().as_posix(), preparation.shape, fit, test_fraction]
@@ -96,11 +96,8 @@ def load(
     def decode(add: Add) -> Facts:
         log.info("decoding %s pictures of %s once", f"{len(files):,}", where)
         facts = _decode(folder, files, preparation, names, add)
-        check_broken(facts["broken"])  # before they are kept
+        _check_broken(folder, facts["broken"], len(files), most_broken)  # before they are kept
         return facts
-
-    def check_broken(broken: Mapping[str, str]) -> tuple[str, ...]:
-        return _check_broken(folder, broken, len(files), skip_broken, max_broken)
 
     arrays = cached(
         root / "decoded" / "pictures" / sha256_of_json(decoding)[:24],
@@ -109,8 +106,9 @@ def load(
         f"the pictures in {where}",
         mapped=storage == "mapped" or (storage == "auto" and size > _most_in_memory()),
     )
-    warnings = (*warnings, *check_broken(arrays.broken), *arrays.warnings)
-    return check_checksums(dataclasses.replace(arrays, warnings=warnings), checksums, folder)
+    skipped = _check_broken(folder, arrays.broken, len(files), most_broken)
+    arrays = dataclasses.replace(arrays, warnings=(*warnings, *skipped, *arrays.warnings))
+    return check_checksums(arrays, checksums, folder)
 
 
 def _most_in_memory() -> int:
@@ -175,18 +173,13 @@ def _decode(
     }
 
 
-def _check_broken(
-    folder: Path, broken: Mapping[str, str], size: int, skip_broken: bool, most: int
-) -> tuple[str, ...]:
-    """Return a warning if some of the `size` pictures are left out.
-
-    Raises UsageError if none may be, or if they are more than `most`.
-    """
+def _check_broken(folder: Path, broken: Mapping[str, str], size: int, most: int) -> tuple[str, ...]:
+    """Return a warning if some of the `size` pictures are left out; UsageError above `most`."""
     if not broken:
         return ()
     number, where = f"{len(broken):,} of the {size:,} pictures", shorten_path(folder)
     shown = listing([shorten(name, 60) for name in sorted(broken)], 100)
-    if not skip_broken:
+    if most == 0:
         name, reason = min(broken.items())
         first = cannot_be_read(folder / name, reason)
         more = f" (one of {number}: {shown})" if len(broken) > 1 else ""

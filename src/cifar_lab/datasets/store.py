@@ -140,10 +140,7 @@ def cached(
 
 
 class _Damaged(Unavailable):
-    """A file is not what was written."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(f"{path} is damaged ({why})")
+    """A file is not what was written; the message names it."""
 
 
 def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) -> ImageArrays | None:
@@ -165,9 +162,9 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
             path, entry = folder / f"{name}.bin", entries[name]
             # Of the file and not of the map, whose pages would stay in memory.
             if everything and _sha256(path) != known[name]:
-                raise _Damaged(path, "its sha256 does not match")
+                raise _Damaged(f"{path} is damaged (its sha256 does not match)")
             if not everything and _sample(path) != entry["sample"]:
-                raise _Damaged(path, "the sha256 of samples of it does not match")
+                raise _Damaged(f"{path} is damaged (the sha256 of samples of it does not match)")
             facts[name] = _map(path, entry["dtype"], tuple(entry["shape"]), mapped)
         if mapped and everything:
             with contextlib.suppress(OSError):  # in a folder of somebody else
@@ -179,9 +176,9 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
     except FileNotFoundError as error:
         if not index.exists():
             return None
-        raise _Damaged(Path(error.filename), "it is missing") from error
+        raise _Damaged(f"{error.filename} is damaged (it is missing)") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _Damaged(index, first_line(error)) from error
+        raise _Damaged(f"{index} is damaged ({first_line(error)})") from error
 
 
 def _sha256(path: Path) -> str:

@@ -43,8 +43,8 @@ class PretrainedModel(nn.Module):
         classifier = network.get_submodule(head)
         if not isinstance(classifier, nn.Linear):
             raise UsageError(
-                f"model.architecture={architecture} cannot be used: its last layer is no linear "
-                "layer, so its head cannot be separated from its features"
+                f"model.architecture={architecture} cannot be used: it has no linear layer at its "
+                "end, so its head cannot be separated from its features"
             )
         self.architecture = architecture
         self.published = published
@@ -56,9 +56,8 @@ class PretrainedModel(nn.Module):
         network.set_submodule(head, nn.Identity())
         if small_images:
             self._use_small_stem(network)
-        self._first = _first_convolution(network, architecture)
-        if channels != 3:
-            _sum_over_channels(network.get_submodule(self._first))
+        # The name of the convolution whose weights are summed over the channels.
+        self._summed = _take_one_channel(network, architecture) if channels != 3 else None
         self.network = network
         self.classifier = classifier
 
@@ -94,11 +93,12 @@ class PretrainedModel(nn.Module):
         raise NotImplementedError
 
     def _load(self, published: Mapping[str, Tensor]) -> None:
-        skipped = (f"{self._head}.", *self._not_loaded)
-        first = f"{self._first}.weight"
-        given = {k: v for k, v in published.items() if not k.startswith(skipped)}
-        if first in given and self.network.get_parameter(first).shape[1] == 1:
-            given[first] = given[first].sum(1, keepdim=True)
+        skipped, summed = (f"{self._head}.", *self._not_loaded), f"{self._summed}.weight"
+        given = {
+            name: tensor.sum(1, keepdim=True) if name == summed else tensor
+            for name, tensor in published.items()
+            if not name.startswith(skipped)
+        }
         _load_fitting(self.network, given, str(self.weights), self.architecture, skipped)
 
     def _use_small_stem(self, network: nn.Module) -> None:
@@ -166,14 +166,15 @@ def _load_fitting(
         ) from None
 
 
-def unknown_architecture(name: str, package: str, known: list[str]) -> UsageError:
-    """Return the error for an architecture that a package does not have, with the nearest names."""
-    near = get_close_matches(name, known, n=3, cutoff=0.4)
-    guess = f"; the nearest are {', '.join(near)}" if near else ""
-    return UsageError(
-        f"model.architecture={shorten(name)} is wrong: {package} has no such classification "
-        f"model{guess}"
-    )
+def check_architecture(name: str, package: str, known: list[str]) -> None:
+    """Raise UsageError with the nearest names for an architecture that a package does not have."""
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4)
+        guess = f"; the nearest are {', '.join(near)}" if near else ""
+        raise UsageError(
+            f"model.architecture={shorten(name)} is wrong: {package} has no such classification "
+            f"model{guess}"
+        )
 
 
 def complete_file_settings(settings: dict[str, Any], right: str) -> dict[str, Any]:
@@ -248,21 +249,19 @@ def _of_network(content: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix("network."): v for k, v in content.items() if k[0] == "n"}
 
 
-def _first_convolution(network: nn.Module, architecture: str) -> str:
-    """Return the name of the convolution that sees the image."""
+def _take_one_channel(network: nn.Module, architecture: str) -> str:
+    """Let the first convolution take images of one channel, as if repeated three times.
+
+    Returns its name.
+    """
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
-            if module.in_channels == 3 and module.groups == 1:
-                return str(name)
-            break
+            if module.in_channels != 3 or module.groups != 1:
+                break
+            module.in_channels = 1
+            module.weight = nn.Parameter(module.weight.detach().sum(1, keepdim=True))
+            return str(name)
     raise UsageError(
         f"model.architecture={architecture} cannot be used: its first layer is no convolution of "
         "an image of three channels"
     )
-
-
-def _sum_over_channels(first: nn.Module) -> None:
-    """Let a convolution of RGB images take images of one channel, as if repeated three times."""
-    assert isinstance(first, nn.Conv2d)
-    first.in_channels = 1
-    first.weight = nn.Parameter(first.weight.detach().sum(1, keepdim=True))

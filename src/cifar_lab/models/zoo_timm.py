@@ -8,8 +8,8 @@ from torch import Tensor
 from cifar_lab.errors import Unavailable, UsageError, first_line, missing_extra
 from cifar_lab.models.pretrained import (
     PretrainedModel,
+    check_architecture,
     complete_file_settings,
-    unknown_architecture,
 )
 
 
@@ -34,7 +34,6 @@ class TimmModel(PretrainedModel):
         normalisation: Literal["weights", "dataset"] = "weights",
     ) -> None:
         timm = _import_timm()
-        _check_architecture(architecture)
         network = timm.create_model(architecture, pretrained=False, num_classes=num_classes)
         head = network.get_classifier()
         names = [name for name, part in network.named_modules() if part is head]
@@ -64,7 +63,10 @@ class TimmModel(PretrainedModel):
         """
         timm = _import_timm()
         name, pretrained = settings["architecture"], settings.get("pretrained", False)
-        _check_architecture(name)
+        architecture, _, tag = name.partition(".")
+        check_architecture(architecture, "timm", timm.list_models())
+        if tag:
+            check_architecture(name, "timm", timm.list_pretrained(f"{architecture}.*"))
         published = timm.get_pretrained_cfg(name, allow_unregistered=False)
         if pretrained and settings.get("weights") is not None:
             raise UsageError(
@@ -76,7 +78,7 @@ class TimmModel(PretrainedModel):
                 "model.pretrained=false"
             )
         settings = complete_file_settings(settings, "null or a file (timm's own: pretrained=true)")
-        if pretrained and "." not in name and published.tag:
+        if pretrained and not tag and published.tag:
             settings = {**settings, "architecture": f"{name}.{published.tag}"}
         has_weights = pretrained or settings.get("weights") is not None
         if not has_weights or settings.get("normalisation") == "dataset":
@@ -102,13 +104,3 @@ def _import_timm() -> Any:
     except ImportError:
         raise missing_extra("model=timm", "timm", "timm") from None
     return timm
-
-
-def _check_architecture(name: str) -> None:
-    timm = _import_timm()
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise unknown_architecture(architecture, "timm", timm.list_models())
-    known = timm.list_pretrained(f"{architecture}.*")
-    if tag and name not in known:
-        raise unknown_architecture(name, "timm", known)

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from cifar_lab.errors import Unavailable, UsageError, first_line
+from cifar_lab.errors import Unavailable, first_line
 from cifar_lab.models.pretrained import (
     PretrainedModel,
+    check_architecture,
     complete_file_settings,
-    unknown_architecture,
 )
 
 # Their auxiliary classifiers would be a second result in training.
@@ -41,24 +41,12 @@ class TorchvisionModel(PretrainedModel):
     ) -> None:
         from torchvision.models import get_model, get_model_weights
 
-        _check_architecture(architecture)
         settings = _BUILDER_SETTINGS.get(architecture, {})
         network = get_model(architecture, weights=None, num_classes=num_classes, **settings)
         linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
-        if not linear:
-            raise UsageError(
-                f"model.architecture={architecture} cannot be used: it has no linear layer, so its "
-                "head cannot be separated from its features"
-            )
-        size = getattr(network, "image_size", None)  # of the vision transformers
-        if isinstance(size, int) and tuple(image_shape[1:]) != (size, size):
-            raise UsageError(
-                f"model.architecture={architecture} takes images of {size}x{size} pixels only, and "
-                f"dataset.image_shape is {list(image_shape)}"
-            )
         super().__init__(
             network,
-            linear[-1],
+            linear[-1] if linear else "",
             architecture=architecture,
             channels=image_shape[0],
             small_images=small_images,
@@ -77,10 +65,10 @@ class TorchvisionModel(PretrainedModel):
         DEFAULT becomes the name of the weights it stands for, and a file gets its digest. The mean
         and std are three numbers each, or None if the dataset's are to be used.
         """
-        from torchvision.models import get_model_weights
+        from torchvision import models
 
-        _check_architecture(settings["architecture"])
-        published = get_model_weights(settings["architecture"])
+        check_architecture(settings["architecture"], "torchvision", models.list_models(models))
+        published = models.get_model_weights(settings["architecture"])
         weights = settings.get("weights")
         if weights in published.__members__:
             settings = {**settings, "weights": published[weights].name, "weights_sha256": None}
@@ -106,11 +94,3 @@ class TorchvisionModel(PretrainedModel):
                 f"{entry.url}: {first_line(error)}; model.weights=FILE loads a file"
             ) from None
         return state
-
-
-def _check_architecture(name: str) -> None:
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    if name not in known:
-        raise unknown_architecture(name, "torchvision", known)

@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
             "ns_precision": ns_precision,
             "normalize_weights": normalize_weights,
         }
-        self._rest = _rest(others, rest, rest_lr, rest_momentum, rest_weight_decay)
+        self._rest = _rest(others, rest, rest_momentum, lr=rest_lr, weight_decay=rest_weight_decay)
         groups: list[dict[str, Any]] = [{"params": matrices}]
         super().__init__([*groups, *(self._rest.param_groups if self._rest else [])], defaults)
 
@@ -93,8 +93,8 @@ class Muon(torch.optim.Optimizer):
         outer = {id(parameter) for parameter in ends}
         groups: tuple[list[Tensor], list[Tensor]] = ([], [])
         for parameter in model.parameters():
-            hidden = _is_matrix(parameter) and id(parameter) not in outer
-            groups[0 if hidden else 1].append(parameter)
+            is_matrix = parameter.ndim >= 2 and min(parameter.flatten(1).shape) > 1
+            groups[0 if is_matrix and id(parameter) not in outer else 1].append(parameter)
         return [{"params": group} for group in groups]
 
     @torch.no_grad()
@@ -138,10 +138,6 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update.reshape(parameter.shape), alpha=-rate)
 
 
-def _is_matrix(parameter: Tensor) -> bool:
-    return parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) > 1
-
-
 def _two_groups(params: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
     """Return matrices and the rest, of two groups or of parameters."""
     if params and isinstance(params[0], dict):
@@ -152,22 +148,13 @@ def _two_groups(params: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _rest(
-    parameters: list[Tensor], name: str, lr: float, momentum: float, weight_decay: float
+    parameters: list[Tensor], name: str, momentum: float, **rates: Any
 ) -> torch.optim.Optimizer | None:
     """Return torch's optimizer of the parameters that are no hidden matrices."""
     if not parameters:
         return None
     # torch chooses foreach for GPUs only; on a CPU it gives the same bits sooner.
-    foreach = True if all(p.device.type == "cpu" for p in parameters) else None
+    rates["foreach"] = True if all(p.device.type == "cpu" for p in parameters) else None
     if name == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=lr,
-            momentum=momentum,
-            nesterov=momentum > 0,
-            weight_decay=weight_decay,
-            foreach=foreach,
-        )
-    return torch.optim.AdamW(
-        parameters, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, foreach=foreach
-    )
+        return torch.optim.SGD(parameters, momentum=momentum, nesterov=momentum > 0, **rates)
+    return torch.optim.AdamW(parameters, betas=(momentum, 0.999), **rates)

@@ -141,7 +141,7 @@ def test_a_run_is_found_after_the_working_directory_has_changed(
     monkeypatch.chdir(run.path.parent)
     relative = cifar_lab.load_run(run.path.name)
     monkeypatch.chdir(tmp_path)
-    assert relative == run == cifar_lab.Run(str(run.path))  # type: ignore[arg-type]
+    assert relative == run == cifar_lab.Run(str(run.path))
     assert relative.status == "finished"
 
 

@@ -40,11 +40,11 @@ class Run:
 
     path: Path
 
-    def __post_init__(self) -> None:
+    def __init__(self, path: Path | str) -> None:
         try:
-            object.__setattr__(self, "path", Path(self.path).absolute())  # after os.chdir too
+            object.__setattr__(self, "path", Path(path).absolute())  # after os.chdir too
         except TypeError:
-            wrong = shorten(repr(self.path), 60)
+            wrong = shorten(repr(path), 60)
             raise UsageError(f"{wrong} is wrong: it must be the path of a folder") from None
 
     def __repr__(self) -> str:
@@ -254,7 +254,7 @@ def load_run(path: Path | str, *, trust: str | Sequence[str] = ()) -> Run:
     UsageError if the folder is not a run's.
     """
     targets.trust(trust)
-    run = Run(Path(path) if isinstance(path, str) else path)
+    run = Run(path)
     RunDir(run.path).read_summary()
     return run
 
@@ -262,8 +262,7 @@ def load_run(path: Path | str, *, trust: str | Sequence[str] = ()) -> Run:
 def load_runs(folder: Path | str, *, trust: str | Sequence[str] = ()) -> Runs:
     """Return the runs at and below a folder, sorted by path; UsageError if it is not a folder."""
     targets.trust(trust)
-    below = Run(Path(folder) if isinstance(folder, str) else folder).path
-    return Runs(Run(run_dir.path) for run_dir in find_runs(below))
+    return Runs(Run(run_dir.path) for run_dir in find_runs(Run(folder).path))
 
 
 @as_in_a_fresh_process()

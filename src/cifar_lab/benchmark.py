@@ -5,7 +5,6 @@ ratio is the median of the rounds' ratios.
 """
 
 import json
-import sys
 
 from cifar_lab import cli
 
@@ -37,4 +36,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

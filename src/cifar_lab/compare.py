@@ -58,4 +58,4 @@ def _runs(word: str, sweep: RunCollection | None) -> list[FoundRun]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

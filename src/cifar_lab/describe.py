@@ -6,7 +6,6 @@ It takes what `train` takes, and trains nothing, but for the steps of `--lr-rang
 import argparse
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 from cifar_lab import cli
@@ -120,4 +119,4 @@ def _default_path(config: RunConfig, ending: str = "") -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,6 +1,5 @@
 """Draw the figures of finished runs again: other ones, in another format, size or language."""
 
-import sys
 from pathlib import Path
 
 import yaml
@@ -63,4 +62,4 @@ def _labels(path: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cifar_lab import cli
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.watching import names
@@ -110,16 +108,13 @@ def _write_errors(runs: Sequence[RunDir], count: int) -> Path:
 
     splits = load_splits(runs[0].own_config(), "cpu")
     images = splits.official_test.images
-
-    def image_of(index: int) -> np.ndarray[Any, Any]:
-        return images[torch.tensor([index])][0].numpy()
-
-    text = error_page(runs, image_of, count, splits.test_files)
-    if len(runs) == 1:
-        path = runs[0].errors_page
-    else:
-        path = Path(os.path.commonpath([run.path.resolve().parent for run in runs])) / "errors.html"
-    write_text(path, text)
+    path = runs[0].errors_page
+    if len(runs) > 1:
+        path = Path(os.path.commonpath([run.path.resolve().parent for run in runs])) / path.name
+    page = error_page(
+        runs, lambda index: images[torch.tensor([index])][0].numpy(), count, splits.test_files
+    )
+    write_text(path, page)
     return path
 
 
@@ -138,4 +133,4 @@ def _side_by_side(runs: Sequence[RunDir], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

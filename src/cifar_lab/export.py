@@ -1,7 +1,6 @@
 """Export the weights that a run was scored with: ONNX, torch.export or safetensors."""
 
 import importlib.util
-import sys
 from pathlib import Path
 
 from cifar_lab import cli
@@ -81,4 +80,4 @@ def _files(run: Path, kind: str, output: Path | None) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

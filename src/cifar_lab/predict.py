@@ -108,4 +108,4 @@ def table(paths: Sequence[Path], rows: Probabilities, names: Sequence[str], top:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

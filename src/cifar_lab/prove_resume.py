@@ -1,6 +1,5 @@
 """Prove on this machine that a run stopped again and again ends as one that never stopped."""
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -27,4 +26,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

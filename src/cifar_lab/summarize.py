@@ -1,7 +1,6 @@
 """Compare the runs below a folder, finished or not, at any time, from their files alone."""
 
 import shutil
-import sys
 from pathlib import Path
 
 from cifar_lab import cli
@@ -71,4 +70,4 @@ def _draw(summary: Summary) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -4,6 +4,7 @@ Without options nothing is removed. Runs that are in use are left alone.
 """
 
 import contextlib
+import importlib
 import re
 import shutil
 import sys
@@ -46,17 +47,17 @@ def main(argv: list[str]) -> int:
     if not runs:
         raise UsageError(f"{shorten_path(arguments.folder)} holds no run of that kind")
     states = {run: "in use" if run.is_locked() else run.status for run in runs}
-    finished = [run for run in runs if states[run] == "finished" and run.last.is_file()]
-    checkpoints = {run: run.last for run in finished}
+    done = [run for run in runs if states[run] == "finished"]
+    checkpoints = {run: run.last for run in done if run.last.is_file()}
     failed = {run: run.path for run in runs if states[run] == "failed"}
+    interrupted = [run.path for run in runs if states[run] == "interrupted"]
     if arguments.archive is not None:
         _archive(runs, arguments.folder, arguments.archive)
-    interrupted = [run.path for run in runs if states[run] == "interrupted"]
     targets = dict(checkpoints if arguments.last_checkpoints else {})
     targets |= failed if arguments.failed else {}
     if not targets:
-        print(f"{_megabytes(run.path for run in runs)}  {len(runs)} runs, of that")
         last = _megabytes(checkpoints.values())
+        print(f"{_megabytes(run.path for run in runs)}  {len(runs)} runs, of that")
         print(f"{last}  last checkpoints of finished runs (--last-checkpoints)")
         print(f"{_megabytes(failed.values())}  {len(failed)} failed runs (--failed)")
         print(f"{_megabytes(interrupted)}  {len(interrupted)} interrupted runs, which can go on")
@@ -104,18 +105,13 @@ def _open_archive(file: Path, handle: IO[bytes]) -> Iterator[Callable[[Path, Pat
         with zipfile.ZipFile(handle, "w", **options) as archive:
             yield archive.write
         return
-    packing: Any
-    mode: Any = "w|"
-    if sys.version_info >= (3, 14):
-        packing, mode = contextlib.nullcontext(handle), "w|zst"
-    else:
-        try:
-            import zstandard
-        except ModuleNotFoundError:
-            problem = "a .tar.zst needs Python 3.14 or `pip install zstandard`; a .zip does not"
-            raise UsageError(f"--archive {file}: {problem}") from None
-        packing = zstandard.ZstdCompressor(level=9).stream_writer(handle, closefd=False)
-    with packing as stream, tarfile.open(fileobj=stream, mode=mode) as tar:
+    try:
+        name = "compression.zstd" if sys.version_info >= (3, 14) else "zstandard"
+        zstd = importlib.import_module(name)
+    except ModuleNotFoundError:
+        problem = "a .tar.zst needs Python 3.14 or `pip install zstandard`; a .zip does not"
+        raise UsageError(f"--archive {file}: {problem}") from None
+    with zstd.open(handle, "wb") as stream, tarfile.open(fileobj=stream, mode="w|") as tar:
         yield tar.add
 
 
@@ -133,4 +129,4 @@ def _age(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -36,15 +36,13 @@ def main(argv: list[str]) -> int:
 
         target_config = compose(overrides).runs[0].config.tracker
     if arguments.follow:  # a run that trains starts this as a process of its own
-        runs, problems = [RunDir(folders[0])], list[str]()
-        target_config = target_config or runs[0].read_config().tracker
-    else:
-        runs, problems = finished_runs(folders)
+        target_config = target_config or RunDir(folders[0]).read_config().tracker
     if target_config is None:  # before a lock is written
         raise UsageError("track needs a tracker: add tracker=tensorboard, mlflow, wandb or trackio")
     if arguments.follow:
-        _send(runs[0], target_config)
+        _send(RunDir(folders[0]), target_config)
         return 0
+    runs, problems = finished_runs(folders)
     for run in runs:
         try:
             with run.lock():
@@ -116,4 +114,4 @@ def finished_runs(folders: Sequence[Path]) -> tuple[list[RunDir], list[str]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -134,4 +133,4 @@ def _plan(request: Request) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -26,14 +26,9 @@ def draw_images(images: Sequence[Pixels], titles: Sequence[str]) -> "Figure":
     for axes in panels:
         axes.axis("off")
     for axes, image, title in zip(panels, images, titles, strict=False):
-        axes.imshow(plane(image), cmap="gray")
+        axes.imshow(style.plane(image), cmap="gray")
         axes.set_title(title, fontsize=style.NORMAL)
     return figure
-
-
-def plane(image: Pixels) -> Pixels:
-    """Return an image (C, H, W) as pictures are shown: (H, W) of one channel, else (H, W, C)."""
-    return np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
 
 
 def thumbnail(image: Pixels, longest: int) -> dict[str, Any]:
@@ -43,7 +38,7 @@ def thumbnail(image: Pixels, longest: int) -> dict[str, Any]:
     """
     from PIL import Image
 
-    picture = Image.fromarray(plane(image))
+    picture = Image.fromarray(style.plane(image))
     picture.thumbnail((2 * longest, 2 * longest))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cifar_lab.figures import style
-from cifar_lab.figures.image_grid import plane
 from cifar_lab.runs.files import read_arrays
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
@@ -111,7 +110,7 @@ def _section(
 
 
 def _picture(axes: "Axes", sample: _Sample, names: list[str]) -> None:
-    axes.imshow(plane(sample.image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.imshow(style.plane(sample.image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set(color=sample.colour, linewidth=2)

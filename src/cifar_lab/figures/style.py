@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import listing
 from cifar_lab.runs.files import replacing
@@ -247,6 +250,11 @@ def text_colour(background: Sequence[float]) -> str:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in background[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.066 else INK
+
+
+def plane(image: NDArray[Any]) -> NDArray[Any]:
+    """Return an image (C, H, W) as pictures are shown: (H, W) of one channel, else (H, W, C)."""
+    return np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
 
 
 def run_title(config: RunConfig) -> str:

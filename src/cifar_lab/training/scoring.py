@@ -15,7 +15,6 @@ from torch.nn import functional
 from cifar_lab.config import targets
 from cifar_lab.config.run_config import EvaluationConfig, RunConfig
 from cifar_lab.errors import Damaged, UsageError, first_line
-from cifar_lab.figures.embedding import separation
 from cifar_lab.figures.reliability import calibration
 from cifar_lab.figures.style import Look
 from cifar_lab.runs.files import MAX_BYTES, load_checkpoint, write_text
@@ -237,6 +236,8 @@ def _write_features(
     run.write_arrays(run.features_file, features=points, labels=classes, indices=kept.indices)
     if len(points) < 3 or not np.isfinite(points).all():
         return {}
+    from cifar_lab.figures.embedding import separation  # late: most runs keep no features
+
     scores = separation(points, classes)
     return {name: value if np.isfinite(value) else None for name, value in scores.items()}
 

@@ -28,7 +28,7 @@ LINES = {
     "training": 4519,
     "figures": 1656,
     "trackers": 945,
-    "sweeps": 2365,
+    "sweeps": 2233,
     "analysis": 3968,
     "exports": 450,
     "throughput": 600,

@@ -24,8 +24,7 @@ from cifar_lab.errors import Damaged, UsageError
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.outcome import Outcome
-from cifar_lab.sweeps.pool import make_launcher
-from cifar_lab.sweeps.search import closing_lines, run_search
+from cifar_lab.sweeps.search import closing_lines, make_launcher, run_search
 from cifar_lab.sweeps.study import Trial, counted, open_study, open_trials, suggest
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked

@@ -20,7 +20,7 @@ from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import RunFailed, Unavailable
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import queued
-from cifar_lab.sweeps import launcher, pool
+from cifar_lab.sweeps import local, pool
 from cifar_lab.sweeps.cell import THREADS, Cell, run_cell, sweep_cells
 from cifar_lab.sweeps.outcome import Outcome, Pace, closing_table, plan, raise_for
 from cifar_lab.sweeps.pool import run_all
@@ -39,7 +39,7 @@ def cells_of(folder: Path, *overrides: str) -> list[Cell]:
 
 def run(cells: Sequence[Cell], **options: Any) -> list[Outcome]:
     with Stop().installed() as stop:
-        return run_all(cells, LaunchOptions(**options), stop=stop)
+        return run_all(cells, local.LocalProcesses(LaunchOptions(**options)), stop=stop)
 
 
 @pytest.mark.slow
@@ -210,18 +210,18 @@ def test_jobs_fit_the_gpus_the_cores_and_the_memory(
     on_cpu = [dataclasses.replace(cell.config, device="cpu")] * 9
     on_gpu = [dataclasses.replace(cell.config, device="cuda")] * 9
     monkeypatch.setattr(device, "visible_gpus", lambda: ["2", "5"])
-    monkeypatch.setattr(launcher, "_cores", lambda: 8)
-    monkeypatch.setattr(launcher, "_free_memory", lambda: 7_500_000_000)
-    assert launcher.fitting_jobs(on_gpu, "auto") == (2, ["2", "5"])
-    assert launcher.fitting_jobs(on_gpu, "auto", jobs_per_gpu=2) == (4, ["2", "5", "2", "5"])
-    assert launcher.fitting_jobs(on_gpu, 8) == (2, ["2", "5"])
-    assert launcher.fitting_jobs(on_gpu, 1) == (1, ["2"])
+    monkeypatch.setattr(local, "_cores", lambda: 8)
+    monkeypatch.setattr(local, "_free_memory", lambda: 7_500_000_000)
+    assert local.fitting_jobs(on_gpu, "auto") == (2, ["2", "5"])
+    assert local.fitting_jobs(on_gpu, "auto", jobs_per_gpu=2) == (4, ["2", "5", "2", "5"])
+    assert local.fitting_jobs(on_gpu, 8) == (2, ["2", "5"])
+    assert local.fitting_jobs(on_gpu, 1) == (1, ["2"])
     second = [dataclasses.replace(cell.config, device="cuda:1")] * 9
-    assert launcher.fitting_jobs(second, "auto", jobs_per_gpu=2) == (2, ["", ""])
-    assert launcher.fitting_jobs(on_cpu, "auto") == (5, [""] * 5)
-    assert launcher.fitting_jobs(on_cpu, 3)[0] == 3
+    assert local.fitting_jobs(second, "auto", jobs_per_gpu=2) == (2, ["", ""])
+    assert local.fitting_jobs(on_cpu, "auto") == (5, [""] * 5)
+    assert local.fitting_jobs(on_cpu, 3)[0] == 3
     four_threads = [dataclasses.replace(config, threads=4) for config in on_cpu]
-    assert launcher.fitting_jobs(four_threads, "auto")[0] == 2
+    assert local.fitting_jobs(four_threads, "auto")[0] == 2
 
 
 def start_sweep(folder: Path, *overrides: str) -> "subprocess.Popen[str]":

@@ -212,7 +212,7 @@ def run(*overrides: str, **settings: Any) -> Run:
 
     with _stopping() as stop:
         if request.runs_elsewhere:  # one job of a cluster
-            return _run_many(request, overrides, stop)[0]
+            return _run_many(request, stop)[0]
         opened, options = open_run(request), request.options
         if settings:
             from cifar_lab.objects import keep_source
@@ -231,14 +231,14 @@ def sweep(*overrides: str) -> Runs:
     words = overrides if any(w in ("-m", "--multirun") for w in overrides) else (*overrides, "-m")
     request = _compose(words, "sweep")
     with _stopping() as stop:
-        return _run_many(request, words, stop)
+        return _run_many(request, stop)
 
 
-def _run_many(request: Request, words: Sequence[str], stop: "Stop") -> Runs:
+def _run_many(request: Request, stop: "Stop") -> Runs:
     from cifar_lab.sweeps.outcome import raise_for
     from cifar_lab.sweeps.search import start_many
 
-    outcomes = start_many(request, words, stop)
+    outcomes = start_many(request, stop)
     raise_for(outcomes, stop)
     return Runs(Run(outcome.cell.run.path) for outcome in outcomes)
 

@@ -113,6 +113,7 @@ def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:
     """Run what the rows need, or resume it; what is finished stays."""
     from cifar_lab.config.launch import LaunchOptions
     from cifar_lab.sweeps.cell import sweep_cells
+    from cifar_lab.sweeps.local import LocalProcesses
     from cifar_lab.sweeps.outcome import closing_table, raise_for
     from cifar_lab.sweeps.pool import run_all
     from cifar_lab.training.loop import Stop
@@ -128,7 +129,8 @@ def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:
     jobs = arguments.jobs if arguments.jobs == "auto" else int(arguments.jobs)
     options = LaunchOptions(jobs=jobs, **asked_for)
     with Stop().installed() as stop:
-        outcomes = run_all(sweep_cells(configs, lines), options, stop=stop)
+        launcher = LocalProcesses(options)
+        outcomes = run_all(sweep_cells(configs, lines), launcher, stop=stop)
         print(closing_table(outcomes) + "\n", flush=True)
         raise_for(outcomes, stop)
 

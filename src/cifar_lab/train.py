@@ -77,7 +77,7 @@ def train_words(words: list[str], group: "Processes | None" = None) -> int:
 
     with Stop().installed() as stop:
         if request.runs_elsewhere:
-            _run_many(request, words, stop)
+            _run_many(request, stop)
         else:
             run, options = open_run(request), request.options
             summary = run_experiment(
@@ -87,12 +87,12 @@ def train_words(words: list[str], group: "Processes | None" = None) -> int:
     return 0
 
 
-def _run_many(request: Request, words: list[str], stop: "Stop") -> None:
+def _run_many(request: Request, stop: "Stop") -> None:
     from cifar_lab.sweeps.outcome import raise_for
     from cifar_lab.sweeps.search import closing_text, start_many
 
-    outcomes = start_many(request, words, stop)
-    print(closing_text(request, words, outcomes), flush=True)
+    outcomes = start_many(request, stop)
+    print(closing_text(request, outcomes), flush=True)
     raise_for(outcomes, stop)
 
 
@@ -112,7 +112,7 @@ def _plan(request: Request) -> str:
     """Return what would run: the state of every cell, and how long it would take."""
     from cifar_lab.runs.run_dir import RunDir
     from cifar_lab.sweeps.cell import sweep_cells
-    from cifar_lab.sweeps.launcher import fitting_jobs
+    from cifar_lab.sweeps.local import fitting_jobs
     from cifar_lab.sweeps.outcome import plan
     from cifar_lab.sweeps.search import search_size
     from cifar_lab.training.preflight import run_folder

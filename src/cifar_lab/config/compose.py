@@ -147,6 +147,8 @@ def _request(composer: "_Composer", parsed: list[Override], line: CommandLine) -
         runs.append(planned_run(plain, lines_of(overrides)))
     last = composer.with_overrides(lists[-1])
     shown = None if line.cfg is None else OmegaConf.to_yaml(OmegaConf.create(last.plain)).rstrip()
+    flags = () if line.config_dir is None else ("--config-dir", line.config_dir)
+    shared = lines_of([o for o in fixed if o.key_or_group.split(".")[0] != "search"])
     return Request(
         runs,
         launch_options,
@@ -154,7 +156,7 @@ def _request(composer: "_Composer", parsed: list[Override], line: CommandLine) -
         last.launcher,
         shown,
         tuple(space),
-        lines_of([o for o in fixed if o.key_or_group.split(".")[0] != "search"]),
+        (*flags, *shared),
     )
 
 

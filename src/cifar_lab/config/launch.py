@@ -130,8 +130,8 @@ class PlannedRun:
 class Request:
     """The runs of a command line, how to launch them, or a config to show.
 
-    `space` has the axes of a search, whose `runs` are only examples, and `fixed` the overrides that
-    all its trials share. `folder` is the past run that the command line starts from.
+    `space` has the axes of a search, whose `runs` are only examples, and `fixed` the words that all
+    its trials share. `folder` is the past run that the command line starts from.
     """
 
     runs: list[PlannedRun]

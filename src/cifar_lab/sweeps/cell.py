@@ -11,12 +11,9 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import re
-import select
 import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,15 +145,11 @@ def main(argv: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     parser.add_argument("--code", help="code version to run; another is refused")
     parser.add_argument("--accept-code", action="store_true")
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE")
-    attached = "save and end when standard input ends, as it does with the process that has it"
-    parser.add_argument("--attached", action="store_true", help=attached)
     asked = parser.parse_args(argv)
     log.setLevel(logging.INFO)
     log.propagate = False  # train.log has it
     with (stop or Stop()).installed() as stop:
         try:
-            if asked.attached:
-                _stop_with_input()
             targets.trust(asked.trust)
             return run_cell(asked.run_dir, stop, code=asked.code, accept_code=asked.accept_code)
         except Stopped as stopped:  # before the run began, or after its end
@@ -192,23 +185,6 @@ def note(run: RunDir, error: str, status: Status | None = None) -> None:
         if summary.status != "finished" and (status or not told):
             status = status or summary.status
             run.write_summary(dataclasses.replace(summary, status=status, error=error))
-
-
-def _stop_with_input() -> None:
-    """Stop the run when standard input ends. Nothing is read: a server has its requests there.
-
-    So that no program that the run starts reads them either, it moves out of their way.
-    """
-    watch, lifeline = select.poll(), os.dup(0)
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
-    watch.register(lifeline, 0)  # for no event but its end
-
-    def stop() -> None:
-        watch.poll()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=stop, daemon=True).start()
 
 
 if __name__ == "__main__":

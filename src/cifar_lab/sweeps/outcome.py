@@ -67,46 +67,38 @@ class Pace:
         self._known: dict[str, list[tuple[float, float]]] = {}
 
     def learn(self, cell: Cell) -> None:
-        """Note what a finished cell took."""
+        """Note what a finished cell took, or the epochs so far of one that goes on."""
         with contextlib.suppress(UsageError, RunFailed):
             summary = cell.summary()
             if summary and summary.status == "finished" and summary.epoch_seconds is not None:
                 self.note(cell.config, summary.epoch_seconds, summary.overhead_seconds or 0.0)
-
-    def learn_running(self, cell: Cell) -> None:
-        """Note how long the epochs of a run that goes on take."""
-        with contextlib.suppress(UsageError, RunFailed):
-            if rows := cell.run.read_metrics():
+            elif summary and summary.status == "running" and (rows := cell.run.read_metrics()):
                 self.note(cell.config, sum(row.seconds for row in rows) / len(rows), 0.0)
 
     def note(self, config: RunConfig, epoch_seconds: float, overhead_seconds: float) -> None:
         """Note seconds per epoch, and those before the first and after the last."""
         self._known.setdefault(_kind(config), []).append((epoch_seconds, overhead_seconds))
 
-    def seconds(self, config: RunConfig, epochs_done: int = 0) -> float | None:
-        """Return what a run still takes if it does not stop early; None if nothing is known."""
-        return _mean_seconds(self._known.get(_kind(config), []), config, epochs_done)
+    def seconds(
+        self, config: RunConfig, epochs_done: int = 0, others: Sequence[tuple[float, float]] = ()
+    ) -> float | None:
+        """Return what a run still takes if it does not stop early; None if nothing is known.
+
+        `others` count where nothing is known of its kind.
+        """
+        left = max(config.training.epochs - epochs_done, 0)
+        known = self._known.get(_kind(config), others)
+        times = [left * epoch + overhead for epoch, overhead in known]
+        return sum(times) / len(times) if times else None
 
     def time_left(self, cells: Sequence[Cell], jobs: int, *, rerun: bool = False) -> float | None:
-        """Return the seconds until all cells are done, `jobs` at a time; None without any pace.
-
-        Kinds of which nothing is known yet count as all that is known of others.
-        """
+        """Return the seconds until all cells are done, `jobs` at a time; None without any pace."""
         every = [times for kind in self._known.values() for times in kind]
         slots = [0.0] * max(jobs, 1)
         for cell in cells if every else ():
-            known = self._known.get(_kind(cell.config), every)
-            seconds = _mean_seconds(known, cell.config, 0 if rerun else cell.epochs_done())
-            heapq.heappush(slots, heapq.heappop(slots) + (seconds or 0.0))
+            seconds = self.seconds(cell.config, 0 if rerun else cell.epochs_done(), every)
+            heapq.heapreplace(slots, slots[0] + (seconds or 0.0))
         return max(slots) if every else None
-
-
-def _mean_seconds(
-    known: Sequence[tuple[float, float]], config: RunConfig, epochs_done: int
-) -> float | None:
-    left = max(config.training.epochs - epochs_done, 0)
-    times = [left * epoch + overhead for epoch, overhead in known]
-    return sum(times) / len(times) if times else None
 
 
 class LiveLine:
@@ -117,15 +109,11 @@ class LiveLine:
 
     def __init__(self, total: int, pace: Pace) -> None:
         self._total, self._pace = total, pace
-        self._next = 0.0
-        self._failed = 0
+        self._next, self._failed = 0.0, 0
         self._left: float | None = None  # seconds until all is done
-        self._bar: Any = None
-        if shows_bars():
-            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
-            self._bar = bar_class()(
-                total=total, desc="cells", dynamic_ncols=True, leave=False, bar_format=layout
-            )
+        layout = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
+        options = {"desc": "cells", "dynamic_ncols": True, "leave": False, "bar_format": layout}
+        self._bar: Any = bar_class()(total=total, **options) if shows_bars() else None
 
     def close(self) -> None:
         """Remove the line."""
@@ -137,9 +125,9 @@ class LiveLine:
         self._failed += outcome.has_failed
         self._pace.learn(outcome.cell)
         if self._bar is None or outcome.code:
-            parts = [f"{outcome.after} in {duration(outcome.seconds)}"]
             name, score = _score(outcome)
-            parts += [f"{name.removesuffix(' accuracy')} {score}"] if score != "-" else []
+            parts = [f"{outcome.after} in {duration(outcome.seconds)}"]
+            parts += [f"{name.removesuffix(' accuracy')} {score}"] * (score != "-")
             parts += [f"{duration(self._left)} left"] if left and self._left else []
             error = f" ({outcome.error})" if outcome.error else ""
             done, folder = self._total - left, outcome.cell.run.path.name
@@ -155,7 +143,7 @@ class LiveLine:
         self._next = time.monotonic() + 1 + len(waiting) / 1000  # a file of each is looked for
         is_new = self._left is None
         for cell in running if is_new else ():
-            self._pace.learn_running(cell)
+            self._pace.learn(cell)
         self._left = self._pace.time_left([*running, *waiting], slots)
         time_left = f"{duration(self._left)} left" if self._left is not None else ""
         if is_new and time_left:
@@ -227,12 +215,12 @@ def plan(cells: Sequence[Cell], jobs: int, *, rerun: bool = False, with_times: b
     Without `with_times` there are no times, and so nothing is read or measured for them.
     """
     states = [cell.state() for cell in cells]
-    wanted = [rerun or state not in DONE for state in states]
-    to_run = [cell for cell, needed in zip(cells, wanted, strict=True) if needed]
+    to_run = [c for c, state in zip(cells, states, strict=True) if rerun or state not in DONE]
     pace, source = _timed(to_run, beside=cells) if with_times else (Pace(), "")
     rows = [[*short_names(list(cells[0].axes)), "state", *["time left"] * with_times, "folder"]]
-    for cell, state, needed in zip(cells, states, wanted, strict=True):
-        left = pace.seconds(cell.config, 0 if rerun else cell.epochs_done()) if needed else None
+    for cell, state in zip(cells, states, strict=True):
+        is_to_run = rerun or state not in DONE
+        left = pace.seconds(cell.config, 0 if rerun else cell.epochs_done()) if is_to_run else None
         time_left = [duration(left) if left is not None else "-"] * with_times
         rows.append([*cell.axes.values(), state, *time_left, str(cell.run.path)])
     closing = f"{len(to_run)} of {len(cells)} cells to run"
@@ -252,11 +240,10 @@ def _timed(cells: Sequence[Cell], *, beside: Sequence[Cell]) -> tuple[Pace, str]
     pace, known = Pace(), {cell.run.path for cell in beside}
     for cell in beside:
         pace.learn(cell)
-    for folder in {path.parent for path in known}:
-        for run in find_runs(folder) if folder.is_dir() else ():
-            if run.path not in known:
-                with contextlib.suppress(UsageError, RunFailed):
-                    pace.learn(Cell(run, run.read_config(), {}, ""))
+    for folder in {path.parent for path in known if path.parent.is_dir()}:
+        for run in (run for run in find_runs(folder) if run.path not in known):
+            with contextlib.suppress(UsageError, RunFailed):
+                pace.learn(Cell(run, run.read_config(), {}, ""))
     unknown = [cell for cell in cells if pace.seconds(cell.config) is None]
     for cell in unknown:
         if pace.seconds(cell.config) is None:

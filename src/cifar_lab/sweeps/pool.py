@@ -1,29 +1,129 @@
 """Many runs at once: the loop that fills slots with cells, wherever they run.
 
 A cell that fails, diverges or is killed is one failed cell; the others go on. Where cells run is a
-launcher (processes of this machine, SLURM), which cell comes next a source (a grid, a search).
+launcher (processes of this machine, SLURM, Ray), which cell comes next a source (a grid, a search).
 """
 
 import dataclasses
 import logging
+import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from cifar_lab.config.launch import LaunchOptions
+from cifar_lab.config import targets
+from cifar_lab.config.launch import MAX_RUNS, LaunchOptions
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Unavailable, UsageError
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.sweeps import local
-from cifar_lab.sweeps.cell import Cell
-from cifar_lab.sweeps.launcher import Job, Launcher
+from cifar_lab.sweeps.cell import STOPPED, Cell, note
 from cifar_lab.sweeps.outcome import LiveLine, Outcome, Pace
+from cifar_lab.sweeps.server import LOST
 from cifar_lab.training.loop import Stop
 
 log = logging.getLogger("cifar_lab")
 
 PATIENCE_SECONDS = 15.0
 """How long a sweep waits for a folder whose process is just ending."""
+
+
+_OWN_CODES = (2, 3, *STOPPED)  # with which a cell ends that says why
+
+
+class Job:
+    """A cell that was started.
+
+    Its process is a subprocess.Popen, or what takes its place: `poll` returns the exit code, LOST
+    where nobody can know it, and `terminate` lets the run save and end. `loss` says why it ended
+    where nothing else does.
+    """
+
+    def __init__(
+        self, cell: Cell, process: Any, loss: str = "its process ended; see its train.log"
+    ) -> None:
+        self.cell, self.process, self.loss = cell, process, loss
+        self.was_asked = False
+        self._started = time.monotonic()
+
+    def poll(self) -> int | None:
+        """Return the exit code of a job that has ended, None while it runs."""
+        code: int | None = self.process.poll()
+        outlives = code == LOST and self.cell.run.is_locked()  # the server that started it
+        return None if outlives else code
+
+    def ask_to_stop(self) -> None:
+        """Let the run save and end; asking again changes nothing."""
+        if not self.was_asked:
+            self.was_asked = True
+            self.process.terminate()
+
+    def outcome(self) -> Outcome:
+        """Return how a job ended, by its exit code and what is in its folder."""
+        code, after = self.poll() or 0, self.cell.state()
+        if after == "finished":
+            code = 0  # the signal came too late
+        elif self.was_asked and code in (LOST, -signal.SIGTERM):  # it did not handle signals yet
+            code = 143
+        if code not in (0, *_OWN_CODES) and after not in ("failed", "damaged"):
+            note(self.cell.run, self._how_it_ended(code), "failed")
+            code, after = 1, self.cell.state()
+        seconds = time.monotonic() - self._started
+        return Outcome(self.cell, "", after, seconds, code, self.cell.why(code))
+
+    def _how_it_ended(self, code: int) -> str:
+        """Return why a process ended that did not say so itself."""
+        if -code not in list(signal.Signals):
+            return self.loss
+        name = signal.Signals(-code).name
+        return f"killed by {name}{' (out of memory?)' * (name == 'SIGKILL')}"
+
+
+class Launcher(ABC):
+    """Starts cells, `most_at_once` with one call.
+
+    The jobs of a launcher that `is_detached` go on when this process ends.
+    """
+
+    is_detached = False
+    most_at_once = MAX_RUNS
+
+    def __init__(self, options: LaunchOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def prepare(self, configs: Sequence[RunConfig]) -> int:
+        """Return how many of these runs go at a time; called once, before the first start."""
+
+    def is_sent(self, cell: Cell) -> bool:
+        """Return whether an earlier command has started this cell, which `start` then takes up."""
+        return False
+
+    def is_free(self, cell: Cell) -> bool:
+        """Return whether a cell can be started now, or taken up."""
+        return self.is_sent(cell) or not cell.run.is_locked()
+
+    def arguments(self, cell: Cell) -> list[str]:
+        """Return what follows `python -m cifar_lab.sweeps.cell`."""
+        flags = ["--accept-code"] * self.options.accept_code
+        trusted = [word for module in targets.trusted() for word in ("--trust", module)]
+        return [str(cell.run.path.absolute()), "--code", cell.code, *flags, *trusted]
+
+    @abstractmethod
+    def start(self, cells: Sequence[Cell]) -> Sequence[Job]:
+        """Start cells."""
+
+    def wait(self, jobs: Sequence[Any], stop: Stop) -> None:
+        """Return when a job has ended or a signal came, and after a while in any case."""
+        deadline, signal_before = time.monotonic() + 0.25, stop.signal
+        while stop.signal == signal_before and time.monotonic() < deadline:
+            if any(job.poll() is not None for job in jobs):
+                return
+            time.sleep(0.02)
+
+    @abstractmethod
+    def abandon(self, jobs: Sequence[Job]) -> None:
+        """Leave jobs that have not ended: end them, or let them go on where `is_detached`."""
 
 
 class Source(ABC):
@@ -48,40 +148,29 @@ class Source(ABC):
         return outcome
 
 
-def make_launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launcher:
-    """Return the launcher that `hydra/launcher` names; UsageError where it cannot work."""
-    if settings.get("cluster") == "ray":
-        from cifar_lab.sweeps import ray
-
-        return ray.launcher(settings, options)
-    if settings.get("cluster") == "slurm":
-        from cifar_lab.sweeps import slurm
-
-        return slurm.launcher(settings, options)
-    return local.LocalProcesses(options)
-
-
-def run_all(
-    cells: Sequence[Cell],
-    options: LaunchOptions,
-    *,
-    stop: Stop,
-    launcher: Mapping[str, Any] | None = None,
-) -> list[Outcome]:
+def run_all(cells: Sequence[Cell], launcher: Launcher, *, stop: Stop) -> list[Outcome]:
     """Run the cells that are not finished, each in its own process; return all outcomes in order.
 
     All folders are made first, queued, so that nothing that is edited later changes a cell.
-    `launcher` holds the settings of `hydra/launcher`.
 
     The first signal that `stop` receives lets the running cells save and leaves the rest queued
     (the caller looks at `stop.signal`); a second one kills them and raises Stopped.
     """
-    where = make_launcher(launcher or {}, options)
-    grid = _Grid(cells, options)
-    outcomes = grid.settled
-    if waiting := list(grid.waiting()):
-        slots = where.prepare([cell.config for cell in waiting])
-        if not where.is_detached:
+    options = launcher.options
+    before = {cell.run.path: cell.state() for cell in cells}
+    outcomes: list[Outcome] = []
+    waiting: list[Cell] = []
+    for cell in cells:
+        if (state := before[cell.run.path]) in ("new", "queued"):
+            RunDir.create(cell.config)
+        outcome = None if options.rerun else _without_running(cell, state, options.accept_code)
+        if outcome is None:
+            waiting.append(cell)
+        else:
+            outcomes.append(outcome)
+    if waiting:
+        slots = launcher.prepare([cell.config for cell in waiting])
+        if not launcher.is_detached:
             log.info(
                 f"{len(cells)} cell{'s' * (len(cells) != 1)}: {len(waiting)} to run, {slots} at a "
                 f"time, {sum(o.after == 'finished' for o in outcomes)} finished before"
@@ -89,10 +178,10 @@ def run_all(
         pace = Pace()
         for cell in cells:
             pace.learn(cell)
-        outcomes += fill_slots(grid, where, slots, stop=stop, pace=pace)
-        outcomes += [grid.ended(Outcome(cell, "", cell.state())) for cell in grid.waiting()]
+        outcomes += fill_slots(_Grid(waiting, len(cells)), launcher, slots, stop=stop, pace=pace)
+        outcomes += [Outcome(cell, "", cell.state()) for cell in waiting]
     by_folder = {outcome.cell.run.path: outcome for outcome in outcomes}
-    return [by_folder[cell.run.path] for cell in cells]
+    return [dataclasses.replace(by_folder[path], before=state) for path, state in before.items()]
 
 
 def fill_slots(
@@ -125,7 +214,7 @@ def fill_slots(
                 cells.append(cell)
             except (UsageError, Unavailable, RunFailed) as error:
                 after = "in use" if isinstance(error, Unavailable) else cell.state()
-                close(Outcome(cell, cell.state(), after, 0.0, error.exit_code, str(error)))
+                close(Outcome(cell, "", after, 0.0, error.exit_code, str(error)))
         return launcher.start(cells) if cells else []
 
     with stop.graceful():
@@ -151,7 +240,7 @@ def fill_slots(
         finally:  # nothing is running here but after a signal or an error of ours
             line.close()
             launcher.abandon(running)
-    left = [Outcome(job.cell, job.before, job.cell.state()) for job in running]
+    left = [Outcome(job.cell, "", job.cell.state()) for job in running]
     return outcomes + [source.ended(outcome) for outcome in left]
 
 
@@ -173,23 +262,10 @@ def _make_ready(cell: Cell, rerun: bool, stop: Stop) -> None:
 
 
 class _Grid(Source):
-    """The cells of a sweep, in their order; one whose folder is in use comes after the others."""
+    """Cells in their order; one whose folder is in use comes after the others."""
 
-    def __init__(self, cells: Sequence[Cell], options: LaunchOptions) -> None:
-        """Make the folders that are not there, queued; `settled` has what needs no process."""
-        self.total = len(cells)
-        self.settled: list[Outcome] = []
-        self._before = {cell.run.path: cell.state() for cell in cells}
-        self._waiting: list[Cell] = []
-        for cell in cells:
-            state = self._before[cell.run.path]
-            if state in ("new", "queued"):
-                RunDir.create(cell.config)
-            outcome = None if options.rerun else _without_running(cell, state, options.accept_code)
-            if outcome is None:
-                self._waiting.append(cell)
-            else:
-                self.settled.append(outcome)
+    def __init__(self, cells: list[Cell], total: int) -> None:
+        self.total, self._waiting = total, cells
 
     def waiting(self) -> Sequence[Cell]:
         return self._waiting
@@ -200,10 +276,6 @@ class _Grid(Source):
         if cell is not None:
             self._waiting.remove(cell)
         return cell
-
-    def ended(self, outcome: Outcome) -> Outcome:
-        """Return the outcome with the state in which the sweep found the cell."""
-        return dataclasses.replace(outcome, before=self._before[outcome.cell.run.path])
 
 
 def _without_running(cell: Cell, state: str, accept_code: bool) -> Outcome | None:

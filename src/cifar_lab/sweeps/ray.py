@@ -21,8 +21,8 @@ from cifar_lab.config.schema import parse_as, setting, wrong
 from cifar_lab.errors import Unavailable, missing_extra
 from cifar_lab.runs.provenance import commit
 from cifar_lab.sweeps.cell import Cell
-from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.server import LOST, Server
+from cifar_lab.sweeps.pool import Job, Launcher
+from cifar_lab.sweeps.server import LOST, ServedProcess, Server
 from cifar_lab.training.loop import Stop
 
 log = logging.getLogger("cifar_lab")
@@ -34,8 +34,6 @@ _RAY_DEFAULTS = {
     "RAY_worker_niceness": "0",
     "RAY_prestart_worker_first_driver": "0",
 }
-
-_EARLY_SECONDS = 60.0  # after it was found, within which a cluster that works is not lost
 
 
 @dataclass(frozen=True)
@@ -63,27 +61,21 @@ class RaySettings:
             raise wrong(name, self.target, "HOST:PORT, auto or local")
 
 
-def launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launcher:
-    """Return the launcher of these settings.
+class RayTasks(Launcher):
+    """The launcher whose cells are tasks of Ray; it connects in `prepare`.
 
     Raises UsageError where Ray is missing, Unavailable where no cluster answers at the address.
     """
-    parsed = parse_as(RaySettings, settings, "hydra.launcher")
-    spec = importlib.util.find_spec("ray")
-    if spec is None or spec.origin is None:
-        raise missing_extra("hydra/launcher=ray", "Ray", "ray")
-    _check_answer(parsed.target)
-    return _Ray(parsed, options)
 
-
-class _Ray(Launcher):
-    """The launcher whose cells are tasks of Ray; it connects in `prepare`."""
-
-    def __init__(self, settings: RaySettings, options: LaunchOptions) -> None:
+    def __init__(self, settings: Mapping[str, Any], options: LaunchOptions) -> None:
         super().__init__(options)
-        self.settings = settings
+        self.settings = parse_as(RaySettings, settings, "hydra.launcher")
+        spec = importlib.util.find_spec("ray")
+        if spec is None or spec.origin is None:
+            raise missing_extra("hydra/launcher=ray", "Ray", "ray")
+        _check_answer(self.settings.target)
         self.server: Server
-        self._connected, self._early_losses = 0.0, 0
+        self._losses = 0
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Connect to the cluster; return how many cells its nodes hold, or `jobs` if it is set.
@@ -114,21 +106,27 @@ class _Ray(Launcher):
             f"from cifar_lab.sweeps import ray_driver; ray_driver.serve({target!r}, {env_vars!r})"
         )
         self.server = Server(code, {**_RAY_DEFAULTS, **os.environ})
-        nodes: list[dict[str, float]] | None = None
-        try:
-            nodes = self.server.first_answer()
-        finally:
-            if nodes is None:
-                self.abandon([])
+        nodes: list[dict[str, float]] | None = self.server.first_answer()
         if nodes is None:
+            self.abandon([])
             raise Unavailable(f"Ray ({target}) cannot be used: {self.server.last_words}")
-        self._connected = time.monotonic()
         return nodes
 
-    def start(self, cells: Sequence[Cell]) -> list["_RayJob"]:
+    def start(self, cells: Sequence[Cell]) -> list[Job]:
+        """Make each cell a task."""
         return [_RayJob(cell, self) for cell in cells]
 
-    def wait(self, jobs: Sequence["_RayJob"], stop: Stop) -> None:
+    def send(self, cell: Cell) -> ServedProcess:
+        """Ask for a cell, for the first time or again."""
+        return self.server.start(
+            folder=str(cell.run.path.absolute()),
+            arguments=self.arguments(cell),
+            cwd=str(Path.cwd()),
+            needs=task_resources(cell.config, self.settings, self.options),
+        )
+
+    def wait(self, jobs: Sequence[Any], stop: Stop) -> None:
+        """Return when a job has ended or a signal came; send again what is lost."""
         super().wait(jobs, stop)
         lost = [job for job in jobs if job.is_lost()]
         losses = int(self.server.is_alive())  # the loss of the whole cluster uses up no try
@@ -138,19 +136,19 @@ class _Ray(Launcher):
             job.was_asked |= stop.signal is not None
             job.go_on(losses, self.settings.max_retries)
 
-    def abandon(self, jobs: Sequence["_RayJob"]) -> None:
-        self.server.close(0 if jobs else 15)  # and with it what is left of a local Ray
+    def abandon(self, jobs: Sequence[Job]) -> None:
+        """End the process that speaks with Ray, and with it what is left of a local one."""
+        self.server.close(0 if jobs else 15)
 
     def _reconnect(self, stop: Stop) -> None:
         """Wait for a lost cluster, or start a local one again."""
         target, seconds = self.settings.target, self.settings.reconnect_seconds
         self.abandon([])
-        why = self.server.last_words
-        is_early = time.monotonic() - self._connected < _EARLY_SECONDS
-        self._early_losses = self._early_losses + 1 if is_early else 0
-        if self._early_losses > self.settings.max_retries:  # it would go on like this for ever
-            raise Unavailable(f"Ray ({target}) is lost again and again: {why}")
-        log.warning("Ray (%s) is lost: %s; waiting up to %g s", target, why, seconds)
+        self._losses += 1
+        what = f"Ray ({target}) is lost: {self.server.last_words}"
+        if self._losses > self.settings.max_retries:  # it would go on like this for ever
+            raise Unavailable(f"{what}; this was loss {self._losses}, the same line goes on")
+        log.warning("%s; waiting up to %g s", what, seconds)
         deadline = time.monotonic() + seconds
         while stop.signal is None:
             try:
@@ -164,30 +162,18 @@ class _Ray(Launcher):
 
 
 class _RayJob(Job):
-    """A task of Ray, seen from the sweep."""
+    """A cell that is a task of Ray, and is sent again when that is lost."""
 
-    def __init__(self, cell: Cell, launcher: _Ray) -> None:
-        super().__init__(cell)
+    def __init__(self, cell: Cell, launcher: RayTasks) -> None:
+        super().__init__(cell, launcher.send(cell))
         self._launcher, self._losses, self._is_given_up = launcher, 0, False
-        self._send()
-
-    def _send(self) -> None:
-        self._process = self._launcher.server.start(
-            folder=str(self.cell.run.path.absolute()),
-            arguments=self._launcher.arguments(self.cell),
-            cwd=str(Path.cwd()),
-            needs=task_resources(self.cell.config, self._launcher.settings, self._launcher.options),
-        )
-
-    def stop(self) -> None:
-        self._process.terminate()
 
     def is_lost(self) -> bool:
         """Return whether the worker of the task is gone, and the task is to be sent again."""
-        return not self._is_given_up and self._process.poll() == LOST
+        return not self._is_given_up and self.process.poll() == LOST
 
     def poll(self) -> int | None:
-        return None if self.is_lost() else self._process.poll()
+        return None if self.is_lost() else self.process.poll()
 
     def go_on(self, losses: int, retries: int) -> None:
         """Send the cell again after a loss, unless it was stopped or is lost often."""
@@ -199,7 +185,7 @@ class _RayJob(Job):
         if losses:
             why, name = "its worker or its node is lost", self.cell.run.path.name
             log.warning("%s: %s (try %d of %d follows)", name, why, self._losses + 1, retries + 1)
-        self._send()
+        self.process = self._launcher.send(self.cell)
 
 
 def task_resources(

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cifar_lab.errors import RunFailed, Unavailable, UsageError, first_line
+from cifar_lab.errors import CommandError, Unavailable, first_line
 from cifar_lab.sweeps.server import LOST, PACKAGE, answer
 
 _SIGHT_SECONDS = 5.0  # until a network file system shows a new file
@@ -50,51 +50,44 @@ def serve(address: str, env_vars: dict[str, str]) -> None:
     except Exception as error:
         sys.exit(first_line(error))
     answer(0, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-    stops: dict[int, threading.Event] = {}
+    tasks: dict[int, Any] = {}
     cells: list[threading.Thread] = []
     for request in map(json.loads, sys.stdin):
-        if "signal" in request:
-            stops[request["number"]].set()
+        number = request["number"]
+        if "stop" in request:
+            ray.cancel(tasks[number], force=False, recursive=False)
             continue
-        stops[request["number"]] = threading.Event()
-        cells.append(threading.Thread(target=_follow, args=(request, stops[request["number"]])))
+        needs = dict(request["needs"])
+        options = {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0)}
+        options |= {"memory": needs.pop("memory", 0), "resources": needs, "max_retries": 0}
+        tasks[number] = ray.remote(run_on_worker).options(**options).remote(request)
+        cells.append(threading.Thread(target=_follow, args=(request, tasks[number])))
         cells[-1].start()
-    for stop in stops.values():  # the sweep is gone: its cells save
-        stop.set()
-    deadline = time.monotonic() + _SAVING_SECONDS
-    for cell in cells:
-        cell.join(max(0.0, deadline - time.monotonic()))
+    for task in tasks.values():  # the sweep is gone: its cells save
+        ray.cancel(task, force=False, recursive=False)
+    _within(_SAVING_SECONDS, lambda: not any(cell.is_alive() for cell in cells))
     ray.shutdown()
     os._exit(0)
 
 
-def _follow(request: dict[str, Any], stop: threading.Event) -> None:
-    """Follow a cell to its end; without a cluster this process ends, and the sweep starts anew."""
+def _follow(request: dict[str, Any], task: Any) -> None:
+    """Follow a task to its end; without a cluster this process ends, and the sweep starts anew."""
     try:
-        answer(request["number"], _run_task(request, stop))
+        answer(request["number"], _code_of(request, task))
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
 
 
-def _run_task(request: dict[str, Any], stop: threading.Event) -> int:
-    """Run a cell as a task; return its exit code, LOST if its worker or node is gone."""
+def _code_of(request: dict[str, Any], task: Any) -> int:
+    """Wait for a task; return its cell's exit code, LOST if its worker or node is gone."""
     import ray
     from ray import exceptions
 
-    needs = dict(request["needs"])
-    options = {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0), "max_retries": 0}
-    options |= {"memory": needs.pop("memory", 0), "resources": needs}
-    reference = ray.remote(run_on_worker).options(**options).remote(request)
-    was_asked = False
-    while not ray.wait([reference], timeout=0.1)[0]:
-        if stop.is_set() and not was_asked:
-            was_asked = True
-            ray.cancel(reference, force=False, recursive=False)
-    code, error = 1, None
+    code, error = 3, None
     try:
-        code, error = ray.get(reference)
+        code, error = ray.get(task)
     except exceptions.TaskCancelledError:
         code = 143
     except (exceptions.RuntimeEnvSetupError, exceptions.TaskUnschedulableError) as problem:
@@ -122,16 +115,14 @@ def run_on_worker(request: dict[str, Any]) -> tuple[int, str | None]:
     that is killed.
     """
     stop = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda number, frame: stop.set())
+    signal.signal(signal.SIGINT, lambda number, frame: stop.set())
     try:
         return _run(request, stop), None
     except ImportError as error:
         host = socket.gethostname()
         return 3, f"{host} cannot import {error.name}; install cifar-lab[ray] on each node of Ray"
-    except (UsageError, Unavailable, RunFailed) as error:
+    except CommandError as error:
         return error.exit_code, str(error)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _run(request: dict[str, Any], stop: threading.Event) -> int:
@@ -147,12 +138,12 @@ def _run(request: dict[str, Any], stop: threading.Event) -> int:
             sys.path.append(request["cwd"])
     # The worker has these packages, which this process of the sweep never imports.
     from cifar_lab.runs.run_dir import RunDir
-    from cifar_lab.sweeps.local import code_of, start_process
+    from cifar_lab.sweeps.local import start_process
 
     run = RunDir(folder)
     _within(_LOCK_SECONDS, lambda: stop.is_set() or not run.is_locked())
     process, was_asked = start_process(run, request["arguments"], {}), False
-    while (code := code_of(process, run)) is None:
+    while (code := process.poll()) is None:
         if stop.is_set() and not was_asked:
             was_asked = True
             process.terminate()

@@ -24,6 +24,12 @@ LOST = -1000
 """Stands for an exit code that nobody can know any more."""
 
 
+def python_path() -> str:
+    """Return the PYTHONPATH of a process that imports this package, and what this one can."""
+    folders = [str(PACKAGE.parent), *(folder or str(Path.cwd()) for folder in sys.path)]
+    return os.pathsep.join(folders)
+
+
 class Server:
     """A server, seen from the process that starts and asks it.
 
@@ -33,7 +39,6 @@ class Server:
     """
 
     def __init__(self, code: str, environment: Mapping[str, str]) -> None:
-        paths = [str(PACKAGE.parent), *(path or str(Path.cwd()) for path in sys.path)]
         self.answers: dict[int, Any] = {}
         self.last_words = "it ended without a word"
         self._asked = 0
@@ -43,7 +48,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**environment, "PYTHONPATH": python_path()},
         )
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -61,10 +66,10 @@ class Server:
     def start(self, **content: Any) -> "ServedProcess":
         """Ask for a cell; a server that is gone is seen by its exit code."""
         self._asked += 1
-        self.send({"number": self._asked, **content})
+        self.send(number=self._asked, **content)
         return ServedProcess(self, self._asked)
 
-    def send(self, content: Mapping[str, Any]) -> None:
+    def send(self, **content: Any) -> None:
         """Send a request, if the server is there."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
@@ -117,7 +122,7 @@ class ServedProcess:
     def terminate(self) -> None:
         """Let the cell save and end."""
         if self._server.is_alive():
-            self._server.send({"number": self._number, "signal": signal.SIGTERM})
+            self._server.send(number=self._number, stop=True)
         else:
             self._server.signal_all(signal.SIGTERM)
 

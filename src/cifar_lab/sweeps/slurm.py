@@ -10,6 +10,7 @@ and goes on from there, in another process and perhaps on another machine.
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,8 +28,8 @@ from cifar_lab.errors import Unavailable, UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import cell as cell_module
 from cifar_lab.sweeps.cell import Cell, note
-from cifar_lab.sweeps.launcher import Job, Launcher
-from cifar_lab.sweeps.server import LOST, PACKAGE
+from cifar_lab.sweeps.pool import Job, Launcher
+from cifar_lab.sweeps.server import LOST, python_path
 from cifar_lab.training.loop import Stop
 
 log = logging.getLogger("cifar_lab")
@@ -39,33 +40,29 @@ _OURS = (  # settings that are no option of sbatch by their own name
 )
 
 
-def launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launcher:
-    """Return the launcher of these settings; UsageError where there is no SLURM."""
-    if shutil.which("sbatch") is None:
-        raise UsageError("hydra/launcher=submitit_slurm: there is no SLURM here (no sbatch)")
-    return _Slurm(settings, options)
-
-
-class _Slurm(Launcher):
-    """The launcher whose jobs SLURM runs, as arrays."""
+class Slurm(Launcher):
+    """The launcher whose jobs SLURM runs, as arrays; UsageError where there is no SLURM."""
 
     is_detached = True
 
     def __init__(self, settings: Mapping[str, Any], options: LaunchOptions) -> None:
         super().__init__(options)
+        if shutil.which("sbatch") is None:
+            raise UsageError("hydra/launcher=submitit_slurm: there is no SLURM here (no sbatch)")
         self._settings = settings
         self.queue = _jobs_in_queue()
+        self._sent = sent_jobs(self.queue)  # by earlier commands
         self.most_at_once = _longest_array()
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
-        """Find the jobs that earlier commands sent; SLURM has a queue of its own for all."""
-        self._sent = sent_jobs(self.queue)
+        """Return that all go at a time: SLURM has a queue of its own."""
         return len(configs)
 
     def is_sent(self, cell: Cell) -> bool:
+        """Return whether the queue has a job of this cell."""
         return str(cell.run.path.absolute()) in self._sent
 
-    def start(self, cells: Sequence[Cell]) -> list["_SlurmJob"]:
+    def start(self, cells: Sequence[Cell]) -> list[Job]:
         """Send the cells as one array, but for those that an earlier command sent."""
         to_send = [cell for cell in cells if not self.is_sent(cell)]
         if to_send:
@@ -78,41 +75,43 @@ class _Slurm(Launcher):
                     f"SLURM did not take {len(to_send)} jobs: {error}; the jobs that it took "
                     "before go on, and the same line sends the others"
                 ) from None
-            ids = {f"{array}_{task}": str(script) for task in range(len(to_send))}
-            self._sent |= sent_jobs(ids)
-        jobs = [_SlurmJob(c, *self._sent.pop(str(c.run.path.absolute())), self) for c in cells]
+            self._sent |= sent_jobs({f"{array}_{n}": str(script) for n in range(len(to_send))})
+        jobs = []
+        for cell in cells:
+            name, folder = self._sent.pop(str(cell.run.path.absolute()))
+            output = folder / f"{name.partition('_')[2]}.out"
+            loss = f"job {name} ended without a result; {output} may say why"
+            jobs.append(Job(cell, _SlurmJob(name, output.with_suffix(".code"), self), loss))
         log.info("%d jobs in SLURM's queue: %s", len(jobs), _arrays(jobs))
         return jobs
 
-    def wait(self, jobs: Sequence["_SlurmJob"], stop: Stop) -> None:
+    def wait(self, jobs: Sequence[Job], stop: Stop) -> None:
+        """Look at the queue again after a while, or at once when a signal came."""
         deadline = time.monotonic() + self._settings["poll_seconds"]
         while (left := deadline - time.monotonic()) > 0 and stop.signal is None:
             time.sleep(min(0.25, left))
         self.queue = _jobs_in_queue()
 
-    def abandon(self, jobs: Sequence["_SlurmJob"]) -> None:
+    def abandon(self, jobs: Sequence[Job]) -> None:
+        """Let the jobs go on."""
         if jobs:
             log.info("the jobs go on; scancel %s ends them", _arrays(jobs))
 
 
-class _SlurmJob(Job):
-    """A job of SLURM, seen from the command that waits for it."""
+class _SlurmJob:
+    """A job of SLURM, which writes its exit code into a file."""
 
-    def __init__(self, cell: Cell, job: str, folder: Path, launcher: _Slurm) -> None:
-        super().__init__(cell)
-        self.id, self._launcher, self._missing = job, launcher, 0
-        task = job.partition("_")[2]
-        self.loss = f"job {job} ended without a result; {folder}/{task}.out may say why"
-        self._code = folder / f"{task}.code"
+    def __init__(self, name: str, code: Path, launcher: Slurm) -> None:
+        self.name, self._code, self._launcher, self._missing = name, code, launcher, 0
 
-    def stop(self) -> None:
-        subprocess.run(["scancel", self.id], check=False, timeout=60)
+    def terminate(self) -> None:
+        subprocess.run(["scancel", self.name], check=False, timeout=60)
 
     def poll(self) -> int | None:
         if self._code.exists():
             return int(self._code.read_text(encoding="ascii"))
         # twice: a network file system may show the file after SLURM has forgotten the job
-        self._missing = 0 if self.id in self._launcher.queue else self._missing + 1
+        self._missing = 0 if self.name in self._launcher.queue else self._missing + 1
         return LOST if self._missing > 1 else None
 
 
@@ -150,7 +149,6 @@ def write_array(
     (folder / "array.json").write_text(json.dumps(content), encoding="utf-8")
     options = sbatch_options(settings, cells) | {"output": folder / "%a.out"}
     script = folder / "array.sh"
-    path = os.pathsep.join([str(PACKAGE.parent), *(entry or str(Path.cwd()) for entry in sys.path)])
     command = [sys.executable, "-u", "-m", __name__, str(folder)]
     lines = [
         "#!/bin/bash",
@@ -159,7 +157,7 @@ def write_array(
             for name, value in options.items()
             if value is not False
         ),
-        f"export PYTHONPATH={shlex.quote(path)}",
+        f"export PYTHONPATH={shlex.quote(python_path())}",
         *(settings["setup"] or ()),
         f"exec srun --unbuffered --cpus-per-task={options['cpus-per-task']} {shlex.join(command)}",
     ]
@@ -217,18 +215,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _arrays(jobs: Sequence[_SlurmJob]) -> str:
+def _arrays(jobs: Sequence[Job]) -> str:
     """Return the ids of the arrays of jobs, as scancel takes them."""
-    return " ".join(dict.fromkeys(job.id.partition("_")[0] for job in jobs))
+    return " ".join(dict.fromkeys(job.process.name.partition("_")[0] for job in jobs))
 
 
 def _longest_array() -> int:
-    """Return how many jobs an array of this SLURM may have (its setting MaxArraySize)."""
-    for line in _ask("scontrol", "show", "config").splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "MaxArraySize" and value.strip().isdigit():
-            return max(1, int(value))
-    return 1001  # SLURM's default
+    """Return how many jobs an array may have: SLURM's setting MaxArraySize, or its default."""
+    setting = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.M)
+    return max(1, int(setting[1])) if setting else 1001
 
 
 def _jobs_in_queue() -> dict[str, str]:

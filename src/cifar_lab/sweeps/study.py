@@ -48,7 +48,8 @@ def open_study(options: SearchOptions, folder: Path, monitor: str) -> Any:
     path = folder / f"{options.study}.journal"
     if path.is_symlink():  # in a stranger's folder it could lead to any file
         raise Damaged(f"{path} is not a file of its own; choose another search.study")
-    _repair(path)
+    if path.exists():
+        _repair(path)
     try:
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path))),
@@ -76,13 +77,11 @@ def _repair(path: Path) -> None:
     """Remove a last line that was cut short, to which Optuna would append the next one."""
     from optuna.storages.journal import JournalFileSymlinkLock
 
-    if not path.exists() or path.read_bytes()[-1:] in (b"", b"\n"):
-        return
     lock = JournalFileSymlinkLock(str(path))
     lock.acquire()  # another search may be writing
     try:
         content = path.read_bytes()
-        if not content.endswith(b"\n"):
+        if content and not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
             log.warning("warning: the last line of %s was cut short and was removed", path)
     finally:
@@ -238,15 +237,13 @@ class Trial:
         """Hand new validation scores to the study; return the last epoch, 0 if none is new."""
         with contextlib.suppress(RunFailed):
             rows = self.cells[0].run.read_metrics()
-            scores = {row.epoch: getattr(row, self._monitor) for row in rows}
-            if self._report({k: value for k, value in scores.items() if value is not None}):
-                return len(rows)
+            return self._report({row.epoch: getattr(row, self._monitor) for row in rows})
         return 0
 
-    def _report(self, values: dict[int, float]) -> bool:
-        """Report values that the study does not have yet; return whether there were any."""
+    def _report(self, values: dict[int, float | None]) -> int:
+        """Report values that the study does not have yet; return the last new step, or 0."""
         told = self._frozen().intermediate_values
-        new = {step: value for step, value in values.items() if step not in told}
+        new = {k: v for k, v in values.items() if v is not None and k not in told}
         for step, value in new.items():
             self._trial.report(value, step)
-        return bool(new)
+        return max(new, default=0)

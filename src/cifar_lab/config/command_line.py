@@ -45,16 +45,13 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse_command_line(argv: Sequence[str]) -> CommandLine:
     """Divide a command line into flags and overrides; UsageError for a flag that is not known."""
-    words = list(argv)
-    end = words.index("--") if "--" in words else len(words)
-    flags, rest = make_parser().parse_known_args(words[:end])  # overrides may stand around flags
+    flags, rest = make_parser().parse_known_args(argv)  # overrides may stand around flags
     for word in rest:
         if word.startswith("-"):
             raise _unknown_flag(word, rest)
     settings = ["detach=true"] if flags.detach else []
     settings += [f"trust=[{','.join(flags.trust)}]"] if flags.trust else []
-    overrides = (*rest, *words[end + 1 :], *settings)
-    return CommandLine(overrides, flags.multirun, flags.cfg, flags.config_dir)
+    return CommandLine((*rest, *settings), flags.multirun, flags.cfg, flags.config_dir)
 
 
 def _unknown_flag(word: str, rest: Sequence[str]) -> UsageError:
@@ -122,9 +119,6 @@ def check_words(words: Sequence[str], keys: Collection[str]) -> None:
         if "=" in word or word.startswith(("~", "+")):
             if word.endswith("=") and following and "=" not in following:
                 raise UsageError(f"a space beside = is wrong: write {shorten(word + following)}")
-        elif following.startswith("="):
-            whole = word + following + (following == "=") * "".join(words[index + 2 :][:1])
-            raise UsageError(f"a space beside = is wrong: write {shorten(whole)}")
         elif word in keys:
             raise UsageError(f"{word} has no value: write {word}=VALUE")
         elif index and is_run_folder(word):

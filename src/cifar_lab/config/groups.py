@@ -28,13 +28,12 @@ def find_files(config_dir: str | Path | None = None) -> dict[str, dict[str, Path
     """Return the files of each folder of conf/; those in `config_dir` win over the shipped."""
     if config_dir is not None and not Path(config_dir).is_dir():
         raise UsageError(f"--config-dir {shorten(str(config_dir))} is not a folder")
-    found: dict[str, dict[str, Path]] = {}
+    files: dict[str, dict[str, Path]] = {}
     for folder in (config_folder(), *([Path(config_dir)] if config_dir is not None else [])):
-        for path in sorted(folder.rglob("*.yaml")):
+        for path in sorted(folder.rglob("*/*.yaml")):
             group = path.parent.relative_to(folder).as_posix()
-            if group != ".":
-                found.setdefault(group, {})[path.stem] = path
-    return found
+            files.setdefault(group, {})[path.stem] = path
+    return files
 
 
 def experiments(config_dir: str | Path | None = None) -> dict[str, str | None]:

@@ -97,7 +97,7 @@ def _explain(kind: Any, value: Any, path: str, problem: str, keys: Sequence[Any]
                 where = here or "a run"
                 guess = did_you_mean(str(key), fields) or f"; {where} has {listing(fields)}"
                 return UsageError(f"there is no setting {shorten(path)}{guess}")
-            bounds, kind = describe_range(_fields(kind)[key]), fields[key]
+            bounds, kind = describe_range(kind.__dataclass_fields__[key]), fields[key]
         elif keys[depth + 1 : depth + 2] == ("[key]",):
             return wrong(here, value, "a group of settings")
         else:
@@ -162,12 +162,12 @@ def describe_range(spec: "dataclasses.Field[Any]") -> str:
 
 def find_field(cls: Any, key: str) -> "tuple[dataclasses.Field[Any], Any] | None":
     """Return the field and the type of the setting at a dotted key; None in free settings."""
-    field, kind = None, cls
+    field: dataclasses.Field[Any] | None = None
+    kind = cls
     for name in key.split("."):
-        if not dataclasses.is_dataclass(kind) or name not in _fields(kind):
+        if not dataclasses.is_dataclass(kind) or name not in kind.__dataclass_fields__:
             return None
-        field = _fields(kind)[name]
-        kind = hints(typing.cast(type, kind))[name]
+        field, kind = kind.__dataclass_fields__[name], hints(typing.cast(type, kind))[name]
     return (field, kind) if field else None
 
 
@@ -188,10 +188,6 @@ def _without_none(kind: Any) -> Any:
 
 def _is_union(kind: Any) -> bool:
     return typing.get_origin(kind) in (typing.Union, types.UnionType)
-
-
-def _fields(cls: Any) -> dict[str, "dataclasses.Field[Any]"]:
-    return {field.name: field for field in dataclasses.fields(cls)}
 
 
 def default_of(spec: "dataclasses.Field[Any]") -> Any:

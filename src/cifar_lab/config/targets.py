@@ -98,15 +98,10 @@ def bind(target_config: TargetConfig, role: str, injected: Mapping[str, Any]) ->
         if name in parameters:
             arguments[name] = parse_as(_kind_of(parameters[name]), value, full)
     supplied = {k: v for k, v in injected.items() if k in parameters or open_ended}
-    missing = [
-        n
-        for n, p in parameters.items()
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and n not in {*arguments, *supplied}
-    ]
-    if missing:
-        raise UsageError(f"{role}.{missing[0]} is missing; {target_config['_target_']} needs it")
+    for name, p in parameters.items():
+        needed = p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        if needed and name not in {*arguments, *supplied}:
+            raise UsageError(f"{role}.{name} is missing; {target_config['_target_']} needs it")
     return functools.partial(target, **arguments, **supplied)
 
 

@@ -63,13 +63,10 @@ class StepMetrics:
 Row = TypeVar("Row", EpochMetrics, StepMetrics)
 
 
-def to_csv(
-    kind: type[Row], rows: Iterable[Row], *, header: bool, names: Sequence[str] | None = None
-) -> str:
-    """Return rows as lines of CSV, with the columns `names`; all columns if it is None."""
+def to_csv(rows: Iterable[Row], names: Sequence[str], *, header: bool) -> str:
+    """Return rows as lines of CSV, with the columns `names`."""
     buffer = io.StringIO()
-    columns_shown = names or columns(kind)
-    writer = csv.DictWriter(buffer, columns_shown, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(buffer, names, extrasaction="ignore", lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows(vars(row) for row in rows)
@@ -127,18 +124,12 @@ def epoch_columns(
     Those of test scores and of scores by class are left out unless a row has one, or later rows
     will: where the test set is `watched`, and where scores `by_class` are computed.
     """
-    watched |= any(row.test_loss is not None for row in rows)
-    by_class |= has_scores_by_class(rows)
+    optional = {"test_loss": watched, "test_accuracy": watched} | dict.fromkeys(BY_CLASS, by_class)
     return [
         name
         for name in columns(EpochMetrics)
-        if (watched or not name.startswith("test_")) and (by_class or name not in BY_CLASS)
+        if optional.get(name, True) or any(getattr(row, name) is not None for row in rows)
     ]
-
-
-def has_scores_by_class(rows: Iterable[EpochMetrics]) -> bool:
-    """Whether a row has a score by class."""
-    return any(getattr(row, name) is not None for row in rows for name in BY_CLASS)
 
 
 def gain(row: EpochMetrics, monitor: str) -> float | None:

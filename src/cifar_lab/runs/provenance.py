@@ -31,19 +31,18 @@ def code_version(config: RunConfig) -> str:
     optimizers, loaders) and of those modules of one's own which they import: users edit these. Only
     their meaning counts, not comments, docstrings and layout.
     """
-    sources: set[Path] = set()
+    sources: dict[Path, str] = {}
     for role in ("dataset.source", "model", "activation", "optimizer", "scheduler"):
         target_config = config.dataset.source if role == "dataset.source" else getattr(config, role)
         if target_config is not None and target_config.get("_target_") is not None:
             resolved = resolve(target_config["_target_"], role)
             named = target_config["_target_"].rpartition(".")[0]
-            sources |= _own_files({named, getattr(resolved, "__module__", None) or named})
+            sources |= _own_sources({named, getattr(resolved, "__module__", None) or named})
     digest = hashlib.sha256()
     # The names are the same wherever the package is installed.
     names = {s: str(s.relative_to(_PACKAGE)) if _PACKAGE in s.parents else s.name for s in sources}
     for source, name in sorted(names.items(), key=lambda item: item[::-1]):
-        meaning = _meaning(source, source.stat().st_mtime_ns)
-        digest.update(f"{name}\n{meaning}\n".encode())
+        digest.update(f"{name}\n{sources[source]}\n".encode())
     return f"{RESULTS_VERSION}-{digest.hexdigest()[:12]}"
 
 
@@ -118,29 +117,31 @@ def _git(*words: str) -> subprocess.CompletedProcess[str] | None:
         return None
 
 
-def _own_files(targets: set[str]) -> set[Path]:
-    """Return the files of a target's modules and of the modules of one's own that they import.
+def _own_sources(targets: set[str]) -> dict[Path, str]:
+    """Return what the files of a target's modules mean, and those of one's own that they import.
 
     One's own are the modules of the target's package, and those outside the installed packages.
     Of cifar_lab only models and optimizers count: RESULTS_VERSION stands for the rest.
     """
     packages = {"cifar_lab", *(target.partition(".")[0] for target in targets)}
-    files: dict[str, Path | None] = {}
-    waiting = list(targets)
+    sources: dict[Path, str] = {}
+    seen, waiting = set(), list(targets)
     while waiting:
         name = waiting.pop()
         top = name.partition(".")[0]
         engine = top == "cifar_lab" and not name.startswith(_CHOSEN_BY_CONFIG)
-        if name in files or engine or top in ("", "torch"):
+        if name in seen or engine or top in ("", "torch"):
             continue
-        files[name] = None
+        seen.add(name)
         waiting.append(name.rpartition(".")[0])  # importing a.b runs a/__init__.py too
-        if top in packages or not _is_installed(_file_of(top)):
-            file = _file_of(name)
-            if file is not None and (top in packages or not _is_installed(file)):
-                files[name] = file
-                waiting += _imports(file, name, file.stat().st_mtime_ns)
-    return {file for file in files.values() if file is not None}
+        if top not in packages and _is_installed(_file_of(top)):
+            continue
+        file = _file_of(name)
+        if file is not None and (top in packages or not _is_installed(file)):
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+            imported, sources[file] = _read(file.read_bytes(), package)
+            waiting += imported
+    return sources
 
 
 def _file_of(module: str) -> Path | None:
@@ -153,17 +154,22 @@ def _file_of(module: str) -> Path | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _imports(file: Path, module: str, changed: int) -> tuple[str, ...]:
-    """Return the names that a file may import anywhere in it; `changed` is its time of change."""
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    names: list[str] = []
-    for node in ast.walk(ast.parse(file.read_bytes())):
+def _read(source: bytes, package: str) -> tuple[list[str], str]:
+    """Return the names that a module of a package may import anywhere in it, and what it means.
+
+    That is its code without comments, docstrings and layout, which change no result.
+    """
+    tree, names = ast.parse(source), []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return tuple(names)
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            body[:] = [line for line in body if not _is_text(line)] or [ast.Pass()]
+    return names, ast.unparse(tree)
 
 
 def _is_installed(file: Path | None) -> bool:
@@ -172,20 +178,6 @@ def _is_installed(file: Path | None) -> bool:
         not {"site-packages", "dist-packages"}.isdisjoint(file.parts)
         or file.is_relative_to(sysconfig.get_path("stdlib"))
     )
-
-
-@functools.lru_cache(maxsize=256)
-def _meaning(source: Path, changed: int) -> str:
-    """Return a Python file without comments, docstrings and layout, which change no result.
-
-    `changed` is its time of change, as a sweep asks for every cell.
-    """
-    tree = ast.parse(source.read_bytes())
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            body[:] = [line for line in body if not _is_text(line)] or [ast.Pass()]
-    return ast.unparse(tree)
 
 
 def _is_text(line: ast.stmt) -> bool:

@@ -28,6 +28,7 @@ from cifar_lab.runs.metrics import (
     EpochMetrics,
     Predictions,
     StepMetrics,
+    columns,
     epoch_columns,
     read_csv,
     to_csv,
@@ -75,13 +76,13 @@ class RunFiles:
         class if there are such `by_class`.
         """
         names = epoch_columns(rows, watched=watched, by_class=by_class)
-        write_text(self.metrics_file, to_csv(EpochMetrics, rows, header=True, names=names))
+        write_text(self.metrics_file, to_csv(rows, names, header=True))
 
     def append_metrics(self, row: EpochMetrics) -> None:
         """Append a row to metrics.csv, in the file's columns, and wait until it is on the disk."""
         with self.metrics_file.open(encoding="utf-8") as file:
             names = file.readline().rstrip("\n").split(",")
-        append_text(self.metrics_file, to_csv(EpochMetrics, [row], header=False, names=names))
+        append_text(self.metrics_file, to_csv([row], names, header=False))
 
     def read_metrics(self) -> list[EpochMetrics]:
         """Return the rows of metrics.csv, without a torn last line; none if there is no file."""
@@ -89,11 +90,11 @@ class RunFiles:
 
     def rewrite_steps(self, rows: Sequence[StepMetrics]) -> None:
         """Replace steps.csv."""
-        write_text(self.steps_file, to_csv(StepMetrics, rows, header=True))
+        write_text(self.steps_file, to_csv(rows, columns(StepMetrics), header=True))
 
     def append_steps(self, rows: Sequence[StepMetrics]) -> None:
         """Append rows to steps.csv."""
-        append_text(self.steps_file, to_csv(StepMetrics, rows, header=False))
+        append_text(self.steps_file, to_csv(rows, columns(StepMetrics), header=False))
 
     def read_steps(self) -> list[StepMetrics]:
         """Return the rows of steps.csv; none without `training.step_history`."""

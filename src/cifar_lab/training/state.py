@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cifar_lab.errors import UsageError, first_line
 from cifar_lab.optimizers import classifier_of
-from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, has_scores_by_class
+from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, epoch_columns
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.group import Group
 from cifar_lab.training.schedule import Schedule
@@ -198,7 +198,7 @@ def history_tensor(rows: list[EpochMetrics]) -> Tensor:
     The last columns, those of scores by class, are left out where no row has them.
     """
     names = columns(EpochMetrics)
-    if not has_scores_by_class(rows):
+    if BY_CLASS[0] not in epoch_columns(rows):
         names = names[: -len(BY_CLASS)]
     cells = [[math.nan if (v := getattr(r, n)) is None else v for n in names] for r in rows]
     return torch.tensor(cells, dtype=torch.float64).reshape(len(rows), len(names))

@@ -23,13 +23,13 @@ from cifar_lab.analysis.grouping import collect
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.texts import conclusion
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten, shows_bars
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.text import align, duration
 from cifar_lab.sweeps.cell import DONE, STOPPED, Cell, short_names
 from cifar_lab.training import device
 from cifar_lab.training.build import build_state
-from cifar_lab.training.console import bar_class
+from cifar_lab.training.console import new_bar
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import Stop, fit
 from cifar_lab.training.preflight import on_this_machine
@@ -112,8 +112,7 @@ class LiveLine:
         self._next, self._failed = 0.0, 0
         self._left: float | None = None  # seconds until all is done
         layout = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"
-        options = {"desc": "cells", "dynamic_ncols": True, "leave": False, "bar_format": layout}
-        self._bar: Any = bar_class()(total=total, **options) if shows_bars() else None
+        self._bar: Any = new_bar(total=total, desc="cells", bar_format=layout)
 
     def close(self) -> None:
         """Remove the line."""

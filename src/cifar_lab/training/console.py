@@ -6,7 +6,7 @@ import logging
 import math
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -36,61 +36,48 @@ from cifar_lab.training.state import TrainState
 log = logging.getLogger("cifar_lab")
 
 
-def bar_class() -> Any:
-    """Return tqdm's bar for a terminal or a notebook."""
+def new_bar(**options: Any) -> Any:
+    """Return tqdm's bar with these options, for a terminal or a notebook; None elsewhere."""
+    if not shows_bars():
+        return None
     from tqdm import TqdmWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets it draws with text
         from tqdm.auto import tqdm
-    return tqdm
-
-
-@contextlib.contextmanager
-def progress_bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
-    """Yield a function that advances a bar; without a terminal or a notebook there is none."""
-    if not shows_bars():
-        yield lambda count: None
-        return
-    with bar_class()(total=total, desc=what, unit=unit, leave=False, dynamic_ncols=True) as bar:
-        yield bar.update
+    return tqdm(leave=False, dynamic_ncols=True, **options)
 
 
 class Bars:
     """Progress bars for training and validation; silent without a terminal or a notebook."""
 
     def __init__(self, epochs: int) -> None:
-        self._epochs, self._silent = epochs, not shows_bars()
+        self._epochs = epochs
         self._bar: Any = None
         self._key: tuple[int, str] | None = None
 
     def show(self, progress: Progress) -> None:
         """Move the bar of the current phase; another phase closes it."""
-        if self._silent or progress.kind == "epoch":
-            return
         key = (progress.epoch, progress.phase)
-        if key != self._key:
+        if progress.kind == "step" and key != self._key:
             self.close()
             short = "train" if progress.phase == "train" else "valid"
             self._key = key
-            self._bar = bar_class()(
+            self._bar = new_bar(
                 total=progress.steps,
                 initial=progress.step,  # a resumed epoch does not start at 0
                 desc=f"{progress.epoch}/{self._epochs} {short} progress",
                 unit="step",
-                leave=False,
-                dynamic_ncols=True,
             )
-        self._bar.set_postfix(
-            acc=f"{progress.accuracy:.4f}", loss=f"{progress.loss:.4f}", refresh=False
-        )
-        self._bar.update(progress.step - self._bar.n)
+        if progress.kind == "step" and self._bar is not None:
+            scores = {"acc": f"{progress.accuracy:.4f}", "loss": f"{progress.loss:.4f}"}
+            self._bar.set_postfix(scores, refresh=False)
+            self._bar.update(progress.step - self._bar.n)
 
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
-        self._bar, self._key = None, None
 
 
 class Pace:

@@ -16,12 +16,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+import torch
 
 from cifar_lab.errors import UsageError, first_line, shorten
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger("cifar_lab")
 
@@ -41,8 +40,6 @@ def select_device(name: str) -> str:
     auto is cuda if there is one that works, else mps, else cpu. Raises UsageError for a device that
     is not available.
     """
-    import torch
-
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
         raise UsageError(
             f"device={shorten(name)} is wrong: it must be auto, cuda, cuda:N, mps or cpu"
@@ -68,8 +65,6 @@ def cuda_problem() -> str | None:
     A driver that is too old, or a GPU for which this torch has no kernels, is there and unusable:
     that is said once, since device=auto falls back on the CPU.
     """
-    import torch
-
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch was built without CUDA"
     try:
@@ -122,8 +117,6 @@ def device_kind(device: str) -> str:
 
     Such as `cuda 9.0`, `mps`, `cpu with amx_bf16`, `cpu with avx512_bf16` and `cpu`.
     """
-    import torch
-
     if device.startswith("cuda"):
         major, minor = torch.cuda.get_device_capability(device)
         return f"cuda {major}.{minor}"
@@ -140,8 +133,6 @@ def visible_gpus() -> list[str]:
     CUDA ends that list at the first name that is no GPU of this machine, such as -1. Names of GPUs
     and their parts (GPU-..., MIG-...) are handed on as they are.
     """
-    import torch
-
     count, asked = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in asked.split(",")] if asked else []
     return names[:count] or [str(index) for index in range(count)]
@@ -149,8 +140,6 @@ def visible_gpus() -> list[str]:
 
 def wait_for(device: str) -> None:
     """Wait until the device has finished its work: before a clock is read."""
-    import torch
-
     if device.startswith("cuda"):
         torch.cuda.synchronize(torch.device(device))
     elif device == "mps":
@@ -173,8 +162,6 @@ def check_compiler(device: str) -> None:
 
 def describe_device(device: str) -> str:
     """Return the name to show: the GPU's, or the CPU's number of threads."""
-    import torch
-
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(torch.device(device))
     threads = torch.get_num_threads()
@@ -186,8 +173,6 @@ def configure(device: str, threads: int | None, deterministic: bool) -> int:
 
     Called once, by the process that owns the run.
     """
-    import torch
-
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
@@ -210,42 +195,22 @@ def keep_freed_memory() -> None:
     named = any(name.startswith("MALLOC_") for name in os.environ)
     if named or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
-    if (libc := _glibc()) is not None:
-        for option, value in (
-            (_M_MMAP_THRESHOLD, 32 << 20),  # the largest value that glibc accepts
-            (_M_TRIM_THRESHOLD, (2 << 30) - 1),
-            (_M_TOP_PAD, 64 << 20),
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is not None and hasattr(libc, "mallopt"):
+        for option, value in (  # the numbers of malloc.h
+            (-3, 32 << 20),  # M_MMAP_THRESHOLD: the largest value that glibc accepts
+            (-1, (2 << 30) - 1),  # M_TRIM_THRESHOLD
+            (-2, 64 << 20),  # M_TOP_PAD
         ):
             libc.mallopt(option, value)
 
 
 def free_memory(device: str) -> int:
     """Return the bytes of a GPU's memory that are free; on MPS, what Metal recommends to use."""
-    import torch
-
     if device.startswith("cuda"):
         free, _ = torch.cuda.mem_get_info(torch.device(device))
         return int(free)
     return int(torch.mps.recommended_max_memory())
-
-
-def release_memory() -> None:
-    """Return the memory of freed tensors in glibc's heap to the system.
-
-    After training these are some hundred MB, which evaluation and figures would add to. Without
-    glibc nothing is done.
-    """
-    if (libc := _glibc()) is not None:
-        libc.malloc_trim(0)
-
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-"""Constants of malloc.h."""
-
-
-def _glibc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
 @contextlib.contextmanager
@@ -254,8 +219,6 @@ def seeded(seed: int) -> Iterator[None]:
 
     For building models: torch's initialisers use no other generator.
     """
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
@@ -267,8 +230,6 @@ def one_thread() -> Iterator[None]:
 
     On a busy machine they wait for most of the time.
     """
-    import torch
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -277,24 +238,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def autocast(device: str, precision: str) -> "contextlib.AbstractContextManager[None]":
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[None]:
     """Return the autocast context of a precision; fp32 has none."""
-    import torch
-
     if precision == "fp32":
         return contextlib.nullcontext()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float16
     return torch.autocast(device.split(":")[0], dtype=dtype)
 
 
-def memory_format(device: str) -> "torch.memory_format":
+def memory_format(device: str) -> torch.memory_format:
     """Return the memory format in which convolutions are fastest.
 
     Not on MPS: BatchNorm's backward is silently wrong there for channels_last
     (pytorch/pytorch#175189).
     """
-    import torch
-
     return torch.contiguous_format if device.startswith("mps") else torch.channels_last
 
 

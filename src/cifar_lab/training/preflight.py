@@ -8,6 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cifar_lab.config import targets
 from cifar_lab.config.compose import compose
 from cifar_lab.config.data_config import DatasetConfig
@@ -229,13 +231,9 @@ def _try_to_train(config: RunConfig) -> Any:
 
 def _try_model(model: Any, config: RunConfig, count: int, num_classes: int) -> Any:
     """Return the logits of a few random images."""
-    import torch
-
     shape = list(config.dataset.image_shape)
     try:
         logits = model(torch.rand(count, *shape))
-    except SystemExit:
-        raise UsageError("model ends the process: it calls sys.exit") from None
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if count == 1:
             raise UsageError(

@@ -34,7 +34,6 @@ from cifar_lab.training.device import (
     configure,
     describe_device,
     explain_precision,
-    release_memory,
     select_device,
 )
 from cifar_lab.training.group import Group
@@ -90,7 +89,6 @@ def run_experiment(
                 since, epochs_before = time.perf_counter(), training.epochs_done
                 train_to_end(training, stop, tell_tracker)
                 seconds = time.perf_counter() - since
-                release_memory()  # what scoring and figures need would come on top
                 return _finish(training, seconds, training.epochs_done - epochs_before)
             except (Exception, KeyboardInterrupt, Stopped, SystemExit) as error:
                 # torchrun sends SIGTERM to all when one process has ended: the reason comes first.

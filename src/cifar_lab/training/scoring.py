@@ -22,7 +22,7 @@ from cifar_lab.runs.metrics import Predictions, best_row
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import in_order
 from cifar_lab.training.build import make_model, normalisation
-from cifar_lab.training.console import draw_figures, progress_bar
+from cifar_lab.training.console import draw_figures, new_bar
 from cifar_lab.training.data import check_same_data, load_splits
 from cifar_lab.training.device import autocast, derive_seed, select_device
 from cifar_lab.training.splits import Split, Splits
@@ -56,8 +56,8 @@ def evaluate(
     def score(weights: str, split: Split) -> Predictions:
         load_weights(run, weights, model)
         what = f"evaluating the {weights} weights, {split.name}"
-        with progress_bar(what, len(split), "image") as advance:
-            return predict(model, split, config, advance=advance)
+        bar = new_bar(total=len(split), desc=what, unit="image")
+        return predict(model, split, config, bar=bar)
 
     kept = ["last", *["averaged"] * bool(config.training.ema)] if run.last.exists() else []
     results = {weights: score(weights, tested) for weights in dict.fromkeys([*kept, scored])}
@@ -247,13 +247,13 @@ def predict(
     split: Split,
     config: RunConfig,
     *,
-    advance: Callable[[int], object] = lambda images: None,
+    bar: Any = None,
     outputs: Callable[[Tensor], Tensor] | None = None,
 ) -> Predictions:
     """Return the logits of a split's images in evaluation mode, in the split's order.
 
-    `advance` is called with the number of images of each batch that is done. `outputs` takes the
-    place of the model's logits: its features (B, D).
+    `bar` shows how many images are done. `outputs` takes the place of the model's logits: its
+    features (B, D).
     """
     model.eval()
     evaluation = config.evaluation
@@ -273,7 +273,10 @@ def predict(
                 logits = torch.empty((len(split), *part.shape[1:]), device=part.device)
             logits[done : done + len(part)] = part
             done += len(part)
-            advance(len(part))
+            if bar is not None:
+                bar.update(len(part))
+    if bar is not None:
+        bar.close()
     labels = split.labels.index_select(0, split.indices.to(split.labels.device))
     return Predictions(logits.cpu().numpy(), labels.cpu().numpy(), split.indices.numpy())
 

@@ -12,7 +12,6 @@ from cifar_lab.datasets import ARRAYS, ImageArrays
 from cifar_lab.datasets.checks import pixel_statistics
 from cifar_lab.datasets.store import data_root, files_digest
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.runs.summary import RunSummary
 from cifar_lab.training.splits import Splits, divide, load_arrays, make_splits
 from cifar_lab.training.step import check_class_weights
 
@@ -78,12 +77,9 @@ def with_numbers(config: RunConfig) -> RunConfig:
             f"dataset.std=auto: the training pixels of channel {stds.index(0)} of {dataset.name} "
             "are all the same; set 'dataset.std=[...]'"
         )
-    dataset = dataclasses.replace(
-        dataset,
-        computed=[name for name in ("mean", "std") if getattr(dataset, name) == "auto"],
-        mean=means if dataset.mean == "auto" else dataset.mean,
-        std=stds if dataset.std == "auto" else dataset.std,
-    )
+    numbers: dict[Any, Any] = {"mean": means, "std": stds}
+    computed = {name: n for name, n in numbers.items() if getattr(dataset, name) == "auto"}
+    dataset = dataclasses.replace(dataset, computed=list(computed), **computed)
     return dataclasses.replace(config, dataset=dataset)
 
 
@@ -98,12 +94,6 @@ def data_record(dataset: DatasetConfig) -> dict[str, str]:
     files, arrays = source_digest(dataset), load_dataset(dataset)
     record = {"name": dataset.name, **arrays.checksums}
     return record if files is None else {**record, "files": files}
-
-
-def recorded_data(checkpoint: Mapping[str, Any], summary: RunSummary) -> Mapping[str, str]:
-    """Return the record in a checkpoint, or in the summary if an earlier version wrote it."""
-    record = checkpoint.get("dataset")
-    return record if isinstance(record, dict) else summary.dataset
 
 
 def check_same_data(dataset: DatasetConfig, then: Mapping[str, str], run: Path) -> None:

@@ -131,16 +131,15 @@ def check(
             "is no validation score; hold out a validation split"
         )
     source = config.dataset.source
-    injected: dict[str, Any] = {"root": None, "checksums": None}
-    injected |= {
+    defaults: dict[str, Any] = {
         field.name: default_of(field)
         for field in dataclasses.fields(DatasetConfig)
         if field.name in _FOR_PICTURES
     }
-    targets.bind(source, "dataset.source", injected)
-    for name in _FOR_PICTURES:
+    targets.bind(source, "dataset.source", {"root": None, "checksums": None, **defaults})
+    for name, default in defaults.items():
         value = getattr(config.dataset, name)
-        if value != injected[name] and not targets.takes(source, "dataset.source", name):
+        if value != default and not targets.takes(source, "dataset.source", name):
             raise UsageError(
                 f"dataset.{name}={value} is wrong: the images of {config.dataset.name} are not "
                 "read from picture files; it is for dataset=image_folder"
@@ -200,14 +199,14 @@ def _try_to_train(config: RunConfig) -> Any:
         [count, *config.dataset.image_shape, num_classes],
     ]
     key = json.dumps(kind, sort_keys=True)
-    fresh = key not in _TRIED
+    model, logits = _TRIED.get(key), None
     with seeded(0):
-        model = build_model(config, num_classes) if fresh else _TRIED[key]
-        if fresh:
+        if model is None:
+            model = build_model(config, num_classes)
             load_initial_weights(model, config, download=False)
-        if config.training.frozen_epochs:
-            classifier_of(model, "training.frozen_epochs")
-        logits = _try_model(model, config, count, num_classes) if fresh else None
+            logits = _try_model(model, config, count, num_classes)
+    if config.training.frozen_epochs:
+        classifier_of(model, "training.frozen_epochs")
     unfit = _NOT_DETERMINISTIC.get(config.device.split(":")[0])
     if config.deterministic and any(type(m).__name__ == unfit for m in model.modules()):
         raise UsageError(

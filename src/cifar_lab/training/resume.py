@@ -11,7 +11,7 @@ from cifar_lab.optimizers import build_optimizer, optimizer_settings
 from cifar_lab.runs.files import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.data import check_same_data, recorded_data
+from cifar_lab.training.data import check_same_data
 from cifar_lab.training.schedule import STEPS_OF_THE_RUN, make_schedule
 from cifar_lab.training.state import TrainState
 
@@ -31,32 +31,33 @@ def restore(
     any. Raises Unavailable if the data are not those that the checkpoint was trained on.
     """
     if checkpoint is not None:
-        trained_on = recorded_data(checkpoint, run.read_summary())
-        check_same_data(config.dataset, trained_on, run.path)
+        record = checkpoint.get("dataset") or run.read_summary().dataset  # older ones have none
+        check_same_data(config.dataset, record, run.path)
         state.load_state_dict(checkpoint)
         log.info("resumed at epoch %d, step %d", state.epoch + 1, state.step)
         return None
     if config.continue_from is None:
         return None
     source = RunDir(config.continue_from)
-    if source.status != "finished":
+    summary, before = source.read_summary(), source.read_config()
+    if summary.status != "finished":
         raise Unavailable(
-            f"continue_from={source.path} is {source.status}; finish it first: "
+            f"continue_from={source.path} is {summary.status}; finish it first: "
             f"python -m cifar_lab.train {source.path}"
         )
-    found = source.read_last()
-    check_same_data(config.dataset, recorded_data(found or {}, source.read_summary()), source.path)
-    if found is None:
+    last = source.read_last()
+    check_same_data(config.dataset, (last or {}).get("dataset") or summary.dataset, source.path)
+    if last is None:
         rates = _start_from_best(state, source, config, steps)
-    elif _keeps_rates(config, source.read_config()):
-        state.load_state_dict(found)
+    elif _keeps_rates(config, before):
+        state.load_state_dict(last)
         rates = "the learning rate continues too"
     else:
-        left = config.training.epochs - found["epoch"]
-        _load_with_new_rates(state, found, config, left, steps)
+        left = config.training.epochs - last["epoch"]
+        _load_with_new_rates(state, last, config, left, steps)
         rates = f"the learning rate is as configured, over the {left} additional epochs"
     state.stopped_early, state.stale_epochs = False, 0
-    if source.read_config().training.monitor != config.training.monitor and state.best is not None:
+    if before.training.monitor != config.training.monitor and state.best is not None:
         state.best_monitored = gain(state.best, config.training.monitor)
     if state.best is not None:
         run.write_best(load_checkpoint(source.best))
@@ -101,12 +102,12 @@ def _keeps_rates(config: RunConfig, before: RunConfig) -> bool:
 
 
 def _load_with_new_rates(
-    state: TrainState, found: dict[str, Any], config: RunConfig, epochs: int, steps: int
+    state: TrainState, last: dict[str, Any], config: RunConfig, epochs: int, steps: int
 ) -> None:
     """Load a checkpoint, but not its learning rates: the schedule starts anew over `epochs`."""
     _build_anew(state, config, epochs, steps)
     fresh = [{**group} for group in state.optimizer.param_groups]
-    state.load_state_dict({**found, "scheduler": None})
+    state.load_state_dict({**last, "scheduler": None})
     for group, values in zip(state.optimizer.param_groups, fresh, strict=True):
         group.update(values)
 
@@ -114,18 +115,11 @@ def _load_with_new_rates(
 def check_source(config: RunConfig, folder: Path) -> None:
     """Refuse to continue from a run that is not the beginning of this one."""
     source = load(folder / "config.yaml")
-    computed = {
-        name: getattr(source.dataset, name)
-        for name in ("mean", "std")
-        if getattr(config.dataset, name) == "auto"  # the same images give the same numbers
-    }
-    dataset = dataclasses.replace(
-        config.dataset,
-        **computed,
-        computed=source.dataset.computed,
-        storage=source.dataset.storage,  # wherever the images are, they are the same
-        relative_to=source.dataset.relative_to,
-    )
+    # The same images give the same numbers for `auto`, wherever they are.
+    taken = ["computed", "storage", "relative_to"]
+    taken += [name for name in ("mean", "std") if getattr(config.dataset, name) == "auto"]
+    values = {name: getattr(source.dataset, name) for name in taken}
+    dataset = dataclasses.replace(config.dataset, **values)
     name = f"continue_from={shorten_path(folder)}"
     # with another split, images that were trained on would validate
     for role, mine, theirs in (

@@ -136,23 +136,21 @@ def make_splits(
     Images that are too many for the device stay where they are, and are copied in parts.
     """
     (train, validation, test), leaks, trained_on = divide(arrays, split)
-    ahead = _reads_ahead(arrays, dataset, device)
-    place = "cpu" if ahead else device
-    official = {
-        name: (
-            _to_device(getattr(arrays, f"{name}_images"), dataset.image_shape, place),
-            torch.from_numpy(np.array(getattr(arrays, f"{name}_labels"), dtype=np.int64)).to(
-                device
-            ),
-        )
-        for name in ("train", "test")
-    }
+    size = arrays.train_images.nbytes + arrays.test_images.nbytes
+    ahead = _reads_ahead(arrays.mapped, size, dataset.storage, device)
+    official = {}
+    for name in ("train", "test"):
+        images = getattr(arrays, f"{name}_images")
+        pixels = _to_device(images, dataset.image_shape, "cpu" if ahead else device)
+        labels = torch.from_numpy(np.array(getattr(arrays, f"{name}_labels"), dtype=np.int64))
+        official[name] = pixels, labels.to(device)
 
-    def part(
-        name: str, origin: str, indices: "np.ndarray[tuple[int], np.dtype[np.int64]]"
-    ) -> Split:
+    def part(name: str, origin: str, indices: np.ndarray) -> Split:
         return Split(name, *official[origin], torch.from_numpy(indices), ahead)
 
+    where = "mapped from a file" if arrays.mapped else "in the host's memory"
+    use = "copied ahead of each step" if ahead else f"copied to {device}"
+    storage = f"images: {size / 1e9:,.1f} GB, {where}, {use}"
     divided = train if split.source == "train" else test
     if len(np.intersect1d(validation, divided)):
         raise ValueError(f"the validation split shares images with the {split.source} split")
@@ -166,7 +164,7 @@ def make_splits(
             f"splits verified disjoint: train {len(train):,}, validation {len(validation):,}, "
             f"test {len(test):,}"
         ),
-        storage=_describe_storage(arrays, ahead, device),
+        storage=storage if arrays.mapped or ahead else None,
         verified=arrays.verified,
         warnings=(*arrays.warnings, *leaks),
         trained_on=trained_on,
@@ -242,16 +240,14 @@ def _choose(split: SplitConfig, labels: np.ndarray, count: int) -> np.ndarray:
         return np.sort(np.random.RandomState(split.seed).permutation(size)[:count])
     generator = np.random.default_rng(split.seed)
     classes, totals = np.unique(labels, return_counts=True)
+    by_class = [np.flatnonzero(labels == label) for label in classes]
     if split.folds is not None:
         # Dealt out like cards, class after class: the numbers of a class in two folds differ by
         # one at most, as those of scikit-learn's StratifiedKFold do, and so do the folds' sizes.
-        order = (
-            generator.permutation(size)
-            if split.method == "random"
-            else np.concatenate(
-                [generator.permutation(np.flatnonzero(labels == label)) for label in classes]
-            )
-        )
+        if split.method == "random":
+            order = generator.permutation(size)
+        else:
+            order = np.concatenate([generator.permutation(members) for members in by_class])
         return np.sort(order[split.fold :: split.folds])
     if split.method == "random":
         return np.sort(generator.permutation(size)[:count])
@@ -260,36 +256,22 @@ def _choose(split: SplitConfig, labels: np.ndarray, count: int) -> np.ndarray:
     quota = np.floor(exact).astype(int)
     for index in np.argsort(quota - exact, kind="stable")[: count - quota.sum()]:
         quota[index] += 1
-    chosen = [
-        generator.permutation(np.flatnonzero(labels == label))[:n]
-        for label, n in zip(classes, quota, strict=True)
-    ]
+    quotas = zip(by_class, quota, strict=True)
+    chosen = [generator.permutation(members)[:n] for members, n in quotas]
     return np.sort(np.concatenate(chosen)) if chosen else np.arange(0)
 
 
-def _reads_ahead(arrays: ImageArrays, dataset: DatasetConfig, device: str) -> bool:
+def _reads_ahead(mapped: bool, size: int, storage: str, device: str) -> bool:
     """Return whether parts of the images are copied to the device as they are needed.
 
     On a CPU those that are mapped; on a GPU those that would take more than half of its free
     memory, unless `dataset.storage` decides.
     """
     if device == "cpu":
-        return arrays.mapped
-    if dataset.storage != "auto":
-        return dataset.storage == "mapped"
-    return _size(arrays) > free_memory(device) // 2
-
-
-def _size(arrays: ImageArrays) -> int:
-    return arrays.train_images.nbytes + arrays.test_images.nbytes
-
-
-def _describe_storage(arrays: ImageArrays, ahead: bool, device: str) -> str | None:
-    if not arrays.mapped and not ahead:
-        return None
-    where = "mapped from a file" if arrays.mapped else "in the host's memory"
-    use = "copied ahead of each step" if ahead else f"copied to {device}"
-    return f"images: {_size(arrays) / 1e9:,.1f} GB, {where}, {use}"
+        return mapped
+    if storage != "auto":
+        return storage == "mapped"
+    return size > free_memory(device) // 2
 
 
 def _to_device(images: np.ndarray, shape: Sequence[int], device: str) -> Tensor:

@@ -25,7 +25,7 @@ LINES = {
     "runs": 1592,
     "datasets": 1766,
     "models optimizers": 1463,
-    "training": 4460,
+    "training": 4401,
     "figures": 1656,
     "trackers": 945,
     "sweeps": 2233,

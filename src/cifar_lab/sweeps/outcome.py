@@ -116,14 +116,13 @@ class LiveLine:
 
     def close(self) -> None:
         """Remove the line."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
     def ended(self, outcome: Outcome, left: int) -> None:
         """Report that a cell has ended, and how many are left; on a terminal only if it failed."""
         self._failed += outcome.has_failed
         self._pace.learn(outcome.cell)
-        if self._bar is None or outcome.code:
+        if self._bar.disable or outcome.code:
             name, score = _score(outcome)
             parts = [f"{outcome.after} in {duration(outcome.seconds)}"]
             parts += [f"{name.removesuffix(' accuracy')} {score}"] * (score != "-")
@@ -147,11 +146,10 @@ class LiveLine:
         time_left = f"{duration(self._left)} left" if self._left is not None else ""
         if is_new and time_left:
             log.info("about %s, if no run stops early", time_left)
-        if self._bar is not None:
-            text = f"{len(running)} running, {self._failed} failed"
-            self._bar.set_postfix_str(", ".join(filter(None, [text, time_left])), refresh=False)
-            self._bar.update(self._total - len(running) - len(waiting) - self._bar.n)
-            self._bar.refresh()
+        text = f"{len(running)} running, {self._failed} failed"
+        self._bar.set_postfix_str(", ".join(filter(None, [text, time_left])), refresh=False)
+        self._bar.update(self._total - len(running) - len(waiting) - self._bar.n)
+        self._bar.refresh()
 
 
 def closing_table(outcomes: Sequence[Outcome]) -> str:

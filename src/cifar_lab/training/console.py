@@ -36,10 +36,12 @@ from cifar_lab.training.state import TrainState
 log = logging.getLogger("cifar_lab")
 
 
-def new_bar(**options: Any) -> Any:
-    """Return tqdm's bar with these options, for a terminal or a notebook; None elsewhere."""
-    if not shows_bars():
-        return None
+def new_bar(*, disable: bool = False, **options: Any) -> Any:
+    """Return tqdm's bar with these options; it shows in a terminal or a notebook only."""
+    if disable or not shows_bars():
+        from tqdm import tqdm as plain
+
+        return plain(disable=True)
     from tqdm import TqdmWarning
 
     with warnings.catch_warnings():
@@ -52,14 +54,15 @@ class Bars:
     """Progress bars for training and validation; silent without a terminal or a notebook."""
 
     def __init__(self, epochs: int) -> None:
-        self._epochs = epochs
-        self._bar: Any = None
+        self._epochs, self._bar = epochs, new_bar(disable=True)
         self._key: tuple[int, str] | None = None
 
     def show(self, progress: Progress) -> None:
         """Move the bar of the current phase; another phase closes it."""
+        if progress.kind == "epoch":
+            return
         key = (progress.epoch, progress.phase)
-        if progress.kind == "step" and key != self._key:
+        if key != self._key:
             self.close()
             short = "train" if progress.phase == "train" else "valid"
             self._key = key
@@ -69,15 +72,13 @@ class Bars:
                 desc=f"{progress.epoch}/{self._epochs} {short} progress",
                 unit="step",
             )
-        if progress.kind == "step" and self._bar is not None:
-            scores = {"acc": f"{progress.accuracy:.4f}", "loss": f"{progress.loss:.4f}"}
-            self._bar.set_postfix(scores, refresh=False)
-            self._bar.update(progress.step - self._bar.n)
+        scores = {"acc": f"{progress.accuracy:.4f}", "loss": f"{progress.loss:.4f}"}
+        self._bar.set_postfix(scores, refresh=False)
+        self._bar.update(progress.step - self._bar.n)
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 class Pace:

@@ -19,11 +19,7 @@ log = logging.getLogger("cifar_lab")
 
 
 def restore(
-    run: RunDir,
-    config: RunConfig,
-    state: TrainState,
-    steps: int,
-    checkpoint: dict[str, Any] | None,
+    run: RunDir, config: RunConfig, state: TrainState, steps: int, checkpoint: dict[str, Any] | None
 ) -> str | None:
     """Load the run's checkpoint into a state, or that of the run that `continue_from` names.
 

@@ -21,21 +21,8 @@ from cifar_lab.runs.summary import RunSummary, queued
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_state
-from cifar_lab.training.console import (
-    check_best,
-    draw_figures,
-    log_to,
-    record_end,
-    training_fields,
-    write_best,
-)
 from cifar_lab.training.data import check_data, check_finished, data_record, load_splits
-from cifar_lab.training.device import (
-    configure,
-    describe_device,
-    explain_precision,
-    select_device,
-)
+from cifar_lab.training.device import configure, describe_device, explain_precision, select_device
 from cifar_lab.training.group import Group
 from cifar_lab.training.loop import Stop, fit
 from cifar_lab.training.preflight import run_folder
@@ -82,7 +69,7 @@ def run_experiment(
             return _finished_before(run, config, summary)
         if rerun:
             run.discard_results()
-        with log_to(run), _tracking(run, config) as tell_tracker:
+        with console.log_to(run), _tracking(run, config) as tell_tracker:
             try:
                 training = _prepare(run, config, summary, code, group)
                 console.log_start(config)
@@ -93,7 +80,7 @@ def run_experiment(
             except (Exception, KeyboardInterrupt, Stopped, SystemExit) as error:
                 # torchrun sends SIGTERM to all when one process has ended: the reason comes first.
                 with stop.graceful():
-                    raise record_end(run, summary, group.explain(error)) from error
+                    raise console.record_end(run, summary, group.explain(error)) from error
 
 
 def open_run(request: Request) -> RunDir:
@@ -193,7 +180,7 @@ def _prepare(
         from cifar_lab.training.resume import restore
 
         continued = restore(run, config, state, len(batches), checkpoint)
-        check_best(run, state)
+        console.check_best(run, state)
     if group.world > 1:
         group.share(state.state_dict())
     warnings = sanity_checks.before(config, splits, state, batches)
@@ -268,7 +255,7 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
                 tell_tracker()
                 console.log_epoch(config, state, progress.row)
                 if progress.improved:
-                    write_best(run, config, state, progress.row)
+                    console.write_best(run, config, state, progress.row)
             stopping = state.group.any(stop.is_wanted(progress))
             began = time.monotonic()
             due = began - saved >= 60 * config.training.checkpoint_minutes
@@ -295,7 +282,7 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
             state.epoch,
             config.training.patience,
         )
-    check_best(run, state)
+    console.check_best(run, state)
 
 
 def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
@@ -304,7 +291,7 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
     `seconds` and `epochs` are those of this process's training.
     """
     run, config, splits, state = training.run, training.config, training.splits, training.state
-    summary = dataclasses.replace(training.summary, **training_fields(state))
+    summary = dataclasses.replace(training.summary, **console.training_fields(state))
     run.write_summary(summary)
     test = splits.official_test if config.evaluation.test == "official" else splits.test
     scored = {"test": test, "validation": splits.validation}
@@ -316,7 +303,7 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
     run.write_summary(dataclasses.replace(summary, warnings=warnings))
     if figures := [name for name, figure in config.figures.items() if figure is not None]:
         log.info("drawing figures: %s", listing(figures))
-    drawn, problems = draw_figures(run)
+    drawn, problems = console.draw_figures(run)
     keep = config.training.keep_last
     if keep == "auto":  # where training may go on, and where evaluation reads it
         keep = state.stopped_early or config.evaluation.scored_weights != "best"

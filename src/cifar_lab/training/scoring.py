@@ -55,9 +55,7 @@ def evaluate(
 
     def score(weights: str, split: Split) -> Predictions:
         load_weights(run, weights, model)
-        what = f"evaluating the {weights} weights, {split.name}"
-        bar = new_bar(total=len(split), desc=what, unit="image")
-        return predict(model, split, config, bar=bar)
+        return predict(model, split, config, f"evaluating the {weights} weights, {split.name}")
 
     kept = ["last", *["averaged"] * bool(config.training.ema)] if run.last.exists() else []
     results = {weights: score(weights, tested) for weights in dict.fromkeys([*kept, scored])}
@@ -246,17 +244,18 @@ def predict(
     model: nn.Module,
     split: Split,
     config: RunConfig,
+    shown: str | None = None,
     *,
-    bar: Any = None,
     outputs: Callable[[Tensor], Tensor] | None = None,
 ) -> Predictions:
     """Return the logits of a split's images in evaluation mode, in the split's order.
 
-    `bar` shows how many images are done. `outputs` takes the place of the model's logits: its
-    features (B, D).
+    A bar that is called `shown` says how many are done. `outputs` takes the place of the model's
+    logits: its features (B, D).
     """
     model.eval()
     evaluation = config.evaluation
+    bar = new_bar(total=len(split), desc=shown, unit="image", disable=shown is None)
     logits, done = torch.empty(0), 0
     with torch.inference_mode(), autocast(str(split.device), config.precision):
         for images, _ in in_order(
@@ -273,10 +272,8 @@ def predict(
                 logits = torch.empty((len(split), *part.shape[1:]), device=part.device)
             logits[done : done + len(part)] = part
             done += len(part)
-            if bar is not None:
-                bar.update(len(part))
-    if bar is not None:
-        bar.close()
+            bar.update(len(part))
+    bar.close()
     labels = split.labels.index_select(0, split.indices.to(split.labels.device))
     return Predictions(logits.cpu().numpy(), labels.cpu().numpy(), split.indices.numpy())
 

@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     from cifar_lab.optimizers.averages import Lookahead, WeightAverage
 
 _PLAIN = (
-    "epoch",
-    "step",
-    "used_rate",
-    "seconds",
-    "stale_epochs",
-    "best_monitored",
-    "stopped_early",
+    *("epoch", "step", "used_rate", "seconds"),
+    *("stale_epochs", "best_monitored", "stopped_early"),
 )
 
 

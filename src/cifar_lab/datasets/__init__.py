@@ -31,8 +31,8 @@ class ImageArrays:
     parts. `verified` says how much of the files was compared with their checksums.
     `known_checksums` are those of arrays that were read before. `files` are the names of the files
     that the images came from, if they did, test images after training images; `broken` the reasons
-    why others were left out. `alike` are images that may have the same pixels, if that is known.
-    `warnings` are what a run that uses the images should report.
+    why others were left out. `known_equal` is `equal`, if that was computed before. `warnings` are
+    what a run that uses the images should report.
     """
 
     train_images: NDArray[np.uint8]
@@ -47,7 +47,7 @@ class ImageArrays:
     known_checksums: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[str] = ()
     broken: Mapping[str, str] = field(default_factory=dict)
-    alike: Groups | None = None
+    known_equal: Groups | None = None
     warnings: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -67,7 +67,8 @@ class ImageArrays:
     @functools.cached_property
     def equal(self) -> Groups:
         """Groups of images with the same pixels, test images counted on after training images."""
-        return equal_images(self.train_images, self.test_images, self.alike)
+        known = self.known_equal
+        return equal_images(self.train_images, self.test_images) if known is None else known
 
 
 def _sha256(array: NDArray[np.generic]) -> str:

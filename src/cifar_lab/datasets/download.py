@@ -105,17 +105,11 @@ def _receive(
             start = 0
         expected = None if response.length is None else start + response.length
         log.info("downloading %s", address)
+        received, began, quiet = start, time.monotonic(), not shows_bars()
         bar = tqdm(
-            desc=part.name.removesuffix(".part"),
-            total=expected,
-            initial=start,
-            unit="B",
-            unit_scale=True,
-            disable=not shows_bars(),
+            None, part.stem, expected, initial=start, unit="B", unit_scale=True, disable=quiet
         )
-        received, began = start, time.monotonic()
-        # Unbuffered, so that a full disk raises at the write and not when the file is closed.
-        with open_for_appending(part, anew=not start, buffering=0) as file, bar:
+        with open_for_appending(part, anew=not start) as file, bar:
             while received <= LARGEST_DOWNLOAD:
                 try:
                     chunk = response.read1(1 << 18)
@@ -125,8 +119,8 @@ def _receive(
                     break
                 received += len(chunk)
                 bar.update(len(chunk))
-                while chunk:
-                    chunk = chunk[file.write(chunk) :]
+                file.write(chunk)
+                file.flush()  # so that a full disk raises here and not when the file is closed
                 seconds = time.monotonic() - began
                 if expected and seconds > TRIAL_SECONDS:
                     rate = (received - start) / seconds

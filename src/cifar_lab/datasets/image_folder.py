@@ -1,6 +1,8 @@
 """Your own pictures: `train/<class>/*`, `val/<class>/*` and `test/<class>/*`, or `<class>/*`."""
 
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 from collections import Counter
@@ -15,13 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cifar_lab.datasets import ImageArrays, check_checksums, class_names, held_out_fraction
-from cifar_lab.datasets.checks import (
-    constant_warning,
-    groups_of_equal,
-    is_constant,
-    pixel_sum,
-    trait_warnings,
-)
+from cifar_lab.datasets.checks import constant_warning, is_constant, trait_warnings
 from cifar_lab.datasets.pictures import (
     KINDS,
     Fit,
@@ -33,14 +29,7 @@ from cifar_lab.datasets.pictures import (
     skipped_warning,
     visible_folders,
 )
-from cifar_lab.datasets.store import (
-    Add,
-    Facts,
-    cached,
-    files_digest,
-    sha256_of_json,
-    user_path,
-)
+from cifar_lab.datasets.store import Add, Facts, cached, files_digest, user_path
 from cifar_lab.errors import UsageError, listing, shorten, shorten_path, shows_bars
 
 log = logging.getLogger("cifar_lab")
@@ -91,7 +80,7 @@ def load(
     size, most_broken = len(files) * prod(image_shape), max_broken if skip_broken else 0
     # The files' state alone tells whether they are the same: sets and labels follow from names.
     state = files_digest(folder, [folder / file.name for file in files])
-    decoding = [folder.resolve().as_posix(), preparation.shape, fit, test_fraction]
+    decoding = json.dumps([folder.resolve().as_posix(), preparation.shape, fit, test_fraction])
 
     def decode(add: Add) -> Facts:
         log.info("decoding %s pictures of %s once", f"{len(files):,}", where)
@@ -100,8 +89,8 @@ def load(
         return facts
 
     arrays = cached(
-        root / "decoded" / "pictures" / sha256_of_json(decoding)[:24],
-        sha256_of_json([PIL.__version__, _DECODER, max_megapixels, state]),
+        root / "decoded" / "pictures" / hashlib.sha256(decoding.encode()).hexdigest()[:24],
+        json.dumps([PIL.__version__, _DECODER, max_megapixels, state]),
         decode,
         f"the pictures in {where}",
         mapped=storage == "mapped" or (storage == "auto" and size > _most_in_memory()),
@@ -137,7 +126,7 @@ def _decode(
     """Add the images and labels of both sets, without the pictures that are broken."""
     read: list[_File] = []
     broken: dict[str, str] = {}
-    traits, sums, constant = [], [], []
+    traits, constant = [], []
 
     def images(part: str) -> Iterator[NDArray[np.uint8]]:
         chosen = [file for file in files if (file.part == "test") == (part == "test")]
@@ -151,7 +140,6 @@ def _decode(
             image, noted = picture
             read.append(file)
             traits.append(noted)
-            sums.append(pixel_sum(image))
             if is_constant(image):
                 constant.append(file.name)
             yield image[None]
@@ -165,7 +153,6 @@ def _decode(
         "validation": sum(file.part == "validation" for file in read),
         "broken": broken,
         "files": [file.name for file in read],
-        "alike": groups_of_equal(sums),
         "warnings": (
             *constant_warning(constant, len(read)),
             *trait_warnings(traits, [file.label for file in read], names),

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.archive import Edition, Files, loader
-from cifar_lab.datasets.download import SourceFailed
 
 FILES = {
     "train_images": "train-images-idx3-ubyte",
@@ -29,17 +28,15 @@ def publish_idx(dataset: Any) -> Edition:
 
 def _decode(classes: list[str], contents: Files) -> ImageArrays:
     train_images, train_labels, test_images, test_labels = (
-        decode_idx(contents[file]) for file in FILES.values()
+        _decode_idx(contents[file]) for file in FILES.values()
     )
     return ImageArrays(train_images, train_labels, test_images, test_labels, tuple(classes))
 
 
-def decode_idx(content: bytes) -> NDArray[np.uint8]:
-    """Decode an idx file of bytes: labels (N,) or images (N, 1, H, W). Raises SourceFailed."""
-    ndim = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    shape = tuple(np.frombuffer(content[4 : 4 + 4 * ndim], ">u4").tolist())
-    if ndim not in (1, 3) or len(content) != 4 + 4 * ndim + int(np.prod(shape)):
-        raise SourceFailed("it is not a complete idx file")
+def _decode_idx(content: bytes) -> NDArray[np.uint8]:
+    """Decode an idx file of bytes, whose digest is known: labels (N,) or images (N, 1, H, W)."""
+    ndim = content[3]
+    shape = np.frombuffer(content, ">u4", ndim, offset=4).tolist()
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
     return values.reshape(shape) if ndim == 1 else values.reshape(shape[0], 1, *shape[1:])
 

@@ -92,10 +92,8 @@ def visible_folders(folder: Path) -> list[Path]:
 def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
     """Return the pictures in a folder and its class folders, and a warning if others are skipped.
 
-    A path that is no folder is returned as it is. Raises UsageError if a folder holds no picture.
+    Raises UsageError if it holds no picture.
     """
-    if not path.is_dir():
-        return [path], ()
     skipped = Counter[str]()
     pictures = list_pictures(path, skipped)
     del skipped["folders"]

@@ -71,7 +71,7 @@ def open_for_reading(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def open_for_appending(path: Path, *, anew: bool = False, buffering: int = -1) -> IO[bytes]:
+def open_for_appending(path: Path, *, anew: bool = False) -> IO[bytes]:
     """Open (or create) a file to add bytes at its end, or to lock it; `anew` replaces it.
 
     Raises OSError for a link, which could lead to any file.
@@ -82,7 +82,7 @@ def open_for_appending(path: Path, *, anew: bool = False, buffering: int = -1) -
     def opener(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
-    return open(path, "a+b", buffering, opener=opener)
+    return open(path, "a+b", opener=opener)
 
 
 def check_inside(path: Path, folder: Path) -> Path:

@@ -121,7 +121,7 @@ def _limited(arrays: ImageArrays, limit: int) -> ImageArrays:
         train_images=np.asarray(arrays.train_images[kept]),
         train_labels=arrays.train_labels[kept],
         known_checksums={k: v for k, v in arrays.known_checksums.items() if k.startswith("test")},
-        alike=None,
+        known_equal=None,
         files=[arrays.files[i] for i in kept] + list(arrays.files[len(arrays.train_labels) :])
         if arrays.files
         else (),

@@ -10,18 +10,18 @@ from fixtures import Capture
 
 from cifar_lab import benchmark
 from cifar_lab.models.layers import step_multiply_adds
-from cifar_lab.throughput import report, timing
+from cifar_lab.throughput import report
 from cifar_lab.training.build import build_model
 from cifar_lab.training.preflight import compose_checked
 
 TINY = ["dataset=digits", "model.widths=[4,8]", "model.hidden=16", "training.batch_size=16"]
 
 
-def loop(name: str, step: Callable[[], int]) -> timing.Loop:
-    return timing.Loop(name, name, name, lambda: iter(step, None))
+def loop(name: str, step: Callable[[], int]) -> report.Loop:
+    return report.Loop(name, name, name, lambda: iter(step, None))
 
 
-def counter(steps: list[str], name: str) -> timing.Loop:
+def counter(steps: list[str], name: str) -> report.Loop:
     def step() -> int:
         steps.append(name)
         return 10
@@ -29,7 +29,7 @@ def counter(steps: list[str], name: str) -> timing.Loop:
     return loop(name, step)
 
 
-def pausing(name: str, seconds: float) -> timing.Loop:
+def pausing(name: str, seconds: float) -> report.Loop:
     def step() -> int:
         time.sleep(seconds)
         return 1
@@ -37,8 +37,8 @@ def pausing(name: str, seconds: float) -> timing.Loop:
     return loop(name, step)
 
 
-def measure(loops: list[timing.Loop], seconds: float, **options: Any) -> None:
-    timing.measure(loops, seconds, lambda: None, **options)
+def measure(loops: list[report.Loop], seconds: float, **options: Any) -> None:
+    report.measure(loops, seconds, lambda: None, **options)
 
 
 def test_loops_take_turns_and_ratios_are_taken_round_by_round() -> None:
@@ -49,7 +49,7 @@ def test_loops_take_turns_and_ratios_are_taken_round_by_round() -> None:
     assert turns[:6] == ["a", "b", "a", "b", "a", "b"]
     assert len(a.rates) == len(b.rates) == len(turns) // 2 - 1  # less the warm-up
     a.rates, b.rates = [10.0, 30.0, 20.0], [5.0, 10.0, 20.0]
-    assert timing.ratio(a, b) == (1.5, 2.0, 2.5)
+    assert report.ratio(a, b) == (1.5, 2.0, 2.5)
 
 
 def test_a_loop_that_does_not_work_here_is_a_row_with_its_reason() -> None:

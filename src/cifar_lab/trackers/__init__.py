@@ -121,10 +121,6 @@ def values_of(row: EpochMetrics) -> dict[str, float]:
 
 def scores_of(summary: RunSummary) -> dict[str, float]:
     """Return the numbers of summary.json, each as result/NAME."""
-    return {
-        f"result/{name}": value
-        for name, value in dataclasses.asdict(summary).items()
-        if isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and name not in ("seed", "threads")
-    }
+    values = dataclasses.asdict(summary).items()
+    numbers = {name: value for name, value in values if type(value) in (int, float)}
+    return {f"result/{name}": n for name, n in numbers.items() if name not in ("seed", "threads")}

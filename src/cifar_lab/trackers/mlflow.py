@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from cifar_lab.config.schema import wrong
 from cifar_lab.errors import redact
@@ -14,8 +14,6 @@ from cifar_lab.trackers import Session, TrackedRun, Tracker, values_of
 
 _KEY = "run_key"
 _LONGEST_VALUE = 500  # characters of a parameter that every server of the last years takes
-_ROWS_PER_REQUEST = 80  # of at most 11 metrics; a request may have 1,000
-_PARAMETERS_PER_REQUEST = 100
 # The client waits 120 s for an answer and tries again 7 times, four minutes in all.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -63,11 +61,15 @@ class MLflow(Tracker):
 
 class _Session(Session):
     def __init__(self, tracker: MLflow, run: TrackedRun) -> None:
-        from mlflow import MlflowClient
+        import mlflow
+        from mlflow.entities import Param
 
         self._run = run
-        self._client = MlflowClient(tracking_uri=tracker.uri)
-        experiment = self._experiment(tracker.experiment or run.project)
+        if tracker.uri is not None:
+            mlflow.set_tracking_uri(tracker.uri)
+        # Made if it is not there; another run of the sweep may do so at the same moment.
+        experiment = mlflow.set_experiment(tracker.experiment or run.project).experiment_id
+        self._client = mlflow.MlflowClient()
         earlier = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{run.key}'")
         group = tracker.group or run.group
         tags = {_KEY: run.key, "group": group, "mlflow.source.name": "cifar_lab", **run.about}
@@ -80,51 +82,25 @@ class _Session(Session):
         self._client.set_tag(self._id, "folder", run.about["folder"])
         history = self._client.get_metric_history(self._id, "train_loss") if earlier else []
         self.epochs = max((metric.step for metric in history), default=0)
-        self._send_settings(run.settings, mine.data.params)
+        sent = mine.data.params  # MLflow refuses another value for one that is there
+        new = {k: str(v)[:_LONGEST_VALUE] for k, v in run.settings.items() if k not in sent}
+        self._client.log_batch(self._id, params=[Param(k, text) for k, text in new.items()])
         server = tracker.uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
         if server.startswith("http"):
             page = f"{redact(server).rstrip('/')}/#/experiments/{experiment}"
             self.link = f"{page}/runs/{self._id}"
 
-    def _experiment(self, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return str(self._client.create_experiment(name))
-            except MlflowException:  # another run of the sweep has just created it
-                experiment = self._client.get_experiment_by_name(name)
-                if experiment is None:
-                    raise
-        return str(experiment.experiment_id)
-
-    def _send_settings(self, settings: Mapping[str, Any], sent: Mapping[str, str]) -> None:
-        """Send settings that are not there; MLflow refuses another value for one that is."""
-        from mlflow.entities import Param
-
-        new = [Param(k, str(v)[:_LONGEST_VALUE]) for k, v in settings.items() if k not in sent]
-        for start in range(0, len(new), _PARAMETERS_PER_REQUEST):
-            self._client.log_batch(self._id, params=new[start : start + _PARAMETERS_PER_REQUEST])
-
     def log_epochs(self, rows: Sequence[EpochMetrics]) -> None:
-        """Send the columns of metrics.csv as metrics."""
+        """Send the columns of metrics.csv as metrics, timed by the ends of the epochs."""
         from mlflow.entities import Metric
 
         ended = (self._run.folder / "metrics.csv").stat().st_mtime
-        times: list[int] = []  # in milliseconds, of the ends of the epochs
+        metrics = []
         for row in reversed(rows):
-            times.insert(0, int(1000 * ended))
+            when = int(1000 * ended)
+            metrics += [Metric(name, n, when, row.epoch) for name, n in values_of(row).items()]
             ended -= row.seconds
-        for start in range(0, len(rows), _ROWS_PER_REQUEST):
-            part = slice(start, start + _ROWS_PER_REQUEST)
-            metrics = [
-                Metric(name, number, when, row.epoch)
-                for row, when in zip(rows[part], times[part], strict=True)
-                for name, number in values_of(row).items()
-            ]
-            self._client.log_batch(self._id, metrics=metrics)
-            self.epochs = rows[part][-1].epoch
+        self._client.log_batch(self._id, metrics=metrics)
 
     def log_result(self, scores: Mapping[str, float], figures: Mapping[str, Path]) -> None:
         """Send the scores as metrics and the figures as artifacts."""

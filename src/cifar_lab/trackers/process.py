@@ -15,10 +15,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from cifar_lab.config import targets
-from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import TargetConfig
 from cifar_lab.errors import RunFailed, UsageError, first_line, redact
 from cifar_lab.runs.run_dir import RunDir
@@ -27,23 +25,96 @@ from cifar_lab.trackers.sending import Entry, read_entry, write_entry
 
 log = logging.getLogger("cifar_lab")
 
-_STOPPED_SECONDS = 5.0  # that a run which is to stop waits; a cluster grants 30 seconds in all
+_STOPPED = 5.0  # seconds that a run waits which is to stop; a cluster grants 30 in all
 
 
-@contextlib.contextmanager
-def tracking(run: RunDir, config: RunConfig, tracker: TargetConfig) -> Iterator[Callable[[], None]]:
-    """Let a tracker follow a run that trains.
+class Follower:
+    """Lets a tracker follow a run that trains, while a `with` block runs, which gets `look`.
 
-    Yields a function that starts its process, and later looks whether that has a problem. The end
-    waits for the process, for a limited time.
+    The end of the block waits for the process, for a limited time. What goes wrong is one warning.
     """
-    follower = _Follower(run, config.name, tracker)
-    longest = _STOPPED_SECONDS
-    try:
-        yield follower.look
-        longest = 3600.0
-    finally:
-        follower.end(longest)
+
+    def __init__(self, run: RunDir, name: str, target_config: TargetConfig) -> None:
+        self._run, self._name, self._target_config = run, name, target_config
+        self._tracker: Tracker | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._warned = False
+
+    def look(self) -> None:
+        """Start the process, or look whether it has a problem; return at once."""
+        with self._warning():
+            if self._tracker is None:
+                self._tracker = build_tracker(self._target_config)
+                self._process = self._start(self._tracker)
+            elif self._process is not None:
+                self._check(self._tracker, ended=self._process.poll() is not None)
+
+    def __enter__(self) -> Callable[[], None]:
+        return self.look
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        process, tracker = self._process, self._tracker
+        if process is None or tracker is None:
+            return
+        seconds = tracker.wait_seconds if kind is None else min(tracker.wait_seconds, _STOPPED)
+        code = None
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(seconds)
+        finally:  # after a second signal, too: nobody waits any longer
+            _kill(process)
+        with self._warning():
+            entry = self._check(tracker, ended=code not in (None, 0))
+            if code is None:
+                raise RunFailed(f"it did not take everything within {seconds:g} seconds")
+            if entry.complete and entry.link is not None:
+                log.info("%s: %s", tracker.title, entry.link)
+
+    def _start(self, tracker: Tracker) -> "subprocess.Popen[bytes]":
+        destination = tracker.destination(self._name)
+        entry = read_entry(self._run, destination)
+        if entry.problem is not None:  # of an earlier attempt
+            write_entry(self._run, destination, dataclasses.replace(entry, problem=None))
+        folders = map(os.path.abspath, sys.path)  # a trusted module may be in any of them
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+        environment.pop("RANK", None)  # it is none of torchrun's processes
+        folder = str(self._run.path.absolute())
+        line = [sys.executable, "-m", "cifar_lab", "track", folder, "--follow"]
+        with self._run.trackers_log.open("wb") as output:
+            return subprocess.Popen(
+                [*line, *(f"--trust={module}" for module in targets.trusted())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the run, and killing takes the client's too
+            )
+
+    def _check(self, tracker: Tracker, *, ended: bool) -> Entry:
+        """Return what trackers.json says; RunFailed if that, or its process, has a problem."""
+        entry = read_entry(self._run, tracker.destination(self._name))
+        if ended or entry.problem is not None:
+            ending = f"its process ended; see {self._run.trackers_log}"
+            raise RunFailed(entry.problem or ending)
+        return entry
+
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
+        """Warn of what goes wrong, once."""
+        try:
+            yield
+        except (OSError, UsageError, RunFailed) as error:
+            if not self._warned:
+                option = self._target_config["_target_"].split(".")[-2]
+                given = {k: v for k, v in self._target_config.items() if k != "_target_" and v}
+                settings = "".join(f" tracker.{key}={value}" for key, value in given.items())
+                log.warning(
+                    "warning: %s: %s; the run is not affected, and `python -m cifar_lab.track %s "
+                    "tracker=%s%s` sends later what is missing",
+                    "the tracker" if self._tracker is None else self._tracker.title,
+                    *(first_line(error), self._run.path, option, settings),
+                )
+            self._warned = True
 
 
 @contextlib.contextmanager
@@ -77,86 +148,6 @@ def redacted_output() -> Iterator[Callable[[], None]]:
                 os.close(kept)
 
 
-class _Follower:
-    def __init__(self, run: RunDir, name: str, target_config: TargetConfig) -> None:
-        self._run, self._name, self._target_config = run, name, target_config
-        self._tracker: Tracker | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._warned = False
-
-    def look(self) -> None:
-        """Start the process, or look whether it has a problem; return at once."""
-        with self._warning():
-            if self._tracker is None:
-                self._tracker = build_tracker(self._target_config)
-                self._process = self._start(self._tracker)
-            elif self._process is not None:
-                self._check(self._tracker, ended=self._process.poll() is not None)
-
-    def end(self, longest: float) -> None:
-        """Wait for the process, for a limited time; end it."""
-        process, tracker = self._process, self._tracker
-        if process is None or tracker is None:
-            return
-        seconds = min(tracker.wait_seconds, longest)
-        code = None
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(seconds)
-        finally:  # after a second signal, too: nobody waits any longer
-            _kill(process)
-        with self._warning():
-            entry = self._check(tracker, ended=code not in (None, 0))
-            if code is None:
-                raise RunFailed(f"it did not take everything within {seconds:g} seconds")
-            if entry.complete and entry.link is not None:
-                log.info("%s: %s", tracker.title, entry.link)
-
-    def _start(self, tracker: Tracker) -> "subprocess.Popen[bytes]":
-        destination = tracker.destination(self._name)
-        entry = read_entry(self._run, destination)
-        if entry.problem is not None:  # of an earlier attempt
-            write_entry(self._run, destination, dataclasses.replace(entry, problem=None))
-        folders = map(os.path.abspath, sys.path)  # a trusted module may be in any of them
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-        environment.pop("RANK", None)  # it is none of torchrun's processes
-        folder = str(Path(self._run.path).absolute())
-        line = [sys.executable, "-m", "cifar_lab", "track", folder, "--follow"]
-        with self._run.trackers_log.open("wb") as output:
-            return subprocess.Popen(
-                [*line, *(f"--trust={module}" for module in targets.trusted())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                start_new_session=True,  # Ctrl-C is for the run, and killing takes the client's too
-            )
-
-    def _check(self, tracker: Tracker, *, ended: bool) -> Entry:
-        """Return what trackers.json says; RunFailed if that, or its process, has a problem."""
-        entry = read_entry(self._run, tracker.destination(self._name))
-        if ended or entry.problem is not None:
-            ending = f"its process ended; see {self._run.trackers_log}"
-            raise RunFailed(entry.problem or ending)
-        return entry
-
-    @contextlib.contextmanager
-    def _warning(self) -> Iterator[None]:
-        """Warn of what goes wrong, once."""
-        try:
-            yield
-        except (OSError, UsageError, RunFailed) as error:
-            if not self._warned:
-                log.warning(
-                    "warning: %s: %s; the run is not affected, and `%s` sends later what is "
-                    "missing",
-                    "the tracker" if self._tracker is None else self._tracker.title,
-                    first_line(error),
-                    _command(self._run, self._target_config),
-                )
-            self._warned = True
-
-
 def _kill(process: "subprocess.Popen[bytes]") -> None:
     """End the process, and those that its client has started, at once."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -165,10 +156,3 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
         else:
             process.kill()
     process.wait()
-
-
-def _command(run: RunDir, target_config: TargetConfig) -> str:
-    """Return the line that sends a run to a tracker."""
-    option = target_config["_target_"].split(".")[-2]
-    settings = [f"tracker.{k}={v}" for k, v in target_config.items() if k != "_target_" and v]
-    return " ".join(["python -m cifar_lab.track", str(run.path), f"tracker={option}", *settings])

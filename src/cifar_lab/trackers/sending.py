@@ -3,13 +3,12 @@
 trackers.json notes which run at which tracker the folder is, so that it goes on there.
 """
 
-import contextlib
 import dataclasses
 import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cifar_lab.config.identity import address
@@ -75,11 +74,15 @@ def follow(run: RunDir, tracker: Tracker, give_up: Callable[[], None]) -> Entry:
     than `tracker.wait_seconds`: a client may hang.
     """
     owner = _owner(run)
-    with _alone(run):
+    with open_for_appending(run.trackers_lock) as lock:
+        while try_lock(lock) is False:  # by the process of a run that was killed, for a while
+            time.sleep(0.1)
         sender = Sender(run, tracker)
         sent, due = None, 0.0
         while True:
-            ended, stamp = run.status != "running", _stamp(run)
+            ended, stamp = run.status != "running", 0.0
+            if run.metrics_file.exists():
+                stamp = run.metrics_file.stat().st_mtime  # of the last row
             if _owner(run) != owner:  # it was killed, and another process goes on with it
                 sender.close()
                 return sender.entry
@@ -98,23 +101,9 @@ def follow(run: RunDir, tracker: Tracker, give_up: Callable[[], None]) -> Entry:
             time.sleep(_POLL_SECONDS)
 
 
-@contextlib.contextmanager
-def _alone(run: RunDir) -> Iterator[None]:
-    """Wait for the process of a run that was killed, which sends what it has for a while."""
-    with open_for_appending(run.trackers_lock) as lock:
-        while try_lock(lock) is False:
-            time.sleep(0.1)
-        yield
-
-
 def _owner(run: RunDir) -> bytes:
     """Return what the process that trains a run has written into its lock."""
     return read_bytes(run.lock_file) if run.lock_file.exists() else b""
-
-
-def _stamp(run: RunDir) -> float:
-    """Return when the run has written its last row."""
-    return run.metrics_file.stat().st_mtime if run.metrics_file.exists() else 0.0
 
 
 class Sender:
@@ -161,37 +150,34 @@ class Sender:
         if self._session is None:
             self._note()  # the key first: a second attempt has the same one
             self._session = self._tracker.open(self._describe(summary))
-        session, sent = self._session, self._session.epochs
-        if rows := [row for row in self._run.read_metrics() if row.epoch > sent]:
+        session, is_finished = self._session, summary.status == "finished"
+        if rows := [row for row in self._run.read_metrics() if row.epoch > session.epochs]:
             session.log_epochs(rows)
             session.epochs = rows[-1].epoch
-        if summary.status == "finished":
+        if is_finished:
             figures = {name: self._run.figures / f"{name}.png" for name in summary.figures}
-            session.log_result(
-                scores_of(summary), {name: p for name, p in figures.items() if p.is_file()}
-            )
+            drawn = {name: path for name, path in figures.items() if path.is_file()}
+            session.log_result(scores_of(summary), drawn)
             self.close()
-        complete = summary.status == "finished"
-        self._note(epochs=session.epochs, link=session.link, complete=complete)
+        self._note(epochs=session.epochs, link=session.link, complete=is_finished)
 
     def _describe(self, summary: RunSummary) -> TrackedRun:
-        config = self._config
-        plain = {k: v for k, v in to_plain(config).items() if k not in _NOT_SENT}
-        flat = {k: v for k, v in flatten(plain).items() if k not in _NOT_SENT}
-        same_but_for_seed = address(dataclasses.replace(config, seed=0)).name
+        plain = {k: v for k, v in to_plain(self._config).items() if k not in _NOT_SENT}
+        same_but_for_seed = address(dataclasses.replace(self._config, seed=0)).name
+        folder = self._run.path.resolve()
         about = {
-            "folder": str(self._run.path.resolve()),
+            "folder": str(folder),
             "commit": summary.commit,
             "results_version": str(summary.results_version or ""),
             "device_name": summary.device_name,
         }
         return TrackedRun(
             key=self.entry.key,
-            name=self._run.path.resolve().name,
-            folder=self._run.path.resolve(),
-            project=config.name,
+            name=folder.name,
+            folder=folder,
+            project=self._config.name,
             group=same_but_for_seed.replace("-seed0", ""),
-            settings=flat,
+            settings=flatten(plain),
             about={name: text for name, text in about.items() if text},
             epochs=self.entry.epochs,
             live=summary.status == "running",

@@ -51,7 +51,6 @@ class _Session(Session):
         for row in rows:
             self._scalars(values_of(row), row.epoch)
         self._writer.flush()
-        self.epochs = rows[-1].epoch
 
     def log_result(self, scores: Mapping[str, float], figures: Mapping[str, Path]) -> None:
         """Write the scores as scalars, and the pictures as they are."""

@@ -60,7 +60,8 @@ class _Session(Session):
         warnings.showwarning = self._note
         project, name = tracker.project or run.project, f"{run.name}-{run.key[:6]}"
         self.epochs = run.epochs
-        if tracker.space is None and tracker.server is None and not _is_remote():
+        variables = map(os.environ.get, ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"))
+        if not any((tracker.space, tracker.server, *variables)):  # it is on this machine
             self.epochs = SQLiteStorage.get_max_step_for_run(project, name) or 0
         self._run = trackio.init(
             project,
@@ -80,7 +81,6 @@ class _Session(Session):
         """Add a step for each epoch."""
         for row in rows:
             self._run.log(values_of(row), step=row.epoch)
-        self.epochs = rows[-1].epoch
         self._check()
 
     def log_result(self, scores: Mapping[str, float], figures: Mapping[str, Path]) -> None:
@@ -103,7 +103,3 @@ class _Session(Session):
         failed = [p for p in self._problems if "could not" in p.lower() or "failed" in p.lower()]
         if failed:
             raise RuntimeError(failed[0])
-
-
-def _is_remote() -> bool:
-    return bool(os.environ.get("TRACKIO_SPACE_ID") or os.environ.get("TRACKIO_SERVER_URL"))

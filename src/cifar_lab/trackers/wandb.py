@@ -80,7 +80,6 @@ class _Session(Session):
         """Add a step to the history for each epoch."""
         for row in rows:
             self._run.log(values_of(row), step=row.epoch, commit=True)
-        self.epochs = rows[-1].epoch
 
     def log_result(self, scores: Mapping[str, float], figures: Mapping[str, Path]) -> None:
         """Set the summary, and add the figures to the history after the last epoch."""

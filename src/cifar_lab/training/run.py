@@ -135,9 +135,9 @@ def _tracking(
     """Return what lets a tracker follow the run; without a tracker, nothing of it is imported."""
     if config.tracker is None:
         return contextlib.nullcontext(lambda: None)
-    from cifar_lab.trackers.process import tracking
+    from cifar_lab.trackers.process import Follower
 
-    return tracking(run, config, config.tracker)
+    return Follower(run, config.name, config.tracker)
 
 
 @dataclasses.dataclass(frozen=True)

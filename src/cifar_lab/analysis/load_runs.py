@@ -95,6 +95,11 @@ class FoundRun:
         fold = self.config.split.fold
         return f"seed {self.config.seed}" + (f", fold {fold}" if fold is not None else "")
 
+    @property
+    def progress_text(self) -> str:
+        """How many epochs it has finished, and of how many."""
+        return f"{len(self.history)} of {self.config.training.epochs}"
+
     @cached_property
     def choices(self) -> dict[str, str]:
         """The option of each group that has one; a target's name where the config says none."""

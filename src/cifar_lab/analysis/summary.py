@@ -264,7 +264,7 @@ def _group_data(collection: RunCollection, group: SeedGroup, *, test: bool) -> d
         "detail": f"{said.difference}, {said.p}" * bool(said.difference),
         "n": len(group.finished),
         "all": len(group.runs),
-        "status": ", ".join(f"{n} {s}" for s, n in texts.status_counts(group.runs).items()),
+        "status": texts.states_text(group.runs),
         "scores": {
             name: {"value": rounded(score.mean), "text": run_metrics.show_interval(name, score)}
             for name in names
@@ -290,19 +290,18 @@ def _run(collection: RunCollection, run: FoundRun) -> dict[str, Any]:
     there = [(name, file) for name, file in LINKED if (run.run.path / file).is_file()]
     return {
         "folder": shorten(str(folder), 200),
-        "links": [[name, _address(folder / file)] for name, file in [("folder", ""), *there]],
+        # relative, and starting with a dot: an address that cannot be one of another scheme
+        "links": [
+            [name, "./" + quote(os.fsencode((folder / file).as_posix()))]
+            for name, file in [("folder", ""), *there]
+        ],
         "run": run.replicate_text,
         "status": run.summary.status,
-        "epochs": texts.progress_text(run),
+        "epochs": run.progress_text,
         "error": shorten(run.summary.error or "", 500),
         "seconds": duration(run.summary.seconds) if run.summary.seconds else "",
         "command": f"python -m cifar_lab.train {shlex.quote(str(run.run.config_file))}",
     }
-
-
-def _address(path: Path) -> str:
-    """Return a relative address: starting with a dot, it cannot be one of another scheme."""
-    return "./" + quote(os.fsencode(path.as_posix()))
 
 
 def _curves(group: SeedGroup, most: int) -> dict[str, Any]:

@@ -200,7 +200,7 @@ def unfinished_table(collection: RunCollection) -> Table:
             run.summary.status,
             collection.label(group),
             run.replicate_text,
-            texts.progress_text(run),
+            run.progress_text,
             shorten(run.summary.error or "", 300),
             texts.folder_text(collection, run.run.path),
         ]

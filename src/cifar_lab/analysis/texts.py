@@ -19,25 +19,18 @@ _STATUSES = ("finished", "running", "interrupted", "queued", "failed")
 
 def counts_text(collection: RunCollection) -> str:
     """Return how many runs and configurations there are, and in which state."""
-    counts = status_counts(collection.runs)
+    states = [states_text(collection.runs)] if collection.runs else []
     if collection.unreadable:
-        counts["not readable"] = len(collection.unreadable)
-    states = ", ".join(f"{number} {status}" for status, number in counts.items())
-    runs, groups = sum(counts.values()), len(collection.groups)
-    return (
-        f"{runs} run{'s' * (runs != 1)} of {groups} configuration{'s' * (groups != 1)}: {states}."
-    )
+        states.append(f"{len(collection.unreadable)} not readable")
+    runs, groups = len(collection.runs) + len(collection.unreadable), len(collection.groups)
+    counted = f"{runs} run{'s' * (runs != 1)} of {groups} configuration{'s' * (groups != 1)}"
+    return f"{counted}: {', '.join(states)}."
 
 
-def status_counts(runs: Sequence[FoundRun]) -> dict[str, int]:
+def states_text(runs: Sequence[FoundRun]) -> str:
     """Return how many runs are in which state."""
     counts = Counter[str](run.summary.status for run in runs)
-    return {status: counts[status] for status in _STATUSES if counts[status]}
-
-
-def progress_text(run: FoundRun) -> str:
-    """Return how many epochs a run has finished, and of how many."""
-    return f"{len(run.history)} of {run.config.training.epochs}"
+    return ", ".join(f"{counts[status]} {status}" for status in _STATUSES if counts[status])
 
 
 def folder_text(collection: RunCollection, path: Path) -> str:
@@ -68,14 +61,12 @@ def best_text(collection: RunCollection, group: SeedGroup) -> str:
     if not others:
         return text + "."
     if collection.baseline:
-        against = (
-            f" To the baseline: {say(collection.metric, d)}." if (d := group.difference) else ""
-        )
-        return f"{text}.{against}"
+        d = group.difference
+        return f"{text}." + (f" To the baseline: {say(collection.metric, d)}." if d else "")
     labels = [collection.label(other) for other in others if other.is_tied]
-    tied = [f"({label})" if "," in label else label for label in labels]  # to stand in a list
     unjudged = [other.not_judged for other in others if other.difference is None]
-    if tied:
+    if labels:
+        tied = [f"({label})" if "," in label else label for label in labels]
         return f"{text}. It is not told apart from {listing(tied, 160)}."
     if unjudged:
         who = "the other differs" if len(others) == 1 else f"{len(unjudged)} of the others differ"

@@ -178,7 +178,6 @@ class LiveServer(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._rows: dict[int, tuple[tuple[str, ...], int]] = {}  # by place: cells, and version
         self._version = 0
-        self._page: tuple[int, bytes] = (-1, b"")
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
@@ -208,18 +207,14 @@ class LiveServer(ThreadingHTTPServer):
             }
 
     def page(self) -> bytes:
-        """Return the page, which is made once for as many runs as have ended."""
+        """Return the summary page, which asks for itself again when another run has ended."""
         # late: the table alone needs none of this
         from cifar_lab.analysis.grouping import read_collection
         from cifar_lab.analysis.summary import report, summary_of
 
         ended = self.changes(0)["ended"]
-        with self._lock:
-            if self._page[0] != ended:
-                summary = summary_of(read_collection(self._watcher.folder))
-                page = report(summary, "live.html", header=HEADER, ended=ended)
-                self._page = ended, page.encode()
-            return self._page[1]
+        summary = summary_of(read_collection(self._watcher.folder))
+        return report(summary, "live.html", header=HEADER, ended=ended).encode()
 
 
 class _Handler(SimpleHTTPRequestHandler):

@@ -8,8 +8,8 @@ import pytest
 
 from cifar_lab import train
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.reproduction import Candidate, match
-from cifar_lab.config.reports import reported_of
+from cifar_lab.analysis.reproduction import Candidate, ReportExperiment, match
+from cifar_lab.config.reports import Report, reported_of
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.training.build import build_model
@@ -132,7 +132,8 @@ def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
         assert len(fitting) == 1, claim.id
         if claim.above:
             others = runs if "name" not in claim.above else cells(claim.above["name"])
-            every = [Candidate(config) for config in (*runs, *others)]
+            described = ReportExperiment(experiment, tuple(runs), Report())
+            every = [Candidate(described, config) for config in (*runs, *others)]
             (compared,) = filter(None, (match(claim, each, every) for each in every[: len(runs)]))
             assert len({str(each.config) for each in compared}) == 1, claim.id
 

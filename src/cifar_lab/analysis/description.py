@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +119,7 @@ def check_images(dataset: DatasetConfig, arrays: ImageArrays) -> list[str]:
         pixels = [image[0] if len(image) == 1 else image.transpose(1, 2, 0) for image in every]
         lab = Imagelab(torchvision_dataset=[(Image.fromarray(image), 0) for image in pixels])
     lab.find_issues(n_jobs=1, verbose=False)
-    issues = lab.issues.reset_index(drop=True)  # by position, where they are by path
+    flags = lab.issues.filter(regex="^is_(?!.*duplicates)").astype(bool).reset_index(drop=True)
     positions = {path: i for i, path in enumerate(lab.issues.index)}
     first_test = len(arrays.train_labels)
 
@@ -130,7 +129,7 @@ def check_images(dataset: DatasetConfig, arrays: ImageArrays) -> list[str]:
         rest = position - first_test
         return f"training image {position}" if rest < 0 else f"test image {rest}"
 
-    lines = [f"checked {len(issues):,} images with cleanvision"]
+    lines = [f"checked {len(flags):,} images with cleanvision"]
     groups = [[positions[path] for path in g] for g in lab.info["near_duplicates"]["sets"]]
     across = [g for g in groups if min(g) < first_test <= max(g)]
     if groups:
@@ -139,13 +138,11 @@ def check_images(dataset: DatasetConfig, arrays: ImageArrays) -> list[str]:
             f"near duplicates: {sum(map(len, groups)):,} images in {len(groups):,} groups, of "
             f"which {len(across):,} lie across training and test: {listing(examples, _SHOWN)}"
         )
-    columns = [c for c in issues.columns if c.startswith("is_") and "duplicates" not in c]
-    found = {c: np.flatnonzero(issues[c].to_numpy(dtype=bool)).tolist() for c in columns}
-    # What all have in common, such as grey digits, is no news.
-    counts = Counter({c: len(p) for c, p in found.items() if 0 < len(p) < len(issues)})
-    for column, count in counts.most_common():
-        what = column.removeprefix("is_").removesuffix("_issue").replace("_", " ")
-        lines.append(f"{what}: {count:,}: {listing(map(name, found[column]), _SHOWN)}")
+    for column, count in flags.sum().sort_values(ascending=False, kind="stable").items():
+        if 0 < count < len(flags):  # what all have in common, such as grey digits, is no news
+            what = column.removeprefix("is_").removesuffix("_issue").replace("_", " ")
+            named = listing(map(name, flags.index[flags[column]]), _SHOWN)
+            lines.append(f"{what}: {count:,}: {named}")
     return lines
 
 

@@ -31,10 +31,9 @@ def error_page(
     """
     predictions = [run.read_predictions() for run in runs]
     names = runs[0].class_names(predictions[0].logits.shape[1])
-    sections = [_label_errors(predictions, count)] * (len(runs) > 1)
-    for run, stored in zip(runs, predictions, strict=True):
-        section = {"run": shorten(run.path.name, 120), "predictions": stored, "runs": 1}
-        sections.append(section | {"mistakes": confident_mistakes(stored, count)})
+    right = float(np.mean([stored.accuracy for stored in predictions]))
+    chance = np.bincount(predictions[0].labels).max() / len(predictions[0])
+    is_asked = len(runs) > 1 and right >= (1 + chance) / 2  # nearer to chance, they doubt no label
 
     def picture_of(mistake: Mistake) -> dict[str, Any]:
         return thumbnail(image_of(mistake.index), _LONGEST)
@@ -42,19 +41,18 @@ def error_page(
     def name_of(mistake: Mistake) -> str:
         return shorten(files[mistake.index], 60) if files else f"test image {mistake.index:,}"
 
-    shown = [shorten(name, 40) for name in names]
-    template = PAGES / "errors.html"
-    return render(template, sections=sections, names=shown, picture_of=picture_of, name_of=name_of)
-
-
-def _label_errors(predictions: Sequence[Predictions], count: int) -> dict[str, Any]:
-    """Return the section; models that are nearer to chance than to perfect doubt no label."""
-    right = float(np.mean([stored.accuracy for stored in predictions]))
-    chance = np.bincount(predictions[0].labels).max() / len(predictions[0])
-    suspects = None if right < (1 + chance) / 2 else label_errors(predictions)
-    shown = None if suspects is None else suspects[:count]
-    section = {"run": None, "runs": len(predictions), "right": right}
-    return section | {"total": len(suspects or ()), "mistakes": shown}
+    titles = [shorten(run.path.name, 120) for run in runs]
+    mistakes = [confident_mistakes(stored, count) for stored in predictions]
+    return render(
+        PAGES / "errors.html",
+        runs=list(zip(titles, predictions, mistakes, strict=True)),
+        suspects=label_errors(predictions) if is_asked else None,
+        right=right,
+        count=count,
+        names=[shorten(name, 40) for name in names],
+        picture_of=picture_of,
+        name_of=name_of,
+    )
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,14 @@ class ReportExperiment:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration that claims may speak of: its config (of any seed) and one run per seed.
+    """A configuration of an experiment: its config (of any seed) and one run per seed.
 
     `pool`: groups of runs that scatter as these do, by which their deviation is estimated; none for
     their own alone. `study`: where the report does not say how long it trained, the runs of several
     lengths; `runs` are then those of the length that fits, `pool` those of each.
     """
 
+    experiment: ReportExperiment
     config: RunConfig
     runs: Runs = ()
     pool: tuple[Runs, ...] = ()
@@ -102,7 +103,6 @@ class Row:
     claim's metric, or the difference that the report prints, one for each seed.
     """
 
-    experiment: ReportExperiment
     claim: Claim
     candidate: Candidate
     configs: list[RunConfig]
@@ -110,6 +110,11 @@ class Row:
     values: list[float]
     interval: Interval | None
     verdict: Verdict
+
+    @property
+    def experiment(self) -> ReportExperiment:
+        """The experiment that the report describes so."""
+        return self.candidate.experiment
 
 
 def read_finished(folder: Path) -> list[FoundRun]:
@@ -129,39 +134,36 @@ def rows(
     by_recipe: dict[str, dict[int, FoundRun]] = {}
     for run in runs:  # one run per seed, even where two devices computed it
         by_recipe.setdefault(recipe(run.config), {}).setdefault(run.config.seed, run)
-    owned: list[tuple[ReportExperiment, Candidate]] = []
-    pools: dict[str, list[Runs]] = {}  # those of one reason share what tells their deviation
+    every: list[Candidate] = []
+    pools: dict[str | None, list[Runs]] = {}  # those of one reason share what tells their deviation
     for experiment in experiments:
         for config in experiment.configs:
-            own = Candidate(config, tuple(by_recipe.get(recipe(config), {}).values()))
-            own = _at_fitted_length(own, experiment.reported, runs)
-            owned.append((experiment, own))
-            pools.setdefault(experiment.reported.pool or "", []).append(own.runs)
-    owned = [
-        (e, replace(own, pool=tuple(pools[e.reported.pool])) if e.reported.pool else own)
-        for e, own in owned
-    ]
-    every = [candidate for _, candidate in owned]
+            own = tuple(by_recipe.get(recipe(config), {}).values())
+            every.append(_at_fitted_length(Candidate(experiment, config, own), runs))
+            pools.setdefault(experiment.reported.pool, []).append(every[-1].runs)
+    for place, candidate in enumerate(every):
+        if reason := candidate.experiment.reported.pool:
+            every[place] = replace(candidate, pool=tuple(pools[reason]))
     return [
-        _row(experiment, claim, candidate, others)
+        _row(claim, candidate, others)
         for experiment in experiments
         for claim in experiment.reported.claims
         if only is None or claim.name.startswith(only)
-        for owner, candidate in owned
-        if owner is experiment and (others := match(claim, candidate, every)) is not None
+        for candidate in every
+        if candidate.experiment is experiment
+        if (others := match(claim, candidate, every)) is not None
     ]
 
 
-def _at_fitted_length(
-    candidate: Candidate, reported: ReportedExperiment, runs: Sequence[FoundRun]
-) -> Candidate:
+def _at_fitted_length(candidate: Candidate, runs: Sequence[FoundRun]) -> Candidate:
     """Give a configuration its runs of the length that fits best, if the report gives none.
 
     Its learning rate is constant. Only runs count that were told to be scored by their last
     weights: those whose best epoch happens to be the last are the luckier ones. There must be two
     lengths with three seeds or more.
     """
-    claim = next((c for c in reported.claims if c.name == reported.epochs_fitted_to), None)
+    told = candidate.experiment.reported
+    claim = next((c for c in told.claims if c.name == told.epochs_fitted_to), None)
     if claim is None or candidate.config.scheduler is not None:
         return candidate
     wanted = _but_for_epochs(candidate.config)
@@ -207,12 +209,7 @@ def match(
     return tuple(other for other in every if claim.above and other.fits(where))
 
 
-def _row(
-    experiment: ReportExperiment,
-    claim: Claim,
-    candidate: Candidate,
-    compared: tuple[Candidate, ...],
-) -> Row:
+def _row(claim: Claim, candidate: Candidate, compared: tuple[Candidate, ...]) -> Row:
     """Measure and judge a claim."""
     own, study = candidate.values(claim), candidate.study
     others = {run: value for other in compared for run, value in other.values(claim).items()}
@@ -239,7 +236,7 @@ def _row(
         runs, verdict = tuple(run for of in candidate.pool for run in of), study.verdict
     configs = [config_of.config for config_of in (candidate, *compared)]
     found = interval(values, limits)
-    return Row(experiment, claim, candidate, configs, runs, values, found, verdict)
+    return Row(claim, candidate, configs, runs, values, found, verdict)
 
 
 def quoted(rows: Iterable[Row]) -> list[FoundRun]:

@@ -6,13 +6,13 @@ The formulas, their sources and their sentences are explained in docs/summaries.
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
 
-from cifar_lab.analysis.statistics import LEVEL, Family, detectable, variance
+from cifar_lab.analysis.statistics import LEVEL, SINGLE, Family, detectable, variance
 
 Right = npt.NDArray[np.bool_]
 Replicate = tuple[int, int | None]
@@ -136,7 +136,7 @@ class Difference:
     degrees: float
     covers: str
     over_images: tuple[float, int] | None = None
-    family: Family = field(default_factory=Family)
+    family: Family = SINGLE
     alone: tuple[int, int] | None = None
 
     @property
@@ -174,7 +174,7 @@ def contrast(
     plus: Sequence[Sample],
     minus: Sequence[Sample],
     deviation: Deviation | None,
-    family: Family | None = None,
+    family: Family = SINGLE,
 ) -> Difference:
     """Return the mean of some configurations minus that of others; CannotJudge if nothing can be.
 
@@ -188,7 +188,7 @@ def contrast(
     samples = [*plus, *minus]
     if len({sample.folds for sample in samples}) > 1:
         raise CannotJudge("one was repeated over folds and the other was not")
-    family, folds = family or Family(), plus[0].folds is not None
+    folds = plus[0].folds is not None
     if not folds and len({sample.images for sample in samples} - {None}) > 1:
         raise CannotJudge("they were scored on different images")
     pair = len(plus) == len(minus) == 1
@@ -271,14 +271,13 @@ def seeds_needed(
     points: float,
     deviation: Deviation,
     images: tuple[float, float] | None,
-    family: Family | None = None,
+    family: Family = SINGLE,
 ) -> int | None:
     """Return the seeds per configuration that show a difference with 80 % power, 2 or more.
 
     `images`: the variance of a difference over other images, with its degrees of freedom. None
     where no number of seeds would be enough, since the images alone are too few.
     """
-    family = family or Family()
 
     def is_shown(seeds: int) -> bool:
         part = (deviation.std**2 / seeds, float(seeds - 1))

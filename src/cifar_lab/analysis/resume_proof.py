@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,32 +104,27 @@ def _results(run: RunDir) -> dict[str, Any]:
         for table in {"history", "best"} & state.keys():  # their columns are those of metrics.csv
             names = columns(EpochMetrics)[: state[table].shape[1]]
             state[table] = state[table][:, [i for i, n in enumerate(names) if n not in TIMES]]
-        parts |= {f"{path.name}: {where}": _bits(leaf) for where, leaf in _leaves(state)}
+        parts |= {f"{path.name}: {where}": bits for where, bits in _leaves(state).items()}
     lasting = [name for name in columns(EpochMetrics) if name not in TIMES]
     parts["metrics.csv"] = [[getattr(row, n) for n in lasting] for row in run.read_metrics()]
     for path in sorted(run.path.glob("predictions*.npz")):
-        arrays = read_arrays(path)
-        parts[path.name] = {name: _bits(array) for name, array in arrays.items()}
+        parts[path.name] = _leaves(read_arrays(path))
     return parts
 
 
-def _leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values in nested containers, each with its dotted path."""
-    items: list[tuple[Any, Any]] = []
-    if isinstance(value, Mapping):
-        items = list(value.items())
-    elif isinstance(value, list | tuple):
-        items = list(enumerate(value))
-    if not items:
-        yield where, value
-    for key, item in items:
-        yield from _leaves(item, f"{where}.{key}".lstrip("."))
+def _leaves(value: Any, where: str = "") -> dict[str, Any]:
+    """Return the values in nested containers by their dotted path.
 
-
-def _bits(value: Any) -> tuple[str, ...]:
-    """Return the type, the shape and the bytes of a tensor or an array, else the plain value."""
-    if isinstance(value, np.ndarray):
-        return str(value.dtype), str(value.shape), value.tobytes().hex()
+    Of a tensor or an array, its type, shape and bytes.
+    """
+    if isinstance(value, Mapping | list | tuple) and value:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        of_items = [_leaves(item, f"{where}.{key}".lstrip(".")) for key, item in items]
+        return {name: leaf for leaves in of_items for name, leaf in leaves.items()}
     if isinstance(value, torch.Tensor):  # numpy has no bfloat16
-        return str(value.dtype), *_bits(value.contiguous().view(-1).view(torch.uint8).numpy())
-    return type(value).__name__, repr(value)
+        content = value.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, np.ndarray):
+        content = value.tobytes()
+    else:
+        return {where: (type(value), repr(value))}
+    return {where: (str(value.dtype), tuple(value.shape), content)}

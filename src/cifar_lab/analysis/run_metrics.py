@@ -89,12 +89,12 @@ def _of_history(
     if kind == "final_accuracy_gap":
         return None if last.test_accuracy is None else last.train_accuracy - last.test_accuracy
     if kind == "val_accuracy_from":
-        late = [row.val_accuracy for row in history[int(numbers[0]) - 1 :]]
-        known = [accuracy for accuracy in late if accuracy is not None]
+        late = history[int(numbers[0]) - 1 :]
+        known = [row.val_accuracy for row in late if row.val_accuracy is not None]
         return sum(known) / len(known) if known else None
     if kind == "reduction_to":
-        low = [row.epoch for row in history if row.learning_rate <= numbers[0] * (1 + 1e-9)]
-        return low[0] - 1 if low else None
+        limit = numbers[0] * (1 + 1e-9)
+        return next((row.epoch - 1 for row in history if row.learning_rate <= limit), None)
     moment, _, column = kind.partition("_")
     start: float | None = getattr(first, column)
     end: float | None = getattr(last, column)

@@ -138,6 +138,9 @@ class Family:
         return min(1.0, 2 * self.comparisons * float(special.stdtr(degrees, -abs(statistic))))
 
 
+SINGLE = Family()
+
+
 @functools.lru_cache(maxsize=4096)
 def _critical(comparisons: int, chosen: bool, degrees: float) -> float:
     from scipy import special

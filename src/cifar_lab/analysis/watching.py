@@ -232,39 +232,32 @@ class _Handler(SimpleHTTPRequestHandler):
         # A page of another site could reach this one under a name that leads here.
         is_foreign = prefix == "/" and name not in _LOCAL
         if is_foreign or not secrets.compare_digest(self.path[: len(prefix)], prefix):
-            self.send_error(HTTPStatus.FORBIDDEN)
-            return
+            return self.send_error(HTTPStatus.FORBIDDEN)
         self.path = "/" + self.path[len(prefix) :]
         asked = urlsplit(self.path)
         try:
             if asked.path == "/":
-                self._answer(self.server.page(), "text/html; charset=utf-8")
+                content, kind = self.server.page(), "text/html; charset=utf-8"
             elif asked.path == "/changes":
                 since = int(parse_qs(asked.query).get("since", ["0"])[0])
                 content = json.dumps(self.server.changes(since)).encode()
-                self._answer(content, "application/json")
+                kind = "application/json"
             else:
-                super().do_GET()
+                file = Path(self.translate_path(self.path)).resolve()
+                shown = file.is_dir() or file.suffix in _FILES
+                if not shown or not file.is_relative_to(self.server.folder):
+                    raise UsageError("only files of the runs are shown")
+                return super().do_GET()
         except (UsageError, RunFailed, ValueError) as error:
-            self.send_error(HTTPStatus.NOT_FOUND, str(error)[:200])
-
-    do_HEAD = do_GET
-
-    def send_head(self) -> Any:
-        path = Path(self.translate_path(self.path)).resolve()
-        shown = path.is_dir() or path.suffix in _FILES
-        if not shown or not path.is_relative_to(self.server.folder):
-            self.send_error(HTTPStatus.NOT_FOUND)
-            return None
-        return super().send_head()
-
-    def _answer(self, content: bytes, kind: str) -> None:
+            return self.send_error(HTTPStatus.NOT_FOUND, str(error)[:200])
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(content)
+
+    do_HEAD = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

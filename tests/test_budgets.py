@@ -29,7 +29,7 @@ LINES = {
     "figures": 1656,
     "trackers": 885,
     "sweeps": 2233,
-    "analysis": 3968,
+    "analysis": 3928,
     "exports": 450,
     "throughput": 552,
     "commands": 2475,  # the modules beside the packages

@@ -204,7 +204,8 @@ def test_seeds_that_show_a_difference(tmp_path: Path, capsys: Capture) -> None:
 def test_main_effects_of_a_full_factorial_are_paired_by_seed(
     grid: Path, collection: RunCollection
 ) -> None:
-    (found,) = ranking.main_effects(collection)
+    found = ranking.main_effects(collection, "cifar10")
+    assert found is not None
     optimizer = found.effects[0]
     assert (optimizer.axis, optimizer.best, optimizer.other) == ("optimizer", "adam", "sgd")
     means: dict[str, list[float]] = {"adam": [], "sgd": []}

@@ -137,17 +137,12 @@ class MainEffects:
     deviation: Deviation
 
 
-def main_effects(collection: RunCollection) -> list[MainEffects]:
-    """Return the main effects of each dataset whose finished groups are a full factorial.
+def main_effects(collection: RunCollection, dataset: str) -> MainEffects | None:
+    """Return the main effects of a dataset; None unless its groups are a full factorial.
 
-    Two axes or more, every combination of their values once, and runs that differ in their seed
-    alone, without which chance has no measure.
+    Two axes or more, every combination of their values once, and finished runs that differ in their
+    seed alone, without which chance has no measure.
     """
-    found = (_of_groups(collection, dataset) for dataset in collection.datasets)
-    return [effects for effects in found if effects is not None]
-
-
-def _of_groups(collection: RunCollection, dataset: str) -> MainEffects | None:
     groups = [g for g in collection.groups if g.dataset == dataset and g.rank is not None]
     samples = [group.sample(collection.metric) for group in groups]
     axes = [i for i in collection.main_axes if len({group.key[i] for group in groups}) > 1]

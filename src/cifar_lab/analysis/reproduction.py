@@ -71,10 +71,7 @@ class Candidate:
     def fits(self, where: Mapping[str, Any]) -> bool:
         """Whether its config has these values, by dotted key, or these options, by group."""
         flat = self._flat
-        return all(
-            key in flat and (flat[key] == value or show_value(flat[key]) == show_value(value))
-            for key, value in where.items()
-        )
+        return all(k in flat and show_value(flat[k]) == show_value(v) for k, v in where.items())
 
     def values(self, claim: Claim, runs: Runs | None = None) -> dict[FoundRun, float]:
         """Return the claim's metric of each of its runs that has it, or of each of `runs`."""

@@ -120,6 +120,10 @@ def _of_classes(kind: str, classes: Sequence[int], run: RunDir) -> float | None:
     return max(chosen) if kind == "highest_recall" else min(chosen)
 
 
+COUNTS_IMAGES = ("best_val_accuracy", "test_accuracy", "test_accuracy_last")
+"""Metrics that are the share of images which the stored predictions get right."""
+
+
 def higher_is_better(name: str) -> bool:
     """Whether more of it is better: accuracies and their kin, not losses, times or sizes."""
     return any(word in name for word in ("accuracy", "precision", "recall", "f1"))
@@ -130,11 +134,6 @@ def measured_on(name: str) -> tuple[str, str] | None:
     if is_test(name):
         return "test", "last" if name == "test_accuracy_last" else "scored"
     return ("validation", "scored") if "val_" in name else None
-
-
-def counts_images(name: str) -> bool:
-    """Whether the metric is the share of images that the stored predictions get right."""
-    return name in ("best_val_accuracy", "test_accuracy", "test_accuracy_last")
 
 
 def is_fraction(name: str) -> bool:

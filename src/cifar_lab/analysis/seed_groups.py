@@ -92,7 +92,7 @@ class SeedGroup:
         images = {scored.images for scored in there}
         if len(images) != 1:
             return sample
-        whole = len(there) == len(runs) and run_metrics.counts_images(name)
+        whole = len(there) == len(runs) and name in run_metrics.COUNTS_IMAGES
         right = np.stack([scored.right for scored in there]) if whole else None
         return dataclasses.replace(sample, images=images.pop(), right=right)
 

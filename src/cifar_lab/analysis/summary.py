@@ -90,10 +90,6 @@ class Summary:
         table = ranking_table(self.collection, test=self.test)
         return "".join(f"<p>{escape(line)}</p>" for line in lines) + table.html()
 
-    def seeds_needed(self, points: float) -> list[str]:
-        """Return how many seeds would show a difference of so many points, for each dataset."""
-        return texts.seeds_lines(self.collection, points)
-
     def figure(
         self, name: str, *, width: float | None = None, font_size: float | None = None
     ) -> "Figure":
@@ -122,7 +118,8 @@ def summary_of(
 ) -> Summary:
     """Rank a collection that was read, and return what there is to say of it."""
     rank(collection, metric, baseline)
-    return Summary(collection, main_effects(collection), test)
+    effects = (main_effects(collection, dataset) for dataset in collection.datasets)
+    return Summary(collection, list(filter(None, effects)), test)
 
 
 def grid_of(collection: RunCollection) -> "Figure":

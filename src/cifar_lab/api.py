@@ -17,7 +17,7 @@ from cifar_lab.analysis.grouping import collect_folders
 from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.analysis.summary import Summary, summary_of
 from cifar_lab.config import targets
-from cifar_lab.config.launch import Request, check_launch, launched
+from cifar_lab.config.launch import Request, check_launch
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import Damaged, Stopped, UsageError, shorten
@@ -144,7 +144,7 @@ class Runs(list[Run]):
         """
         from cifar_lab.analysis import ensembles
 
-        members = self._folders()
+        members = [RunDir(run.path) for run in self]
         ensembles.check_members(members, same_test_set=True)
         return ensembles.mean_predictions(members).accuracy
 
@@ -153,7 +153,8 @@ class Runs(list[Run]):
         """Return the mean probability of each class for each image, (N, classes): `Run.predict`."""
         from cifar_lab.analysis.ensembles import mean_probabilities
 
-        return mean_probabilities(self._folders(), images, device=str(device))
+        members = [RunDir(run.path) for run in self]
+        return mean_probabilities(members, images, device=str(device))
 
     def summarize(
         self, *, metric: str | None = None, baseline: str | None = None, test: bool = False
@@ -178,9 +179,6 @@ class Runs(list[Run]):
     def _repr_html_(self) -> str:
         """Return what a notebook shows: a row for each run."""
         return Table(("run", "state"), [(run.path.name, run._state()) for run in self]).html()
-
-    def _folders(self) -> list[RunDir]:
-        return [RunDir(run.path) for run in self]
 
     def _collect(self) -> RunCollection:
         if not self:
@@ -277,10 +275,6 @@ def _compose(words: Sequence[str], function: str) -> Request:
     asked = {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & set(words)
     if asked:
         raise UsageError(f"{asked.pop()} is for the command line: python -m cifar_lab.train")
-    if function != "compose" and launched() is not None:
-        raise UsageError(
-            f"cifar_lab.{function} is for one process; torchrun is for python -m cifar_lab.train"
-        )
     from cifar_lab.training.preflight import compose_checked
 
     request = compose_checked(words)

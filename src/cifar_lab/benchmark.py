@@ -14,11 +14,11 @@ def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.benchmark [GROUP=OPTION] [key=value] [--seconds N] ...`."""
     parser = cli.Parser("benchmark", __doc__, takes_overrides=True)
     seconds = "about how long to measure (60); what does not fit is left out"
-    parser.add_number("--seconds", 0.1, 86_400.0, default=60.0, help=seconds)
-    parser.add_output("--json", help="write everything measured")
+    parser.add_number("--seconds", seconds, 0.1, 86_400.0, 60.0)
+    parser.add_output("--json", "write everything measured")
     parser.add_flag("--profile", "then show which operations the steps consist of")
     some = "measure some: epoch, careful, matmul, bound, data, plain, plain_data, or one by name"
-    parser.add_argument("--only", metavar="NAME,...", help=some)
+    parser.add("--only", some, metavar="NAME,...")
     arguments, overrides = parser.parse_known_args(argv)
     config = cli.one_run(overrides, "a benchmark")
     if config is None:

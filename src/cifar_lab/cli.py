@@ -78,8 +78,12 @@ class Parser(StrictParser):
             words = [f"--{word}" if word.startswith("trust=") else word for word in words]
         return super().parse_known_args(words, namespace)
 
+    def add(self, option: str, help: str, **how: Any) -> None:
+        """Add an argument or an option, with what argparse knows of how it is read."""
+        self.add_argument(option, help=help, **how)
+
     def add_number(
-        self, option: str, low: float, high: float, *, default: float | None, help: str
+        self, option: str, help: str, low: float, high: float, default: float | None = None
     ) -> None:
         """Add an option whose value is a number from `low` to `high`, of the type of `low`."""
 
@@ -96,7 +100,7 @@ class Parser(StrictParser):
         """Add an option without a value."""
         self.add_argument(option, action="store_true", help=help)
 
-    def add_output(self, option: str, *suffixes: str, help: str, **kind: bool) -> None:
+    def add_output(self, option: str, help: str, *suffixes: str, **kind: bool) -> None:
         """Add an option that names a file or folder to write: `check_output` takes `kind`."""
         of_folder = kind.get("is_folder", False)
 

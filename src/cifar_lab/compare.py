@@ -17,11 +17,11 @@ from cifar_lab.runs.run_dir import RunDir, find_runs, without_summaries
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.compare A B`."""
     parser = cli.Parser("compare", __doc__)
-    what = "a run folder, a folder with the runs of a configuration, or KEY=VALUE,... (see --in)"
-    parser.add_argument("a", metavar="A", type=cli.path, help=what)
-    parser.add_argument("b", metavar="B", type=cli.path, help="the same; differences are B - A")
+    what = "a run folder, a folder of a configuration's runs, or KEY=VALUE,..."
+    parser.add("a", what, metavar="A", type=cli.path)
+    parser.add("b", "the same; differences are B - A", metavar="B", type=cli.path)
     where = "the folder in which KEY=VALUE chooses runs (default: the current one)"
-    parser.add_argument("--in", dest="folder", type=cli.path, metavar="FOLDER", help=where)
+    parser.add("--in", where, dest="folder", metavar="FOLDER", type=cli.path)
     arguments = parser.parse_args(without_summaries(argv))
 
     words = (str(arguments.a), str(arguments.b))

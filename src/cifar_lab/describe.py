@@ -18,17 +18,13 @@ from cifar_lab.errors import UsageError, missing_extra, shorten
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.describe [GROUP=OPTION] [key=value]`."""
     parser = cli.Parser("describe", __doc__, takes_overrides=True)
-    parser.add_output("--figure", ".png", creates_folder=True, help="where to draw (a .png)")
-    lr_range = "train 300 steps with a growing learning rate, and suggest a range and a rate"
-    parser.add_flag("--lr-range", lr_range)
-    images = "indices of the training images to draw, such as 5,27"
-    parser.add_argument("--images", metavar="I,J,...", help=images)
-    check = "also look for near duplicates, and for dark, blurred, odd and empty images"
-    parser.add_flag("--check-data", check)
+    parser.add_output("--figure", "where to draw (a .png)", ".png", creates_folder=True)
+    parser.add_flag("--lr-range", "train 300 steps with a growing rate, and suggest a rate")
+    parser.add("--images", "indices of the training images to draw: 5,27", metavar="I,J,...")
+    parser.add_flag("--check-data", "also find near duplicates, and dark, blurred and odd images")
     some = "list all settings, or those of a group or key such as training or optimizer.lr"
-    parser.add_argument("--settings", nargs="?", const="", metavar="GROUP", help=some)
-    schema = "print the JSON schema of a run's config.yaml, for editors and other programs"
-    parser.add_flag("--schema", schema)
+    parser.add("--settings", some, nargs="?", const="", metavar="GROUP")
+    parser.add_flag("--schema", "print the JSON schema of a run's config.yaml, for editors")
     arguments, rest = parser.parse_known_args(argv)
     if rest and (arguments.schema or arguments.settings is not None):
         option = "--schema" if arguments.schema else "--settings"

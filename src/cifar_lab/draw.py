@@ -16,14 +16,12 @@ def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.draw RUN_DIR... [figures=OPTION] [figures.NAME.KEY=VALUE]`."""
     parser = cli.Parser("draw", __doc__)
     parser.usage = "%(prog)s RUN_DIR... [figures=OPTION] [figures.NAME.KEY=VALUE ...] [options]"
-    words = "run folders, or folders of them; then settings of the figures"
-    parser.add_argument("words", nargs="+", help=words)
-    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="png")
-    parser.add_number("--dpi", 10, 2400, default=150, help="dots per inch of a png (150)")
-    parser.add_number("--width", 1.0, 100.0, default=None, help="inches; a paper's column has 3.3")
-    parser.add_number("--font-size", 2.0, 72.0, default=None, help="points (9)")
-    labels = "YAML: lines of `word: word to show`"
-    parser.add_argument("--labels", type=cli.path, metavar="FILE", help=labels)
+    parser.add("words", "run folders, or folders of them; then settings of figures", nargs="+")
+    parser.add("--format", "png", choices=("png", "pdf", "svg"), default="png")
+    parser.add_number("--dpi", "dots per inch of a png (150)", 10, 2400, 150)
+    parser.add_number("--width", "inches; a paper's column has 3.3", 1.0, 100.0)
+    parser.add_number("--font-size", "points (9)", 2.0, 72.0)
+    parser.add("--labels", "YAML: lines of `word: word to show`", type=cli.path, metavar="FILE")
     arguments = parser.parse_intermixed_args(without_summaries(argv))
     keys = r"figures[.=]|dataset\.display_names="
     takes = "figures=OPTION, figures.NAME.KEY=VALUE and dataset.display_names=[...]"

@@ -20,15 +20,14 @@ from cifar_lab.runs.summary import RunSummary
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.evaluate RUN_DIR...`."""
     parser = cli.Parser("evaluate", __doc__)
-    parser.add_argument("run_dir", nargs="+", type=cli.path, help="a run folder")
+    parser.add("run_dir", "a run folder", nargs="+", type=cli.path)
     parser.add_flag("--ensemble", "score the mean of the runs' probabilities too")
-    parser.add_argument("--device", help="auto, cuda, cuda:N, mps or cpu")
-    some = "print all probabilities of N random test images"
-    parser.add_number("--probabilities", 0, 10_000_000, default=0, help=some)
-    together = "draw PCA and t-SNE of these runs' features side by side into FOLDER"
-    parser.add_output("--side-by-side", is_folder=True, help=together)
+    parser.add("--device", "auto, cuda, cuda:N, mps or cpu")
+    parser.add_number("--probabilities", "print those of N random test images", 0, 10_000_000, 0)
+    beside = "draw PCA and t-SNE of these runs' features side by side into FOLDER"
+    parser.add_output("--side-by-side", beside, is_folder=True)
     mistakes = "write errors.html: N confident mistakes, and of several runs N likely label errors"
-    parser.add_number("--errors", 1, 1000, default=None, help=mistakes)
+    parser.add_number("--errors", mistakes, 1, 1000)
     parser.add_flag("--verify", "exit code 1 if a folder has scores that are not those measured")
     arguments = parser.parse_args(without_summaries(argv))
 

@@ -21,10 +21,10 @@ CARD = "README.md"
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.export RUN_DIR --format FORMAT`."""
     parser = cli.Parser("export", __doc__)
-    parser.add_argument("run_dir", type=cli.path, help="a finished run's folder")
+    parser.add("run_dir", "a finished run's folder", type=cli.path)
     parser.add_argument("--format", required=True, choices=PACKAGES, dest="kind")
     where = "the file to write (RUN_DIR/model.onnx); for safetensors the folder"
-    parser.add_argument("--output", type=cli.path, metavar="FILE", help=where)
+    parser.add("--output", where, type=cli.path, metavar="FILE")
     parser.add_flag("--overwrite", "replace files that are there")
     arguments = parser.parse_args(argv)
     _check_packages(arguments.kind)

@@ -26,16 +26,15 @@ Probabilities = npt.NDArray[np.float64]
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.predict RUN_DIR... IMAGE...`."""
     parser = cli.Parser("predict", __doc__)
-    several = "a run folder; more may follow, and their probabilities are averaged"
-    parser.add_argument("run_dir", type=cli.path, help=several)
+    parser.add("run_dir", "a run folder; of several, the mean probabilities", type=cli.path)
     what = "a picture, or a folder of them or of class folders; broken ones are left out"
-    parser.add_argument("image", nargs="+", type=cli.path, help=what)
-    parser.add_number("--top", 1, 1000, default=3, help="classes shown (3)")
-    fit = "how a picture is brought to the model's size; default: as the run's dataset"
-    parser.add_argument("--fit", choices=("crop", "resize", "pad"), help=fit)
-    parser.add_argument("--device", help="auto, cuda, cuda:N, mps or cpu")
-    parser.add_output("--csv", ".csv", help="write every class's probability to a table")
-    parser.add_output("--save", is_folder=True, help="write the pictures with their classes")
+    parser.add("image", what, nargs="+", type=cli.path)
+    parser.add_number("--top", "classes shown (3)", 1, 1000, 3)
+    fits = ("crop", "resize", "pad")
+    parser.add("--fit", "how a picture gets the model's size; default: the run's way", choices=fits)
+    parser.add("--device", "auto, cuda, cuda:N, mps or cpu")
+    parser.add_output("--csv", "write every class's probability to a table", ".csv")
+    parser.add_output("--save", "write the pictures with their classes", is_folder=True)
     arguments = parser.parse_args(argv)
 
     from cifar_lab.analysis.ensembles import mean_probabilities

@@ -10,8 +10,8 @@ from cifar_lab import cli
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.prove_resume [GROUP=OPTION] [key=value] [--stops N]`."""
     parser = cli.Parser("prove_resume", __doc__, takes_overrides=True)
-    parser.add_number("--stops", 1, 1000, default=20, help="how often to stop (20)")
-    parser.add_number("--seed", 0, 2**32, default=0, help="seed of where it stops (0)")
+    parser.add_number("--stops", "how often to stop (20)", 1, 1000, 20)
+    parser.add_number("--seed", "seed of where it stops (0)", 0, 2**32, 0)
     arguments, overrides = parser.parse_known_args(argv)
     config = cli.one_run(["device=auto", *overrides], "a proof")
     if config is None:

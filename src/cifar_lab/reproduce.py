@@ -22,19 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _reproduce(argv: list[str]) -> int:
     parser = cli.Parser("reproduce", __doc__)
-    parser.add_argument("report", nargs="*", help="a report's tag (S1), an experiment, or all")
-    parser.add_number("--seeds", 1, 1000, default=1, help="run seeds 0 to N-1 (default: 1)")
-    parser.add_argument("--only", help="only claims whose id starts with this")
-    parser.add_argument(
-        "--protocol", choices=("report", "sound"), default="report", help="default: report"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cuda, cuda:N, mps or cpu")
-    parser.add_argument("--jobs", default="auto", help="runs at a time (default: auto)")
-    parser.add_number("--jobs-per-gpu", 1, 64, default=1, help="runs that share a GPU (default: 1)")
-    parser.add_output("--output-dir", is_folder=True, help="where the runs are (outputs)")
+    parser.add("report", "a report's tag (S1), an experiment, or all", nargs="*")
+    parser.add_number("--seeds", "run seeds 0 to N-1 (default: 1)", 1, 1000, 1)
+    parser.add("--only", "only claims whose id starts with this")
+    protocols = ("report", "sound")
+    parser.add("--protocol", "default: report", choices=protocols, default="report")
+    parser.add("--device", "auto, cuda, cuda:N, mps or cpu", default="auto")
+    parser.add("--jobs", "runs at a time (default: auto)", default="auto")
+    parser.add_number("--jobs-per-gpu", "runs that share a GPU (default: 1)", 1, 64, 1)
+    parser.add_output("--output-dir", "where the runs are (outputs)", is_folder=True)
     parser.set_defaults(output_dir=Path("outputs"))
-    own = "a folder with experiments and reports of one's own"
-    parser.add_argument("--config-dir", type=cli.path, help=own)
+    parser.add("--config-dir", "a folder with experiments and reports of your own", type=cli.path)
     parser.add_flag("--dry-run", "judge what is there, run nothing")
     parser.add_flag("--accept-code", "take results that other code made")
     arguments = parser.parse_args(argv)
@@ -91,22 +89,19 @@ def _wanted(asked: Sequence[str], config_dir: Path | None) -> list[str]:
     """Return the experiments that tags and names mean; "all" is every one with a report's tag."""
     experiments = groups.experiments(config_dir)
     known = {name: tag for name, tag in experiments.items() if name not in ("none", "smoke")}
-    tags = {tag for tag in known.values() if tag}
-    every = ", ".join(sorted({*tags, *known, "all"}))
+    meant: dict[str, list[str]] = {}
+    for name, tag in known.items():
+        for word in (tag, "all") if tag else ():
+            meant.setdefault(word, []).append(name)
+    meant |= {name: [name] for name in known}
+    every = ", ".join(sorted(meant))
     if not asked:
         raise UsageError(f"name a report (S0 to S4), an experiment, or all; there are {every}")
-    wanted: list[str] = []
     for word in asked:
-        if word == "all":
-            wanted += [name for name, tag in known.items() if tag]
-        elif word in known:
-            wanted.append(word)
-        elif word in tags:
-            wanted += [name for name, tag in known.items() if tag == word]
-        else:
-            meant = did_you_mean(word, [*tags, *known])
-            raise UsageError(f"there is no report or experiment {word}{meant}; there are {every}")
-    return list(dict.fromkeys(wanted))
+        if word not in meant:
+            hint = did_you_mean(word, meant)
+            raise UsageError(f"there is no report or experiment {word}{hint}; there are {every}")
+    return list(dict.fromkeys(name for word in asked for name in meant[word]))
 
 
 def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:

@@ -20,15 +20,15 @@ PAPER_TABLES = {"latex": ".tex", "csv": ".csv", "markdown": ".md"}
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.summarize FOLDER`."""
     parser = cli.Parser("summarize", __doc__)
-    parser.add_argument("folder", type=cli.path, help="a folder with run folders at or below it")
+    parser.add("folder", "a folder with run folders at or below it", type=cli.path)
     parser.add_flag("--test", "show the test score of every configuration, not only of the best")
-    parser.add_argument("--metric", help="rank by this metric instead of the monitored score")
+    parser.add("--metric", "rank by this metric instead of the monitored score")
     baseline = "set every configuration against this one instead of the best: optimizer=sgd"
-    parser.add_argument("--baseline", metavar="KEY=VALUE,...", help=baseline)
-    detect = "say how many seeds per configuration would show a difference of so many points"
-    parser.add_number("--detect", 0.001, 100.0, default=None, help=detect)
+    parser.add("--baseline", baseline, metavar="KEY=VALUE,...")
+    seeds = "say how many seeds per configuration would show a difference of so many points"
+    parser.add_number("--detect", seeds, 0.001, 100.0)
     for name, ending in PAPER_TABLES.items():
-        parser.add_output(f"--{name}", ending, help=f"write the table for a paper ({ending})")
+        parser.add_output(f"--{name}", f"write the table for a paper ({ending})", ending)
     arguments = parser.parse_args(argv)
 
     folder: Path = arguments.folder

@@ -27,13 +27,11 @@ _DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.tidy FOLDER [--last-checkpoints] [--failed] ...`."""
     parser = cli.Parser("tidy", __doc__)
-    parser.add_argument("folder", type=cli.path, help="a folder of runs")
-    last = "remove last.pt of finished runs, which then cannot be continued for more epochs"
-    parser.add_flag("--last-checkpoints", last)
+    parser.add("folder", "a folder of runs", type=cli.path)
+    parser.add_flag("--last-checkpoints", "remove last.pt of finished runs; no more epochs then")
     parser.add_flag("--failed", "remove runs that failed, whole")
-    age = "only runs that ended so long ago (h, d, w)"
-    parser.add_argument("--older-than", type=_age, metavar="30d", help=age)
-    parser.add_output("--archive", ".zip", ".zst", help="write the runs to a .zip or .tar.zst")
+    parser.add("--older-than", "only runs that ended so long ago", type=_age, metavar="30d|12h|4w")
+    parser.add_output("--archive", "write the runs to a .zip or .tar.zst", ".zip", ".zst")
     parser.add_flag("--dry-run", "only say what would be removed")
     parser.add_flag("--yes", "do not ask")
     arguments = parser.parse_args(argv)

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.track FOLDER tracker=OPTION [tracker.KEY=VALUE ...]`."""
     parser = cli.Parser("track", __doc__)
     parser.usage = "%(prog)s FOLDER tracker=OPTION [tracker.KEY=VALUE ...] [options]"
-    parser.add_argument("words", nargs="*", help="a run folder, or a folder of them; the tracker")
+    parser.add("words", "a run folder, or a folder of them; the tracker", nargs="*")
     follow = "send one run, also while it trains; without tracker=OPTION to that of its config"
     parser.add_flag("--follow", follow)
     arguments = parser.parse_intermixed_args(argv)

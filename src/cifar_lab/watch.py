@@ -19,12 +19,10 @@ _SECONDS = 2.0
 def main(argv: list[str]) -> int:
     """Run `python -m cifar_lab.watch FOLDER [--serve PORT] [--once]`."""
     parser = cli.Parser("watch", __doc__)
-    parser.add_argument("folder", type=cli.path, help="a run folder, or a folder of them")
+    parser.add("folder", "a run folder, or a folder of them", type=cli.path)
     parser.add_flag("--once", "print the table, and end")
-    page = "show the summary page at this port (0: any)"
-    parser.add_number("--serve", 0, 65535, default=None, help=page)
-    host = "with --serve: 0.0.0.0 lets other machines read, too"
-    parser.add_argument("--host", default="127.0.0.1", help=host)
+    parser.add_number("--serve", "show the summary page at this port (0: any)", 0, 65535)
+    parser.add("--host", "0.0.0.0 lets other machines read it, too", default="127.0.0.1")
     arguments = parser.parse_args(argv)
     folder: Path = arguments.folder
 
@@ -43,10 +41,8 @@ def main(argv: list[str]) -> int:
         text = table(runs, size.columns, size.lines - 5 if live else None)
         going = any(run.status in ("running", "queued") for run in runs)
         headline = text.partition("\n")[0]
-        if live:
-            print(f"\x1b[H\x1b[2J{text}", flush=True)
-        elif not before or not going:
-            print(text, flush=True)
+        if live or not before or not going:
+            print("\x1b[H\x1b[2J" * live + text, flush=True)
         elif headline != before:
             print(headline, flush=True)
         if arguments.once or not going:

@@ -155,24 +155,23 @@ def _grid_of_panels(
 ) -> "tuple[Figure, dict[str, Axes]]":
     """Return panels of training and validation; of the test set where that alone was watched."""
     watched = any(row.test_loss is not None for row in rows)
-    held_out = ("val", "Validation")
-    if watched and all(row.val_loss is None for row in rows):
-        held_out = ("test", "Test")
+    held_out = "test" if watched and all(row.val_loss is None for row in rows) else "val"
+    words = {"train": "Training", "val": "Validation", "test": "Test"}
     room = 0.06 * max(0, min(max(map(len, labels), default=0), LONGEST_LABEL) - 30)  # the legend's
     figure = style.new_figure(13 + room, max(7.5, 0.17 * min(len(labels), 60) + 1))
     panels: dict[str, Axes] = {}
-    for row, quantity in enumerate(("loss", "accuracy")):
-        for column, (prefix, words) in enumerate((("train", "Training"), held_out)):
-            twin = panels.get(f"train_{quantity}")
-            axes = figure.add_subplot(2, 2, 2 * row + column + 1, sharey=twin)
-            x_label = "epoch" if row else ""
-            y_label = "" if column else (ACCURACY if row else LOSS)
-            style.dress(axes, f"{words} {quantity}", x_label, y_label)
+    grid = figure.subplots(2, 2, sharey="row")
+    for pair, quantity in zip(grid, ("loss", "accuracy"), strict=True):
+        for axes, split in zip(pair, ("train", held_out), strict=True):
+            y_label = (LOSS if quantity == "loss" else ACCURACY) if split == "train" else ""
+            x_label = "epoch" if quantity == "accuracy" else ""
+            style.dress(axes, f"{words[split]} {quantity}", x_label, y_label)
+            axes.tick_params(labelleft=True)
             style.epoch_axis(axes.xaxis)
             axes.set_xlim(*_span(max((row.epoch for row in rows), default=1)))
             if quantity == "accuracy":
                 style.percent_axis(axes.yaxis)
-            panels[f"{prefix}_{quantity}"] = axes
+            panels[f"{split}_{quantity}"] = axes
     return figure, panels
 
 

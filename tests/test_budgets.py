@@ -23,7 +23,7 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 LINES = {
     "config": 2355,
     "runs": 1592,
-    "datasets": 1732,
+    "datasets": 1690,
     "models optimizers": 1463,
     "training": 4401,
     "figures": 1655,

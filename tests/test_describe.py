@@ -12,7 +12,7 @@ from torch import nn
 from cifar_lab import describe
 from cifar_lab.analysis import description
 from cifar_lab.analysis.description import range_test
-from cifar_lab.datasets.checks import pixel_statistics
+from cifar_lab.datasets import pixel_statistics
 from cifar_lab.figures.lr_range import HIGHEST, LOWEST, RangeTest, advise
 from cifar_lab.models.layers import size_formula
 from cifar_lab.training.preflight import compose_checked

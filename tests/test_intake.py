@@ -15,8 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from cifar_lab import describe, evaluate, predict, train
-from cifar_lab.datasets import class_names, image_folder, npz, pictures
-from cifar_lab.datasets.checks import equal_images, trait_warnings
+from cifar_lab.datasets import (
+    class_names,
+    equal_images,
+    image_folder,
+    npz,
+    pictures,
+    trait_warnings,
+)
 from cifar_lab.datasets.pictures import Preparation, Traits, Unreadable
 from cifar_lab.errors import UsageError, printable
 from cifar_lab.runs.run_dir import RunDir

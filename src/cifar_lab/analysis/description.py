@@ -11,8 +11,7 @@ from torch import nn
 
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.checks import pixel_statistics
+from cifar_lab.datasets import ImageArrays, pixel_statistics
 from cifar_lab.errors import RunFailed, UsageError, listing, shorten
 from cifar_lab.figures.lr_range import HIGHEST, LOWEST, STEPS, WINDOW, RangeTest, advise, smooth
 from cifar_lab.models.layers import trace_layers

@@ -1,20 +1,35 @@
 """The datasets: one file per origin, each with a function `load(...) -> ImageArrays`.
 
-What they share is here: the arrays, the names of classes, and a test set for images without one.
+What they share is here: the arrays, the names of classes, a test set for images without one, and
+what is computed from images: their statistics, equal ones, and what would tell their class.
 """
 
 import functools
 import hashlib
+import math
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.datasets.checks import Groups, equal_images
-from cifar_lab.errors import UsageError, printable, shorten
+from cifar_lab.errors import UsageError, listing, printable, shorten
+
+if TYPE_CHECKING:
+    from cifar_lab.datasets.pictures import Traits
+
+_PIXELS = 5_000_000  # per channel, that are counted at once
+_FEW = 5  # pictures: fewer of one size or format say nothing about their class
+_TELLING = 0.1  # share of pictures whose class a trait tells beyond chance
+_DARK = 1 / 8  # of the range of deep pictures: 12 bits in 16 use a sixteenth
+
+Groups = list[list[int]]
+"""Positions of images with the same pixels; test images count on after the training images."""
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -57,10 +72,7 @@ class ImageArrays:
         return {name: known.get(name) or _sha256(getattr(self, name)) for name in ARRAYS}
 
     def wrong_array(self, checksums: Mapping[str, str]) -> str | None:
-        """Return the name of an array whose sha256 is not the one in `checksums`, if there is one.
-
-        Not all need be there.
-        """
+        """Return the name of an array whose sha256 is another in `checksums`, if there is one."""
         wrong = (n for n in ARRAYS if n in checksums and checksums[n] != self.checksums[n])
         return next(wrong, None)
 
@@ -102,19 +114,16 @@ def held_out(
     The number of each class is rounded by largest remainder. The draw depends only on the bits of
     numpy's Philox generator, which are the same in every version of numpy, and so is the split.
     """
-    classes, counts = np.unique(labels, return_counts=True)
+    _, counts = np.unique(labels, return_counts=True)
     exact = counts * (test_size / len(labels))
     shares = np.floor(exact).astype(int)
     largest = np.argsort(shares - exact, kind="stable")[: test_size - shares.sum()]
     shares[largest] += 1
-    keys = np.random.Philox(0).random_raw(len(labels))
-    test = [
-        (members := np.flatnonzero(labels == label))[np.argsort(keys[members], kind="stable")][:n]
-        for label, n in zip(classes, shares, strict=True)
-    ]
-    chosen = np.zeros(len(labels), dtype=bool)
-    chosen[np.concatenate(test)] = True
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+    order = np.lexsort((np.random.Philox(0).random_raw(len(labels)), labels))  # class by class
+    starts = np.cumsum(counts) - counts
+    chosen = [order[first : first + n] for first, n in zip(starts, shares, strict=True)]
+    test = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(labels)), test), test
 
 
 def held_out_fraction(
@@ -139,3 +148,130 @@ def check_checksums(arrays: ImageArrays, checksums: Mapping[str, str], path: Pat
             "dataset.checksums; restore the old data, or set 'dataset.checksums={}'"
         )
     return arrays
+
+
+# --- statistics -----------------------------------------------------------------------------------
+
+
+def pixel_statistics(
+    images: NDArray[np.uint8], indices: NDArray[np.integer] | None = None
+) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation of each channel of uint8 (N, C, H, W), in [0, 1].
+
+    Of all images, or of those at `indices`. Exact: computed from how often each of the 256 values
+    occurs.
+    """
+    values = np.arange(256) / 255
+    chosen = np.arange(len(images)) if indices is None else indices
+    # Some images at a time: they may be more than the memory holds.
+    size = max(1, _PIXELS // math.prod(images.shape[2:]))
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for first in range(0, len(chosen), size):
+        part = images[chosen[first : first + size]]
+        for channel, row in enumerate(counts):
+            row += np.bincount(part[:, channel].ravel(), minlength=256)
+    means = [float(np.average(values, weights=row)) for row in counts]
+    deviations = [(values - mean) ** 2 for mean in means]
+    variances = [np.average(d, weights=row) for d, row in zip(deviations, counts, strict=True)]
+    return means, [float(variance**0.5) for variance in variances]
+
+
+# --- images with the same pixels: they count twice in a set, and leak across sets -----------------
+
+
+def equal_images(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> Groups:
+    """Return the groups of images with the same pixels, known by their sha256."""
+    positions: defaultdict[str, list[int]] = defaultdict(list)
+    for position, image in enumerate(chain(train, test)):
+        positions[_sha256(image)].append(position)
+    return [group for group in positions.values() if len(group) > 1]
+
+
+def check_leaks(
+    groups: Groups, parts: Mapping[str, NDArray[np.integer]], labels: NDArray[np.integer]
+) -> tuple[list[str], list[int]]:
+    """Return warnings about equal images, and the positions of test images that are trained on.
+
+    `parts` are the positions of the training, validation and test images; `labels` are those of all
+    positions. Raises UsageError if the test set is a copy of the others.
+    """
+    part_of = {p: name for name, part in parts.items() for p in part.tolist()} if groups else {}
+    counts = Counter[str]()
+    trained_on: list[int] = []
+    copied = 0  # images of the test set that are elsewhere, and those elsewhere that are in it
+    for group in groups:
+        members = [position for position in group if position in part_of]
+        names = Counter(part_of[position] for position in members)
+        for place, (name, count) in enumerate(names.items()):
+            counts[f"{name} images that repeat another one"] += count - 1
+            for other in list(names)[:place]:  # parts are in the order of positions
+                counts[f"{name} images that are {other} images, too"] += count
+        if len(names) > 1 and "test" in names:
+            copied += len(members)
+        if "training" in names:
+            trained_on += [p for p in members if part_of[p] == "test"]
+        counts["pictures with more than one label"] += len(set(labels[members].tolist())) > 1
+    if copied and copied == sum(map(len, parts.values())):
+        raise UsageError(
+            "the test images are the training images: their pixels are the same; give others that "
+            "are not trained on"
+        )
+    return [f"{what}: {count:,}" for what, count in counts.items() if count], trained_on
+
+
+# --- what pictures are beside what they show: a network could learn that instead ----------------
+
+
+def constant_warning(names: Sequence[str], count: int) -> list[str]:
+    """Return a warning if images, given by their names, are of one colour; there are `count`."""
+    if not names:
+        return []
+    shown = listing([shorten(name, 60) for name in names], 100)
+    return [f"{len(names):,} of {count:,} images are of one colour: {shown}"]
+
+
+def trait_warnings(
+    traits: "Sequence[Traits]", labels: Sequence[int], class_names: Sequence[str]
+) -> list[str]:
+    """Return warnings of dark deep pictures, of several in a file, of traits that tell a class."""
+    warnings = []
+    deep = [picture for picture in traits if picture.bits > 8]
+    highest = max((picture.highest for picture in deep), default=1.0)
+    if highest <= _DARK:
+        warnings.append(
+            f"{len(deep):,} pictures of {deep[0].bits} bits are nearly black: they use "
+            f"{highest:.1%} of their range; multiply their values"
+        )
+    several = sum(picture.several for picture in traits)
+    if several:
+        warnings.append(f"of {several:,} pictures with more pages or frames the first one is used")
+    values_of = {
+        "format": [picture.format for picture in traits],
+        "depth": [f"{picture.bits} bits" for picture in traits],
+        "size": ["{}x{}".format(*picture.size) for picture in traits],
+    }
+    for what, values in values_of.items():
+        warnings += _tells_class(what, values, labels, class_names)
+    return warnings
+
+
+def _tells_class(
+    what: str, values: Sequence[str], labels: Sequence[int], class_names: Sequence[str]
+) -> list[str]:
+    """Warn if a picture's class follows from a trait more often than from the largest class."""
+    classes_of: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    frequent = {value for value, count in Counter(values).items() if count >= _FEW}
+    for value, label in zip(values, labels, strict=True):
+        classes_of[value if value in frequent else "other"][label] += 1
+    told = sum(max(counts.values()) for counts in classes_of.values())
+    largest = max(Counter(labels).values(), default=0)
+    if told - largest <= _TELLING * len(labels):
+        return []
+    examples = [
+        f"{value} mostly {shorten(class_names[counts.most_common(1)[0][0]], 30)}"
+        for value, counts in classes_of.items()
+    ]
+    return [
+        f"the {what} of a picture tells its class in {told / len(labels):.0%} of cases "
+        f"({listing(examples, 100)}): a network may learn that instead of what is shown"
+    ]

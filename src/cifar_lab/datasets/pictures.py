@@ -106,11 +106,8 @@ def find_pictures(path: Path) -> tuple[list[Path], tuple[str, ...]]:
 
 def skipped_warning(skipped: Counter[str], where: Path) -> tuple[str, ...]:
     """Return what to say of entries that are no pictures, if there are any."""
-    kinds = (+skipped).most_common()
-    if not kinds:
-        return ()
-    counts = listing([f"{number:,} {printable(kind)}" for kind, number in kinds])
-    return (f"skipped in {shorten_path(where)}: {counts}",)
+    counts = [f"{number:,} {printable(kind)}" for kind, number in (+skipped).most_common()]
+    return (f"skipped in {shorten_path(where)}: {listing(counts)}",) if counts else ()
 
 
 # --- from a file to an image ----------------------------------------------------------------------

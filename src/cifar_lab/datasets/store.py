@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.datasets.checks import equal_images
+from cifar_lab.datasets import ARRAYS, ImageArrays, equal_images
 from cifar_lab.errors import Unavailable, UsageError, first_line, shorten
 from cifar_lab.runs.files import open_for_appending, replacing, try_lock, write_text
 
@@ -48,8 +47,13 @@ def add_arrays(arrays: ImageArrays, add: Add) -> Facts:
     return {"class_names": arrays.class_names}
 
 
-def user_path(setting: str, path: str) -> Path:
-    """Return the path that a setting names, ~ replaced; UsageError if it names nobody's folder."""
+def user_path(setting: str, path: str | None, right: str = "") -> Path:
+    """Return the path that a setting names, ~ replaced.
+
+    Raises UsageError if there is none, which says what is `right`, or if it is in nobody's folder.
+    """
+    if not path:
+        raise UsageError(f"{setting} is missing; give {right}")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -116,9 +120,7 @@ def cached(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with open_for_appending(folder.with_name(f"{folder.name}.lock")) as lock:
             if try_lock(lock) is False:
-                log.warning(
-                    "waiting for another process that prepares %s in %s", what, folder.parent
-                )
+                log.warning("waiting for another process that prepares %s", what)
                 while try_lock(lock) is False:
                     time.sleep(0.1)
             try:

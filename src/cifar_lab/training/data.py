@@ -8,8 +8,7 @@ from typing import Any
 
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.run_config import RunConfig, to_plain
-from cifar_lab.datasets import ARRAYS, ImageArrays
-from cifar_lab.datasets.checks import pixel_statistics
+from cifar_lab.datasets import ARRAYS, ImageArrays, pixel_statistics
 from cifar_lab.datasets.store import data_root, files_digest
 from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.training.splits import Splits, divide, load_arrays, make_splits

@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from cifar_lab.config.data_config import DatasetConfig, SplitConfig
 from cifar_lab.config.targets import build
-from cifar_lab.datasets import ImageArrays, class_names
-from cifar_lab.datasets.checks import check_leaks
+from cifar_lab.datasets import ImageArrays, check_leaks, class_names
 from cifar_lab.errors import UsageError, listing, shorten
 from cifar_lab.training.device import free_memory
 

@@ -22,8 +22,8 @@ from cifar_lab.datasets.pictures import Preparation, read_picture
 from cifar_lab.figures.reliability import calibration
 from cifar_lab.runs.metrics import Predictions, scores_by_class
 from cifar_lab.training import augment, batches
+from cifar_lab.training.group import dropout_mask
 from cifar_lab.training.splits import Split, split_indices
-from cifar_lab.training.state import dropout_mask
 from cifar_lab.version import RESULTS_VERSION
 
 FILE = Path(__file__).with_name("golden_results.json")

@@ -20,17 +20,10 @@ from cifar_lab.training import loop
 from cifar_lab.training.build import build_state, normalisation
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import derive_seed
+from cifar_lab.training.group import KeyedDropout, dropout_mask, key_dropout
 from cifar_lab.training.loop import Progress, fit
-from cifar_lab.training.schedule import Schedule
 from cifar_lab.training.splits import Splits
-from cifar_lab.training.state import (
-    KeyedDropout,
-    TrainState,
-    dropout_mask,
-    history_rows,
-    history_tensor,
-    key_dropout,
-)
+from cifar_lab.training.state import Schedule, TrainState, history_rows, history_tensor
 
 
 @pytest.fixture(scope="module")

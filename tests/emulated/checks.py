@@ -20,8 +20,7 @@ from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training import batches, scoring, splits, step
-from cifar_lab.training import state as training_state
+from cifar_lab.training import batches, group, scoring, splits, step
 from cifar_lab.training.build import build_state
 from cifar_lab.training.device import Precision
 from cifar_lab.training.loop import fit
@@ -246,7 +245,7 @@ def test_a_generator_of_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     def mask(like: torch.Tensor, p: float, generator: torch.Generator) -> torch.Tensor:
         return torch.empty_like(like).bernoulli_(1 - p, generator=torch.Generator())
 
-    monkeypatch.setattr(training_state, "dropout_mask", mask)
+    monkeypatch.setattr(group, "dropout_mask", mask)
     with pytest.raises(RuntimeError, match="generator of the emulated device"):
         watch_epoch(monkeypatch, 64, *MODELS["convnet"])
 

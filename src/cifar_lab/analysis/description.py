@@ -20,8 +20,8 @@ from cifar_lab.training.build import build_model, build_state, normalisation
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import configure, select_device
 from cifar_lab.training.loop import Diverged, fit
-from cifar_lab.training.schedule import Schedule
 from cifar_lab.training.splits import Splits
+from cifar_lab.training.state import Schedule
 
 SHOWN_IMAGES = 4
 _TOO_HIGH = 4.0  # times the lowest smoothed loss: the range test ends there, as in fastai

@@ -14,9 +14,8 @@ from cifar_lab.optimizers import build_optimizer, optimizer_settings
 from cifar_lab.training.batches import Batches, Normalisation
 from cifar_lab.training.device import derive_seed, memory_format, seeded
 from cifar_lab.training.group import Group
-from cifar_lab.training.schedule import make_schedule
 from cifar_lab.training.splits import Split, Splits
-from cifar_lab.training.state import TrainState
+from cifar_lab.training.state import TrainState, make_schedule
 
 log = logging.getLogger("cifar_lab")
 

@@ -27,9 +27,8 @@ from cifar_lab.runs.provenance import code_version
 from cifar_lab.training.build import build_state
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import configure
-from cifar_lab.training.group import YIELD_SECONDS, Group, Part
+from cifar_lab.training.group import YIELD_SECONDS, Group, Part, is_dense
 from cifar_lab.training.loop import Diverged, Stop, fit
-from cifar_lab.training.state import is_dense
 
 log = logging.getLogger("cifar_lab")
 

@@ -29,7 +29,7 @@ from cifar_lab.training.device import (
     select_device,
     select_precision,
 )
-from cifar_lab.training.schedule import check_scheduler
+from cifar_lab.training.state import check_scheduler
 from cifar_lab.training.step import check_class_weights
 
 log = logging.getLogger("cifar_lab")

@@ -12,8 +12,7 @@ from cifar_lab.runs.files import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.data import check_same_data
-from cifar_lab.training.schedule import STEPS_OF_THE_RUN, make_schedule
-from cifar_lab.training.state import TrainState
+from cifar_lab.training.state import STEPS_OF_THE_RUN, TrainState, make_schedule
 
 log = logging.getLogger("cifar_lab")
 

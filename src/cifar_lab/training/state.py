@@ -1,4 +1,4 @@
-"""The state of training, which is what a checkpoint holds, and dropout that draws from it."""
+"""The state of training, which is what a checkpoint holds, and the schedule of its rate."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.errors import UsageError, first_line
+from cifar_lab.config.run_config import RunConfig, SchedulerConfig
+from cifar_lab.config.targets import build
+from cifar_lab.errors import UsageError, did_you_mean, first_line
 from cifar_lab.optimizers import classifier_of
 from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, columns, epoch_columns
+from cifar_lab.training.batches import batch_bounds
 from cifar_lab.training.device import derive_seed
-from cifar_lab.training.group import Group
-from cifar_lab.training.schedule import Schedule
+from cifar_lab.training.group import Group, key_dropout
 
 if TYPE_CHECKING:
     from cifar_lab.optimizers.averages import Lookahead, WeightAverage
@@ -21,6 +23,31 @@ _PLAIN = (
     *("epoch", "step", "used_rate", "seconds"),
     *("stale_epochs", "best_monitored", "stopped_early"),
 )
+STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
+"""Arguments of schedulers that, left null, are the number of steps of the whole run."""
+
+
+@dataclass
+class Schedule:
+    """A torch scheduler, when it steps and what it monitors; without one, a constant rate."""
+
+    scheduler: Any = None
+    step: str = "epoch"
+    monitor: str | None = None
+
+    def after_step(self, steps: int) -> None:
+        """Step a scheduler that counts batches."""
+        if self.scheduler is not None and self.step == "batch":
+            self.scheduler.step()
+
+    def after_epoch(self, row: EpochMetrics) -> None:
+        """Step a scheduler that counts epochs, or one that monitors a column of metrics.csv."""
+        if self.scheduler is None or self.step != "epoch":
+            return
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(getattr(row, self.monitor or "val_accuracy"))
+        else:
+            self.scheduler.step()
 
 
 @dataclass
@@ -230,64 +257,68 @@ def set_global_generators(device: str, states: dict[str, Tensor]) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
-# --- dropout --------------------------------------------------------------------------------------
+# --- the schedule of the learning rate ----------------------------------------------------------
 
 
-class KeyedDropout(nn.Dropout):
-    """Dropout whose mask is drawn from the run's own generator, not from torch's global one.
+def make_schedule(
+    config: SchedulerConfig | None, optimizer: Any, epochs: int, steps: int
+) -> Schedule:
+    """Build the scheduler of `epochs` of so many `steps`; a length left null means all of it."""
+    if config is None:
+        return Schedule()
+    length = max(epochs * (steps if config.step == "batch" else 1), 1)
+    filled = {
+        key: length if key in STEPS_OF_THE_RUN and value is None else value
+        for key, value in config.target.items()
+    }
+    return Schedule(build(filled, "scheduler", optimizer=optimizer), config.step, config.monitor)
 
-    In a `group` of processes each draws the masks of the whole batch and uses those of its part.
-    """
 
-    def __init__(self, p: float, generator: torch.Generator, group: Group | None = None):
-        super().__init__(p)
-        self.generator = generator
-        self.group = group or Group()
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Zero each element with probability p and scale the others by 1 / (1 - p)."""
-        if not self.training or self.p == 0:
-            return input
-        return input * self.group.whole_mask(
-            input, lambda like: dropout_mask(like, self.p, self.generator)
+def check_scheduler(config: RunConfig, scheduler: SchedulerConfig, optimizer: Any) -> None:
+    """Raise UsageError for a scheduler that does not fit its run or its optimizer."""
+    step, monitor = scheduler.step, scheduler.monitor
+    by_class = config.training.monitor in BY_CLASS
+    scores = epoch_columns([], watched=True, by_class=by_class)
+    known = [name for name in scores if name.endswith(("loss", "accuracy", "f1"))]
+    if monitor is not None and monitor not in known:
+        raise UsageError(
+            f"scheduler.monitor={monitor} is wrong: it must be one of {', '.join(known)}"
+            f"{did_you_mean(monitor, known)}"
+        )
+    if monitor is not None and monitor.startswith("test"):
+        raise UsageError(f"scheduler.monitor={monitor} is wrong: nothing is chosen on the test set")
+    if monitor is not None and step == "batch":
+        raise UsageError("scheduler.step=batch is wrong: with a monitor it must be epoch")
+    is_plateau = str(scheduler["_target_"]).endswith(".ReduceLROnPlateau")
+    watched = monitor or ("val_accuracy" if is_plateau else "")
+    if watched.startswith("val") and config.split.validation == 0:
+        raise UsageError(
+            f"scheduler.monitor={watched} is wrong: split.validation is 0; watch train_loss"
+        )
+    total, needed = scheduler.get("total_steps"), _steps(config, step)
+    if total is not None and needed is not None and total < needed:
+        raise UsageError(
+            f"scheduler.total_steps={total} is wrong: the run takes {needed:,} steps; null counts "
+            "them"
+        )
+    rates = {group["lr"] for group in optimizer.param_groups}
+    make_schedule(scheduler, optimizer, 1, 1)
+    if len({group["lr"] for group in optimizer.param_groups}) < len(rates):
+        backbone = config.optimizer.backbone_lr
+        cause = f"optimizer.backbone_lr={backbone}" if backbone is not None else "the scheduler"
+        raise UsageError(
+            f"{cause} is wrong: {scheduler['_target_']} sets one rate for all parameters, and "
+            "the optimizer has two; choose another scheduler"
         )
 
 
-def dropout_mask(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
-    """Return a tensor shaped like `like` that is 0 with probability p and 1 / (1 - p) otherwise.
-
-    On a CPU the random numbers are the cost of dropout (`bernoulli_` draws one per element), so
-    four elements share one 64-bit number: p is rounded to a multiple of 2**-16.
-    """
-    if like.device.type != "cpu":
-        mask = torch.empty_like(like, dtype=torch.float32)
-        return mask.bernoulli_(1 - p, generator=generator).div_(1 - p).to(like.dtype)
-    count = like.numel()
-    bits = torch.empty((count + 3) // 4, dtype=torch.int64)
-    bits.random_(-(2**63), None, generator=generator)
-    threshold = round(p * 65536) - 32768
-    kept = bits.view(torch.int16)[:count] >= threshold
-    mask = torch.empty_like(like)
-    if not is_dense(mask):  # a transposed view, say
-        mask = torch.empty(like.shape, dtype=like.dtype)
-    # as_strided writes in memory order, so that no layout needs a copy of the mask.
-    flat = mask.as_strided((count,), (1,))
-    torch.mul(kept, 1 / (1 - p), out=flat)
-    return mask
-
-
-def key_dropout(model: nn.Module, generator: torch.Generator, group: Group | None = None) -> None:
-    """Replace each nn.Dropout of a model by a KeyedDropout; parameter names stay the same."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Dropout:
-                keyed = KeyedDropout(child.p, generator, group)
-                keyed.train(child.training)
-                setattr(parent, name, keyed)
-
-
-def is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor fills its memory without gaps, contiguous or channels last."""
-    return tensor.is_contiguous() or (
-        tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    )
+def _steps(config: RunConfig, step: str) -> int | None:
+    """Return how often a run's scheduler steps; None if the number of images is not known yet."""
+    epochs, split, images = config.training.epochs, config.split, config.dataset.training_images
+    if step == "epoch":
+        return epochs
+    if images is None:
+        return None
+    if split.source == "train":
+        images -= split.held_out(images)
+    return epochs * len(batch_bounds(images, config.training.batch_size))

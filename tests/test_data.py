@@ -12,6 +12,7 @@ from torchvision.transforms import RandomErasing, v2
 from torchvision.transforms import functional as vision
 
 from cifar_lab.config.data_config import AugmentationConfig, SplitConfig
+from cifar_lab.config.run_config import EvaluationConfig
 from cifar_lab.training.augment import (
     Mixing,
     apply_policy,
@@ -178,7 +179,7 @@ def test_normalisation_is_torchvisions(channels: int, layout: torch.memory_forma
 
 def test_evaluation_goes_in_order_without_augmentation() -> None:
     split = split_of(50, whole=90)
-    parts = list(in_order(split, batch_size=16, normalisation=IDENTITY))
+    parts = list(in_order(split, EvaluationConfig(batch_size=16), IDENTITY))
     seen = torch.cat([images[:, 0, 0, 0] * 255 for images, _ in parts]).round().long()
     assert torch.equal(seen, split.indices)
     assert torch.equal(torch.cat([labels for _, labels in parts]), split.labels[split.indices])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cifar_lab.config.data_config import AugmentationConfig
+from cifar_lab.config.run_config import EvaluationConfig
 from cifar_lab.training.augment import (
     EpochDraws,
     apply_policy,
@@ -193,27 +194,27 @@ class Batches:
 
 def in_order(
     split: Split,
-    *,
-    batch_size: int,
+    evaluation: EvaluationConfig,
     normalisation: Normalisation,
-    crop_padding: int = 0,
+    *,
     crop_seed: int = 0,
     every: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a split's batches in its order; with `crop_padding` cropped at random, as S0 did.
+    """Yield a split's batches in its order; with a `crop_padding` cropped at random, as S0 did.
 
     `every` (first, step) leaves out all batches but each `step`-th from the `first` on.
     """
     device = split.device
     layout = memory_format(str(device))
+    padding, size = evaluation.crop_padding, evaluation.batch_size
     generator = torch.Generator().manual_seed(crop_seed)
-    crop = AugmentationConfig(crop_padding=crop_padding)
+    crop = AugmentationConfig(crop_padding=padding)
     params = sample_augmentation(len(split), crop, generator, device)
     indices = split.indices.to(device)
-    parts = [slice(first, first + batch_size) for first in range(0, len(split), batch_size)]
+    parts = [slice(first, first + size) for first in range(0, len(split), size)]
     parts = parts[every[0] :: every[1]]
     for part, chosen in zip(parts, read_images(split, split.indices, parts), strict=True):
-        images = augment(chosen, crop_padding, params, part)
+        images = augment(chosen, padding, params, part)
         yield normalisation(images, layout), split.labels.index_select(0, indices[part])
 
 

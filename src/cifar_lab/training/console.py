@@ -197,8 +197,13 @@ def log_result(config: RunConfig, state: TrainState, summary: RunSummary) -> Non
 
 @contextlib.contextmanager
 def log_to(run: RunDir) -> Iterator[None]:
-    """Write the log to train.log too."""
-    handler = _LogFile(run)
+    """Write the log to train.log too; a line that cannot be written ends the run."""
+
+    class LogFile(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            run.append_log(self.format(record))
+
+    handler = LogFile()
     log.addHandler(handler)
     level, disabled = log.level, logging.root.manager.disable
     log.setLevel(logging.INFO)  # whatever a program around the run has set
@@ -209,17 +214,6 @@ def log_to(run: RunDir) -> Iterator[None]:
         log.removeHandler(handler)
         log.setLevel(level)
         logging.disable(disabled)
-
-
-class _LogFile(logging.Handler):
-    """Writes train.log; a line that cannot be written ends the run, like any other file."""
-
-    def __init__(self, run: RunDir) -> None:
-        super().__init__()
-        self._run = run
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._run.append_log(self.format(record))
 
 
 def draw_figures(run: RunDir, look: Look | None = None) -> tuple[list[str], list[str]]:
@@ -271,16 +265,16 @@ def check_best(run: RunDir, state: TrainState) -> None:
         raise Damaged(f"{error}; {remedy}") from None
     if best.get("epoch", 0) > state.epoch:
         return
-    checksum = state.best_checksum
-    if best.get("epoch") != state.best.epoch or (
-        checksum is not None and weights_checksum(best["model"]) != checksum
-    ):
+    now = weights_checksum(best["model"])
+    known = state.best_checksum or now  # older versions wrote none
+    if (best.get("epoch"), now) != (state.best.epoch, known):
         raise Damaged(f"{run.best} holds other weights than it should; {remedy}")
 
 
 def training_fields(state: TrainState) -> dict[str, Any]:
     """Return the fields of summary.json that the state after training gives."""
     rows = state.history
+    speeds = [row.images_per_second for row in rows]
     return {
         "epochs": state.epoch,
         "best_epoch": state.best.epoch if state.best else None,
@@ -289,9 +283,7 @@ def training_fields(state: TrainState) -> dict[str, Any]:
         **{f"best_{name}": getattr(state.best, name, None) for name in BY_CLASS},
         "effective_learning_rate": rows[-1].learning_rate if rows else None,
         "seconds": sum(row.seconds for row in rows),
-        "images_per_second": (
-            float(np.median([row.images_per_second for row in rows])) if rows else None
-        ),
+        "images_per_second": float(np.median(speeds)) if rows else None,
         "stopped_early": state.stopped_early,
         "diagnosis": diagnosis(rows),
     }

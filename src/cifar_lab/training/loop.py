@@ -173,11 +173,10 @@ def score_split(
     clock, steps = Group(), math.ceil(len(split) / evaluation.batch_size)
     ordered = in_order(
         split,
-        batch_size=evaluation.batch_size,
+        evaluation,
         # The training images' numbers: a network has learnt what they mean, and held-out images
         # may not decide anything, not even their own mean.
-        normalisation=batches.normalisation,
-        crop_padding=evaluation.crop_padding,
+        batches.normalisation,
         crop_seed=derive_seed(state.seed, "evaluation", epoch),
         every=(group.rank, group.world),
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.run_config import EvaluationConfig, RunConfig
 from cifar_lab.runs.metrics import EpochMetrics, binomial_half_width
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import Batches, in_order
@@ -146,8 +146,8 @@ def check_gates(model: nn.Module, images: Tensor) -> list[str]:
 def probe(split: Split, batches: Batches) -> Tensor:
     """Return some images of a split as the model receives them, without augmentation."""
     part = dataclasses.replace(split, indices=split.indices[:_PROBED])
-    chosen = in_order(part, batch_size=_PROBED, normalisation=batches.normalisation)
-    return next(iter(chosen))[0]
+    chosen = in_order(part, EvaluationConfig(batch_size=_PROBED), batches.normalisation)
+    return next(chosen)[0]
 
 
 def sum_to_one(outputs: Tensor) -> bool:

@@ -254,18 +254,14 @@ def predict(
     logits: its features (B, D).
     """
     model.eval()
-    evaluation = config.evaluation
+    crop_seed = derive_seed(config.seed, "evaluation", 0)
     bar = new_bar(total=len(split), desc=shown, unit="image", disable=shown is None)
     logits, done = torch.empty(0), 0
     with torch.inference_mode(), autocast(str(split.device), config.precision):
         for images, _ in in_order(
-            split,
-            batch_size=evaluation.batch_size,
-            normalisation=normalisation(config),
-            crop_padding=evaluation.crop_padding,
-            crop_seed=derive_seed(config.seed, "evaluation", 0),
+            split, config.evaluation, normalisation(config), crop_seed=crop_seed
         ):
-            part = mean_logits(outputs or model, images, evaluation.views)
+            part = mean_logits(outputs or model, images, config.evaluation.views)
             if done == 0:
                 # One array for all: small results kept beside large activations fragment glibc's
                 # heap, which grew by 40 kB per image.

@@ -32,7 +32,7 @@ LINES = {
     "analysis": 3928,
     "exports": 450,
     "throughput": 552,
-    "commands": 2450,  # the modules beside the packages
+    "commands": 2440,  # the modules beside the packages
     "src": 24640,
     "tests": 16500,
 }

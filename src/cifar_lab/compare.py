@@ -9,7 +9,7 @@ from cifar_lab.analysis.comparison import compare
 from cifar_lab.analysis.grouping import read_collection
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection
-from cifar_lab.errors import UsageError, shorten_path
+from cifar_lab.errors import shorten_path
 from cifar_lab.runs.run_dir import RunDir, find_runs, without_summaries
 
 
@@ -25,11 +25,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(without_summaries(argv))
 
     words = (str(arguments.a), str(arguments.b))
-    sweep = None
-    if any(map(_is_choice, words)):
-        sweep = read_collection(arguments.folder or Path())
-    elif arguments.folder is not None:
-        raise UsageError("--in is for KEY=VALUE, and A and B are folders")
+    chosen = any(map(_is_choice, words))
+    sweep = read_collection(arguments.folder or Path()) if chosen else None
     sides = [_runs(word, sweep) for word in words]
     found = compare(*sides)
     for run in (*sides[0], *sides[1]):

@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cifar_lab import cli
 from cifar_lab.analysis.load_runs import FoundRun
@@ -13,7 +12,6 @@ from cifar_lab.analysis.watching import names
 from cifar_lab.figures import embedding, pca, samples, style, tsne
 from cifar_lab.runs.files import write_text
 from cifar_lab.runs.run_dir import RunDir, without_summaries
-from cifar_lab.runs.summary import RunSummary
 
 
 @cli.command
@@ -43,17 +41,15 @@ def main(argv: list[str]) -> int:
         check_scorable(run, arguments.device)
     contradicted = False
     for run in runs:
-        summary = run.read_summary()
-        stored = FoundRun(run)
-        stored.check_scores()
+        summary, problems = run.read_summary(), _contradictions(run)
         with run.lock():
             fields = evaluate(run, device=arguments.device, features=beside is not None)
+            problems += _contradictions(run)  # of what is measured now
             drawn, _ = draw_figures(run)
             drawn = sorted({*summary.figures, *drawn})
             run.write_summary(dataclasses.replace(summary, **fields, figures=drawn))
-        problems = [*stored.problems, *_changed(stored.summary, fields)]
         contradicted |= bool(problems)
-        for problem in problems:
+        for problem in dict.fromkeys(problems):
             print(f"warning: {run.path}: {problem}", file=sys.stderr)
         calibration = fields["expected_calibration_error"]
         error = "" if calibration is None else f", expected calibration error {calibration:.2%}"
@@ -73,16 +69,11 @@ def main(argv: list[str]) -> int:
     return int(contradicted and arguments.verify)
 
 
-def _changed(stored: RunSummary, fields: dict[str, Any]) -> list[str]:
-    """Return the test scores that are not what the folder's files say, by an image or more."""
-    images = fields["test_size"]
-    changed = []
-    for name in ("test_accuracy", "test_accuracy_last"):
-        before, now = getattr(stored, name), fields.get(name)
-        known = before is not None and now is not None and stored.test_size == images
-        if known and abs(before - now) * images > 0.5:
-            changed.append(f"the folder had {name} {before:.2%}, and {now:.2%} is measured now")
-    return changed
+def _contradictions(run: RunDir) -> list[str]:
+    """Return which scores in summary.json are not those of the run's other files."""
+    found = FoundRun(run)
+    found.check_scores()
+    return found.problems
 
 
 def _ensemble_text(runs: Sequence[RunDir]) -> str:

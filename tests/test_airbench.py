@@ -17,7 +17,7 @@ from cifar_lab.analysis import resume_proof
 from cifar_lab.config.identity import address
 from cifar_lab.models.airbench import Airbench, BiasNorm
 from cifar_lab.optimizers.muon import Muon, orthogonalize
-from cifar_lab.runs.provenance import code_version
+from cifar_lab.runs.summary import code_version
 from cifar_lab.training.build import build_model, build_state
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import fit
@@ -236,7 +236,7 @@ def test_the_code_of_the_optimizer_is_part_of_the_code_version(
         return [code_version(compose_checked(line).runs[0].config) for line in lines]
 
     before = both()
-    monkeypatch.setattr("cifar_lab.runs.provenance._CHOSEN_BY_CONFIG", ("cifar_lab.models.",))
+    monkeypatch.setattr("cifar_lab.runs.summary._CHOSEN_BY_CONFIG", ("cifar_lab.models.",))
     after = both()
     assert after[0] != before[0]
     assert after[1] == before[1]

@@ -19,7 +19,7 @@ from fixtures import CaptureLog, Patch
 from tiny_runs import TINY, config_of
 from torch.nn import functional
 
-from cifar_lab.config.run_config import OptimizerConfig
+from cifar_lab.config.schema import OptimizerConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.optimizers import optimizer_settings
 from cifar_lab.training import device, preflight, sanity_checks

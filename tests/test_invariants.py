@@ -16,8 +16,7 @@ import torch
 from cifar_lab import summarize, train
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import load
-from cifar_lab.runs.provenance import other_code, reuse_note
-from cifar_lab.runs.summary import RunSummary
+from cifar_lab.runs.summary import RunSummary, other_code, reuse_note
 from cifar_lab.version import RESULTS_VERSION
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,7 +150,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.runs.provenance import code_version
+from cifar_lab.runs.summary import code_version
 
 config = compose_checked([*sys.argv[2:], "device=cpu"]).runs[0].config
 found = [code_version(config)]
@@ -235,12 +234,11 @@ def test_a_run_of_before_results_versions_counts_as_version_1() -> None:
 
 NOTE = """
 import sys
-from cifar_lab.runs import provenance
-from cifar_lab.runs.summary import RunSummary
+from cifar_lab.runs.summary import RunSummary, commit, reuse_note
 
-commit = sys.argv[1] or provenance.commit()
+commit = sys.argv[1] or commit()
 made = RunSummary("finished", 0, {}, "sound", "cpu", "fp32", results_version=1, commit=commit)
-print(commit, provenance.reuse_note(made))
+print(commit, reuse_note(made))
 """
 
 

@@ -9,7 +9,8 @@ from tiny_runs import TINY, make
 
 from cifar_lab import train
 from cifar_lab.config import targets
-from cifar_lab.config.run_config import OptimizerConfig, RunConfig
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.schema import OptimizerConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training import preflight

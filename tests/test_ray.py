@@ -23,8 +23,8 @@ from tiny_runs import TINY_CELL, descendants, kill_tree, started, wait_until, we
 
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import Unavailable, UsageError
-from cifar_lab.runs.provenance import commit
 from cifar_lab.runs.run_dir import RunDir, find_runs
+from cifar_lab.runs.summary import commit
 from cifar_lab.sweeps.ray import RaySettings, task_resources
 from cifar_lab.sweeps.search import make_launcher
 from cifar_lab.training.preflight import compose_checked

@@ -284,7 +284,7 @@ def test_other_code_is_asked_about_before_it_goes_on(
 ) -> None:
     saved = stopped.last.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("cifar_lab.runs.provenance.RESULTS_VERSION", 99)
+        patch.setattr("cifar_lab.runs.summary.RESULTS_VERSION", 99)
         patch.setattr("cifar_lab.training.run.RESULTS_VERSION", 99)
         with pytest.raises(Unavailable, match="made by other code"):
             run_experiment(stopped)

@@ -30,7 +30,7 @@ TARGETS = str.split(
     "torch._dynamo.config.eval torch.nn.Module.load_state_dict torch.Tensor torch "
     "torch.optim.Optimizer.zero_grad cifar_lab.runs.files.write_text "
     "cifar_lab.runs.run_dir.RunDir cifar_lab.training.run.run_experiment "
-    "cifar_lab.datasets.download.download cifar_lab.runs.provenance.subprocess.run "
+    "cifar_lab.datasets.download.download cifar_lab.runs.summary.subprocess.run "
     "cifar_lab.config.targets.importlib.import_module cifar_lab.figures.curves.os.system "
     "cifar_lab.train.main cifar_lab..train ..os.system numpy.load pickle.loads "
     "yaml.unsafe_load hydra.utils.instantiate"

@@ -19,8 +19,8 @@ from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
 from cifar_lab.analysis.verdicts import REFUTED, EpochStudy, Verdict, judge, pooled_deviation
 from cifar_lab.config.reports import Claim, Report, ReportedExperiment
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
-from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import find_runs
+from cifar_lab.runs.summary import code_version, other_code
 from cifar_lab.runs.text import Table, duration, markdown
 
 Runs = tuple[FoundRun, ...]

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from cifar_lab.config.run_config import OptimizerConfig
+from cifar_lab.config.schema import OptimizerConfig
 from cifar_lab.config.targets import build, resolve
 from cifar_lab.errors import UsageError
 

@@ -14,7 +14,6 @@ from cifar_lab.config import targets
 from cifar_lab.config.identity import address, identity, identity_hash
 from cifar_lab.config.run_config import RunConfig, dump, load
 from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten_path
-from cifar_lab.runs import summary as summary_module
 from cifar_lab.runs.files import (
     open_for_appending,
     open_for_reading,
@@ -24,7 +23,7 @@ from cifar_lab.runs.files import (
     write_text,
 )
 from cifar_lab.runs.run_files import RunFiles, second_name
-from cifar_lab.runs.summary import RunSummary, Status, queued
+from cifar_lab.runs.summary import RunSummary, Status, from_json, queued, to_json
 
 log = logging.getLogger("cifar_lab")
 
@@ -148,7 +147,7 @@ class RunDir(RunFiles):
 
     def write_summary(self, summary: RunSummary) -> None:
         """Replace summary.json."""
-        write_text(self.summary_file, summary_module.to_json(summary))
+        write_text(self.summary_file, to_json(summary))
 
     def read_summary(self) -> RunSummary:
         """Return summary.json; `running` reads as `interrupted` if no process holds the lock."""
@@ -161,7 +160,7 @@ class RunDir(RunFiles):
                 f"cannot be read ({why})"
             ) from None
         try:
-            summary = summary_module.from_json(text)
+            summary = from_json(text)
         except (ValueError, UsageError, RecursionError) as error:
             raise Damaged(
                 f"{self.summary_file} is damaged ({first_line(error)}); rerun=true runs it again"

@@ -22,9 +22,8 @@ from cifar_lab.config import targets
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
-from cifar_lab.runs.provenance import code_version, other_code
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.summary import RunSummary, Status
+from cifar_lab.runs.summary import RunSummary, Status, code_version, other_code
 from cifar_lab.training.data import check_finished
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import on_this_machine

@@ -19,7 +19,7 @@ from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting, wrong
 from cifar_lab.errors import Unavailable, missing_extra
-from cifar_lab.runs.provenance import commit
+from cifar_lab.runs.summary import commit
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.pool import Job, Launcher
 from cifar_lab.sweeps.server import LOST, ServedProcess, Server

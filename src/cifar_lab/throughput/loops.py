@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
-from cifar_lab.config.run_config import OptimizerConfig, RunConfig
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.schema import OptimizerConfig
 from cifar_lab.optimizers import build_optimizer
 from cifar_lab.training.build import build_state, make_model, normalisation
 from cifar_lab.training.device import autocast, memory_format

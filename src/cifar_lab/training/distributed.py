@@ -23,7 +23,7 @@ from cifar_lab.config.launch import Launched
 from cifar_lab.config.run_config import RunConfig, parse, to_plain
 from cifar_lab.config.schema import wrong
 from cifar_lab.errors import RunFailed, Stopped, UsageError, first_line
-from cifar_lab.runs.provenance import code_version
+from cifar_lab.runs.summary import code_version
 from cifar_lab.training.build import build_state
 from cifar_lab.training.data import load_splits
 from cifar_lab.training.device import configure

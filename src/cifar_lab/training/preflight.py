@@ -15,8 +15,8 @@ from cifar_lab.config.compose import compose
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.identity import address, identity
 from cifar_lab.config.launch import LAUNCH_KEYS, Request
-from cifar_lab.config.run_config import DropoutConfig, OptimizerConfig, RunConfig, to_plain
-from cifar_lab.config.schema import default_of
+from cifar_lab.config.run_config import DropoutConfig, RunConfig, to_plain
+from cifar_lab.config.schema import OptimizerConfig, default_of
 from cifar_lab.errors import Damaged, UsageError, first_line
 from cifar_lab.optimizers import build_optimizer, classifier_of
 from cifar_lab.runs.run_dir import RunDir

@@ -14,10 +14,17 @@ from cifar_lab.config.identity import identity
 from cifar_lab.config.launch import Request
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.errors import Stopped, Unavailable, listing
-from cifar_lab.runs import provenance
 from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.summary import RunSummary, queued
+from cifar_lab.runs.summary import (
+    RunSummary,
+    code_version,
+    commit,
+    other_code,
+    queued,
+    reuse_note,
+    versions,
+)
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_state
@@ -57,9 +64,9 @@ def run_experiment(
         summary = queued(config) if rerun else run.read_summary()
         if summary.status == "running":  # and nobody held the lock: its process was killed
             summary = dataclasses.replace(summary, status="interrupted")
-        code = provenance.code_version(config)
+        code = code_version(config)
         has_result = summary.status == "finished" or run.last.exists()
-        difference = provenance.other_code(summary, code) if has_result else None
+        difference = other_code(summary, code) if has_result else None
         if difference is not None and not accept_code and not rerun:
             raise Unavailable(
                 f"{run.path} was made by other code ({difference}): rerun=true runs it again, "
@@ -124,7 +131,7 @@ def _finished_before(run: RunDir, config: RunConfig, summary: RunSummary) -> Run
     accuracy = summary.test_accuracy
     score = "no score" if accuracy is None else f"test accuracy {accuracy:.2%}"
     log.info("finished before: %s (%s); rerun=true runs it again", run.path, score)
-    if (note := provenance.reuse_note(summary)) is not None:
+    if (note := reuse_note(summary)) is not None:
         log.info("%s: %s", run.path.name, note)
     return summary
 
@@ -199,8 +206,8 @@ def _prepare(
         parameters=sum(p.numel() for p in state.model.parameters()),
         initial_learning_rate=config.optimizer.get("lr"),
         continued_from=continued or summary.continued_from,
-        versions=provenance.versions(),
-        commit=provenance.commit(),
+        versions=versions(),
+        commit=commit(),
         results_version=RESULTS_VERSION,
         targets_hash=code.partition("-")[2],
         warnings=console.log_warnings([], warnings),

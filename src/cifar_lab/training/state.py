@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.config.run_config import RunConfig, SchedulerConfig
+from cifar_lab.config.run_config import RunConfig
+from cifar_lab.config.schema import SchedulerConfig
 from cifar_lab.config.targets import build
 from cifar_lab.errors import UsageError, did_you_mean, first_line
 from cifar_lab.optimizers import classifier_of

@@ -14,17 +14,10 @@ from cifar_lab.config.identity import identity
 from cifar_lab.config.launch import Request
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.errors import Stopped, Unavailable, listing
+from cifar_lab.runs import summary as summaries
 from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.summary import (
-    RunSummary,
-    code_version,
-    commit,
-    other_code,
-    queued,
-    reuse_note,
-    versions,
-)
+from cifar_lab.runs.summary import RunSummary, queued
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
 from cifar_lab.training.build import build_state
@@ -64,9 +57,9 @@ def run_experiment(
         summary = queued(config) if rerun else run.read_summary()
         if summary.status == "running":  # and nobody held the lock: its process was killed
             summary = dataclasses.replace(summary, status="interrupted")
-        code = code_version(config)
+        code = summaries.code_version(config)
         has_result = summary.status == "finished" or run.last.exists()
-        difference = other_code(summary, code) if has_result else None
+        difference = summaries.other_code(summary, code) if has_result else None
         if difference is not None and not accept_code and not rerun:
             raise Unavailable(
                 f"{run.path} was made by other code ({difference}): rerun=true runs it again, "
@@ -131,7 +124,7 @@ def _finished_before(run: RunDir, config: RunConfig, summary: RunSummary) -> Run
     accuracy = summary.test_accuracy
     score = "no score" if accuracy is None else f"test accuracy {accuracy:.2%}"
     log.info("finished before: %s (%s); rerun=true runs it again", run.path, score)
-    if (note := reuse_note(summary)) is not None:
+    if (note := summaries.reuse_note(summary)) is not None:
         log.info("%s: %s", run.path.name, note)
     return summary
 
@@ -206,8 +199,8 @@ def _prepare(
         parameters=sum(p.numel() for p in state.model.parameters()),
         initial_learning_rate=config.optimizer.get("lr"),
         continued_from=continued or summary.continued_from,
-        versions=versions(),
-        commit=commit(),
+        versions=summaries.versions(),
+        commit=summaries.commit(),
         results_version=RESULTS_VERSION,
         targets_hash=code.partition("-")[2],
         warnings=console.log_warnings([], warnings),

@@ -28,7 +28,7 @@ LINES = {
     "training": 4379,
     "figures": 1655,
     "trackers": 885,
-    "sweeps": 2233,
+    "sweeps": 2186,
     "analysis": 3928,
     "exports": 450,
     "throughput": 552,

@@ -114,7 +114,6 @@ def _plan(request: Request) -> str:
     from cifar_lab.sweeps.cell import sweep_cells
     from cifar_lab.sweeps.local import fitting_jobs
     from cifar_lab.sweeps.outcome import plan
-    from cifar_lab.sweeps.search import search_size
     from cifar_lab.training.preflight import run_folder
 
     cells = sweep_cells(
@@ -128,7 +127,9 @@ def _plan(request: Request) -> str:
     jobs, _ = fitting_jobs([cell.config for cell in cells], options.jobs, options.jobs_per_gpu)
     text = plan(cells, jobs, rerun=options.rerun, with_times=options.plan != "list")
     if request.space:
-        text += f"\na search: {search_size(options.search)} such as these"
+        seeds = options.search.seeds
+        each = f" of {seeds} seeds each" * (seeds > 1)
+        text += f"\na search: {options.search.trials} trials{each} such as these"
     return text
 
 

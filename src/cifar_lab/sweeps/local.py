@@ -82,17 +82,15 @@ def fitting_jobs(
     gpus = [""] * len(devices) if any(":" in name for name in devices) else []
     if "cuda" in devices:
         gpus = gpus or device.visible_gpus() or [""]
-    wanted: int | None = None if jobs == "auto" else jobs
+    threads = max((config.threads or 1 for config in configs), default=1)
+    fitting = min(_cores() // threads, _free_memory() // _BYTES_PER_JOB)
     if gpus:
         fitting = len(gpus) * jobs_per_gpu
-        count = max(1, min(wanted or fitting, fitting, len(configs)))
-        return count, [gpus[slot % len(gpus)] for slot in range(count)]
-    if wanted is None:
-        threads = max((config.threads or 1 for config in configs), default=1)
-        fitting = min(_cores() // threads, _free_memory() // _BYTES_PER_JOB)
-        wanted = 1 if "mps" in devices else fitting
-    count = max(1, min(wanted, len(configs)))
-    return count, [""] * count
+    elif "mps" in devices:
+        fitting = 1
+    wanted = fitting if jobs == "auto" else jobs
+    count = max(1, min(wanted, len(configs), fitting if gpus else wanted))
+    return count, [gpus[slot % len(gpus)] if gpus else "" for slot in range(count)]
 
 
 def _cores() -> int:

@@ -192,17 +192,12 @@ def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
     count = len(outcomes)
     if stop.signal is not None:
         left = sum(o.after not in ("finished", "failed") for o in outcomes)
-        raise Stopped(
-            stop.signal, f"stopped with {left} of {count} cells left; the same line goes on"
-        )
-    failed = [o for o in outcomes if o.has_failed]
-    if failed:
-        raise RunFailed(
-            f"{len(failed)} of {count} cells failed (the table says why); the same line tries "
-            "them again"
-        )
-    left_out = [o for o in outcomes if o.code in (3, *STOPPED)]
-    if left_out:
+        text = f"stopped with {left} of {count} cells left; the same line goes on"
+        raise Stopped(stop.signal, text)
+    if failed := [o for o in outcomes if o.has_failed]:
+        why = "the table says why); the same line tries them again"
+        raise RunFailed(f"{len(failed)} of {count} cells failed ({why}")
+    if left_out := [o for o in outcomes if o.code]:
         raise Unavailable(f"{len(left_out)} of {count} cells were left out: {left_out[0].error}")
 
 

@@ -91,9 +91,9 @@ class Launcher(ABC):
     def __init__(self, options: LaunchOptions) -> None:
         self.options = options
 
-    @abstractmethod
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Return how many of these runs go at a time; called once, before the first start."""
+        return len(configs)
 
     def is_sent(self, cell: Cell) -> bool:
         """Return whether an earlier command has started this cell, which `start` then takes up."""
@@ -126,18 +126,26 @@ class Launcher(ABC):
         """Leave jobs that have not ended: end them, or let them go on where `is_detached`."""
 
 
-class Source(ABC):
-    """Which cells run, in which order. `total` counts them, those that are done included."""
+class Source:
+    """Which cells run, in which order: those of a list; one that is in use comes after the others.
 
-    total: int
+    `total` counts them, those that are done included.
+    """
 
-    @abstractmethod
+    def __init__(self, cells: list[Cell], total: int) -> None:
+        self.total, self._cells = total, cells
+
     def waiting(self) -> Sequence[Cell]:
         """Return cells that are still to come, for the time left."""
+        return self._cells
 
-    @abstractmethod
     def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> Cell | None:
         """Return the next cell or None; one whose folder is in use only when all is idle."""
+        free = (cell for cell in self._cells if is_free(cell))
+        cell = next(free, self._cells[0] if idle and self._cells else None)
+        if cell is not None:
+            self._cells.remove(cell)
+        return cell
 
     def is_behind(self, job: Job) -> bool:
         """Return whether a run that is going on is to stop early."""
@@ -178,7 +186,7 @@ def run_all(cells: Sequence[Cell], launcher: Launcher, *, stop: Stop) -> list[Ou
         pace = Pace()
         for cell in cells:
             pace.learn(cell)
-        outcomes += fill_slots(_Grid(waiting, len(cells)), launcher, slots, stop=stop, pace=pace)
+        outcomes += fill_slots(Source(waiting, len(cells)), launcher, slots, stop=stop, pace=pace)
         outcomes += [Outcome(cell, "", cell.state()) for cell in waiting]
     by_folder = {outcome.cell.run.path: outcome for outcome in outcomes}
     return [dataclasses.replace(by_folder[path], before=state) for path, state in before.items()]
@@ -259,23 +267,6 @@ def _make_ready(cell: Cell, rerun: bool, stop: Stop) -> None:
         with cell.run.lock():
             cell.run.own_config()
             cell.run.discard_results()
-
-
-class _Grid(Source):
-    """Cells in their order; one whose folder is in use comes after the others."""
-
-    def __init__(self, cells: list[Cell], total: int) -> None:
-        self.total, self._waiting = total, cells
-
-    def waiting(self) -> Sequence[Cell]:
-        return self._waiting
-
-    def take(self, is_free: Callable[[Cell], bool], *, idle: bool) -> Cell | None:
-        free = (cell for cell in self._waiting if is_free(cell))
-        cell = next(free, self._waiting[0] if idle and self._waiting else None)
-        if cell is not None:
-            self._waiting.remove(cell)
-        return cell
 
 
 def _without_running(cell: Cell, state: str, accept_code: bool) -> Outcome | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.config.launch import LaunchOptions, Request, SearchOptions
+from cifar_lab.config.launch import LaunchOptions, Request
 from cifar_lab.errors import UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import align
@@ -106,7 +106,7 @@ class _Search(Source):
     def __init__(self, study: Any, request: Request, example: Cell) -> None:
         self._study, self._request, self._example = study, request, example
         self._options = request.options.search
-        self.total = self._options.trials * self._options.seeds
+        super().__init__([], self._options.trials * self._options.seeds)
         self._open: list[Trial] = []
         self._running: dict[Path, Trial] = {}
         self._repeats = 0
@@ -204,11 +204,6 @@ class _Search(Source):
 def _cell(request: Request, lines: Sequence[str]) -> Cell:
     """Return the cell of a search's fixed words with the overrides of a trial."""
     return sweep_cells([compose_checked([*request.fixed, *lines]).runs[0].config])[0]
-
-
-def search_size(options: SearchOptions) -> str:
-    """Return how many trials a search has, and of how many seeds."""
-    return f"{options.trials} trials" + f" of {options.seeds} seeds each" * (options.seeds > 1)
 
 
 def closing_lines(request: Request, folder: Path) -> str:

@@ -23,7 +23,6 @@ from types import FrameType
 from typing import Any
 
 from cifar_lab.config.launch import LaunchOptions
-from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import Unavailable, UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import cell as cell_module
@@ -41,7 +40,10 @@ _OURS = (  # settings that are no option of sbatch by their own name
 
 
 class Slurm(Launcher):
-    """The launcher whose jobs SLURM runs, as arrays; UsageError where there is no SLURM."""
+    """The launcher whose jobs SLURM runs, as arrays: all at a time, since it has a queue.
+
+    UsageError where there is no SLURM.
+    """
 
     is_detached = True
 
@@ -53,10 +55,6 @@ class Slurm(Launcher):
         self.queue = _jobs_in_queue()
         self._sent = sent_jobs(self.queue)  # by earlier commands
         self.most_at_once = _longest_array()
-
-    def prepare(self, configs: Sequence[RunConfig]) -> int:
-        """Return that all go at a time: SLURM has a queue of its own."""
-        return len(configs)
 
     def is_sent(self, cell: Cell) -> bool:
         """Return whether the queue has a job of this cell."""

@@ -39,11 +39,7 @@ def open_study(options: SearchOptions, folder: Path, monitor: str) -> Any:
     except ImportError:
         raise missing_extra("search=optuna", "Optuna", "search") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    pruners: dict[str, Any] = {
-        "median": optuna.pruners.MedianPruner,
-        "hyperband": optuna.pruners.HyperbandPruner,
-        "none": optuna.pruners.NopPruner,
-    }
+    pruners = {"median": "MedianPruner", "hyperband": "HyperbandPruner", "none": "NopPruner"}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{options.study}.journal"
     if path.is_symlink():  # in a stranger's folder it could lead to any file
@@ -55,7 +51,7 @@ def open_study(options: SearchOptions, folder: Path, monitor: str) -> Any:
             storage=JournalStorage(JournalFileBackend(str(path))),
             study_name=options.study,
             direction="minimize" if monitor == "val_loss" else "maximize",
-            pruner=pruners[options.pruner](),
+            pruner=getattr(optuna.pruners, pruners[options.pruner])(),
             load_if_exists=True,
         )
         asked = {"search.seeds": options.seeds, "training.monitor": monitor}
@@ -147,11 +143,9 @@ def open_trials(study: Any) -> list[Any]:
 
 def tell(study: Any, trial: Any, value: float | None = None, *, state: str = "COMPLETE") -> None:
     """Tell the study how a trial ended, unless another search on the same study has done so."""
-    from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
 
-    with contextlib.suppress(UpdateFinishedTrialError):
-        study.tell(trial, value, state=TrialState[state])
+    study.tell(trial, value, state=TrialState[state], skip_if_finished=True)
 
 
 class Trial:
@@ -211,9 +205,12 @@ class Trial:
         done, mean = len(self._values), math.fsum(self._values) / len(self._values)
         if len(self.cells) > 1:
             self._report({done: mean})
+        # The pruner would take the best mean so far, and is asked by that of all finished runs.
+        frozen = copy.copy(self._frozen())
+        frozen.intermediate_values = {done: mean}
         if done == len(self.cells):
             tell(self._study, self._trial, mean)
-        elif self._is_behind_others(done, mean):
+        elif self._study.pruner.prune(self._study, frozen):
             log.info(
                 "trial %d is pruned after %d of %d seeds: their mean %s is %s",
                 *(self._trial.number, done, len(self.cells), in_words(self._monitor)),
@@ -222,12 +219,6 @@ class Trial:
             tell(self._study, self._trial, state="PRUNED")
         else:
             self.goes_on = True
-
-    def _is_behind_others(self, done: int, mean: float) -> bool:
-        """Ask the pruner by the mean of all finished runs, where it would take the best mean."""
-        frozen = copy.copy(self._frozen())
-        frozen.intermediate_values = {done: mean}
-        return bool(self._study.pruner.prune(self._study, frozen))
 
     def _frozen(self) -> Any:
         """Return what the study knows of the trial."""

@@ -131,7 +131,7 @@ def test_what_another_process_holds_or_other_code_made_is_left_out(
     with cells[0].run.lock():
         held, done = run(cells, jobs=1)
     assert (held.after, held.code, done.after) == ("in use", 3, "finished")
-    with pytest.raises(Unavailable, match="in use by another process"):
+    with pytest.raises(Unavailable, match="in use by process"):
         raise_for([held, done], Stop())
 
     other = [dataclasses.replace(cell, code="another") for cell in cells]

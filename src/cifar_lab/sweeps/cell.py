@@ -131,12 +131,6 @@ def sweep_cells(
     return list(cells.values())
 
 
-def short_names(keys: Sequence[str]) -> list[str]:
-    """Return the names of axes for a table, `lr` for `optimizer.lr` where that is clear."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return [s if last.count(s) == 1 else key for key, s in zip(keys, last, strict=True)]
-
-
 def main(argv: Sequence[str] | None = None, stop: Stop | None = None) -> int:
     """Run the folder that a command line names in this process; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m cifar_lab.sweeps.cell")

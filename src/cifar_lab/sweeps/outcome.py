@@ -21,12 +21,13 @@ from typing import Any
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.grouping import collect
 from cifar_lab.analysis.load_runs import FoundRun
+from cifar_lab.analysis.seed_groups import short_names
 from cifar_lab.analysis.texts import conclusion
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.text import align, duration
-from cifar_lab.sweeps.cell import DONE, STOPPED, Cell, short_names
+from cifar_lab.sweeps.cell import DONE, STOPPED, Cell
 from cifar_lab.training import device
 from cifar_lab.training.build import build_state
 from cifar_lab.training.console import new_bar
@@ -123,9 +124,9 @@ class LiveLine:
         self._failed += outcome.has_failed
         self._pace.learn(outcome.cell)
         if self._bar.disable or outcome.code:
-            name, score = _score(outcome)
-            parts = [f"{outcome.after} in {duration(outcome.seconds)}"]
-            parts += [f"{name.removesuffix(' accuracy')} {score}"] * (score != "-")
+            parts, score = [f"{outcome.after} in {duration(outcome.seconds)}"], _score(outcome)
+            name = outcome.cell.config.training.monitor.removesuffix("_accuracy").replace("_", " ")
+            parts += [f"{name} {score}"] * (score != "–")
             parts += [f"{duration(self._left)} left"] if left and self._left else []
             error = f" ({outcome.error})" if outcome.error else ""
             done, folder = self._total - left, outcome.cell.run.path.name
@@ -155,16 +156,15 @@ class LiveLine:
 def closing_table(outcomes: Sequence[Outcome]) -> str:
     """Return what became of each cell, what `summarize` says of the best, and that command."""
     names = short_names(list(outcomes[0].cell.axes))
-    monitors = {_score(outcome)[0] for outcome in outcomes}
+    monitors = {outcome.cell.config.training.monitor.replace("_", " ") for outcome in outcomes}
     monitor = monitors.pop() if len(monitors) == 1 else "score"
     rows = [[*names, "before", "after", monitor, "time", "folder", "error"]]
     finished: list[FoundRun] = []
     for outcome in outcomes:
-        cell, (name, score) = outcome.cell, _score(outcome)
-        score = score if name == monitor else f"{name} {score}"
+        cell = outcome.cell
         seconds = duration(outcome.seconds) if outcome.seconds else "-"
         error = shorten((outcome.error or "").replace(f"{cell.run.path}/", ""), 160)
-        row = [outcome.before, outcome.after, score, seconds, str(cell.run.path), error]
+        row = [outcome.before, outcome.after, _score(outcome), seconds, str(cell.run.path), error]
         rows.append([*cell.axes.values(), *row])
         if outcome.after == "finished":
             with contextlib.suppress(UsageError, RunFailed):  # `summarize` names what is damaged
@@ -173,18 +173,15 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
     folder = Path(os.path.commonpath([outcome.cell.run.path.parent for outcome in outcomes]))
     lines = [*align(rows), ", ".join(f"{number} {state}" for state, number in counts.items())]
     lines += conclusion(collect(folder, finished)) if finished else []
-    return "\n".join(
-        [*lines, f"to compare them: python -m cifar_lab.summarize {shlex.quote(str(folder))}"]
-    )
+    lines.append(f"to compare them: python -m cifar_lab.summarize {shlex.quote(str(folder))}")
+    return "\n".join(lines)
 
 
-def _score(outcome: Outcome) -> tuple[str, str]:
-    """Return the score that a run monitors and its best value, - where there is none."""
+def _score(outcome: Outcome) -> str:
+    """Return the best value of the score that a run monitors, – where there is none."""
     name = f"best_{outcome.cell.config.training.monitor}"
     summary = outcome.cell.summary() if outcome.after != "damaged" else None
-    value = getattr(summary, name, None)
-    shown = run_metrics.show(name, value) if value is not None else "-"
-    return name.removeprefix("best_").replace("_", " "), shown
+    return run_metrics.show(name, getattr(summary, name, None))
 
 
 def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
@@ -195,8 +192,10 @@ def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
         text = f"stopped with {left} of {count} cells left; the same line goes on"
         raise Stopped(stop.signal, text)
     if failed := [o for o in outcomes if o.has_failed]:
-        why = "the table says why); the same line tries them again"
-        raise RunFailed(f"{len(failed)} of {count} cells failed ({why}")
+        raise RunFailed(
+            f"{len(failed)} of {count} cells failed (the table says why); the same line tries "
+            "them again"
+        )
     if left_out := [o for o in outcomes if o.code]:
         raise Unavailable(f"{len(left_out)} of {count} cells were left out: {left_out[0].error}")
 

@@ -218,7 +218,7 @@ def fill_slots(
                 break
             try:
                 if not launcher.is_sent(cell):
-                    _make_ready(cell, launcher.options.rerun, stop)
+                    _make_ready(cell, launcher.options.rerun)
                 cells.append(cell)
             except (UsageError, Unavailable, RunFailed) as error:
                 after = "in use" if isinstance(error, Unavailable) else cell.state()
@@ -252,21 +252,17 @@ def fill_slots(
     return outcomes + [source.ended(outcome) for outcome in left]
 
 
-def _make_ready(cell: Cell, rerun: bool, stop: Stop) -> None:
+def _make_ready(cell: Cell, rerun: bool) -> None:
     """Wait for a process that is about to leave the folder; discard results if asked to.
 
     They are discarded here, once: a cell that is tried again goes on from its own checkpoint.
     Raises Unavailable if the folder stays in use.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while cell.run.is_locked() and stop.signal is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if cell.run.is_locked():
-        raise Unavailable(f"{cell.run.path} is in use by another process; wait for it or stop it")
-    if rerun:
-        with cell.run.lock():
-            cell.run.own_config()
-            cell.run.discard_results()
+    if rerun or cell.run.is_locked():
+        with cell.run.lock(patience=PATIENCE_SECONDS):
+            if rerun:
+                cell.run.own_config()
+                cell.run.discard_results()
 
 
 def _without_running(cell: Cell, state: str, accept_code: bool) -> Outcome | None:

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from cifar_lab.analysis import run_metrics
+from cifar_lab.analysis.seed_groups import short_names
 from cifar_lab.config.launch import LaunchOptions, Request
 from cifar_lab.errors import UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import align
 from cifar_lab.sweeps import study as studies
-from cifar_lab.sweeps.cell import DONE, Cell, short_names, sweep_cells
+from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
 from cifar_lab.sweeps.local import LocalProcesses
 from cifar_lab.sweeps.outcome import Outcome, Pace, closing_table
 from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Job, Launcher, Source, fill_slots, run_all

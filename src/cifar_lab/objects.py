@@ -207,7 +207,7 @@ def _dataset_words(dataset: Any) -> list[str]:
     keys = ("images", "labels") if len(parts) == 2 else ARRAYS
     try:
         arrays: dict[str, Any] = {
-            key: _pixels(part) if "images" in key else np.asarray(part)
+            key: _pixels(part) if "images" in key else _labels(part)
             for key, part in zip(keys, parts, strict=True)
         }
     except (TypeError, ValueError, RuntimeError) as error:  # on a GPU, of several sizes, ...
@@ -243,6 +243,12 @@ def _pixels(images: Any) -> "np.ndarray[Any, Any]":
             )
         pixels = np.round(255 * pixels).astype(np.uint8)
     return pixels
+
+
+def _labels(labels: Any) -> "np.ndarray[Any, Any]":
+    """Return labels, whole numbers as int64; what is none is refused as in a file."""
+    array = np.asarray(labels)
+    return array.astype(np.int64) if array.dtype.kind in "iub" else array
 
 
 def keep_source(words: Sequence[str], run_folder: Path) -> None:

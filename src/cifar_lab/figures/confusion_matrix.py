@@ -44,8 +44,7 @@ def draw(
 def _panel(axes: "Axes", counts: np.ndarray[Any, Any], names: list[str], *, shares: bool) -> None:
     size = len(counts)
     support = counts.sum(axis=1, keepdims=True)
-    rates = np.divide(counts, support, out=np.zeros(counts.shape), where=support > 0)
-    values = rates if shares else counts
+    values = counts / np.maximum(support, 1) if shares else counts
     highest = 1.0 if shares else max(int(counts.max(initial=0)), 1)
     # The square root: errors are a few per cent of a row, and a linear scale leaves them white.
     from matplotlib.colors import PowerNorm

@@ -97,12 +97,9 @@ def _row(axes: Axes, place: int, bar: Bar, limits: tuple[float, float]) -> None:
     if bar.is_better is not None:
         colour = style.GREEN if bar.is_better else style.VERMILLION
     line: dict[str, Any] = {"color": colour, "linewidth": 1.8, "zorder": 3}
-    ends = [max(bar.low, limits[0]), min(bar.high, limits[1])]
-    if ends[0] < ends[1]:
-        axes.plot(ends, [place, place], solid_capstyle="butt", **line)
+    axes.plot([bar.low, bar.high], [place, place], solid_capstyle="butt", **line)
     for end in (bar.low, bar.high):
-        if limits[0] < end < limits[1]:
-            axes.plot([end, end], [place - 0.14, place + 0.14], **line)
+        axes.plot([end, end], [place - 0.14, place + 0.14], **line)
     # Beyond the axis it is an arrow at the edge; the number stands beside it.
     marker = "<" if bar.value <= limits[0] else ">" if bar.value >= limits[1] else "o"
     look: dict[str, Any] = {"color": colour, "markersize": 6.5, "markeredgewidth": 1.6, "zorder": 4}

@@ -108,18 +108,15 @@ def unknown_key(key: str, siblings: Collection[str], keys: Iterable[str]) -> Usa
     return UsageError(f"{problem}; {shorten(parent) or 'a run'} has {listing(siblings)}")
 
 
-def check_words(words: Sequence[str], keys: Collection[str]) -> None:
-    """Refuse words that are not KEY=VALUE: mostly values with spaces between them.
-
-    `keys` are the settings and groups that exist.
-    """
+def check_words(words: Sequence[str]) -> None:
+    """Refuse words that are not KEY=VALUE: mostly values with spaces between them."""
     for index, word in enumerate(words):
         following = words[index + 1] if index + 1 < len(words) else ""
         shown = shorten(word)
         if "=" in word or word.startswith(("~", "+")):
             if word.endswith("=") and following and "=" not in following:
                 raise UsageError(f"a space beside = is wrong: write {shorten(word + following)}")
-        elif word in keys:
+        elif word in setting_keys():
             raise UsageError(f"{word} has no value: write {word}=VALUE")
         elif index and is_run_folder(word):
             raise UsageError(f"{shown} is a folder: the folder of a run comes first")

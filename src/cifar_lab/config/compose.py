@@ -33,7 +33,7 @@ from cifar_lab.config.command_line import (
     parse_command_line,
 )
 from cifar_lab.config.data_config import keep_place
-from cifar_lab.config.groups import config_folder, find_options, setting_keys
+from cifar_lab.config.groups import config_folder, find_options
 from cifar_lab.config.launch import (
     Dimension,
     LaunchOptions,
@@ -70,7 +70,7 @@ def compose(argv: Sequence[str]) -> Request:
     file = None if folder is None else folder / "config.yaml"
     if file is None and words and is_config_file(words[0]):
         file = Path(words.pop(0))
-    check_words(words, setting_keys())
+    check_words(words)
     parsed = parse_overrides(words)
     file = file or _start_of(parsed)
     past = None if file is None else _past_run(file, parsed)

@@ -117,9 +117,7 @@ def set_value(plain: dict[str, Any], override: Override) -> None:
 def expand_points(points: Any, asked: Collection[str], options: Options) -> list[list[Override]]:
     """Return the runs of `points`, without the keys that a command line asks for; each once."""
     runs: dict[tuple[str, ...], list[Override]] = {}
-    for place, point in enumerate(parse_as(list[dict[str, Any]], points, "points")):
-        if not point:
-            raise UsageError(f"points[{place}] is empty; it must be a group of settings")
+    for point in parse_as(list[dict[str, Any]], points, "points"):
         words = [f"{key}={as_typed(value)}" for key, value in point.items() if key not in asked]
         for overrides in expand_grid(parse_overrides(words), options, multirun=True):
             runs.setdefault(lines_of(overrides), overrides)

@@ -89,9 +89,7 @@ def bind(target_config: TargetConfig, role: str, injected: Mapping[str, Any]) ->
     known = [n for n in parameters if n not in injected]
     for name, value in arguments.items():
         full = f"{role}.{name}"
-        if name in injected:
-            raise UsageError(f"{full} is set by the program; it cannot be set in the config")
-        if name not in parameters and not open_ended:
+        if name not in known and not open_ended:
             takes = f"; {shorten(target_config['_target_'])} takes {listing(known)}"
             guess = did_you_mean(name, known) or takes
             raise UsageError(f"there is no setting {shorten(full)}{guess}")

@@ -200,14 +200,15 @@ def read_arrays(
 CHECKPOINT_FORMAT = 1
 
 
-def save_checkpoint(state: Mapping[str, Any], handle: IO[bytes]) -> None:
-    """Write a checkpoint to an open file."""
+def save_checkpoint(state: Mapping[str, Any], path: Path) -> None:
+    """Replace a checkpoint as a whole."""
     import torch
 
     # Through memory: on a full disk torch's own writer raises no OSError.
     buffer = io.BytesIO()
     torch.save({"format": CHECKPOINT_FORMAT, **state}, buffer)
-    handle.write(buffer.getbuffer())
+    with replacing(path) as handle:
+        handle.write(buffer.getbuffer())
 
 
 def weights_checksum(weights: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ from cifar_lab.runs.files import (
     write_text,
 )
 from cifar_lab.runs.run_files import RunFiles, second_name
-from cifar_lab.runs.summary import RunSummary, Status, from_json, queued, to_json
+from cifar_lab.runs.summary import RunSummary, Status, parse_summary, queued
 
 log = logging.getLogger("cifar_lab")
 
@@ -145,10 +145,6 @@ class RunDir(RunFiles):
 
     # --- the summary and the status -------------------------------------------------------------
 
-    def write_summary(self, summary: RunSummary) -> None:
-        """Replace summary.json."""
-        write_text(self.summary_file, to_json(summary))
-
     def read_summary(self) -> RunSummary:
         """Return summary.json; `running` reads as `interrupted` if no process holds the lock."""
         try:
@@ -160,7 +156,7 @@ class RunDir(RunFiles):
                 f"cannot be read ({why})"
             ) from None
         try:
-            summary = from_json(text)
+            summary = parse_summary(text)
         except (ValueError, UsageError, RecursionError) as error:
             raise Damaged(
                 f"{self.summary_file} is damaged ({first_line(error)}); rerun=true runs it again"

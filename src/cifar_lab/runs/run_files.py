@@ -5,6 +5,7 @@ Files appear whole or not at all (temporary file, fsync, rename, fsync of the fo
 crash, and the resumed run writes it again.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from cifar_lab.runs.metrics import (
     read_csv,
     to_csv,
 )
+from cifar_lab.runs.summary import RunSummary
 from cifar_lab.runs.text import class_name
 
 _AVERAGES = ("micro avg", "macro avg", "weighted avg")  # rows of scikit-learn's that are no class
@@ -104,17 +106,20 @@ class RunFiles:
         """Append lines to train.log."""
         append_text(self.log_file, redact(text) + "\n", safely=False)
 
+    def write_summary(self, summary: RunSummary) -> None:
+        """Replace summary.json."""
+        text = json.dumps(dataclasses.asdict(summary), indent=2, ensure_ascii=False)
+        write_text(self.summary_file, text + "\n")
+
     # --- checkpoints ----------------------------------------------------------------------------
 
     def write_last(self, state: Mapping[str, Any]) -> None:
         """Replace last.pt; at no moment is there none, or half of one."""
-        with replacing(self.last) as handle:
-            save_checkpoint(state, handle)
+        save_checkpoint(state, self.last)
 
     def write_best(self, state: Mapping[str, Any], extra_name: str | None = None) -> None:
         """Replace best.pt; `extra_name` is that of a copy (S2-10, S2-11)."""
-        with replacing(self.best) as handle:
-            save_checkpoint(state, handle)
+        save_checkpoint(state, self.best)
         if extra_name is not None:
             with replacing(check_inside(self.path / extra_name, self.path)) as handle:
                 handle.write(self.best.read_bytes())

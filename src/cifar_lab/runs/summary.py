@@ -5,7 +5,6 @@ That is the code that made it, its commit, and the versions of its packages.
 
 import ast
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -118,13 +117,8 @@ def queued(config: RunConfig) -> RunSummary:
     )
 
 
-def to_json(summary: RunSummary) -> str:
-    """Return the text of summary.json."""
-    return json.dumps(dataclasses.asdict(summary), indent=2, ensure_ascii=False) + "\n"
-
-
-def from_json(text: bytes) -> RunSummary:
-    """Return the summary that `to_json` wrote; fields that this version does not know are left out.
+def parse_summary(text: bytes) -> RunSummary:
+    """Return the summary in summary.json, without fields that this version does not know.
 
     Raises ValueError, UsageError or RecursionError if the text is anything else. A run that
     diverged has losses that are not finite.

@@ -9,7 +9,7 @@ from pathlib import Path
 from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.contrasts import CannotJudge, Difference, contrast, pooled, residual
 from cifar_lab.analysis.grouping import collect, same_pictures
-from cifar_lab.analysis.load_runs import REPLICATES, FoundRun, show_value
+from cifar_lab.analysis.load_runs import MISSING, REPLICATES, FoundRun, show_value
 from cifar_lab.analysis.seed_groups import SeedGroup, pooled_in
 from cifar_lab.analysis.statistics import Family
 from cifar_lab.errors import RunFailed, UsageError, listing
@@ -100,10 +100,11 @@ def _config_differences(a: FoundRun, b: FoundRun, *, replicates: bool) -> list[l
 
     `replicates`: with the seed, the fold and the number of threads.
     """
-    keys = [*a.choices, *a.identity, *b.choices, *b.identity, *(REPLICATES * replicates)]
-    rows = [[key, a.value(key), b.value(key)] for key in dict.fromkeys(keys)]
+    rows = [[k, a.values.get(k, MISSING), b.values.get(k, MISSING)] for k in a.values | b.values]
     if replicates:
-        rows.append(["threads", show_value(a.summary.threads), show_value(b.summary.threads)])
+        own = ((*run.replicate, run.summary.threads) for run in (a, b))
+        shown = zip((*REPLICATES, "threads"), *own, strict=True)
+        rows += [[key, *map(show_value, pair)] for key, *pair in shown]
     return [row for row in rows if row[1] != row[2]]
 
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from cifar_lab.analysis.load_runs import MISSING, FoundRun, read_runs
+from cifar_lab.analysis.load_runs import MISSING, FoundRun, identity_without, read_runs
 from cifar_lab.analysis.seed_groups import Key, RunCollection, SeedGroup, place_of
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import listing, shorten
@@ -45,7 +45,7 @@ def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
     for run in sorted(
         runs, key=lambda r: (r.config.seed, r.config.split.fold or 0, not r.finished)
     ):
-        key = tuple(run.value(axis) for axis in axes)
+        key = tuple(run.values.get(axis, MISSING) for axis in axes)
         kept = members.setdefault((key, datasets[run]), {}).setdefault(run.replicate, run)
         if kept is not run:
             notes.append(
@@ -71,9 +71,9 @@ def find_axes(runs: Sequence[FoundRun]) -> list[str]:
     groups = sorted({group for run in runs for group in run.choices}, key=_place_of)
     axes = [g for g in groups if len({run.choices.get(g, MISSING) for run in runs}) > 1]
     keys = []
-    for key in {key for run in runs for key in run.identity}.difference(axes):
+    for key in {key for run in runs for key in run.values}.difference(axes):
         group = key.partition(".")[0]
-        values = {(run.choices.get(group), run.value(key)) for run in runs}
+        values = {(run.choices.get(group), run.values.get(key)) for run in runs}
         if len(values) > len({option for option, _ in values}):
             keys.append(key)
     return axes + sorted(keys, key=_place_of)
@@ -116,7 +116,7 @@ def same_pictures(a: FoundRun, b: FoundRun) -> bool:
     if not differ:
         return True
     sources = [
-        {k: v for k, v in run.identity.items() if k.startswith("dataset.source.")}
+        {k: v for k, v in identity_without(run.config).items() if k.startswith("dataset.source.")}
         | {"dataset.source.fit": None}
         for run in (a, b)
     ]

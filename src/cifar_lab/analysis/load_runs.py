@@ -79,11 +79,6 @@ class FoundRun:
         """Whether its numbers are final."""
         return self.summary.status == "finished"
 
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """The config values that make the run what it is, by dotted key, without REPLICATES."""
-        return identity_without(self.config, *REPLICATES)
-
     @property
     def replicate(self) -> tuple[int, int | None]:
         """What tells the run from the others of its configuration: its values of REPLICATES."""
@@ -112,13 +107,13 @@ class FoundRun:
         chosen.setdefault("dataset", config.dataset.name)
         return chosen
 
-    def value(self, axis: str) -> str:
-        """Return its option of a config group, or its value of a key, as text."""
-        if axis in self.choices:
-            return shorten(self.choices[axis], 60)
-        if axis in REPLICATES:
-            return show_value(self.replicate[REPLICATES.index(axis)])
-        return show_value(self.identity[axis]) if axis in self.identity else MISSING
+    @cached_property
+    def values(self) -> dict[str, str]:
+        """What makes the run what it is, but for REPLICATES: options by group, values by key."""
+        values = {group: shorten(option, 60) for group, option in self.choices.items()}
+        for key, value in identity_without(self.config, *REPLICATES).items():
+            values.setdefault(key, show_value(value))
+        return values
 
     def metric(self, name: str) -> float | None:
         """Return a metric, None where there is none; a damaged file becomes a problem."""

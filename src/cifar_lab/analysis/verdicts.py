@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cifar_lab.analysis.contrasts import Deviation, welch
-from cifar_lab.analysis.run_metrics import show, show_difference, show_width
+from cifar_lab.analysis.run_metrics import show_difference, show_width
 from cifar_lab.analysis.statistics import LEVEL, holm
 from cifar_lab.config.reports import Claim
 
@@ -297,15 +297,3 @@ class EpochStudy:
         if not self.fitting:
             return Verdict("differs", self.fit)
         return Verdict("not judged", f"fitted to the report: {self.fit}")
-
-    def __str__(self) -> str:
-        """Say between which epochs the report's run lies."""
-        n = min(map(len, self.values.values()))
-        return (
-            "The report does not say how many epochs it trained. Its accuracy of "
-            f"{show(self.claim.metric, self.claim.value)} {self.fit}: the interval for one more "
-            f"run there contains it (n = {n} seeds at least, scored by their last weights; the "
-            f"variance pooled over the lengths has {self.estimates[self.nearest].degrees:.3g} "
-            "degrees of freedom, since longer runs continue shorter ones). Our mean is nearest at "
-            f"{self.nearest} epochs; the other figures are those of that length."
-        )

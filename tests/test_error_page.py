@@ -12,7 +12,7 @@ from synthetic_runs import dataset_config, make_run
 from tiny_runs import copy_run
 
 from cifar_lab import evaluate
-from cifar_lab.analysis.error_page import confident_mistakes, error_page, label_errors
+from cifar_lab.analysis.ensembles import confident_mistakes, error_page, label_errors
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.data import load_splits

@@ -93,7 +93,7 @@ def _write_errors(runs: Sequence[RunDir], count: int) -> Path:
     """Write the page of mistakes into the run's folder, or that of all runs; return its path."""
     import torch
 
-    from cifar_lab.analysis.error_page import error_page
+    from cifar_lab.analysis.ensembles import error_page
     from cifar_lab.training.data import load_splits
 
     splits = load_splits(runs[0].own_config(), "cpu")

@@ -211,6 +211,9 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
         "values": [collection.values(axis) for axis in collection.axes],
         "settings": settings,
     }
+    forest, effects = None, collection.folder / "effects.png"
+    if effects.is_file() and any(group.difference for group in collection.groups):
+        forest = "data:image/png;base64," + base64.b64encode(effects.read_bytes()).decode("ascii")
     return render(
         PAGES / template,
         title=shorten(collection.folder.resolve().name, 120),
@@ -219,7 +222,7 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
         texts=texts,
         made=_made(collection),
         command=f"python -m cifar_lab.summarize {shlex.quote(str(collection.folder))}",
-        forest=_forest(collection),
+        forest=forest,
         data=data,
         **more,
     )
@@ -237,14 +240,6 @@ def _made(collection: RunCollection) -> str:
     lengths = " to ".join(dict.fromkeys(map(duration, (min(seconds), max(seconds)))))
     whole = f", {duration(sum(seconds))} in all" * (len(seconds) > 1)
     return f"Trained until {date} on {listing(machines, 120)}: {lengths}{whole}."
-
-
-def _forest(collection: RunCollection) -> str | None:
-    """Return the address of effects.png, which contains it; None where it is not drawn."""
-    path = collection.folder / "effects.png"
-    if not path.is_file() or not any(group.difference for group in collection.groups):
-        return None
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def _group_data(collection: RunCollection, group: SeedGroup, *, test: bool) -> dict[str, Any]:

@@ -29,7 +29,7 @@ LINES = {
     "figures": 1655,
     "trackers": 885,
     "sweeps": 2186,
-    "analysis": 3928,
+    "analysis": 3860,
     "exports": 450,
     "throughput": 552,
     "commands": 2440,  # the modules beside the packages

@@ -10,7 +10,7 @@ from cifar_lab.analysis import run_metrics, texts
 from cifar_lab.analysis.contrasts import CannotJudge, Difference, contrast, pooled, residual
 from cifar_lab.analysis.grouping import collect, same_pictures
 from cifar_lab.analysis.load_runs import MISSING, REPLICATES, FoundRun, show_value
-from cifar_lab.analysis.seed_groups import SeedGroup, pooled_in
+from cifar_lab.analysis.seed_groups import SeedGroup
 from cifar_lab.analysis.statistics import Family
 from cifar_lab.errors import RunFailed, UsageError, listing
 from cifar_lab.runs.text import Table
@@ -197,6 +197,7 @@ def _basis(cells: Cells, name: str, found: Difference) -> str:
         b, a = found.alone
         text += f" A alone is right on {a:,} of them, B alone on {b:,}."
     elif not found.told_apart and found.covers != "folds" and len(cells[0]) == 1:
-        deviation, gap = pooled_in([*cells[0], *cells[1]], name), abs(found.value)
+        samples = [group.sample(name) for side in cells for group in side]
+        deviation, gap = pooled(samples), abs(found.value)
         text += f" {texts.seeds_text(name, gap, deviation, found.over_images, Family())}"
     return text

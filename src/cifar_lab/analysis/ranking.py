@@ -14,9 +14,10 @@ from cifar_lab.analysis.contrasts import (
     Difference,
     Sample,
     contrast,
+    pooled,
     residual,
 )
-from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, in_order, pooled_in
+from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, in_order
 from cifar_lab.analysis.statistics import Family, holm
 from cifar_lab.errors import UsageError, listing, shorten
 
@@ -82,17 +83,15 @@ def _rank_dataset(
             f"({listing(map(collection.label, fitting), 120)}); name one by more of their values, "
             "as in --baseline optimizer=sgd,activation=relu"
         )
-    deviation = pooled_in(scored, collection.metric)
+    samples = {group: group.sample(collection.metric) for group in scored}
+    deviation = pooled(list(samples.values()))
     family = Family(max(len(scored) - 1, 1), chosen=collection.baseline is None)
     for reference in fitting:
         reference.is_reference = True
-        best = reference.sample(collection.metric)
-        for group in scored:
-            if group is reference:
-                continue
+        for group in (group for group in scored if group is not reference):
             try:
-                sample = group.sample(collection.metric)
-                group.difference = contrast([sample], [best], deviation, family)
+                sides = [samples[group]], [samples[reference]]
+                group.difference = contrast(*sides, deviation, family)
             except CannotJudge as error:
                 group.not_judged = str(error)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.contrasts import Deviation, Difference, Sample, pooled
+from cifar_lab.analysis.contrasts import Difference, Sample
 from cifar_lab.analysis.load_runs import MISSING, FoundRun
 from cifar_lab.analysis.statistics import Interval, interval
 from cifar_lab.errors import UsageError, did_you_mean, listing, shorten, shorten_path
@@ -100,11 +100,6 @@ class SeedGroup:
     def is_tied(self) -> bool:
         """Whether it was compared with the reference and not told apart."""
         return self.difference is not None and not self.difference.told_apart
-
-
-def pooled_in(groups: Iterable[SeedGroup], metric: str) -> Deviation | None:
-    """Return the deviation between the runs of a group, pooled over groups; None if unknown."""
-    return pooled([group.sample(metric) for group in groups])
 
 
 @dataclass

@@ -72,19 +72,16 @@ def interval(
     """
     if not values:
         return None
-    n = len(values)
     # Sorted, so that the last bit does not depend on the order in which runs were found.
-    ordered = sorted(values)
-    mean = math.fsum(ordered) / n
-    std = low = high = None
-    if n > 1:
-        std = math.sqrt(variance(ordered))
-        if n >= MIN_VALUES and std:
-            from scipy import special
+    ordered, n = sorted(values), len(values)
+    mean, low, high = math.fsum(ordered) / n, None, None
+    std = math.sqrt(variance(ordered)) if n > 1 else None
+    if n >= MIN_VALUES and std:
+        from scipy import special
 
-            quantile = float(special.stdtrit(n - 1, 1 - LEVEL / 2))
-            half = quantile * std * math.sqrt(share or 1 / n)
-            low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
+        quantile = float(special.stdtrit(n - 1, 1 - LEVEL / 2))
+        half = quantile * std * math.sqrt(share or 1 / n)
+        low, high = max(mean - half, bounds[0]), min(mean + half, bounds[1])
     return Interval(n, mean, std, low, high, ordered[0], ordered[-1])
 
 
@@ -97,13 +94,10 @@ def in_order(predictions: Predictions) -> Predictions:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p values adjusted for their number (Holm 1979), in the order given."""
-    count = len(p_values)
-    order = sorted(range(count), key=lambda i: p_values[i])
-    adjusted, highest = [0.0] * count, 0.0
-    for place, i in enumerate(order):
-        highest = max(highest, min(1.0, (count - place) * p_values[i]))
-        adjusted[i] = highest
-    return adjusted
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.minimum(1.0, np.arange(len(order), 0, -1) * np.asarray(p_values)[order])
+    in_the_order_given: list[float] = np.maximum.accumulate(adjusted)[np.argsort(order)].tolist()
+    return in_the_order_given
 
 
 def show_p(p: float) -> str:

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import median
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.contrasts import Deviation, Difference, seeds_needed
+from cifar_lab.analysis.contrasts import Deviation, Difference, pooled, seeds_needed
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.ranking import MainEffects, rank
-from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, pooled_in
+from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.analysis.statistics import LEVEL, Family, Interval, detectable, show_p
 from cifar_lab.errors import listing, shorten
 
@@ -215,7 +215,7 @@ def seeds_lines(collection: RunCollection, points: float | None = None) -> list[
         parts = [d.over_images for g in groups if (d := g.difference) and d.over_images]
         images = (median(part for part, _ in parts), parts[0][1]) if parts else None
         family = Family(max(len(ranked) - 1, 1), chosen=collection.baseline is None)
-        deviation = pooled_in(groups, metric)
+        deviation = pooled([group.sample(metric) for group in groups])
         lines.append(start + seeds_text(metric, gap, deviation, images, family))
     return lines
 

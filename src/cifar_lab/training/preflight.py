@@ -251,23 +251,22 @@ def _try_model(model: Any, config: RunConfig, count: int, num_classes: int) -> A
 
 def _without_unused_settings(config: RunConfig, asked: Collection[str]) -> RunConfig:
     """Empty the injected settings that the model does not use; refuse those that were asked for."""
-    conv, dense = config.dropout.conv, config.dropout.dense
-    places = {
-        "dropout.conv": (targets.takes(config.model, "model", "conv_dropout"), conv),
-        "dropout.dense": (targets.takes(config.model, "model", "dense_dropout"), dense),
-        "activation": (targets.takes(config.model, "model", "activation"), config.activation),
+    values = {
+        "conv_dropout": ("dropout.conv", config.dropout.conv),
+        "dense_dropout": ("dropout.dense", config.dropout.dense),
+        "activation": ("activation", config.activation),
     }
-    for key, (has_place, value) in places.items():
+    taken: dict[str, Any] = {}
+    for name, (key, value) in values.items():
+        has_place = targets.takes(config.model, "model", name)
         wanted = any(a == key or a == key.split(".")[0] or a.startswith(f"{key}.") for a in asked)
         if wanted and not has_place and value:
             model = config.choices.get("model") or config.model["_target_"].rpartition(".")[2]
             neutral = "leave activation out" if key == "activation" else "use dropout=none"
             raise UsageError(f"{key} was asked for, but model {model} does not use it; {neutral}")
-    dropout = DropoutConfig(
-        conv if places["dropout.conv"][0] else None, dense if places["dropout.dense"][0] else None
-    )
-    activation = config.activation if places["activation"][0] else None
-    return dataclasses.replace(config, dropout=dropout, activation=activation)
+        taken[name] = value if has_place else None
+    dropout = DropoutConfig(taken["conv_dropout"], taken["dense_dropout"])
+    return dataclasses.replace(config, dropout=dropout, activation=taken["activation"])
 
 
 def _with_settings_of_weights(config: RunConfig, asked: Collection[str]) -> RunConfig:

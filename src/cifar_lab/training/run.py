@@ -293,10 +293,7 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
     run, config, splits, state = training.run, training.config, training.splits, training.state
     summary = dataclasses.replace(training.summary, **console.training_fields(state))
     run.write_summary(summary)
-    test = splits.official_test if config.evaluation.test == "official" else splits.test
-    scored = {"test": test, "validation": splits.validation}
-    counts = [f"{len(s):,} {name} images" for name, s in scored.items() if s is not None]
-    log.info("evaluating: %s", " and ".join(counts))
+    log.info("evaluating the run")
     summary = dataclasses.replace(summary, **evaluate(run, splits=splits))
     questionable = sanity_checks.after(run, splits, state, training.batches)
     warnings = console.log_warnings(summary.warnings, questionable)

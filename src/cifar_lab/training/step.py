@@ -19,6 +19,9 @@ from cifar_lab.training.device import autocast
 from cifar_lab.training.splits import Split
 from cifar_lab.training.state import TrainState, global_generators, set_global_generators
 
+OnBatch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From images and labels to the loss and the sums of a batch."""
+
 _WARM_UP = 3  # passes before a capture, as torch's documentation of CUDA graphs asks for
 
 
@@ -159,7 +162,7 @@ class GraphedPasses(Passes):
 
     def __init__(self, state: TrainState, criterion: Criterion) -> None:
         super().__init__(state, criterion)
-        self._graphs: dict[object, _Graph] = {}
+        self._captured: dict[object, OnBatch] = {}
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and the sums; the gradients are those of this batch alone."""
@@ -167,55 +170,48 @@ class GraphedPasses(Passes):
         trained = tuple(parameter.requires_grad for parameter in model.parameters())
         modes = tuple(module.training for module in model.modules())
         key = (images.shape, labels.shape, labels.dtype, trained, modes)
-        if key not in self._graphs:
-            self._graphs[key] = _Graph(super().__call__, self._state, images, labels)
-        return self._graphs[key].replay(images, labels)
+        if key not in self._captured:
+            self._captured[key] = _capture(super().__call__, self._state, images, labels)
+        return self._captured[key](images, labels)
 
 
-class _Graph:
-    """The passes on buffers of one shape, captured on CUDA."""
+def _capture(passes: OnBatch, state: TrainState, images: Tensor, labels: Tensor) -> OnBatch:
+    """Capture the passes on CUDA, on buffers of one shape; return what replays them on a batch."""
+    shown, known = images.clone(), labels.clone()
+    parameters = list(state.model.parameters())
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with _undone(state):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                state.optimizer.zero_grad(set_to_none=True)
+                passes(shown, known)
+        torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(state.generator)  # of dropout masks
+    state.optimizer.zero_grad(set_to_none=True)
+    on_host = [buffer for buffer in state.model.buffers() if buffer.device.type == "cpu"]
+    before = [int(counter) for counter in on_host]
+    # Of this thread alone: another one may pin the images of the next steps.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        measured = passes(shown, known)
+    gradients = [parameter.grad for parameter in parameters]
+    # Of the layers that were in training mode; a replay does nothing on the host.
+    counters = [c for c, n in zip(on_host, before, strict=True) if int(c) != n]
+    for counter in counters:
+        counter -= 1
 
-    def __init__(
-        self,
-        passes: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        state: TrainState,
-        images: Tensor,
-        labels: Tensor,
-    ) -> None:
-        self._images, self._labels = images.clone(), labels.clone()
-        self._parameters = list(state.model.parameters())
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        with _undone(state):
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(_WARM_UP):
-                    state.optimizer.zero_grad(set_to_none=True)
-                    passes(self._images, self._labels)
-            torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        self._graph.register_generator_state(state.generator)  # of dropout masks
-        state.optimizer.zero_grad(set_to_none=True)
-        counters = [buffer for buffer in state.model.buffers() if buffer.device.type == "cpu"]
-        before = [int(counter) for counter in counters]
-        # Of this thread alone: another one may pin the images of the next steps.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._measured = passes(self._images, self._labels)
-        self._gradients = [parameter.grad for parameter in self._parameters]
-        # Of the layers that were in training mode; a replay does nothing on the host.
-        self._counters = [c for c, n in zip(counters, before, strict=True) if int(c) != n]
-        for counter in self._counters:
-            counter -= 1
-
-    def replay(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the passes measure on a batch, and leave its gradients."""
-        self._images.copy_(images)
-        self._labels.copy_(labels)
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+    def replay(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        shown.copy_(images)
+        known.copy_(labels)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        self._graph.replay()
-        for counter in self._counters:
+        graph.replay()
+        for counter in counters:
             counter += 1
-        return self._measured
+        return measured
+
+    return replay
 
 
 @contextlib.contextmanager

@@ -224,20 +224,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute with one thread in a block: more of them wait for each other on two images.
-
-    On a busy machine they wait for most of the time.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[None]:
     """Return the autocast context of a precision; fp32 has none."""
     if precision == "fp32":

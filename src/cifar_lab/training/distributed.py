@@ -26,7 +26,7 @@ from cifar_lab.errors import RunFailed, Stopped, UsageError, first_line
 from cifar_lab.runs.summary import code_version
 from cifar_lab.training.build import build_state
 from cifar_lab.training.data import load_splits
-from cifar_lab.training.device import configure
+from cifar_lab.training.device import configure, derive_seed
 from cifar_lab.training.group import YIELD_SECONDS, Group, Part, is_dense
 from cifar_lab.training.loop import Diverged, Stop, fit
 
@@ -271,7 +271,9 @@ def _train_part(group: Processes, stop: Stop, request: dict[str, Any]) -> None:
     torch.manual_seed(config.seed)
     splits = load_splits(config, device)
     state, batches = build_state(config, splits, device, group=group)
-    state.take_over(group.share())
+    state.load_state_dict(group.share())
+    # What is drawn from torch's global generators is this process's own.
+    torch.manual_seed(derive_seed(state.seed, "global", state.epoch, state.step) + group.rank)
     watched = splits.test if config.evaluation.watch_test else None
     settings = config.training, config.evaluation
     with stop.graceful():

@@ -24,7 +24,6 @@ from cifar_lab.training.build import build_model, load_initial_weights, target_o
 from cifar_lab.training.data import with_numbers
 from cifar_lab.training.device import (
     check_compiler,
-    one_thread,
     seeded,
     select_device,
     select_precision,
@@ -159,8 +158,12 @@ def check(
             check_source(config, start)
     if not rerun and _is_finished(config):
         return config
-    with one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them wait for each other on two images
+    try:
         optimizer = _try_to_train(config)
+    finally:
+        torch.set_num_threads(threads)
     if config.scheduler is not None:
         check_scheduler(config, config.scheduler, optimizer)
     return config

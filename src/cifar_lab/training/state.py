@@ -208,12 +208,6 @@ class TrainState:
         else:
             self.generator.manual_seed(derive_seed(self.seed, "dropout", "moved"))
 
-    def take_over(self, state: dict[str, Any]) -> None:
-        """Load the state of process 0; draws from torch's global generators stay this process's."""
-        self.load_state_dict(state)
-        seed = derive_seed(self.seed, "global", self.epoch, self.step)
-        torch.manual_seed(seed + self.group.rank)
-
 
 def history_tensor(rows: list[EpochMetrics]) -> Tensor:
     """Return rows as float64 (rows, columns); a missing value is NaN.

@@ -25,7 +25,7 @@ LINES = {
     "runs": 1572,
     "datasets": 1690,
     "models optimizers": 1463,
-    "training": 4379,
+    "training": 4354,
     "figures": 1655,
     "trackers": 885,
     "sweeps": 2186,

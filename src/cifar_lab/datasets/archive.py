@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from cifar_lab.datasets import ImageArrays
-from cifar_lab.datasets.download import SourceFailed, TooSlow, download, file_matches
-from cifar_lab.datasets.store import Add, Facts, add_arrays, cached
+from cifar_lab.datasets.download import SourceFailed, TooSlow, download
+from cifar_lab.datasets.store import Add, Facts, add_arrays, cached, file_matches
 from cifar_lab.errors import Unavailable, UsageError, redact_addresses
 
 log = logging.getLogger("cifar_lab")

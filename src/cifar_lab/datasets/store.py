@@ -152,6 +152,8 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
     `mapped` arrays are verified as `cached` says.
     """
     index, note = folder / "contents.json", folder / "verified"
+    if not index.exists():
+        return None
     try:
         facts = json.loads(index.read_bytes())
         if facts.pop("key") != key:
@@ -164,7 +166,7 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
         for name in ARRAYS:
             path, entry = folder / f"{name}.bin", entries[name]
             # Of the file and not of the map, whose pages would stay in memory.
-            if everything and _sha256(path) != known[name]:
+            if everything and not file_matches(path, known[name]):
                 raise _Damaged(f"{path} is damaged (its sha256 does not match)")
             if not everything and _sample(path) != entry["sample"]:
                 raise _Damaged(f"{path} is damaged (the sha256 of samples of it does not match)")
@@ -176,17 +178,17 @@ def _read(folder: Path, key: str, checksums: Mapping[str, str], mapped: bool) ->
             facts[name] = tuple(facts.get(name, ()))  # a list in the file
         verified = "all" if everything else "samples"
         return ImageArrays(**facts, mapped=mapped, verified=verified, known_checksums=known)
-    except FileNotFoundError as error:
-        if not index.exists():
-            return None
-        raise _Damaged(f"{error.filename} is damaged (it is missing)") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _Damaged(f"{index} is damaged ({first_line(error)})") from error
 
 
-def _sha256(path: Path) -> str:
+def file_matches(path: Path, digest: str) -> bool:
+    """Whether the file exists and has this md5 or sha256."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        algorithm = "md5" if len(digest) == 32 else "sha256"
+        return hashlib.file_digest(file, algorithm).hexdigest() == digest
 
 
 def _sample(path: Path) -> str:

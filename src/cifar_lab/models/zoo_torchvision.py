@@ -13,10 +13,6 @@ from cifar_lab.models.pretrained import (
 )
 
 # Their auxiliary classifiers would be a second result in training.
-_BUILDER_SETTINGS: dict[str, dict[str, Any]] = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
-}
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
 
@@ -41,7 +37,8 @@ class TorchvisionModel(PretrainedModel):
     ) -> None:
         from torchvision.models import get_model, get_model_weights
 
-        settings = _BUILDER_SETTINGS.get(architecture, {})
+        known = architecture in _AUXILIARY
+        settings: dict[str, Any] = {"aux_logits": False, "init_weights": True} if known else {}
         network = get_model(architecture, weights=None, num_classes=num_classes, **settings)
         linear = [name for name, part in network.named_modules() if isinstance(part, nn.Linear)]
         super().__init__(

@@ -64,7 +64,11 @@ class Muon(torch.optim.Optimizer):
                 raise ValueError(f"{name}={value} must be at least 0")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} must be at least 0 and below 1")
-        matrices, others = _two_groups(list(params))
+        groups = list(params)
+        if not isinstance(groups[0], dict):
+            vectors = [p for p in groups if p.ndim < 2]
+            groups = [{"params": [p for p in groups if p.ndim >= 2]}, {"params": vectors}]
+        matrices, others = (list(group["params"]) for group in groups)
         if not matrices:
             raise ValueError("the model has no hidden matrix, which is what Muon is for")
         defaults = {
@@ -77,8 +81,8 @@ class Muon(torch.optim.Optimizer):
             "normalize_weights": normalize_weights,
         }
         self._rest = _rest(others, rest, rest_momentum, lr=rest_lr, weight_decay=rest_weight_decay)
-        groups: list[dict[str, Any]] = [{"params": matrices}]
-        super().__init__([*groups, *(self._rest.param_groups if self._rest else [])], defaults)
+        rest_groups = self._rest.param_groups if self._rest else []
+        super().__init__([{"params": matrices}, *rest_groups], defaults)
 
     @staticmethod
     def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -136,15 +140,6 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(rows**0.5 / parameter.norm().clamp(min=_EPSILON))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.reshape(parameter.shape), alpha=-rate)
-
-
-def _two_groups(params: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """Return matrices and the rest, of two groups or of parameters."""
-    if params and isinstance(params[0], dict):
-        matrices, others = (list(group["params"]) for group in params)
-        return matrices, others
-    matrices = [p for p in params if p.ndim >= 2]
-    return matrices, [p for p in params if p.ndim < 2]
 
 
 def _rest(

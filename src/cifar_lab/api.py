@@ -226,8 +226,7 @@ def sweep(*overrides: str) -> Runs:
     It is `python -m cifar_lab.train -m` with these words. All runs are tried before an error is
     raised; those that succeeded are in their folders, and the same call runs the others.
     """
-    words = overrides if any(w in ("-m", "--multirun") for w in overrides) else (*overrides, "-m")
-    request = _compose(words, "sweep")
+    request = _compose(("-m", *overrides), "sweep")
     with _stopping() as stop:
         return _run_many(request, stop)
 

@@ -101,13 +101,6 @@ def error_page(
     right = float(np.mean([stored.accuracy for stored in predictions]))
     chance = np.bincount(predictions[0].labels).max() / len(predictions[0])
     is_asked = len(runs) > 1 and right >= (1 + chance) / 2  # nearer to chance, they doubt no label
-
-    def picture_of(mistake: Mistake) -> dict[str, Any]:
-        return thumbnail(image_of(mistake.index), _LONGEST)
-
-    def name_of(mistake: Mistake) -> str:
-        return shorten(files[mistake.index], 60) if files else f"test image {mistake.index:,}"
-
     titles = [shorten(run.path.name, 120) for run in runs]
     mistakes = [confident_mistakes(stored, count) for stored in predictions]
     return render(
@@ -117,8 +110,8 @@ def error_page(
         right=right,
         count=count,
         names=[shorten(name, 40) for name in names],
-        picture_of=picture_of,
-        name_of=name_of,
+        files=[shorten(name, 60) for name in files],
+        picture_of=lambda index: thumbnail(image_of(index), _LONGEST),
     )
 
 

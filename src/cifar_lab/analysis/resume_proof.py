@@ -37,7 +37,13 @@ def prove(config: RunConfig, folder: Path, stops: int, seed: int = 0) -> list[st
 
     Each part of the stopped run starts from its files alone. RunFailed if the two differ.
     """
-    once, often = (_new_run(config, folder, name) for name in ("once", "often"))
+    # print_every=1: a yield, and so a possible stop, after each step
+    training = dataclasses.replace(config.training, print_every=1, keep_last=True)
+    config = dataclasses.replace(
+        config, training=training, tracker=None, output_dir=str(folder), name="once"
+    )
+    once = RunDir.create(config)
+    often = RunDir.create(dataclasses.replace(config, name="often"))
     log = logging.getLogger("cifar_lab")
     level = log.level
     log.setLevel(logging.WARNING)
@@ -64,13 +70,6 @@ def prove(config: RunConfig, folder: Path, stops: int, seed: int = 0) -> list[st
         "schedule, generators, best.pt, metrics.csv but for times, and predictions are the same, "
         "bit for bit",
     ]
-
-
-def _new_run(config: RunConfig, folder: Path, name: str) -> RunDir:
-    # print_every=1: a yield, and so a possible stop, after each step
-    training = dataclasses.replace(config.training, print_every=1, keep_last=True)
-    config = dataclasses.replace(config, training=training, tracker=None)
-    return RunDir.create(dataclasses.replace(config, output_dir=str(folder), name=name))
 
 
 def _run_until(run: RunDir, number: int) -> str | None:

@@ -29,7 +29,7 @@ LINES = {
     "figures": 1653,
     "trackers": 885,
     "sweeps": 2186,
-    "analysis": 3860,
+    "analysis": 3852,
     "exports": 450,
     "throughput": 552,
     "commands": 2445,  # the modules beside the packages

@@ -21,7 +21,7 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 # The design asks for at most 1,562 lines of runs, 1,687 of datasets, 2,250 of sweeps and 21,500 of
 # src: what is above is still to be cut.
 LINES = {
-    "config": 2342,
+    "config": 2336,
     "runs": 1572,
     "datasets": 1690,
     "models optimizers": 1463,

@@ -141,13 +141,8 @@ def _stray(words: Sequence[str], index: int) -> UsageError:
 
 def is_run_folder(word: str) -> bool:
     """Return whether a word of a command line is the folder of a run."""
-    return _is_file(f"{word}/config.yaml")
+    return is_file(f"{word}/config.yaml")
 
 
-def is_config_file(word: str) -> bool:
-    """Return whether a word of a command line is a file such as the config.yaml of a run."""
-    return word.endswith((".yaml", ".yml")) and _is_file(word)
-
-
-_is_file = os.path.isfile
+is_file = os.path.isfile
 """Unlike Path.is_file it takes any text: too long for a file name, or with a null character."""

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_lab.config.command_line import (
     CommandLine,
     check_words,
-    is_config_file,
+    is_file,
     is_run_folder,
     parse_command_line,
 )
@@ -66,9 +66,11 @@ def compose(argv: Sequence[str]) -> Request:
     """
     line = parse_command_line(argv)
     words = list(line.overrides)
-    folder = Path(words.pop(0)) if words and is_run_folder(words[0]) else None
-    file = None if folder is None else folder / "config.yaml"
-    if file is None and words and is_config_file(words[0]):
+    folder, file = None, None
+    if words and is_run_folder(words[0]):
+        folder = Path(words.pop(0))
+        file = folder / "config.yaml"
+    elif words and words[0].endswith((".yaml", ".yml")) and is_file(words[0]):
         file = Path(words.pop(0))
     check_words(words)
     parsed = parse_overrides(words)

@@ -160,8 +160,8 @@ def code_version(config: RunConfig) -> str:
     digest = hashlib.sha256()
     # The names are the same wherever the package is installed.
     names = {s: str(s.relative_to(_PACKAGE)) if _PACKAGE in s.parents else s.name for s in sources}
-    for source, name in sorted(names.items(), key=lambda item: item[::-1]):
-        digest.update(f"{name}\n{sources[source]}\n".encode())
+    for source in sorted(sources, key=lambda source: (names[source], source)):
+        digest.update(f"{names[source]}\n{sources[source]}\n".encode())
     return f"{RESULTS_VERSION}-{digest.hexdigest()[:12]}"
 
 

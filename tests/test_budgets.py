@@ -23,8 +23,8 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 LINES = {
     "config": 2336,
     "runs": 1572,
-    "datasets": 1690,
-    "models optimizers": 1463,
+    "datasets": 1683,
+    "models optimizers": 1455,
     "training": 4354,
     "figures": 1653,
     "trackers": 885,

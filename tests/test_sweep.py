@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from cifar_lab.sweeps import local, pool
 from cifar_lab.sweeps.cell import THREADS, Cell, run_cell, sweep_cells
 from cifar_lab.sweeps.outcome import Outcome, Pace, closing_table, plan, raise_for
 from cifar_lab.sweeps.pool import run_all
+from cifar_lab.sweeps.server import LOST
 from cifar_lab.training import device
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
@@ -160,6 +162,20 @@ def test_two_configs_of_one_address_are_one_cell(tmp_path: Path) -> None:
     cells = cells_of(tmp_path, "threads=1,2")
     assert len(cells) == 1
     assert cells[0].axes == {"threads": "1"}
+
+
+def test_a_cell_that_outlives_its_server_has_ended_once_its_lock_is_free(tmp_path: Path) -> None:
+    (cell,) = cells_of(tmp_path)
+    process = types.SimpleNamespace(poll=lambda: LOST)
+    job = pool.Job(cell, process)
+    with RunDir.create(cell.config).lock():
+        assert job.poll() is None
+    assert job.poll() == LOST
+    with cell.run.lock():  # by another sweep
+        assert job.poll() == LOST
+    outcome = job.outcome()
+    assert (outcome.after, outcome.code) == ("failed", 1)
+    assert outcome.error == "its process ended; see its train.log"
 
 
 @pytest.mark.slow

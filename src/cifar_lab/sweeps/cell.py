@@ -94,10 +94,9 @@ class Cell:
 
     def epochs_done(self) -> int:
         """Return how many epochs metrics.csv holds."""
-        try:
+        with contextlib.suppress(RunFailed):
             return len(self.run.read_metrics())
-        except RunFailed:
-            return 0
+        return 0
 
 
 def sweep_cells(

@@ -44,13 +44,16 @@ class Job:
     ) -> None:
         self.cell, self.process, self.loss = cell, process, loss
         self.was_asked = False
+        self._code: int | None = None
         self._started = time.monotonic()
 
     def poll(self) -> int | None:
         """Return the exit code of a job that has ended, None while it runs."""
-        code: int | None = self.process.poll()
-        outlives = code == LOST and self.cell.run.is_locked()  # the server that started it
-        return None if outlives else code
+        if self._code is None:
+            code: int | None = self.process.poll()
+            outlives = code == LOST and self.cell.run.is_locked()  # the server that started it
+            self._code = None if outlives else code
+        return self._code
 
     def ask_to_stop(self) -> None:
         """Let the run save and end; asking again changes nothing."""
@@ -272,8 +275,7 @@ def _without_running(cell: Cell, state: str, accept_code: bool) -> Outcome | Non
     if state == "other code" and not accept_code:
         error = "made by other code: rerun=true runs it again, accept_code=true takes it as it is"
         return Outcome(cell, state, state, 0.0, 3, error)
-    summary = cell.summary()
-    if summary is None or summary.status != "finished":
+    if cell.run.status != "finished":
         return None
     problem = cell.data_problem()
     if problem is not None:

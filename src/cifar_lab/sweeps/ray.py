@@ -55,8 +55,7 @@ class RaySettings:
 
     def check(self, path: str) -> None:
         """Refuse an address that is none."""
-        host_port = _host_and_port(self.target)
-        if self.target not in ("local", "auto") and host_port is None:
+        if self.target not in ("local", "auto") and _host_and_port(self.target) is None:
             name = f"{path}.address" if self.address else "RAY_ADDRESS"
             raise wrong(name, self.target, "HOST:PORT, auto or local")
 

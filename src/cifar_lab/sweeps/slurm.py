@@ -7,6 +7,7 @@ preemption or the end of its time, announced by SIGUSR2) the cell saves, the job
 and goes on from there, in another process and perhaps on another machine.
 """
 
+import functools
 import json
 import logging
 import os
@@ -169,14 +170,12 @@ def sent_jobs(queue: Mapping[str, str]) -> dict[str, tuple[str, Path]]:
     SLURM knows the script of each job, and the cells of its array are beside that: the jobs of a
     command that was killed while it was sending are found too.
     """
+    read = functools.cache(lambda file: json.loads(file.read_bytes())["cells"])
     sent = {}
-    cells: dict[Path, Any] = {}
     for job, script in queue.items():
         folder = Path(script).parent
-        if folder.parent.name == ".sweeps" and (folder / "array.json").exists():
-            if folder not in cells:
-                cells[folder] = json.loads((folder / "array.json").read_bytes())["cells"]
-            sent[cells[folder][int(job.partition("_")[2])][0]] = (job, folder)
+        if folder.parent.name == ".sweeps" and (file := folder / "array.json").exists():
+            sent[read(file)[int(job.partition("_")[2])][0]] = (job, folder)
     return sent
 
 

@@ -136,7 +136,8 @@ def test_only_files_of_runs_are_served_and_only_to_this_machine(
     secret = folder.parent / "secret.txt"
     secret.write_text("hushed")
     (finished.path / "link.txt").symlink_to(secret)
-    for path in (f"{inside}/link.txt", "/../secret.txt", "/%2e%2e/secret.txt"):
+    (finished.path / "index.html").symlink_to(secret)
+    for path in (f"{inside}/link.txt", f"{inside}/", "/../secret.txt", "/%2e%2e/secret.txt"):
         status, content = get(server, path)
         assert (status, "hushed" in content) == (404, False)
     assert get(server, "/", Host="evil.example:80")[0] == 403

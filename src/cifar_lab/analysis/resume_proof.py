@@ -60,8 +60,7 @@ def prove(config: RunConfig, folder: Path, stops: int, seed: int = 0) -> list[st
             run_experiment(often, stop=real)
     finally:
         log.setLevel(level)
-    found = differences(once, often)
-    if found:
+    if found := differences(once, often):
         raise RunFailed(f"after {len(done)} stops the run is another one: {'; '.join(found[:5])}")
     summary = often.read_summary()
     return [

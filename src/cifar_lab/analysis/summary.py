@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
     from cifar_lab.runs.run_dir import RunDir
 
-PAGES = Path(__file__).with_name("pages")
-"""The pages' markup, style and script."""
-
 SCORES = ("best_val_accuracy", "best_val_loss", "best_epoch", "test_accuracy")
 CURVES = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", *BY_CLASS)
 
@@ -215,7 +212,7 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
     if effects.is_file() and any(group.difference for group in collection.groups):
         forest = "data:image/png;base64," + base64.b64encode(effects.read_bytes()).decode("ascii")
     return render(
-        PAGES / template,
+        Path(__file__).parent / "pages" / template,
         title=shorten(collection.folder.resolve().name, 120),
         summary=summary,
         collection=collection,

@@ -229,7 +229,9 @@ class _Handler(SimpleHTTPRequestHandler):
             else:
                 file = Path(self.translate_path(self.path)).resolve()
                 shown = file.is_dir() or file.suffix in _FILES
-                if not shown or not file.is_relative_to(self.server.folder):
+                # a folder's index.html is sent in its place, and may be a link
+                sent = [file, *((file / name).resolve() for name in ("index.html", "index.htm"))]
+                if not shown or not all(path.is_relative_to(self.server.folder) for path in sent):
                     raise UsageError("only files of the runs are shown")
                 return super().do_GET()
         except (UsageError, RunFailed, ValueError) as error:

@@ -45,22 +45,27 @@ import sys
 from torch import nn
 
 class Net(nn.Module):
-    def __init__(self, image_shape, num_classes, **settings):
+    def __init__(self, image_shape, num_classes, where, **settings):
         super().__init__()
+        if where == "built":
+            sys.exit(0)
+
+    def forward(self, images):
         sys.exit(0)
 """
 
 
+@pytest.mark.parametrize("where", ["built", "used"])
 def test_a_model_that_ends_the_process_is_refused(
-    tmp_path: Path, monkeypatch: Patch, capsys: Capture
+    where: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     (tmp_path / "leaves.py").write_text(LEAVES)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(targets, "_TRUSTED", set())
     model = ["model=two_branch", "dropout=none", "trust=[leaves]", "model._target_=leaves.Net"]
-    assert train.main(["dataset=digits", "device=cpu", *model]) == 2
+    assert train.main(["dataset=digits", "device=cpu", *model, f"+model.where={where}"]) == 2
     (message,) = capsys.readouterr().err.splitlines()
-    assert "model (leaves.Net" in message
+    assert "model (leaves.Net" in message if where == "built" else "calls sys.exit" in message
 
 
 def test_a_finished_run_answers_without_a_trial(finished: RunDir, monkeypatch: Patch) -> None:

@@ -139,15 +139,9 @@ def train_epoch(
         wanted = config.print_every is not None and (state.step - 1) % config.print_every == 0
         if group.is_due() or wanted or state.step == len(batches):
             train_loss, accuracy, _ = _means(state, epoch)
+            rows, steps = _step_rows(recent, epoch, state.step), len(batches)
             yield Progress(
-                kind="step",
-                phase="train",
-                epoch=epoch,
-                step=state.step,
-                steps=len(batches),
-                loss=train_loss,
-                accuracy=accuracy,
-                step_rows=_step_rows(recent, epoch, state.step),
+                "step", "train", epoch, state.step, steps, train_loss, accuracy, step_rows=rows
             )
             recent.clear()
             group.yielded()

@@ -236,6 +236,8 @@ def _try_model(model: Any, config: RunConfig, count: int, num_classes: int) -> A
     shape = list(config.dataset.image_shape)
     try:
         logits = model(torch.rand(count, *shape))
+    except SystemExit:
+        raise UsageError("model ends the process: it calls sys.exit") from None
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if count == 1:
             raise UsageError(

@@ -197,7 +197,6 @@ def _prepare(
         device_name=describe_device(device),
         threads=threads,
         parameters=sum(p.numel() for p in state.model.parameters()),
-        initial_learning_rate=config.optimizer.get("lr"),
         continued_from=continued or summary.continued_from,
         versions=summaries.versions(),
         commit=summaries.commit(),

@@ -18,8 +18,7 @@ from cifar_lab.config.identity import address
 from cifar_lab.models.airbench import Airbench, BiasNorm
 from cifar_lab.optimizers.muon import Muon, orthogonalize
 from cifar_lab.runs.summary import code_version
-from cifar_lab.training.build import build_model, build_state
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import build_model, build_state, load_splits
 from cifar_lab.training.loop import fit
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.scoring import mean_logits

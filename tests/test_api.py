@@ -30,7 +30,7 @@ from cifar_lab import train as command
 from cifar_lab.errors import UsageError
 from cifar_lab.objects import words_of
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import load_splits
 
 
 @pytest.fixture(scope="module")

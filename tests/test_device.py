@@ -24,8 +24,7 @@ from cifar_lab.errors import UsageError
 from cifar_lab.optimizers import optimizer_settings
 from cifar_lab.training import device, preflight, sanity_checks
 from cifar_lab.training.batches import read_images
-from cifar_lab.training.build import build_state
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.device import EVIDENCE, select_precision
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.scoring import mean_logits

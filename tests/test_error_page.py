@@ -15,7 +15,7 @@ from cifar_lab import evaluate
 from cifar_lab.analysis.ensembles import confident_mistakes, error_page, label_errors
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import load_splits
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import cifar_lab
 from cifar_lab import export
 from cifar_lab.exports import formats, safetensors_file
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import load_splits
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("convnet", "convnet_deep", "two_branch", "mixed_kernel", "resnet", "airbench_small")

@@ -9,8 +9,7 @@ from tiny_runs import TINY, config_of
 from cifar_lab import train as train_command
 from cifar_lab.analysis import resume_proof
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import build_state
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.step import Step, make_criterion
 

@@ -20,7 +20,7 @@ from cifar_lab.errors import Unavailable, UsageError
 from cifar_lab.runs import files
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import read_images
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 

@@ -19,7 +19,7 @@ from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import RunConfig, load
 from cifar_lab.errors import Stopped, UsageError
 from cifar_lab.runs.run_dir import RunDir, find_runs
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 
@@ -66,7 +66,7 @@ def test_a_run_finds_its_pictures_from_any_folder(
 
 
 def test_a_limit_takes_a_share_of_each_class(project: Path) -> None:
-    from cifar_lab.training.data import load_dataset
+    from cifar_lab.training.build import load_dataset
     from cifar_lab.training.preflight import compose_checked
 
     words = ["dataset=digits", "device=cpu"]
@@ -145,7 +145,7 @@ def test_a_config_that_is_only_shown_loads_no_data(
     def load(*_: object) -> None:
         raise AssertionError("data were loaded")
 
-    monkeypatch.setattr("cifar_lab.training.data.load_dataset", load)
+    monkeypatch.setattr("cifar_lab.training.build.load_dataset", load)
     assert train.main([*TINY_DIGITS, *AUTO, "--cfg", "job"]) == 0
     assert "mean: auto" in capsys.readouterr().out
     assert config("dataset.mean=[0.3]", "dataset.std=[0.4]").dataset.mean == [0.3]

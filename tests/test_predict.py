@@ -17,7 +17,7 @@ from cifar_lab.analysis import ensembles
 from cifar_lab.datasets.pictures import Fit
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.scoring import probabilities
 

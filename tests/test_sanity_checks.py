@@ -13,8 +13,7 @@ from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training import sanity_checks
 from cifar_lab.training.batches import Batches
-from cifar_lab.training.build import build_state
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.splits import Splits

@@ -17,8 +17,7 @@ from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import UsageError
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.training import loop
-from cifar_lab.training.build import build_state, normalisation
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import build_state, load_splits, normalisation
 from cifar_lab.training.device import derive_seed
 from cifar_lab.training.group import KeyedDropout, dropout_mask, key_dropout
 from cifar_lab.training.loop import Progress, fit
@@ -223,7 +222,7 @@ COMPILED = """
 import sys
 from torch._dynamo.utils import counters
 from cifar_lab.training.build import build_state
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import load_splits
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.loop import fit
 

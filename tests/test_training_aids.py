@@ -17,8 +17,7 @@ from cifar_lab.errors import Stopped
 from cifar_lab.optimizers.averages import Lookahead, WeightAverage
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import build_state, make_model
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import build_state, load_splits, make_model
 from cifar_lab.training.loop import fit
 from cifar_lab.training.run import run_experiment
 from cifar_lab.training.scoring import load_weights

@@ -94,7 +94,7 @@ def _write_errors(runs: Sequence[RunDir], count: int) -> Path:
     import torch
 
     from cifar_lab.analysis.ensembles import error_page
-    from cifar_lab.training.data import load_splits
+    from cifar_lab.training.build import load_splits
 
     splits = load_splits(runs[0].own_config(), "cpu")
     images = splits.official_test.images

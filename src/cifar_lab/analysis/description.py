@@ -16,8 +16,7 @@ from cifar_lab.errors import RunFailed, UsageError, listing, shorten
 from cifar_lab.figures.lr_range import HIGHEST, LOWEST, STEPS, WINDOW, RangeTest, advise, smooth
 from cifar_lab.models.layers import trace_layers
 from cifar_lab.runs.text import align, class_name
-from cifar_lab.training.build import build_model, build_state, normalisation
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import build_model, build_state, load_splits, normalisation
 from cifar_lab.training.device import configure, select_device
 from cifar_lab.training.loop import Diverged, fit
 from cifar_lab.training.splits import Splits

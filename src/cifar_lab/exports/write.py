@@ -15,7 +15,7 @@ from cifar_lab.exports.formats import FORMATS, Answers, Floats, answers_of
 from cifar_lab.exports.network import load_network, metadata
 from cifar_lab.runs.files import replacing
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.data import check_same_data, load_splits
+from cifar_lab.training.build import check_same_data, load_splits
 from cifar_lab.training.sanity_checks import sum_to_one
 
 TOLERANCE = 1e-4

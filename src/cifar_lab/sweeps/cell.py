@@ -24,7 +24,7 @@ from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, Status, code_version, other_code
-from cifar_lab.training.data import check_finished
+from cifar_lab.training.build import check_finished
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import on_this_machine
 from cifar_lab.training.run import run_experiment

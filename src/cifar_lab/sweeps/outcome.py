@@ -29,9 +29,8 @@ from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.text import align, duration
 from cifar_lab.sweeps.cell import DONE, STOPPED, Cell
 from cifar_lab.training import device
-from cifar_lab.training.build import build_state
+from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.console import new_bar
-from cifar_lab.training.data import load_splits
 from cifar_lab.training.loop import Stop, fit
 from cifar_lab.training.preflight import on_this_machine
 

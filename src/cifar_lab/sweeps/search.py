@@ -28,7 +28,7 @@ from cifar_lab.sweeps.outcome import Outcome, Pace, closing_table
 from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Job, Launcher, Source, fill_slots, run_all
 from cifar_lab.sweeps.study import OVERRIDES, REPEATS, RUNS, Trial
 from cifar_lab.training.ambient import as_in_a_fresh_process
-from cifar_lab.training.data import check_data
+from cifar_lab.training.build import check_data
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
 

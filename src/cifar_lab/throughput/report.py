@@ -21,8 +21,7 @@ from cifar_lab.models.layers import step_multiply_adds
 from cifar_lab.runs.text import markdown_table
 from cifar_lab.throughput import loops
 from cifar_lab.throughput.profile import profile_steps, profile_table
-from cifar_lab.training.build import build_model
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import build_model, load_splits
 from cifar_lab.training.device import configure, describe_device, wait_for
 from cifar_lab.training.splits import Splits
 

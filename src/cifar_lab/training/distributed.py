@@ -24,8 +24,7 @@ from cifar_lab.config.run_config import RunConfig, parse, to_plain
 from cifar_lab.config.schema import wrong
 from cifar_lab.errors import RunFailed, Stopped, UsageError, first_line
 from cifar_lab.runs.summary import code_version
-from cifar_lab.training.build import build_state
-from cifar_lab.training.data import load_splits
+from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.device import configure, derive_seed
 from cifar_lab.training.group import YIELD_SECONDS, Group, Part, is_dense
 from cifar_lab.training.loop import Diverged, Stop, fit

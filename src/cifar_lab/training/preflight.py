@@ -20,8 +20,12 @@ from cifar_lab.config.schema import OptimizerConfig, default_of
 from cifar_lab.errors import Damaged, UsageError, first_line
 from cifar_lab.optimizers import build_optimizer, classifier_of
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import build_model, load_initial_weights, target_of_model
-from cifar_lab.training.data import with_numbers
+from cifar_lab.training.build import (
+    build_model,
+    load_initial_weights,
+    target_of_model,
+    with_numbers,
+)
 from cifar_lab.training.device import (
     check_compiler,
     seeded,

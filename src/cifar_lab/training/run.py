@@ -20,8 +20,13 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, queued
 from cifar_lab.training import console, sanity_checks
 from cifar_lab.training.batches import Batches
-from cifar_lab.training.build import build_state
-from cifar_lab.training.data import check_data, check_finished, data_record, load_splits
+from cifar_lab.training.build import (
+    build_state,
+    check_data,
+    check_finished,
+    data_record,
+    load_splits,
+)
 from cifar_lab.training.device import configure, describe_device, explain_precision, select_device
 from cifar_lab.training.group import Group
 from cifar_lab.training.loop import Stop, fit

@@ -21,9 +21,8 @@ from cifar_lab.runs.files import MAX_BYTES, load_checkpoint, write_text
 from cifar_lab.runs.metrics import Predictions, best_row
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import in_order
-from cifar_lab.training.build import make_model, normalisation
+from cifar_lab.training.build import check_same_data, load_splits, make_model, normalisation
 from cifar_lab.training.console import draw_figures, new_bar
-from cifar_lab.training.data import check_same_data, load_splits
 from cifar_lab.training.device import autocast, derive_seed, select_device
 from cifar_lab.training.splits import Split, Splits
 

@@ -25,7 +25,7 @@ LINES = {
     "runs": 1572,
     "datasets": 1683,
     "models optimizers": 1455,
-    "training": 4354,
+    "training": 4355,
     "figures": 1653,
     "trackers": 885,
     "sweeps": 2186,

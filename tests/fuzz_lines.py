@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 
 from cifar_lab.__main__ import COMMANDS
-from cifar_lab.config.groups import find_options, setting_keys
+from cifar_lab.config.command_line import find_options, setting_keys
 
 
 def listed(text: str) -> list[str]:

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cifar_lab.config.command_line import OTHER_NAMES
-from cifar_lab.config.groups import setting_keys
+from cifar_lab.config.command_line import OTHER_NAMES, setting_keys
 from cifar_lab.datasets import ARRAYS
 from cifar_lab.datasets.store import data_root
 from cifar_lab.errors import UsageError, first_line, shorten

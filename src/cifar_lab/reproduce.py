@@ -8,7 +8,7 @@ from pathlib import Path
 from cifar_lab import cli
 from cifar_lab.analysis import reproduction, verdicts
 from cifar_lab.analysis.reproduction import ReportExperiment, Row
-from cifar_lab.config import groups
+from cifar_lab.config import command_line
 from cifar_lab.config.identity import address
 from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
@@ -87,7 +87,7 @@ def read_experiment(
 
 def _wanted(asked: Sequence[str], config_dir: Path | None) -> list[str]:
     """Return the experiments that tags and names mean; "all" is every one with a report's tag."""
-    experiments = groups.experiments(config_dir)
+    experiments = command_line.experiments(config_dir)
     known = {name: tag for name, tag in experiments.items() if name not in ("none", "smoke")}
     meant: dict[str, list[str]] = {}
     for name, tag in known.items():

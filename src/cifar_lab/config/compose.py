@@ -28,12 +28,13 @@ from omegaconf.errors import OmegaConfBaseException
 from cifar_lab.config.command_line import (
     CommandLine,
     check_words,
+    config_folder,
+    find_options,
     is_file,
     is_run_folder,
     parse_command_line,
 )
 from cifar_lab.config.data_config import keep_place
-from cifar_lab.config.groups import config_folder, find_options
 from cifar_lab.config.launch import (
     Dimension,
     LaunchOptions,

@@ -17,12 +17,12 @@ from typing import Any
 
 import yaml
 
-from cifar_lab.config.command_line import make_parser
-from cifar_lab.config.groups import (
+from cifar_lab.config.command_line import (
     config_folder,
     default_options,
     default_settings,
     find_options,
+    make_parser,
 )
 from cifar_lab.config.identity import TRANSPORT_ARGUMENTS
 from cifar_lab.config.launch import LAUNCH_KEYS, LaunchOptions

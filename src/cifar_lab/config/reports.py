@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cifar_lab.config.groups import find_files
+from cifar_lab.config.command_line import find_files
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting
 from cifar_lab.errors import UsageError, first_line, shorten_path

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifar_lab.config.run_config import LookaheadConfig
-from cifar_lab.errors import Stopped
+from cifar_lab.errors import Damaged, Stopped
 from cifar_lab.optimizers.averages import Lookahead, WeightAverage
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
@@ -182,6 +182,8 @@ def test_a_run_validates_and_keeps_the_averaged_weights(splits: Splits, tmp_path
     assert summary.test_accuracy == summary.test_accuracy_averaged
     assert summary.test_accuracy_averaged == run.read_predictions("test", "averaged").accuracy
     assert summary.test_accuracy_last == run.read_predictions("test", "last").accuracy
+    with pytest.raises(Damaged, match=r"weights of the run's model: .* size mismatch for"):
+        load_weights(run, "best", make_model(config_of("model.widths=[2,2]"), 10, "cpu"))
 
 
 # --- lookahead ------------------------------------------------------------------------------------

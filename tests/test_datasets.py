@@ -14,15 +14,7 @@ from fileserver import Behaviour, FileServer, file_server
 from omegaconf import OmegaConf
 from PIL import Image, ImageColor
 
-from cifar_lab.datasets import (
-    ImageArrays,
-    cifar10,
-    digits,
-    held_out,
-    image_folder,
-    mnist,
-    npz,
-)
+from cifar_lab.datasets import ImageArrays, cifar10, digits, held_out, image_folder, mnist, npz
 from cifar_lab.datasets.archive import loader, unpack
 from cifar_lab.datasets.pictures import Fit, Preparation, read_picture
 from cifar_lab.datasets.store import Add, Facts, add_arrays, cached, data_root

@@ -13,7 +13,9 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifar_lab.config.run_config import LookaheadConfig
+from cifar_lab.config.schema import OptimizerConfig
 from cifar_lab.errors import Damaged, Stopped
+from cifar_lab.optimizers import build_optimizer
 from cifar_lab.optimizers.averages import Lookahead, WeightAverage
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
@@ -245,3 +247,18 @@ def test_a_run_ends_on_its_slow_weights_and_begins_them_anew_where_they_are_lost
     assert same(checkpoint["model"], checkpoint["lookahead"])
     assert not same(weights(run), weights(tiny_finished))
     assert "lookahead" not in torch.load(tiny_finished.last, weights_only=True)
+
+
+@pytest.mark.parametrize("name", ["Adam", "Adagrad", "RMSprop", "SGD"])
+def test_a_step_without_the_compilers_breaks_is_torchs_step(name: str) -> None:
+    models = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    models[1].load_state_dict(models[0].state_dict())
+    config = OptimizerConfig({"_target_": f"torch.optim.{name}", "lr": 0.01})
+    plain = getattr(torch.optim, name)(models[1].parameters(), lr=0.01)
+    optimizers = [build_optimizer(config, models[0]), plain]
+    for _ in range(3):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            model(torch.ones(5, 3)).square().sum().backward()
+            optimizer.step()
+    assert str(models[0].state_dict()) == str(models[1].state_dict())
+    assert str(optimizers[0].state_dict()) == str(plain.state_dict())

@@ -102,8 +102,10 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
             axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
             for rest in rests:
                 axes.plot(_column(rest, "epoch"), _column(rest, name), linewidth=0.7, **look)
-    columns = max(1, math.ceil(len(groups) / 60))
-    style.legend_outside(figure, panels["train_loss"], columns=columns, handlelength=3.2)
+    few = len("".join(groups)) + 12 * len(groups) <= 160  # one line below, no width is lost
+    columns = len(groups) if few else math.ceil(len(groups) / 60)
+    below: dict[str, Any] = {"loc": "outside lower center"} if few else {}
+    style.legend_outside(figure, panels["train_loss"], columns=columns, handlelength=3.2, **below)
     words = "lines: mean over the runs · bands: lowest to highest run"
     style.caption(figure, words + " · thin lines: runs that trained for longer" * longer)
     return figure

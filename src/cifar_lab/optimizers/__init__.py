@@ -7,6 +7,7 @@ from torch import nn
 from cifar_lab.config.schema import OptimizerConfig
 from cifar_lab.config.targets import build, resolve
 from cifar_lab.errors import UsageError
+from cifar_lab.optimizers.eager import prepare_torch, step_eagerly
 
 _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")  # on CUDA and on MPS
 
@@ -27,6 +28,14 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Any:
 
     An optimizer with a function `parameter_groups(model)` divides the parameters itself.
     """
+    prepare_torch()
+    optimizer = build(config.target, "optimizer", params=_parameters(config, model))
+    step_eagerly(optimizer)
+    return optimizer
+
+
+def _parameters(config: OptimizerConfig, model: nn.Module) -> Any:
+    """Return a model's parameters, or its groups of them."""
     target, rate = config.target, config.backbone_lr
     divide = getattr(resolve(target.get("_target_"), "optimizer"), "parameter_groups", None)
     if divide is not None:
@@ -35,14 +44,13 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Any:
                 f"optimizer.backbone_lr={rate} is wrong: {target['_target_']} divides the "
                 "parameters itself"
             )
-        return build(target, "optimizer", params=divide(model))
+        return divide(model)
     if rate is None:
-        return build(target, "optimizer", params=model.parameters())
+        return model.parameters()
     head = list(classifier_of(model, "optimizer.backbone_lr").parameters())
     of_head = {id(parameter) for parameter in head}
     backbone = [parameter for parameter in model.parameters() if id(parameter) not in of_head]
-    groups = [{"params": head}, {"params": backbone, "lr": rate}]
-    return build(target, "optimizer", params=groups)
+    return [{"params": head}, {"params": backbone, "lr": rate}]
 
 
 def optimizer_settings(config: OptimizerConfig, device: str, precision: str) -> OptimizerConfig:

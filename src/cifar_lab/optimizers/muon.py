@@ -6,6 +6,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cifar_lab.optimizers.eager import step_eagerly
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic: steep at zero, as Jordan chose them
 _EPSILON = 1e-7
 
@@ -81,6 +83,8 @@ class Muon(torch.optim.Optimizer):
             "normalize_weights": normalize_weights,
         }
         self._rest = _rest(others, rest, rest_momentum, lr=rest_lr, weight_decay=rest_weight_decay)
+        if self._rest is not None:
+            step_eagerly(self._rest)
         rest_groups = self._rest.param_groups if self._rest else []
         super().__init__([{"params": matrices}, *rest_groups], defaults)
 

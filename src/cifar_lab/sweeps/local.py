@@ -29,7 +29,7 @@ from cifar_lab.training import device
 _CAN_FORK = sys.platform == "linux"  # macOS's libraries do not survive it, Windows has no fork
 _PRELOADED = (
     "cifar_lab.config.compose",
-    "torch._dynamo",  # the first optimizer imports it
+    "torch",
     "sklearn.metrics",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",

@@ -175,7 +175,8 @@ def configure(device: str, threads: int | None, deterministic: bool) -> int:
     """
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)  # imports torch's compiler: a second
     if ":" in device:  # streams and captured graphs belong to the current device
         torch.cuda.set_device(device)
     if device.startswith("cuda"):

@@ -114,17 +114,18 @@ def test_the_page_renews_itself_by_what_has_changed(
     assert "Configurations" in page
     assert "connect-src 'self'" in page
 
-    def state() -> Any:
-        return json.loads(get(server, "/state")[1])
+    def changes(since: int) -> Any:
+        return json.loads(get(server, f"/changes?since={since}")[1])
 
-    first = state()
-    assert [row[1] for row in first["rows"]] == ["finished", "queued"]
+    first = changes(0)
+    assert [row[2] for row in first["rows"]] == ["finished", "queued"]
     assert first["ended"] == 1
-    assert state() == first
+    second = changes(first["version"])
+    assert second["rows"] == []
     assert files(folder) == before
     finished.rewrite_metrics(finished.read_metrics()[:1], watched=False, by_class=False)
-    row, other = state()["rows"]
-    assert (row[2], other) == ("1 of 2", first["rows"][1])
+    (row,) = changes(second["version"])["rows"]
+    assert (row[0], row[3]) == (0, "1 of 2")
 
 
 def test_only_files_of_runs_are_served_and_only_to_this_machine(

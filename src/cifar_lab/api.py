@@ -17,7 +17,7 @@ from cifar_lab.analysis.grouping import collect_folders
 from cifar_lab.analysis.seed_groups import RunCollection
 from cifar_lab.analysis.summary import Summary, summary_of
 from cifar_lab.config import targets
-from cifar_lab.config.launch import Request, check_launch
+from cifar_lab.config.launch import Request, check_launch, launched
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import Damaged, Stopped, UsageError, shorten
@@ -274,6 +274,10 @@ def _compose(words: Sequence[str], function: str) -> Request:
     asked = {"-h", "--help", "--version", "-sc", "--shell-completion", "--cfg", "-c"} & set(words)
     if asked:
         raise UsageError(f"{asked.pop()} is for the command line: python -m cifar_lab.train")
+    if function != "compose" and launched() is not None:
+        raise UsageError(
+            f"cifar_lab.{function} is for one process; torchrun is for python -m cifar_lab.train"
+        )
     from cifar_lab.training.preflight import compose_checked
 
     request = compose_checked(words)

@@ -9,7 +9,7 @@ from cifar_lab.analysis.comparison import compare
 from cifar_lab.analysis.grouping import read_collection
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import RunCollection
-from cifar_lab.errors import shorten_path
+from cifar_lab.errors import UsageError, shorten_path
 from cifar_lab.runs.run_dir import RunDir, find_runs, without_summaries
 
 
@@ -26,6 +26,8 @@ def main(argv: list[str]) -> int:
 
     words = (str(arguments.a), str(arguments.b))
     chosen = any(map(_is_choice, words))
+    if arguments.folder is not None and not chosen:
+        raise UsageError("--in is for KEY=VALUE, and A and B are folders")
     sweep = read_collection(arguments.folder or Path()) if chosen else None
     sides = [_runs(word, sweep) for word in words]
     found = compare(*sides)

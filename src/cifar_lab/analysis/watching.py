@@ -1,7 +1,7 @@
 """How far the runs below a folder are, as their files say: for `watch`, which writes nothing.
 
-The summary page of runs that go on is served to a browser: the table above it is asked for every
-two seconds, and renews the rows that have changed. When a run has ended, the page is made anew.
+The summary page of runs that go on is served to a browser: a table above it asks for the rows that
+have changed, every two seconds. When a run has ended, the whole page is made anew.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from cifar_lab.errors import RunFailed, UsageError, shorten
 from cifar_lab.runs.run_dir import RunDir, find_runs
@@ -173,6 +175,9 @@ class LiveServer(ThreadingHTTPServer):
         self.folder = watcher.folder.resolve()
         self.prefix = "/" if host in _LOCAL else f"/{secrets.token_urlsafe(16)}/"
         self._watcher = watcher
+        self._lock = threading.Lock()
+        self._rows: dict[int, tuple[tuple[str, ...], int]] = {}  # by place: cells, and version
+        self._version = 0
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
@@ -182,15 +187,24 @@ class LiveServer(ThreadingHTTPServer):
             raise UsageError(f"port {port} {why}") from None
         self.address = f"http://{host}:{self.server_port}{self.prefix}"
 
-    def state(self) -> dict[str, Any]:
-        """Return what the table shows now, and how many runs have ended."""
-        runs = self._watcher.look()
-        named = names([run.path for run in runs])
-        return {
-            "headline": headline(runs),
-            "ended": sum(run.status not in ("running", "queued") for run in runs),
-            "rows": [cells(run, named[run.path]) for run in runs],
-        }
+    def changes(self, since: int) -> dict[str, Any]:
+        """Return the rows that have changed since a version, each with its place before it."""
+        with self._lock:
+            runs = self._watcher.look()
+            named = names([run.path for run in runs])
+            self._version += 1
+            before, self._rows = self._rows, {}
+            for place, run in enumerate(runs):
+                row = cells(run, named[run.path])
+                known = before.get(place, ((), 0))
+                self._rows[place] = known if known[0] == row else (row, self._version)
+            return {
+                "version": self._version,
+                "headline": headline(runs),
+                "ended": sum(run.status not in ("running", "queued") for run in runs),
+                "count": len(runs),
+                "rows": [[place, *row] for place, (row, at) in self._rows.items() if at > since],
+            }
 
     def page(self) -> bytes:
         """Return the summary page, which asks for itself again when another run has ended."""
@@ -198,7 +212,7 @@ class LiveServer(ThreadingHTTPServer):
         from cifar_lab.analysis.grouping import read_collection
         from cifar_lab.analysis.summary import report, summary_of
 
-        ended = self.state()["ended"]
+        ended = self.changes(0)["ended"]
         summary = summary_of(read_collection(self._watcher.folder))
         return report(summary, "live.html", header=HEADER, ended=ended).encode()
 
@@ -220,12 +234,14 @@ class _Handler(SimpleHTTPRequestHandler):
         if is_foreign or not secrets.compare_digest(self.path[: len(prefix)], prefix):
             return self.send_error(HTTPStatus.FORBIDDEN)
         self.path = "/" + self.path[len(prefix) :]
-        asked = self.path.partition("?")[0]
+        asked = urlsplit(self.path)
         try:
-            if asked == "/":
+            if asked.path == "/":
                 content, kind = self.server.page(), "text/html; charset=utf-8"
-            elif asked == "/state":
-                content, kind = json.dumps(self.server.state()).encode(), "application/json"
+            elif asked.path == "/changes":
+                since = int(parse_qs(asked.query).get("since", ["0"])[0])
+                content = json.dumps(self.server.changes(since)).encode()
+                kind = "application/json"
             else:
                 file = Path(self.translate_path(self.path)).resolve()
                 shown = file.is_dir() or file.suffix in _FILES

@@ -74,7 +74,7 @@ class RayTasks(Launcher):
             raise missing_extra("hydra/launcher=ray", "Ray", "ray")
         _check_answer(self.settings.target)
         self.server: Server
-        self._losses = 0
+        self._losses, self._connected = 0, 0.0
 
     def prepare(self, configs: Sequence[RunConfig]) -> int:
         """Connect to the cluster; return how many cells its nodes hold, or `jobs` if it is set.
@@ -109,6 +109,7 @@ class RayTasks(Launcher):
         if nodes is None:
             self.abandon([])
             raise Unavailable(f"Ray ({target}) cannot be used: {self.server.last_words}")
+        self._connected = time.monotonic()
         return nodes
 
     def start(self, cells: Sequence[Cell]) -> list[Job]:
@@ -143,10 +144,11 @@ class RayTasks(Launcher):
         """Wait for a lost cluster, or start a local one again."""
         target, seconds = self.settings.target, self.settings.reconnect_seconds
         self.abandon([])
-        self._losses += 1
+        is_early = time.monotonic() - self._connected < 60
+        self._losses = self._losses + 1 if is_early else 0
         what = f"Ray ({target}) is lost: {self.server.last_words}"
         if self._losses > self.settings.max_retries:  # it would go on like this for ever
-            raise Unavailable(f"{what}; this was loss {self._losses}, the same line goes on")
+            raise Unavailable(f"{what}; it is lost again and again")
         log.warning("%s; waiting up to %g s", what, seconds)
         deadline = time.monotonic() + seconds
         while stop.signal is None:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from cifar_lab import cli
-from cifar_lab.analysis import grouping, summary_tables, texts
+from cifar_lab.analysis import grouping, summary_tables
 from cifar_lab.analysis.summary import PICTURES, Summary, report, summary_of
 from cifar_lab.errors import first_line
 from cifar_lab.runs.files import write_text
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     write_text(folder / "summary.md", summary_tables.as_markdown(parts))
     write_text(folder / "report.html", report(summary))
     if arguments.detect is not None:
-        parts.append(("Seeds needed", [texts.seeds_lines(collection, arguments.detect)]))
+        parts.append(("Seeds needed", [summary.seeds_needed(arguments.detect)]))
     print(summary_tables.as_text(parts, shutil.get_terminal_size((WIDE, 24)).columns))
     for name in PAPER_TABLES:
         path = getattr(arguments, name)

@@ -87,6 +87,10 @@ class Summary:
         table = ranking_table(self.collection, test=self.test)
         return "".join(f"<p>{escape(line)}</p>" for line in lines) + table.html()
 
+    def seeds_needed(self, points: float) -> list[str]:
+        """Return how many seeds would show a difference of so many points, for each dataset."""
+        return texts.seeds_lines(self.collection, points)
+
     def figure(
         self, name: str, *, width: float | None = None, font_size: float | None = None
     ) -> "Figure":

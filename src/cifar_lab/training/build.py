@@ -16,19 +16,23 @@ from torch import nn
 from cifar_lab.config import targets
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.run_config import RunConfig, to_plain
-from cifar_lab.config.schema import TargetConfig
+from cifar_lab.config.schema import SchedulerConfig, TargetConfig
 from cifar_lab.datasets import ARRAYS, ImageArrays, pixel_statistics
 from cifar_lab.datasets.store import data_root, files_digest
-from cifar_lab.errors import Unavailable, UsageError
+from cifar_lab.errors import Unavailable, UsageError, did_you_mean
 from cifar_lab.optimizers import build_optimizer, optimizer_settings
-from cifar_lab.training.batches import Batches, Normalisation
+from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
+from cifar_lab.training.batches import Batches, Normalisation, batch_bounds
 from cifar_lab.training.device import derive_seed, memory_format, seeded
 from cifar_lab.training.group import Group
 from cifar_lab.training.splits import Split, Splits, divide, load_arrays, make_splits
-from cifar_lab.training.state import TrainState, make_schedule
+from cifar_lab.training.state import Schedule, TrainState
 from cifar_lab.training.step import check_class_weights
 
 log = logging.getLogger("cifar_lab")
+
+STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
+"""Arguments of schedulers that, left null, are the number of steps of the whole run."""
 
 _WEIGHTS = {"weights", "weights_sha256"}
 _SHOWN = 5000  # training images that a model may see before its first step,
@@ -269,3 +273,72 @@ def check_finished(dataset: DatasetConfig, then: Mapping[str, str], run: Path) -
     files = source_digest(dataset)
     if files is not None and files != then.get("files"):
         check_same_data(dataset, then, run)
+
+
+# --- the schedule of the learning rate ----------------------------------------------------------
+
+
+def make_schedule(
+    config: SchedulerConfig | None, optimizer: Any, epochs: int, steps: int
+) -> Schedule:
+    """Build the scheduler of `epochs` of so many `steps`; a length left null means all of it."""
+    if config is None:
+        return Schedule()
+    length = max(epochs * (steps if config.step == "batch" else 1), 1)
+    filled = {
+        key: length if key in STEPS_OF_THE_RUN and value is None else value
+        for key, value in config.target.items()
+    }
+    return Schedule(
+        targets.build(filled, "scheduler", optimizer=optimizer), config.step, config.monitor
+    )
+
+
+def check_scheduler(config: RunConfig, scheduler: SchedulerConfig, optimizer: Any) -> None:
+    """Raise UsageError for a scheduler that does not fit its run or its optimizer."""
+    step, monitor = scheduler.step, scheduler.monitor
+    by_class = config.training.monitor in BY_CLASS
+    scores = epoch_columns([], watched=True, by_class=by_class)
+    known = [name for name in scores if name.endswith(("loss", "accuracy", "f1"))]
+    if monitor is not None and monitor not in known:
+        raise UsageError(
+            f"scheduler.monitor={monitor} is wrong: it must be one of {', '.join(known)}"
+            f"{did_you_mean(monitor, known)}"
+        )
+    if monitor is not None and monitor.startswith("test"):
+        raise UsageError(f"scheduler.monitor={monitor} is wrong: nothing is chosen on the test set")
+    if monitor is not None and step == "batch":
+        raise UsageError("scheduler.step=batch is wrong: with a monitor it must be epoch")
+    is_plateau = str(scheduler["_target_"]).endswith(".ReduceLROnPlateau")
+    watched = monitor or ("val_accuracy" if is_plateau else "")
+    if watched.startswith("val") and config.split.validation == 0:
+        raise UsageError(
+            f"scheduler.monitor={watched} is wrong: split.validation is 0; watch train_loss"
+        )
+    total, needed = scheduler.get("total_steps"), _steps(config, step)
+    if total is not None and needed is not None and total < needed:
+        raise UsageError(
+            f"scheduler.total_steps={total} is wrong: the run takes {needed:,} steps; null counts "
+            "them"
+        )
+    rates = {group["lr"] for group in optimizer.param_groups}
+    make_schedule(scheduler, optimizer, 1, 1)
+    if len({group["lr"] for group in optimizer.param_groups}) < len(rates):
+        backbone = config.optimizer.backbone_lr
+        cause = f"optimizer.backbone_lr={backbone}" if backbone is not None else "the scheduler"
+        raise UsageError(
+            f"{cause} is wrong: {scheduler['_target_']} sets one rate for all parameters, and "
+            "the optimizer has two; choose another scheduler"
+        )
+
+
+def _steps(config: RunConfig, step: str) -> int | None:
+    """Return how often a run's scheduler steps; None if the number of images is not known yet."""
+    epochs, split, images = config.training.epochs, config.split, config.dataset.training_images
+    if step == "epoch":
+        return epochs
+    if images is None:
+        return None
+    if split.source == "train":
+        images -= split.held_out(images)
+    return epochs * len(batch_bounds(images, config.training.batch_size))

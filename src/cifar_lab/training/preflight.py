@@ -22,6 +22,7 @@ from cifar_lab.optimizers import build_optimizer, classifier_of
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import (
     build_model,
+    check_scheduler,
     load_initial_weights,
     target_of_model,
     with_numbers,
@@ -32,7 +33,6 @@ from cifar_lab.training.device import (
     select_device,
     select_precision,
 )
-from cifar_lab.training.state import check_scheduler
 from cifar_lab.training.step import check_class_weights
 
 log = logging.getLogger("cifar_lab")

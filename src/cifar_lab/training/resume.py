@@ -11,8 +11,8 @@ from cifar_lab.optimizers import build_optimizer, optimizer_settings
 from cifar_lab.runs.files import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import check_same_data
-from cifar_lab.training.state import STEPS_OF_THE_RUN, TrainState, make_schedule
+from cifar_lab.training.build import STEPS_OF_THE_RUN, check_same_data, make_schedule
+from cifar_lab.training.state import TrainState
 
 log = logging.getLogger("cifar_lab")
 

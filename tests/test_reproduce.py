@@ -224,7 +224,7 @@ def test_the_curves_have_what_a_report_prints(tmp_path: Path, script: dict[str, 
     rows = script["read_rows"](tmp_path, ["s3_learning_rate"])
     (legend,) = script["curves_of"](rows).legends
     shown = [text.get_text() for text in legend.get_texts()]
-    assert shown == ["lr 0.005 (n = 2)", "lr 0.0001 (n = 1)"]
+    assert shown == ["lr 0.0001 (n = 1)", "lr 0.005 (n = 2)"]
     points = script["reported_points"](rows, rows[0].experiment)
     assert ("lr 0.005", "test_accuracy", 30.0, 0.5224) in points
 

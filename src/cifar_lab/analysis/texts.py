@@ -49,15 +49,15 @@ def best_text(collection: RunCollection, group: SeedGroup) -> str:
     """Return the best configuration of a dataset, its scores, and which are as good."""
     scores = group.interval(collection.metric)
     assert scores is not None
+    others = [g for g in collection.ranking if g.dataset == group.dataset and g.rank and g.rank > 1]
+    best = f"{collection.label(group)} has the best " if others else ""
     text = (
-        f"{group.dataset}: {collection.label(group)} has the best "
-        f"{run_metrics.in_words(collection.metric)}: "
+        f"{group.dataset}: {best}{run_metrics.in_words(collection.metric)}: "
         f"{run_metrics.show_interval(collection.metric, scores)} ({_n(group, scores)})"
     )
     tested = group.interval("test_accuracy")
     if tested is not None and collection.metric != "test_accuracy":
         text += f"; test accuracy {run_metrics.show_interval('test_accuracy', tested)}"
-    others = [g for g in collection.ranking if g.dataset == group.dataset and g.rank and g.rank > 1]
     if not others:
         return text + "."
     if collection.baseline:

@@ -1,7 +1,7 @@
 """Cells as processes of this machine, one each.
 
-They are started anew, or on Linux forked from a server that has imported torch once and started no
-thread.
+A server starts them: on Linux it forks, since it has imported torch once and started no thread.
+Windows has no fork and cannot wait for pipes: there they are started from here.
 """
 
 import atexit
@@ -10,6 +10,7 @@ import json
 import os
 import select
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -26,7 +27,7 @@ from cifar_lab.sweeps.pool import Job, Launcher
 from cifar_lab.sweeps.server import ServedProcess, Server, answer
 from cifar_lab.training import device
 
-_CAN_FORK = sys.platform == "linux"  # macOS's libraries do not survive it, Windows has no fork
+_CAN_FORK = sys.platform == "linux"  # macOS's libraries do not survive it
 _PRELOADED = (
     "cifar_lab.config.compose",
     "torch",
@@ -108,11 +109,17 @@ def _free_memory() -> int:
 
 def start_process(
     run: RunDir, arguments: Sequence[str], environment: Mapping[str, str]
-) -> ServedProcess:
+) -> "ServedProcess | subprocess.Popen[bytes]":
     """Start the process of a cell; what it prints goes to the train.log of its run.
 
     It saves and ends with SIGTERM, and with the process that calls this.
     """
+    environment = {**os.environ, **environment}
+    if sys.platform == "win32":
+        line = [sys.executable, "-m", cell_module.__name__, *arguments]
+        with _log_of(run) as log:
+            nothing = subprocess.DEVNULL
+            return subprocess.Popen(line, stdin=nothing, stdout=log, stderr=log, env=environment)
     while _servers and not _servers[-1].is_alive():
         _servers.pop()
     if not _servers:
@@ -123,7 +130,7 @@ def start_process(
     return _servers[-1].start(
         run=str(run.path),
         arguments=list(arguments),
-        environment={**os.environ, **environment},
+        environment=environment,
         cwd=str(Path.cwd()),
         path=sys.path,
     )

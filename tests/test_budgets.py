@@ -20,14 +20,14 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
-    "config": 2336,
-    "runs": 1572,
+    "config": 2340,
+    "runs": 1562,
     "datasets": 1683,
-    "models optimizers": 1505,
+    "models optimizers": 1500,
     "training": 4355,
     "figures": 1653,
     "trackers": 885,
-    "sweeps": 2186,
+    "sweeps": 2190,
     "analysis": 3866,
     "exports": 450,
     "throughput": 552,

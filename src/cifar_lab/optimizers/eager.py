@@ -1,9 +1,8 @@
 """Optimizers that leave torch's compiler alone.
 
-torch's optimizers import torch._dynamo when they are built and when they step, only to tell it not
-to trace them: 900 modules, a second, and 150 MB. We compile models and never optimizers. There is
-no public way around it, so the names of torch that this needs stand here; if a version of torch
-renames them, a test fails, and a run starts later but computes the same.
+torch's optimizers import torch._dynamo only to tell it not to trace them: 900 modules, a second and
+150 MB. We compile no optimizer. There is no public way around it, so the names of torch that this
+needs stand here; where a version of torch renames them, a test fails, and a run starts later.
 """
 
 import types
@@ -18,8 +17,7 @@ _UNTRACED = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
 def prepare_torch() -> None:
     """Let the methods that torch hides from its compiler be called as they are.
 
-    torch keeps the hidden form of a function as an attribute of it, and imports the compiler only
-    where there is none (torch/_compile.py).
+    torch keeps their hidden form as an attribute, and asks its compiler only where there is none.
     """
     for name in _UNTRACED:
         method = getattr(getattr(Optimizer, name), "__wrapped__", None)
@@ -28,10 +26,7 @@ def prepare_torch() -> None:
 
 
 def step_eagerly(optimizer: Any) -> None:
-    """Let an optimizer step without the breaks that torch puts around it for its compiler.
-
-    Around the step stand the hooks and the recording of gradients, here as there.
-    """
+    """Let an optimizer step without the breaks that torch puts around it for its compiler."""
     step: Any = type(optimizer).step
     while (inner := getattr(step, "__wrapped__", None)) is not None:
         if step.__code__.co_name == "_use_grad" and not optimizer.defaults["differentiable"]:

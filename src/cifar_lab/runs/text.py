@@ -118,19 +118,11 @@ _LATEX = {
 def align(
     rows: Sequence[Sequence[str]], *, right: Collection[int] = (), separator: str = "  "
 ) -> list[str]:
-    """Return one line per row, with columns as wide as their widest cell.
-
-    `right` names the columns that are aligned to the right. All rows have the same length.
-    """
+    """Return a line per row, with aligned columns; those of the numbers `right` to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append(separator.join(cells).rstrip())
-    return lines
+    sides = [str.rjust if column in right else str.ljust for column, _ in enumerate(widths)]
+    padded = ([s(c, w) for s, c, w in zip(sides, row, widths, strict=True)] for row in rows)
+    return [separator.join(cells).rstrip() for cells in padded]
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

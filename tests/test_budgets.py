@@ -22,7 +22,7 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 LINES = {
     "config": 2340,
     "runs": 1562,
-    "datasets": 1683,
+    "datasets": 1687,
     "models optimizers": 1500,
     "training": 4355,
     "figures": 1653,

@@ -222,6 +222,11 @@ def check_leaks(
 # --- what pictures are beside what they show: a network could learn that instead ----------------
 
 
+def is_constant(image: NDArray[np.uint8]) -> bool:
+    """Whether all pixels of an image (C, H, W) are the same."""
+    return bool((image == image[:, :1, :1]).all())
+
+
 def constant_warning(names: Sequence[str], count: int) -> list[str]:
     """Return a warning if images, given by their names, are of one colour; there are `count`."""
     if not names:

@@ -53,10 +53,10 @@ def download(
         return _npm_pack(address.removeprefix(NPM), target, digest)
     part = target.with_name(f"{target.name}.part")
     for _ in range(MOST_TRIES):
-        start, broken = part.stat().st_size if part.is_file() else 0, ""
-        if not file_matches(part, digest):
-            broken = _receive(address, part, start, stall_seconds, patience_minutes)
-        if file_matches(part, digest):
+        start = part.stat().st_size if part.is_file() else 0
+        whole = file_matches(part, digest)
+        broken = "" if whole else _receive(address, part, start, stall_seconds, patience_minutes)
+        if whole or file_matches(part, digest):
             part.replace(target)
             return
         size = part.stat().st_size
@@ -97,9 +97,8 @@ def _receive(
         expected = None if response.length is None else start + response.length
         log.info("downloading %s", address)
         received, began, quiet = start, time.monotonic(), not shows_bars()
-        bar = tqdm(
-            None, part.stem, expected, initial=start, unit="B", unit_scale=True, disable=quiet
-        )
+        bar = tqdm(total=expected, initial=start, unit="B", unit_scale=True, disable=quiet)
+        bar.set_description(part.stem, refresh=False)
         with open_for_appending(part, anew=not start) as file, bar:
             while received <= LARGEST_DOWNLOAD:
                 try:

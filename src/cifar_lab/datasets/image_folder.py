@@ -22,6 +22,7 @@ from cifar_lab.datasets import (
     class_names,
     constant_warning,
     held_out_fraction,
+    is_constant,
     trait_warnings,
 )
 from cifar_lab.datasets.pictures import (
@@ -142,7 +143,7 @@ def _decode(
             image, noted = picture
             read.append(file)
             traits.append(noted)
-            if (image == image[:, :1, :1]).all():
+            if is_constant(image):
                 constant.append(file.name)
             yield image[None]
 

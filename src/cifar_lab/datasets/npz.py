@@ -14,6 +14,7 @@ from cifar_lab.datasets import (
     class_names,
     constant_warning,
     held_out_fraction,
+    is_constant,
 )
 from cifar_lab.datasets.store import user_path
 from cifar_lab.errors import UsageError, first_line, listing, shorten, shorten_path
@@ -56,7 +57,7 @@ def load(
         )
     names = _class_names(arrays.pop("class_names", None), train[1], test[1], where)
     every = [*train[0], *test[0]]
-    constant = [f"number {i}" for i, image in enumerate(every) if (image == image[:, :1, :1]).all()]
+    constant = [f"number {i}" for i, image in enumerate(every) if is_constant(image)]
     warnings = constant_warning(constant, len(every))
     if arrays:
         unused = listing(map(shorten, sorted(arrays)))

@@ -135,8 +135,8 @@ class Source:
     `total` counts them, those that are done included.
     """
 
-    def __init__(self, cells: list[Cell], total: int) -> None:
-        self.total, self._cells = total, cells
+    def __init__(self, cells: Sequence[Cell], total: int) -> None:
+        self.total, self._cells = total, list(cells)
 
     def waiting(self) -> Sequence[Cell]:
         """Return cells that are still to come, for the time left."""
@@ -189,8 +189,9 @@ def run_all(cells: Sequence[Cell], launcher: Launcher, *, stop: Stop) -> list[Ou
         pace = Pace()
         for cell in cells:
             pace.learn(cell)
-        outcomes += fill_slots(Source(waiting, len(cells)), launcher, slots, stop=stop, pace=pace)
-        outcomes += [Outcome(cell, "", cell.state()) for cell in waiting]
+        source = Source(waiting, len(cells))
+        outcomes += fill_slots(source, launcher, slots, stop=stop, pace=pace)
+        outcomes += [Outcome(cell, "", cell.state()) for cell in source.waiting()]
     by_folder = {outcome.cell.run.path: outcome for outcome in outcomes}
     return [dataclasses.replace(by_folder[path], before=state) for path, state in before.items()]
 

@@ -27,10 +27,13 @@ def main(argv: list[str]) -> int:
     parser.add("--output", where, type=cli.path, metavar="FILE")
     parser.add_flag("--overwrite", "replace files that are there")
     arguments = parser.parse_args(argv)
-    _check_packages(arguments.kind)
+    *others, last = PACKAGES[arguments.kind] or ("torch",)
+    if any(importlib.util.find_spec(name) is None for name in (*others, last)):  # not imported yet
+        names = f"packages {', '.join(others)} and {last}" if others else f"package {last}"
+        raise missing_extra(f"export --format {arguments.kind}", f"the {names}", "export")
 
+    from cifar_lab.exports.formats import export
     from cifar_lab.exports.model_card import model_card
-    from cifar_lab.exports.write import export
 
     run = RunDir(arguments.run_dir)
     if run.status != "finished":
@@ -56,14 +59,6 @@ def main(argv: list[str]) -> int:
         write_text(card, model_card(run, output))
         print(f"model card: {card}")
     return 0
-
-
-def _check_packages(kind: str) -> None:
-    """Refuse a format whose packages are not installed, without importing them."""
-    *others, last = PACKAGES[kind] or ("torch",)
-    if any(importlib.util.find_spec(name) is None for name in (*others, last)):
-        names = f"packages {', '.join(others)} and {last}" if others else f"package {last}"
-        raise missing_extra(f"export --format {kind}", f"the {names}", "export")
 
 
 def _files(run: Path, kind: str, output: Path | None) -> list[Path]:

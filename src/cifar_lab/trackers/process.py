@@ -62,7 +62,12 @@ class Follower:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(seconds)
         finally:  # after a second signal, too: nobody waits any longer
-            _kill(process)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                if hasattr(os, "killpg"):  # and those that its client has started
+                    os.killpg(process.pid, signal.SIGKILL)
+                else:
+                    process.kill()
+            process.wait()
         with self._warning():
             entry = self._check(tracker, ended=code not in (None, 0))
             if code is None:
@@ -146,13 +151,3 @@ def redacted_output() -> Iterator[Callable[[], None]]:
         if not thread.is_alive():  # a child of the client may live on, and print
             for kept in before:
                 os.close(kept)
-
-
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End the process, and those that its client has started, at once."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-    process.wait()

@@ -30,17 +30,23 @@ class TensorBoard(Tracker):
 
 class _Session(Session):
     def __init__(self, run: TrackedRun) -> None:
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.plugins.hparams.summary_v2 import hparams_pb
         from tensorboard.plugins.text.summary_v2 import text_pb
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         folder = run.folder / "tensorboard"
-        self.epochs = _last_step(folder)
+        files = sorted(folder.glob("events.out.tfevents.*")) if folder.is_dir() else []
+        # A torn one is read as far as it goes.
+        events = (event for path in files for event in EventFileLoader(str(path)).Load())
+        self.epochs = max((event.step for event in events), default=0)
         self._event = Event
         self._writer = EventFileWriter(str(folder))
         if self.epochs == 0:
-            plain = {key: _plain(value) for key, value in run.settings.items()}
+            kinds = bool | int | float | str  # that a hyperparameter can be
+            settings = run.settings.items()
+            plain = {k: v if isinstance(v, kinds) else json.dumps(v) for k, v in settings}
             lines = [f"| {key} | {value} |" for key, value in {**run.about, **plain}.items()]
             table = "\n".join(["| setting | value |", "|---|---|", *lines])
             self._write(text_pb("settings", table))
@@ -79,17 +85,3 @@ class _Session(Session):
 
     def _write(self, summary: Any, step: int = 0) -> None:
         self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=summary))
-
-
-def _last_step(folder: Path) -> int:
-    """Return the last epoch in a folder's event files; a torn one is read as far as it goes."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    files = sorted(folder.glob("events.out.tfevents.*")) if folder.is_dir() else []
-    steps = [event.step for path in files for event in EventFileLoader(str(path)).Load()]
-    return max(steps, default=0)
-
-
-def _plain(value: Any) -> bool | int | float | str:
-    """Return a value that a hyperparameter can have."""
-    return value if isinstance(value, bool | int | float | str) else json.dumps(value)

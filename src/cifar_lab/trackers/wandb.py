@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.summary import Status
@@ -48,16 +48,6 @@ class _Session(Session):
     def __init__(self, tracker: WandB, run: TrackedRun) -> None:
         import wandb
 
-        settings: dict[str, Any] = {
-            "console": "off",
-            "silent": True,
-            "disable_git": True,
-            "init_timeout": tracker.wait_seconds,
-            "finish_timeout": tracker.wait_seconds,
-            "finish_timeout_raises": True,
-            "x_disable_stats": not run.live,  # the load now is not that of a past run
-            "x_stats_pid": os.getppid(),  # the process that trains
-        }
         self._run = wandb.init(
             project=tracker.project_of(run.project),
             entity=tracker.entity,
@@ -70,7 +60,16 @@ class _Session(Session):
             resume="allow",
             reinit="create_new",
             allow_val_change=True,
-            settings=wandb.Settings(**settings),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,
+                init_timeout=tracker.wait_seconds,
+                finish_timeout=tracker.wait_seconds,
+                finish_timeout_raises=True,
+                x_disable_stats=not run.live,  # the load now is not that of a past run
+                x_stats_pid=os.getppid(),  # the process that trains
+            ),
         )
         # Online, the server knows best; offline, nothing but the folder knows.
         self.epochs = self._run.step - 1 if self._run.resumed else run.epochs

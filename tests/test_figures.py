@@ -203,12 +203,13 @@ def test_bands_reach_from_the_lowest_to_the_highest_seed(tmp_path: Path) -> None
 def test_numbers_of_a_search_are_places_on_an_axis_and_those_of_a_grid_are_squares() -> None:
     rates = [f"{10 ** -(1 + i / 7):.16f}" for i in range(20)]
     squares = [grid.Square((rate, "sgd"), 0.5 + i / 100) for i, rate in enumerate(rates)]
-    figure = grid.draw(["optimizer.lr", "optimizer"], [rates, ["sgd"]], squares, "accuracy")
+    axes = ["optimizer.lr", "optimizer"]
+    figure = grid.draw(grid.Sweep(axes, [rates, ["sgd"]], squares, "accuracy"))
     check_drawn(figure)
     (panel,) = figure.axes
     assert panel.get_xscale() == "log"
     assert legend_texts(figure) == ["sgd"]
-    few = grid.draw(["optimizer.lr", "optimizer"], [rates[:4], ["sgd"]], squares[:4], "accuracy")
+    few = grid.draw(grid.Sweep(axes, [rates[:4], ["sgd"]], squares[:4], "accuracy"))
     assert len(few.axes[0].images) == 1
 
 

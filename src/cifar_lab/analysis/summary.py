@@ -142,7 +142,7 @@ def grid_of(collection: RunCollection) -> "Figure":
     label = run_metrics.in_words(metric) + " (%)" * run_metrics.is_fraction(metric)
     order = [collection.values(axis) for axis in axes]
     better = run_metrics.higher_is_better(metric)
-    return grid.draw(axes, order, squares, label, higher_is_better=better)
+    return grid.draw(grid.Sweep(axes, order, squares, label, better))
 
 
 def curves_of(collection: RunCollection) -> "Figure":

@@ -50,7 +50,6 @@ from cifar_lab.config.overrides import (
     lines_of,
     parse_overrides,
     search_dimension,
-    search_examples,
     set_value,
 )
 from cifar_lab.config.run_config import flatten, load, to_plain
@@ -75,28 +74,28 @@ def compose(argv: Sequence[str]) -> Request:
         file = Path(words.pop(0))
     check_words(words)
     parsed = parse_overrides(words)
-    file = file or _start_of(parsed)
+    values = {o.key_or_group: o.value() for o in parsed}
+    start = values.get("continue_from")
+    # An experiment says all; else the run that is continued has the other settings.
+    if (
+        file is None
+        and "experiment" not in values
+        and isinstance(start, str)
+        and is_run_folder(start)
+    ):
+        file = Path(start) / "config.yaml"
     past = None if file is None else _past_run(file, parsed)
     with _hydra(line.config_dir):
         request = _request(_Composer(line, past), parsed, line)
     if past is None:
         return request
-    start = line.overrides[: len(line.overrides) - len(words)]  # of each trial of a search, too
+    first = line.overrides[: len(line.overrides) - len(words)]  # of each trial of a search, too
     return dataclasses.replace(
         request,
         folder=folder,
         is_sweep=len(request.runs) > 1 or bool(request.space),
-        fixed=(*start, *request.fixed),
+        fixed=(*first, *request.fixed),
     )
-
-
-def _start_of(parsed: list[Override]) -> Path | None:
-    """Return the config of the run that `continue_from` names, unless an experiment says all."""
-    values = {o.key_or_group: o.value() for o in parsed}
-    start = values.get("continue_from")
-    if isinstance(start, str) and "experiment" not in values and is_run_folder(start):
-        return Path(start) / "config.yaml"
-    return None
 
 
 def complete_shell(argv: Sequence[str]) -> None:
@@ -137,7 +136,8 @@ def _request(composer: "_Composer", parsed: list[Override], line: CommandLine) -
         if points:
             raise UsageError("points are for a grid; search=optuna chooses each value by itself")
         space = [search_dimension(o, options) for o in parsed if o.is_sweep_override()]
-        lists = search_examples(space, fixed)
+        lines = [[f"{d.key}={d.samples[i]}" for d in space] for i in range(3 if space else 1)]
+        lists = [[*fixed, *parse_overrides(some)] for some in lines]  # examples, to check it with
     else:
         lists = expand_grid(parsed, options, multirun=multirun, points=points)
     runs, launch_options = [], LaunchOptions()

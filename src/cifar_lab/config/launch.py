@@ -5,7 +5,6 @@ The launch options and the place among torchrun's processes are no part of a run
 
 import os
 import re
-from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -164,10 +163,17 @@ _LATER = {"optimizer": ("backbone_lr",), "model": ("first_bias_epochs", "first_b
 
 
 def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun:
-    """Turn a composed config into a run: lay the protocol over it, then parse it strictly."""
+    """Turn a composed config into a run: lay the protocol over it, but for what was asked for, and
+    parse it strictly.
+    """
     protocols = plain.pop("protocols", None)
     asked = frozenset(line.partition("=")[0].lstrip("+") for line in overrides)
-    _merge_protocol(plain, protocols, asked)
+    known = parse_as(dict[str, dict[str, Any]], protocols or {}, "protocols")
+    for key, value in flatten(known.get(str(plain.get("protocol")), {})).items():
+        if not any(key == a or key.startswith(f"{a}.") for a in asked):
+            for name in reversed(key.split(".")):
+                value = {name: value}
+            plain |= merge(plain, value)
     dataset, split = _part(plain, "dataset"), _part(plain, "split")
     folds = split.get("folds")
     if isinstance(folds, int) and folds > 0 and not {"split", "split.validation"} & asked:
@@ -190,17 +196,6 @@ def _part(plain: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a group of settings; an empty one in place of what `parse` will refuse."""
     part = plain.get(name)
     return part if isinstance(part, dict) else {}
-
-
-def _merge_protocol(plain: dict[str, Any], protocols: Any, asked: Collection[str]) -> None:
-    """Lay the chosen protocol's settings over the config, except those that the user asked for."""
-    known = parse_as(dict[str, dict[str, Any]], protocols or {}, "protocols")
-    for key, value in flatten(known.get(str(plain.get("protocol")), {})).items():
-        if any(key == a or key.startswith(f"{a}.") for a in asked):
-            continue
-        for name in reversed(key.split(".")):
-            value = {name: value}
-        plain |= merge(plain, value)
 
 
 def check_launch(request: Request) -> None:

@@ -206,12 +206,6 @@ def search_dimension(override: Override, options: Options) -> Dimension:
     )
 
 
-def search_examples(space: list[Dimension], fixed: list[Override]) -> list[list[Override]]:
-    """Return three runs of a search, at both ends of every axis and between, to check it with."""
-    lines = [[f"{d.key}={d.samples[i]}" for d in space] for i in range(3 if space else 1)]
-    return [[*fixed, *parse_overrides(some)] for some in lines]
-
-
 def lines_of(overrides: Sequence[Override]) -> tuple[str, ...]:
     """Return overrides as they were written."""
     return tuple(str(override.input_line) for override in overrides)

@@ -94,17 +94,16 @@ def read_settings(path: Path) -> Iterator[Setting]:
                 yield from walk(value, f"{key}.")
             else:
                 note = lines[name.start_mark.line].partition(" # ")[2].strip()
-                yield _setting(key, loader.construct_document(value), note)
+                default = loader.construct_document(value)
+                schema = LaunchOptions if key.partition(".")[0] in LAUNCH_KEYS else RunConfig
+                field = find_field(schema, key)
+                values = describe_values(*field) if field else _KINDS.get(type(default), "text")
+                meaning = field[0].metadata.get("description") if field else None
+                identity = _is_identity(key)
+                yield Setting(key, as_typed(default), values, meaning or note, identity)
 
     group = path.parent.relative_to(config_folder()).as_posix()
     yield from walk(yaml.compose(text), "" if group == "." else f"{group.replace('/', '.')}.")
-
-
-def _setting(key: str, default: Any, note: str) -> Setting:
-    field = find_field(LaunchOptions if key.partition(".")[0] in LAUNCH_KEYS else RunConfig, key)
-    values = describe_values(*field) if field else _KINDS.get(type(default), "text")
-    meaning = field[0].metadata.get("description") if field else None
-    return Setting(key, as_typed(default), values, meaning or note, _is_identity(key))
 
 
 def _is_identity(key: str) -> bool:
@@ -155,28 +154,22 @@ def help_page(config_dir: str | None = None) -> str:
     parser.usage, parser.description = _USAGE, _INTRODUCTION
     form = argparse.RawDescriptionHelpFormatter
     parser.formatter_class = functools.partial(form, width=_WIDTH, max_help_position=30)
-    lines = [
-        "Groups and their options (* is the default):",
-        *(_group_line(group, options[group]) for group in groups if group in options),
-        "\nThe settings used most, with their defaults (--cfg job prints all settings):",
-        *map(_setting_line, _MOST_USED),
-        _EXAMPLES,
-    ]
+    lines = ["Groups and their options (* is the default):"]
+    for group in (group for group in groups if group in options):
+        default = default_options().get(group)
+        words = ", ".join(
+            f"{option}*" if option == default else option for option in options[group]
+        )
+        if group == "augmentation":
+            words = words.replace("*", "") + " (the default depends on the dataset)"
+        start, rest = f"  {group:14} ", " " * 17
+        lines.append(textwrap.fill(words, _WIDTH, initial_indent=start, subsequent_indent=rest))
+    lines.append("\nThe settings used most, with their defaults (--cfg job prints all settings):")
+    for key in _MOST_USED:
+        field = find_field(RunConfig, key) or find_field(LaunchOptions, key)
+        # the optimizer's arguments are no fields
+        meaning = field[0].metadata["description"] if field else "the learning rate"
+        lines.append(f"  {f'{key}={as_typed(default_settings()[key])}':26}{meaning}")
+    lines.append(_EXAMPLES)
     parser.epilog = "\n".join(lines)
     return parser.format_help().rstrip()
-
-
-def _group_line(group: str, options: dict[str, Path]) -> str:
-    default = default_options().get(group)
-    words = ", ".join(f"{option}*" if option == default else option for option in options)
-    if group == "augmentation":
-        words = words.replace("*", "") + " (the default depends on the dataset)"
-    start = f"  {group:14} "
-    return textwrap.fill(words, _WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
-
-
-def _setting_line(key: str) -> str:
-    field = find_field(RunConfig, key) or find_field(LaunchOptions, key)
-    # the optimizer's arguments are no fields
-    meaning = field[0].metadata["description"] if field else "the learning rate"
-    return f"  {f'{key}={as_typed(default_settings()[key])}':26}{meaning}"

@@ -42,39 +42,43 @@ class Square:
     best: bool = False
 
 
-def draw(
-    axes: Sequence[str],
-    order: Sequence[Sequence[str]],
-    squares: Sequence[Square],
-    label: str,
-    *,
-    higher_is_better: bool = True,
-) -> Figure:
-    """Return the heat map; with one axis or none, points with their intervals.
+@dataclass(frozen=True)
+class Sweep:
+    """The settings of a sweep: the names of its axes, the values of each as they shall stand.
 
-    `order` has the values of each axis as they shall stand; `label` names the score and its unit;
-    darker is better.
+    `label` names the score and its unit; darker is better.
     """
-    colours = matplotlib.colormaps[style.SEQUENTIAL + "_r" * (not higher_is_better)]
-    searched = [i for i, values in enumerate(order) if _is_searched(values, len(squares))]
+
+    axes: Sequence[str]
+    order: Sequence[Sequence[str]]
+    squares: Sequence[Square]
+    label: str
+    higher_is_better: bool = True
+
+    @property
+    def colours(self) -> Colormap:
+        """The shades of the scores."""
+        return matplotlib.colormaps[style.SEQUENTIAL + "_r" * (not self.higher_is_better)]
+
+
+def draw(sweep: Sweep) -> Figure:
+    """Return the heat map; with one axis or none, points with their intervals."""
+    searched = [  # whose numbers were drawn at random instead of chosen for a grid
+        i
+        for i, values in enumerate(sweep.order)
+        if _numbers(values) and len(values) > MOST_ON_GRID and 2 * len(values) > len(sweep.squares)
+    ]
     if searched:
-        return _scatter(axes, searched, squares, label, colours)
-    if len(axes) < 2:
-        return _points(axes, order, squares, label)
-    return _heat_maps(axes, order, squares, label, colours)
+        return _scatter(sweep, *searched[:2])
+    return _points(sweep) if len(sweep.axes) < 2 else _heat_maps(sweep)
 
 
-def _heat_maps(
-    axes: Sequence[str],
-    order: Sequence[Sequence[str]],
-    squares: Sequence[Square],
-    label: str,
-    colours: Colormap,
-) -> Figure:
+def _heat_maps(sweep: Sweep) -> Figure:
+    axes, order, colours = sweep.axes, sweep.order, sweep.colours
     x, y = plane(order)
     others = [i for i in range(len(axes)) if i not in (x, y)]
     by_panel: dict[Key, list[Square]] = {}
-    for square in squares:
+    for square in sweep.squares:
         by_panel.setdefault(tuple(square.key[i] for i in others), []).append(square)
     panels = sorted(
         by_panel, key=lambda key: [order[i].index(v) for i, v in zip(others, key, strict=True)]
@@ -84,19 +88,23 @@ def _heat_maps(
     rows = math.ceil(len(shown) / columns)
     side = max(2.4, 0.85 * len(order[x]) + 0.6)
     wraps = int(8 * side)  # bold characters that a panel's title has room for on a line
-    titles = [_title([axes[i] for i in others], values, wraps) for values in shown]
+    titles = []
+    for values in shown:  # keys by their last part, on as many lines as they need
+        parts = [f"{axes[i].rpartition('.')[2]} = {v}" for i, v in zip(others, values, strict=True)]
+        lines = [textwrap.fill(style.plain(part, 3 * wraps), wraps) for part in parts]
+        titles.append("\n".join(lines))
     above = 0.17 * max(title.count("\n") for title in titles)
     width = min(1.6 + columns * side, 30)
     height = min(1.0 + rows * (above + max(1.5, 0.5 * len(order[y]) + 0.9)), 40)
     figure = style.new_figure(width, height)
     grid = figure.subplots(rows, columns, squeeze=False)
-    known = [square.score for square in squares if square.score is not None] or [0.0]
+    known = [square.score for square in sweep.squares if square.score is not None] or [0.0]
     room = 0.5 if min(known) == max(known) else 0.0
     norm = Normalize(min(known) - room, max(known) + room)
     for panel in grid.flat[len(shown) :]:
         panel.set_visible(False)
     for place, (panel, title, key) in enumerate(zip(grid.flat, titles, shown, strict=False)):
-        _panel(panel, by_panel[key], (x, y), order, norm, colours)
+        _panel(panel, by_panel[key], sweep, norm)
         x_label = style.plain(axes[x], 40) if place + columns >= len(shown) else ""
         y_label = style.plain(axes[y], 40) if place % columns == 0 else ""
         style.dress(panel, title, x_label, y_label)
@@ -105,18 +113,12 @@ def _heat_maps(
         panel.set_facecolor(style.GRID)  # no such cell; white is the lowest score
     bar = figure.colorbar(ScalarMappable(norm, colours), ax=grid, shrink=0.8, pad=0.02)
     bar.ax.tick_params(labelsize=style.SMALL)
-    bar.set_label(style.plain(label, 60), fontsize=style.NORMAL, color=style.INK)
+    bar.set_label(style.plain(sweep.label, 60), fontsize=style.NORMAL, color=style.INK)
     hidden = f" · {len(panels) - len(shown)} panels more are not shown" * (shown != panels)
     style.caption(
         figure, f"mean over the runs · framed: the best · grey: not run or not finished{hidden}"
     )
     return figure
-
-
-def _title(axes: Sequence[str], values: Sequence[str], width: int) -> str:
-    """Return what a panel is of: keys by their last part, on as many lines as they need."""
-    parts = [f"{axis.rpartition('.')[2]} = {v}" for axis, v in zip(axes, values, strict=True)]
-    return "\n".join(textwrap.fill(style.plain(part, 3 * width), width) for part in parts)
 
 
 def plane(order: Sequence[Sequence[str]]) -> tuple[int, int]:
@@ -133,15 +135,9 @@ def _numbers(values: Sequence[str]) -> bool:
         return False
 
 
-def _panel(
-    axes: Axes,
-    squares: Sequence[Square],
-    plane_of: tuple[int, int],
-    order: Sequence[Sequence[str]],
-    norm: Normalize,
-    colours: Colormap,
-) -> None:
-    x, y = plane_of
+def _panel(axes: Axes, squares: Sequence[Square], sweep: Sweep, norm: Normalize) -> None:
+    order, colours = sweep.order, sweep.colours
+    x, y = plane(order)
     values = np.full((len(order[y]), len(order[x])), np.nan)
     size = min(style.NORMAL, max(4.0, 60 / max(len(order[x]), 4)))
     for square in squares:
@@ -163,31 +159,19 @@ def _panel(
         axes.tick_params(axis="x", rotation=45)
 
 
-def _is_searched(values: Sequence[str], squares: int) -> bool:
-    """Whether numbers were drawn at random, as a search does, instead of chosen for a grid."""
-    return _numbers(values) and len(values) > MOST_ON_GRID and 2 * len(values) > squares
-
-
-def _scatter(
-    axes: Sequence[str],
-    searched: Sequence[int],
-    squares: Sequence[Square],
-    label: str,
-    colours: Colormap,
-) -> Figure:
+def _scatter(sweep: Sweep, x: int, y: int | None = None) -> Figure:
     """Return points at the places that a search tried, of one axis, or of two with shades."""
-    x, y = searched[0], searched[1] if len(searched) > 1 else None
     figure = style.new_figure(8.0, 4.6)
     panel = figure.subplots()
-    label = style.plain(label, 60)
-    upwards = label if y is None else style.plain(axes[y], 60)
-    style.dress(panel, "", style.plain(axes[x], 60), upwards)
-    known = [(square, square.score) for square in squares if square.score is not None]
+    label = style.plain(sweep.label, 60)
+    upwards = label if y is None else style.plain(sweep.axes[y], 60)
+    style.dress(panel, "", style.plain(sweep.axes[x], 60), upwards)
+    known = [(square, square.score) for square in sweep.squares if square.score is not None]
     places = np.array([float(square.key[x]) for square, _ in known])
     scores = np.array([score for _, score in known])
     heights = scores if y is None else np.array([float(square.key[y]) for square, _ in known])
     if y is None:
-        others = [i for i in range(len(axes)) if i != x]
+        others = [i for i in range(len(sweep.axes)) if i != x]
         names = np.array([", ".join(square.key[i] for i in others) for square, _ in known])
         for index, name in enumerate(dict.fromkeys(names)):
             own = names == name
@@ -196,7 +180,8 @@ def _scatter(
         if others:
             style.legend_outside(figure, panel, columns=1)
     else:
-        shades = panel.scatter(places, heights, c=scores, cmap=colours, s=60, edgecolors="#777777")
+        look: dict[str, Any] = {"cmap": sweep.colours, "s": 60, "edgecolors": "#777777"}
+        shades = panel.scatter(places, heights, c=scores, **look)
         figure.colorbar(shades, ax=panel, label=label)
     best = np.array([square.best for square, _ in known], dtype=bool)
     ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.VERMILLION, "linewidths": 2}
@@ -212,13 +197,12 @@ def _scatter(
     return figure
 
 
-def _points(
-    axes: Sequence[str], order: Sequence[Sequence[str]], squares: Sequence[Square], label: str
-) -> Figure:
+def _points(sweep: Sweep) -> Figure:
+    axes, squares = sweep.axes, sweep.squares
     figure = style.new_figure(max(5.0, min(2 + 0.7 * len(squares), 24)), 4)
     panel = figure.subplots()
-    names = list(order[0]) if axes else [""]
-    style.dress(panel, "", style.plain(axes[0], 60) if axes else "", style.plain(label, 60))
+    names = list(sweep.order[0]) if axes else [""]
+    style.dress(panel, "", style.plain(axes[0], 60) if axes else "", style.plain(sweep.label, 60))
     for square in squares:
         if square.score is not None:
             place = names.index(square.key[0]) if axes else 0

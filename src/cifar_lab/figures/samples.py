@@ -145,14 +145,9 @@ def _bars(axes: "Axes", sample: _Sample, names: list[str]) -> None:
         largest = position < len(chosen) and chosen[position] == sample.predicted
         colour, weight = (sample.colour, "bold") if largest else (style.MUTED, "normal")
         look: dict[str, Any] = {"fontsize": style.SMALL, "color": colour, "fontweight": weight}
-        text = _percent(value) + (" ◀" if largest else "")
+        # With one decimal, where that is 0.0 or 100.0 as a bound.
+        share = "> 99.9 %" if value >= 0.9995 else f"{100 * value:.1f} %"
+        text = ("< 0.1 %" if value < 0.0005 else share) + (" ◀" if largest else "")
         axes.text(value + 0.015, position, text, va="center", **look)
         if position < len(chosen) and chosen[position] == sample.label:
             axes.get_yticklabels()[position].set_fontweight("bold")
-
-
-def _percent(share: float) -> str:
-    """Return a share with one decimal, where that is 0.0 or 100.0 as a bound."""
-    if share < 0.0005:
-        return "< 0.1 %"
-    return f"{100 * share:.1f} %" if share < 0.9995 else "> 99.9 %"

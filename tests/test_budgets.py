@@ -20,19 +20,19 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
-    "config": 2340,
+    "config": 2322,
     "runs": 1562,
     "datasets": 1687,
     "models optimizers": 1500,
-    "training": 4355,
-    "figures": 1653,
+    "training": 4313,
+    "figures": 1632,
     "trackers": 871,
-    "sweeps": 2190,
+    "sweeps": 2182,
     "analysis": 3866,
     "exports": 429,
     "throughput": 534,
-    "commands": 2450,  # the modules beside the packages
-    "src": 23402,
+    "commands": 2425,  # the modules beside the packages
+    "src": 23288,
     "tests": 16500,
 }
 MODULES = 50

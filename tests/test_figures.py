@@ -204,8 +204,7 @@ def test_numbers_of_a_search_are_places_on_an_axis_and_those_of_a_grid_are_squar
     rates = [f"{10 ** -(1 + i / 7):.16f}" for i in range(20)]
     squares = [grid.Square((rate, "sgd"), 0.5 + i / 100) for i, rate in enumerate(rates)]
     axes = ["optimizer.lr", "optimizer"]
-    figure = grid.draw(grid.Sweep(axes, [rates, ["sgd"]], squares, "accuracy"))
-    check_drawn(figure)
+    check_drawn(figure := grid.draw(grid.Sweep(axes, [rates, ["sgd"]], squares, "accuracy")))
     (panel,) = figure.axes
     assert panel.get_xscale() == "log"
     assert legend_texts(figure) == ["sgd"]

@@ -82,9 +82,7 @@ def _describe_run(config: RunConfig, arguments: argparse.Namespace) -> int:
     for warning in (*splits.warnings, *check_config(config, splits)):
         print(f"warning: {warning}")
     if arguments.check_data:
-        from cifar_lab.analysis.description import check_images
-
-        print("\n".join(check_images(config.dataset, arrays)))
+        print("\n".join(description.check_images(config.dataset, arrays)))
     path = arguments.figure or _default_path(config)
     names = config.dataset.display_names or splits.class_names
     titles = [f"{names[int(arrays.train_labels[index])]}\n{index}" for index in chosen]

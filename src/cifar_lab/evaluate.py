@@ -61,7 +61,13 @@ def main(argv: list[str]) -> int:
         if arguments.probabilities > 0:
             print(samples.probability_text(run, arguments.probabilities))
     if arguments.ensemble:
-        print(_ensemble_text(runs))
+        mean = ensembles.mean_predictions(runs)
+        members = [run.read_predictions().accuracy for run in runs]
+        print(
+            f"ensemble of {len(runs)} runs: test accuracy {mean.accuracy:.2%} (error "
+            f"{1 - mean.accuracy:.2%}), loss {mean.loss:.4f}, {len(mean):,} images; its members: "
+            f"mean {sum(members) / len(members):.2%}, from {min(members):.2%} to {max(members):.2%}"
+        )
     if arguments.errors:
         print(f"mistakes: {_write_errors(runs, arguments.errors)}")
     if beside is not None:
@@ -74,19 +80,6 @@ def _contradictions(run: RunDir) -> list[str]:
     found = FoundRun(run)
     found.check_scores()
     return found.problems
-
-
-def _ensemble_text(runs: Sequence[RunDir]) -> str:
-    """Return the score of the runs' mean probabilities beside those of the runs."""
-    from cifar_lab.analysis import ensembles
-
-    mean = ensembles.mean_predictions(runs)
-    members = [run.read_predictions().accuracy for run in runs]
-    return (
-        f"ensemble of {len(runs)} runs: test accuracy {mean.accuracy:.2%} (error "
-        f"{1 - mean.accuracy:.2%}), loss {mean.loss:.4f}, {len(mean):,} images; its members: "
-        f"mean {sum(members) / len(members):.2%}, from {min(members):.2%} to {max(members):.2%}"
-    )
 
 
 def _write_errors(runs: Sequence[RunDir], count: int) -> Path:

@@ -63,8 +63,11 @@ def main(argv: list[str]) -> int:
         return 0
     for path in targets.values():
         print(f"{_megabytes([path])}  {path}")
+    ask = not (arguments.dry_run or arguments.yes)
+    if ask and not is_terminal(sys.stdin):
+        raise UsageError("tidy asks before it removes, and there is no terminal: add --yes")
     question = f"remove these {len(targets)}, {_megabytes(targets.values()).strip()}? [y/N] "
-    if arguments.dry_run or not (arguments.yes or _agrees(question)):
+    if arguments.dry_run or (ask and input(question).strip().lower() not in ("y", "yes")):
         print("nothing was removed")
         return 0
     removed = 0
@@ -77,12 +80,6 @@ def main(argv: list[str]) -> int:
             print(f"left: {error}", file=sys.stderr)
     print(f"removed: {removed}")
     return 0
-
-
-def _agrees(question: str) -> bool:
-    if not is_terminal(sys.stdin):
-        raise UsageError("tidy asks before it removes, and there is no terminal: add --yes")
-    return input(question).strip().lower() in ("y", "yes")
 
 
 def _archive(runs: Sequence[RunDir], folder: Path, file: Path) -> None:

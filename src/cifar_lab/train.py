@@ -14,10 +14,7 @@ from cifar_lab.config.launch import Launched, Request, check_launch, launched
 from cifar_lab.errors import UsageError, listing
 
 if TYPE_CHECKING:
-    from cifar_lab.runs.run_dir import RunDir
-    from cifar_lab.runs.summary import RunSummary
     from cifar_lab.training.distributed import Processes
-    from cifar_lab.training.loop import Stop
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,35 +74,25 @@ def train_words(words: list[str], group: "Processes | None" = None) -> int:
 
     with Stop().installed() as stop:
         if request.runs_elsewhere:
-            _run_many(request, stop)
-        else:
-            run, options = open_run(request), request.options
-            summary = run_experiment(
-                run, stop=stop, rerun=options.rerun, accept_code=options.accept_code, group=group
-            )
-            print(_what_next(run, summary), flush=True)
-    return 0
+            from cifar_lab.sweeps.outcome import raise_for
+            from cifar_lab.sweeps.search import closing_text, start_many
 
-
-def _run_many(request: Request, stop: "Stop") -> None:
-    from cifar_lab.sweeps.outcome import raise_for
-    from cifar_lab.sweeps.search import closing_text, start_many
-
-    outcomes = start_many(request, stop)
-    print(closing_text(request, outcomes), flush=True)
-    raise_for(outcomes, stop)
-
-
-def _what_next(run: "RunDir", summary: "RunSummary") -> str:
-    """Return the last lines of `train`: what the run's folder has, and commands that use it."""
-    folder, beside = shlex.quote(str(run.path)), shlex.quote(str(run.path.parent))
-    lines = [f"run folder: {run.path}"]
+            outcomes = start_many(request, stop)
+            print(closing_text(request, outcomes), flush=True)
+            raise_for(outcomes, stop)
+            return 0
+        run, options = open_run(request), request.options
+        summary = run_experiment(
+            run, stop=stop, rerun=options.rerun, accept_code=options.accept_code, group=group
+        )
+    print(f"run folder: {run.path}")
     if summary.figures:
         drawn = listing([f"{name}.png" for name in summary.figures])
-        lines.append(f"figures: {run.figures} ({drawn})")
-    lines.append(f"to classify pictures: python -m cifar_lab.predict {folder} IMAGE...")
-    lines.append(f"to compare with other runs: python -m cifar_lab.summarize {beside}")
-    return "\n".join(lines)
+        print(f"figures: {run.figures} ({drawn})")
+    folder, beside = shlex.quote(str(run.path)), shlex.quote(str(run.path.parent))
+    print(f"to classify pictures: python -m cifar_lab.predict {folder} IMAGE...")
+    print(f"to compare with other runs: python -m cifar_lab.summarize {beside}", flush=True)
+    return 0
 
 
 def _plan(request: Request) -> str:

@@ -69,17 +69,14 @@ class Job:
         elif self.was_asked and code in (LOST, -signal.SIGTERM):  # it did not handle signals yet
             code = 143
         if code not in (0, *_OWN_CODES) and after not in ("failed", "damaged"):
-            note(self.cell.run, self._how_it_ended(code), "failed")
+            why = self.loss
+            if -code in list(signal.Signals):
+                name = signal.Signals(-code).name
+                why = f"killed by {name}{' (out of memory?)' * (name == 'SIGKILL')}"
+            note(self.cell.run, why, "failed")
             code, after = 1, self.cell.state()
         seconds = time.monotonic() - self._started
         return Outcome(self.cell, "", after, seconds, code, self.cell.why(code))
-
-    def _how_it_ended(self, code: int) -> str:
-        """Return why a process ended that did not say so itself."""
-        if -code not in list(signal.Signals):
-            return self.loss
-        name = signal.Signals(-code).name
-        return f"killed by {name}{' (out of memory?)' * (name == 'SIGKILL')}"
 
 
 class Launcher(ABC):

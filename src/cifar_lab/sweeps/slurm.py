@@ -55,7 +55,8 @@ class Slurm(Launcher):
         self._settings = settings
         self.queue = _jobs_in_queue()
         self._sent = sent_jobs(self.queue)  # by earlier commands
-        self.most_at_once = _longest_array()
+        setting = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.M)
+        self.most_at_once = max(1, int(setting[1])) if setting else 1001  # SLURM's default
 
     def is_sent(self, cell: Cell) -> bool:
         """Return whether the queue has a job of this cell."""
@@ -215,12 +216,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arrays(jobs: Sequence[Job]) -> str:
     """Return the ids of the arrays of jobs, as scancel takes them."""
     return " ".join(dict.fromkeys(job.process.name.partition("_")[0] for job in jobs))
-
-
-def _longest_array() -> int:
-    """Return how many jobs an array may have: SLURM's setting MaxArraySize, or its default."""
-    setting = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.M)
-    return max(1, int(setting[1])) if setting else 1001
 
 
 def _jobs_in_queue() -> dict[str, str]:

@@ -25,7 +25,7 @@ from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.training.batches import Batches, Normalisation, batch_bounds
 from cifar_lab.training.device import derive_seed, memory_format, seeded
 from cifar_lab.training.group import Group
-from cifar_lab.training.splits import Split, Splits, divide, load_arrays, make_splits
+from cifar_lab.training.splits import Splits, divide, load_arrays, make_splits
 from cifar_lab.training.state import Schedule, TrainState
 from cifar_lab.training.step import check_class_weights
 
@@ -36,7 +36,7 @@ STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
 
 _WEIGHTS = {"weights", "weights_sha256"}
 _SHOWN = 5000  # training images that a model may see before its first step,
-_SHOWN_BYTES = 1 << 30  # or fewer, if they have more bytes than this
+_SHOWN_BYTES = 1 << 30  # or fewer, if as floats they have more bytes than this
 _LOADED: dict[str, ImageArrays] = {}
 _COMPUTED: dict[tuple[str, bytes], tuple[list[float], list[float]]] = {}
 
@@ -51,13 +51,18 @@ def build_state(
 ) -> tuple[TrainState, Batches]:
     """Build what training needs: the state at step 0 and the batches.
 
-    `initial_weights`: a model that starts from given weights loads them, and may download them.
+    `initial_weights`: a model that starts from given weights loads them, and may download them. One
+    that has a method `initialize_from_images` is shown some training images.
     `group` are the processes that train together.
     """
     model = make_model(config, len(splits.class_names), device)
     if initial_weights:
         load_initial_weights(model, config, download=True)
-    _initialize(model, config, splits.train)
+    if (initialize := getattr(model, "initialize_from_images", None)) is not None:
+        train = splits.train
+        shown = train.indices[: min(_SHOWN, _SHOWN_BYTES // (4 * train.images[0].numel()))]
+        images = train.images[shown.to(train.images.device)].cpu()
+        initialize(normalisation(config)(images, torch.contiguous_format))
     group = group or Group()
     optimizer = build_optimizer(
         optimizer_settings(config.optimizer, device, config.precision), model
@@ -147,16 +152,6 @@ def make_model(config: RunConfig, num_classes: int, device: str) -> nn.Module:
     model.to(device)
     model.to(memory_format=memory_format(device))
     return model
-
-
-def _initialize(model: nn.Module, config: RunConfig, train: Split) -> None:
-    """Show a model that has a method `initialize_from_images` some training images."""
-    initialize = getattr(model, "initialize_from_images", None)
-    if initialize is not None:
-        as_floats = 4 * train.images[0].numel()
-        shown = train.indices[: min(_SHOWN, _SHOWN_BYTES // as_floats)]
-        images = train.images[shown.to(train.images.device)].cpu()
-        initialize(normalisation(config)(images, torch.contiguous_format))
 
 
 def normalisation(config: RunConfig) -> Normalisation:

@@ -160,8 +160,11 @@ def check(
             from cifar_lab.training.resume import check_source
 
             check_source(config, start)
-    if not rerun and _is_finished(config):
-        return config
+    if not rerun:
+        with contextlib.suppress(Damaged, UsageError, ValueError, TypeError):  # a trial refuses it
+            run = RunDir(address(config))
+            if run.summary_file.exists() and run.status == "finished":
+                return config
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them wait for each other on two images
     try:
@@ -171,14 +174,6 @@ def check(
     if config.scheduler is not None:
         check_scheduler(config, config.scheduler, optimizer)
     return config
-
-
-def _is_finished(config: RunConfig) -> bool:
-    """Whether the run of a config is finished: the first optimizer takes torch 1.5 s to import."""
-    with contextlib.suppress(Damaged, UsageError, ValueError, TypeError):  # what a trial refuses
-        run = RunDir(address(config))
-        return run.summary_file.exists() and run.status == "finished"
-    return False
 
 
 _NOT_DETERMINISTIC = {"cuda": "AdaptiveMaxPool2d", "mps": "MaxPool2d"}

@@ -40,16 +40,24 @@ def restore(
             f"continue_from={source.path} is {summary.status}; finish it first: "
             f"python -m cifar_lab.train {source.path}"
         )
+    spans_run = any(
+        key in STEPS_OF_THE_RUN and value is None for key, value in (config.scheduler or {}).items()
+    )
+    same = (before.optimizer, before.scheduler) == (config.optimizer, config.scheduler)
     last = source.read_last()
     check_same_data(config.dataset, (last or {}).get("dataset") or summary.dataset, source.path)
     if last is None:
         rates = _start_from_best(state, source, config, steps)
-    elif _keeps_rates(config, before):
+    elif same and not spans_run:
         state.load_state_dict(last)
         rates = "the learning rate continues too"
     else:
         left = config.training.epochs - last["epoch"]
-        _load_with_new_rates(state, last, config, left, steps)
+        _build_anew(state, config, left, steps)
+        fresh = [{**group} for group in state.optimizer.param_groups]
+        state.load_state_dict({**last, "scheduler": None})
+        for group, values in zip(state.optimizer.param_groups, fresh, strict=True):
+            group.update(values)  # the checkpoint has the rates of the whole run's schedule
         rates = f"the learning rate is as configured, over the {left} additional epochs"
     state.stopped_early, state.stale_epochs = False, 0
     if before.training.monitor != config.training.monitor and state.best is not None:
@@ -85,26 +93,6 @@ def _build_anew(state: TrainState, config: RunConfig, epochs: int, steps: int) -
     settings = optimizer_settings(config.optimizer, state.device, config.precision)
     state.optimizer = build_optimizer(settings, state.model)
     state.schedule = make_schedule(config.scheduler, state.optimizer, epochs, steps)
-
-
-def _keeps_rates(config: RunConfig, before: RunConfig) -> bool:
-    """Whether optimizer and schedule are the same and the schedule does not span the whole run."""
-    spans_run = any(
-        key in STEPS_OF_THE_RUN and value is None for key, value in (config.scheduler or {}).items()
-    )
-    same = (before.optimizer, before.scheduler) == (config.optimizer, config.scheduler)
-    return same and not spans_run
-
-
-def _load_with_new_rates(
-    state: TrainState, last: dict[str, Any], config: RunConfig, epochs: int, steps: int
-) -> None:
-    """Load a checkpoint, but not its learning rates: the schedule starts anew over `epochs`."""
-    _build_anew(state, config, epochs, steps)
-    fresh = [{**group} for group in state.optimizer.param_groups]
-    state.load_state_dict({**last, "scheduler": None})
-    for group, values in zip(state.optimizer.param_groups, fresh, strict=True):
-        group.update(values)
 
 
 def check_source(config: RunConfig, folder: Path) -> None:

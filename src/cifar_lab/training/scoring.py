@@ -68,26 +68,10 @@ def evaluate(
     names = tuple(config.dataset.display_names or splits.class_names)
     _write_reports(run, test, names)
     _write_samples(run, splits, test, config.seed)
-    fields = {
+    calibrated = calibration(test)
+    fields: dict[str, Any] = {
         "scored_weights": scored,
         **{f"test_accuracy_{weights}": results[weights].accuracy for weights in kept},
-        **_test_fields(test, names),
-    }
-    if features or _needs_features(config):
-        load_weights(run, scored, model)
-        fields["separation"] = _write_features(run, model, splits.test, config)
-    if splits.trained_on:
-        others = ~np.isin(test.indices, splits.trained_on)
-        fields["test_images_trained_on"] = int((~others).sum())
-        if others.any():
-            right = test.predicted == test.labels
-            fields["test_accuracy_without_them"] = float(right[others].mean())
-    return fields
-
-
-def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
-    calibrated = calibration(test)
-    return {
         "test_accuracy": test.accuracy,
         "test_loss": test.loss,
         "test_size": len(test),
@@ -101,6 +85,16 @@ def _test_fields(test: Predictions, names: tuple[str, ...]) -> dict[str, Any]:
             for label, guess, count in test.most_confused()
         ],
     }
+    if features or _needs_features(config):
+        load_weights(run, scored, model)
+        fields["separation"] = _write_features(run, model, splits.test, config)
+    if splits.trained_on:
+        others = ~np.isin(test.indices, splits.trained_on)
+        fields["test_images_trained_on"] = int((~others).sum())
+        if others.any():
+            right = test.predicted == test.labels
+            fields["test_accuracy_without_them"] = float(right[others].mean())
+    return fields
 
 
 def draw_again(run: RunDir, look: Look | None = None) -> tuple[list[str], list[str]]:

@@ -177,7 +177,11 @@ class TrainState:
             if self.schedule.scheduler is not None and state["scheduler"] is not None:
                 self.schedule.scheduler.load_state_dict(state["scheduler"])
             self.scaler.load_state_dict(state["scaler"])
-            self._set_generator(state["generator"])
+            saved = state["generator"]
+            if saved.shape == self.generator.get_state().shape:
+                self.generator.set_state(saved)
+            else:  # a CPU's and a GPU's are of other sizes: the draws of dropout begin anew
+                self.generator.manual_seed(derive_seed(self.seed, "dropout", "moved"))
             self.sums.copy_(state["sums"])
             set_global_generators(self.device, state["global_generators"])
             self.history = history_rows(state["history"])
@@ -190,17 +194,6 @@ class TrainState:
                 f"the checkpoint belongs to another model or optimizer: {first_line(error)}; "
                 "rerun=true starts again"
             ) from None
-
-    def _set_generator(self, saved: Tensor) -> None:
-        """Continue the draws of dropout; on another kind of device they begin anew.
-
-        The state of a generator has a size of its own on a CPU and on a GPU. At the start of an
-        epoch nothing is lost, since the generator is seeded there.
-        """
-        if saved.shape == self.generator.get_state().shape:
-            self.generator.set_state(saved)
-        else:
-            self.generator.manual_seed(derive_seed(self.seed, "dropout", "moved"))
 
 
 def history_tensor(rows: list[EpochMetrics]) -> Tensor:

@@ -5,8 +5,7 @@ host launches one graph and not some hundred kernels; elsewhere they run as alwa
 not part of the graph: its learning rate changes, and not every optimizer can be captured.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -180,13 +179,19 @@ def _capture(passes: OnBatch, state: TrainState, images: Tensor, labels: Tensor)
     shown, known = images.clone(), labels.clone()
     parameters = list(state.model.parameters())
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    with _undone(state):
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                state.optimizer.zero_grad(set_to_none=True)
-                passes(shown, known)
-        torch.cuda.current_stream().wait_stream(stream)
+    # What passes change besides gradients is undone: buffers (batch norm) and generators.
+    buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
+    generator, others = state.generator.get_state(), global_generators(state.device)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            state.optimizer.zero_grad(set_to_none=True)
+            passes(shown, known)
+    torch.cuda.current_stream().wait_stream(stream)
+    for buffer, former in buffers:
+        buffer.copy_(former)
+    state.generator.set_state(generator)
+    set_global_generators(state.device, others)
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(state.generator)  # of dropout masks
     state.optimizer.zero_grad(set_to_none=True)
@@ -212,15 +217,3 @@ def _capture(passes: OnBatch, state: TrainState, images: Tensor, labels: Tensor)
         return measured
 
     return replay
-
-
-@contextlib.contextmanager
-def _undone(state: TrainState) -> Iterator[None]:
-    """Undo what passes change besides gradients: buffers (batch norm) and generators."""
-    buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
-    generator, others = state.generator.get_state(), global_generators(state.device)
-    yield
-    for buffer, before in buffers:
-        buffer.copy_(before)
-    state.generator.set_state(generator)
-    set_global_generators(state.device, others)

@@ -9,7 +9,7 @@ import pytest
 from cifar_lab import train
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.reproduction import Candidate, ReportExperiment, match
-from cifar_lab.config.reports import Report, reported_of
+from cifar_lab.config.reports import Report, read_report
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.training.build import build_model
@@ -75,7 +75,7 @@ def test_settings_are_the_reports(experiment: str) -> None:
     model = build_model(runs[0], 10)
     assert sum(p.numel() for p in model.parameters()) == parameters
     assert {run.name for run in runs} == {experiment}
-    assert reported_of(runs[0]).guessed
+    assert read_report(runs[0].study.report or "").experiments[experiment].guessed
 
 
 @pytest.mark.parametrize("experiment", OF_REPORTS)
@@ -120,7 +120,7 @@ def test_report_does_what_the_report_did(experiment: str) -> None:
 @pytest.mark.parametrize("experiment", OF_REPORTS)
 def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
     runs = cells(experiment)
-    claims = reported_of(runs[0]).claims
+    claims = read_report(runs[0].study.report or "").experiments[experiment].claims
     assert len({claim.id for claim in claims}) == len(claims)
     flat = [flatten(to_plain(run)) for run in runs]
     for claim in claims:

@@ -268,10 +268,7 @@ def _two_networks(a: Sample, b: Sample, family: Family) -> Difference:
 
 
 def seeds_needed(
-    points: float,
-    deviation: Deviation,
-    images: tuple[float, float] | None,
-    family: Family = SINGLE,
+    points: float, deviation: Deviation, images: tuple[float, float] | None, family: Family = SINGLE
 ) -> int | None:
     """Return the seeds per configuration that show a difference with 80 % power, 2 or more.
 

@@ -86,10 +86,7 @@ def _test_set(run: RunDir) -> dict[str, Any]:
 
 
 def error_page(
-    runs: Sequence[RunDir],
-    image_of: Callable[[int], Pixels],
-    count: int,
-    files: Sequence[str] = (),
+    runs: Sequence[RunDir], image_of: Callable[[int], Pixels], count: int, files: Sequence[str] = ()
 ) -> str:
     """Return the page: `count` mistakes of each run, and of several runs the likely label errors.
 

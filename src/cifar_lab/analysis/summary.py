@@ -15,17 +15,11 @@ from urllib.parse import quote
 
 import numpy as np
 
-from cifar_lab.analysis import run_metrics, texts
+from cifar_lab.analysis import forest, run_metrics, texts
 from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.ranking import MainEffects, main_effects, rank
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, short_names
-from cifar_lab.analysis.summary_tables import (
-    Section,
-    as_text,
-    ranking_table,
-    sections,
-    shows,
-)
+from cifar_lab.analysis.summary_tables import Section, as_text, ranking_table, sections, shows
 from cifar_lab.errors import UsageError, listing, shorten
 from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.text import duration, render
@@ -156,38 +150,7 @@ def curves_of(collection: RunCollection) -> "Figure":
     return curves.bands(runs)
 
 
-def effects_of(collection: RunCollection) -> "Figure":
-    """Return the forest plot of the differences to the best, or to the baseline."""
-    from cifar_lab.figures import effects
-
-    metric = collection.metric
-    points, unit = (" (points)", 100.0) if run_metrics.is_fraction(metric) else ("", 1.0)
-    ranked = [group for group in collection.ranking if group.rank is not None]
-    bars = []
-    for group in ranked:
-        label = f"{collection.short_label(group)}  (n = {len(group.finished)})"
-        d, said = group.difference, texts.say_of(collection, group)
-        if d is None:
-            bars.append(effects.Bar(label, said.verdict, is_reference=group.is_reference))
-            continue
-        text = said.difference.removesuffix(" points").replace("-", "−")
-        value, low, high, smallest = (unit * x for x in (d.value, d.low, d.high, d.smallest))
-        better = texts.is_better(metric, d)
-        bars.append(effects.Bar(label, text, value, low, high, smallest, better))
-    references = [collection.short_label(group) for group in ranked if group.is_reference]
-    differences = [group.difference for group in ranked if group.difference]
-    explained = f"to {texts.reference_name(collection)}"
-    if len(references) == 1:
-        explained += f": {references[0]}"
-    if differences:
-        count = max(difference.family.comparisons for difference in differences)
-        together = f" of all {count} differences together" * (count > 1)
-        covers = " or ".join(sorted({difference.covers for difference in differences}))
-        explained += f" · line: 95 % interval{together}, over {covers}"
-    return effects.draw(bars, f"difference in {run_metrics.in_words(metric)}{points}", explained)
-
-
-PICTURES = {"grid": grid_of, "curves": curves_of, "effects": effects_of}
+PICTURES = {"grid": grid_of, "curves": curves_of, "effects": forest.draw}
 """What draws each picture of a collection, by the picture's name."""
 
 

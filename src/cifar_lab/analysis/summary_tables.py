@@ -56,7 +56,12 @@ def sections(
 ) -> list[Section]:
     """Return what the folder shows: the first section has the folder's name."""
     notes = [f"Note: {note}" for note in collection.notes]
-    first: list[Block] = [texts.counts_text(collection), axes_text(collection), *notes]
+    names = [shorten(axis, 80) for axis in collection.axes]
+    main = [names[i] for i in collection.main_axes]
+    others = ", ".join(name for name in names if name not in main)
+    axes = [f"Axes: {', '.join(main)}."] * bool(main)
+    axes += [f"These follow from them: {others}."] * bool(others)
+    first: list[Block] = [texts.counts_text(collection), " ".join(axes), *notes]
     parts: list[Section] = [(f"Summary of {collection.folder.resolve().name}", first)]
     best = [group for group in collection.ranking if group.chosen]
     if best:
@@ -113,17 +118,6 @@ def as_text(parts: Sequence[Section], width: int) -> str:
         chunks.append(title + "\n" + "-" * min(len(title), width))
         chunks += [shown(block) for block in blocks if block]
     return "\n\n".join(chunks) + "\n"
-
-
-def axes_text(collection: RunCollection) -> str:
-    """Return which config groups and keys differ between the runs, "" if none does."""
-    names = [shorten(axis, 80) for axis in collection.axes]
-    main = [names[i] for i in collection.main_axes]
-    others = [name for name in names if name not in main]
-    if not names:
-        return ""
-    text = f"Axes: {', '.join(main)}." if main else ""
-    return text + f" These follow from them: {', '.join(others)}." * bool(others)
 
 
 def shows(name: str, group: SeedGroup, *, test: bool) -> bool:

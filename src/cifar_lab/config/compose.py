@@ -153,13 +153,7 @@ def _request(composer: "_Composer", parsed: list[Override], line: CommandLine) -
     flags = () if line.config_dir is None else ("--config-dir", line.config_dir)
     shared = lines_of([o for o in fixed if o.key_or_group.split(".")[0] != "search"])
     return Request(
-        runs,
-        launch_options,
-        multirun,
-        last.launcher,
-        shown,
-        tuple(space),
-        (*flags, *shared),
+        runs, launch_options, multirun, last.launcher, shown, tuple(space), (*flags, *shared)
     )
 
 

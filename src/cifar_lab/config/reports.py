@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from cifar_lab.config.command_line import find_files
-from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting
 from cifar_lab.errors import UsageError, first_line, shorten_path
 
@@ -106,13 +105,6 @@ class Report:
     about: str = ""
     facts: list[str] = setting(factory=list)
     experiments: dict[str, ReportedExperiment] = setting(factory=dict)
-
-
-def reported_of(config: RunConfig) -> ReportedExperiment:
-    """Return what a run's report says of its experiment; nothing where no file says it."""
-    report = read_report(config.study.report or "")
-    experiment = config.choices.get("experiment", config.name)
-    return report.experiments.get(experiment, ReportedExperiment())
 
 
 @functools.cache  # hundreds of runs name the same one

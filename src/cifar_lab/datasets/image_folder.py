@@ -80,6 +80,9 @@ def load(
     names, files, warnings = _list(folder, test_fraction)
     where = shorten_path(folder)
     preparation = Preparation(tuple(image_shape), fit, max_megapixels)
+    most = LARGEST_IN_MEMORY
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # Windows does not say
+        most = min(most, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
     size, most_broken = len(files) * prod(image_shape), max_broken if skip_broken else 0
     # The files' state alone tells whether they are the same: sets and labels follow from names.
     state = files_digest(folder, [folder / file.name for file in files])
@@ -96,19 +99,11 @@ def load(
         json.dumps([PIL.__version__, _DECODER, max_megapixels, state]),
         decode,
         f"the pictures in {where}",
-        mapped=storage == "mapped" or (storage == "auto" and size > _most_in_memory()),
+        mapped=storage == "mapped" or (storage == "auto" and size > most),
     )
     skipped = _check_broken(folder, arrays.broken, len(files), most_broken)
     arrays = dataclasses.replace(arrays, warnings=(*warnings, *skipped, *arrays.warnings))
     return check_checksums(arrays, checksums, folder)
-
-
-def _most_in_memory() -> int:
-    """Return the bytes of pictures up to which they are kept in memory."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return LARGEST_IN_MEMORY
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(LARGEST_IN_MEMORY, physical // 4)
 
 
 class _File(NamedTuple):
@@ -120,11 +115,7 @@ class _File(NamedTuple):
 
 
 def _decode(
-    folder: Path,
-    files: Sequence[_File],
-    preparation: Preparation,
-    names: Sequence[str],
-    add: Add,
+    folder: Path, files: Sequence[_File], preparation: Preparation, names: Sequence[str], add: Add
 ) -> Facts:
     """Add the images and labels of both sets, without the pictures that are broken."""
     read: list[_File] = []

@@ -6,11 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from cifar_lab.errors import Unavailable, UsageError, first_line, missing_extra
-from cifar_lab.models.pretrained import (
-    PretrainedModel,
-    check_architecture,
-    complete_file_settings,
-)
+from cifar_lab.models.pretrained import PretrainedModel, check_architecture, complete_file_settings
 
 
 class TimmModel(PretrainedModel):

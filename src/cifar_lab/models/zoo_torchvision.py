@@ -6,11 +6,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from cifar_lab.errors import Unavailable, first_line
-from cifar_lab.models.pretrained import (
-    PretrainedModel,
-    check_architecture,
-    complete_file_settings,
-)
+from cifar_lab.models.pretrained import PretrainedModel, check_architecture, complete_file_settings
 
 # Their auxiliary classifiers would be a second result in training.
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}

@@ -9,7 +9,6 @@ import errno
 import hashlib
 import io
 import os
-import re
 import secrets
 import sys
 import zipfile
@@ -91,13 +90,6 @@ def check_inside(path: Path, folder: Path) -> Path:
         where = shorten_path(folder)
         raise UsageError(f"{shorten_path(path)} is not inside the run's folder {where}")
     return path
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed; the caller holds the lock."""
-    for path in folder.glob(".*.tmp"):
-        if re.search(r"\.([0-9a-f]{16}|\d+)\.tmp$", path.name):  # ours, of today or of old code
-            path.unlink(missing_ok=True)
 
 
 def sync_file(handle: IO[bytes]) -> None:

@@ -18,7 +18,6 @@ from cifar_lab.runs.files import (
     open_for_appending,
     open_for_reading,
     read_bytes,
-    remove_leftovers,
     try_lock,
     write_text,
 )
@@ -223,7 +222,9 @@ class RunDir(RunFiles):
                     self.lock_file,
                 )
             for folder in (self.path, self.figures):
-                remove_leftovers(folder)
+                for path in folder.glob(".*.tmp"):  # of processes that were killed
+                    if re.search(r"\.([0-9a-f]{16}|\d+)\.tmp$", path.name):  # ours, old ones too
+                        path.unlink(missing_ok=True)
             try:
                 yield
             finally:

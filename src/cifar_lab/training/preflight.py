@@ -27,12 +27,7 @@ from cifar_lab.training.build import (
     target_of_model,
     with_numbers,
 )
-from cifar_lab.training.device import (
-    check_compiler,
-    seeded,
-    select_device,
-    select_precision,
-)
+from cifar_lab.training.device import check_compiler, seeded, select_device, select_precision
 from cifar_lab.training.step import check_class_weights
 
 log = logging.getLogger("cifar_lab")

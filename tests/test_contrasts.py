@@ -44,7 +44,9 @@ def nets(draw: Draw, seeds: int, images: int = 400, better: float = 0.0) -> Samp
     return sample(right.mean(axis=1), right)
 
 
-@pytest.mark.parametrize(("groups", "degrees"), [(3, 1.4), (3, 4.3), (12, 24.7), (50, 4.0)])
+@pytest.mark.parametrize(
+    ("groups", "degrees"), [(3, 1.4), (3, 4.3), (12, 24.7), (50, 4.0), (40, 2.0), (6, 1.0)]
+)
 def test_the_studentized_range_is_scipys(groups: int, degrees: float) -> None:
     for q in (1.0, 3.5, 6.0):
         expected = stats.studentized_range.cdf(q, groups, degrees)
@@ -201,6 +203,7 @@ def test_values_that_do_not_vary_take_the_deviation_of_the_others() -> None:
     deviation = pooled([cut_off, other])
     assert deviation is not None
     assert deviation.degrees == 2  # 19, 19, 19 says nothing of how runs vary
+    assert residual([cut_off, other, other]) == pooled([other, other])
     found = contrast([cut_off], [other], deviation)
     assert 0 < found.p < 1
     assert found.half > 0
@@ -213,14 +216,25 @@ def test_folds_that_differ_by_the_same_amount_cannot_be_judged() -> None:
 
 
 def test_one_run_is_set_against_all_seeds_of_the_other() -> None:
-    """Its seed varies as those of the other do; the first of them has no part of its own."""
+    """Its seed varies as those of the other do: one deviation, with its degrees of freedom, once.
+
+    On an image it differs from another run as those of the other do, too.
+    """
     draw = np.random.default_rng(2)
     one, many = nets(draw, 1), nets(draw, 5)
     deviation = pooled([one, many])
     assert deviation is not None
-    found = contrast([many], [one], deviation)
+    found = contrast([sample(many.values)], [sample(one.values)], deviation)
+    t = (many.mean - one.mean) / (np.std(many.values, ddof=1) * math.sqrt(1 + 1 / 5))
     assert found.value == pytest.approx(many.mean - one.mean)
-    assert found.error > deviation.std * math.sqrt(1 + 1 / 5)
+    assert found.p == pytest.approx(2 * stats.t.sf(abs(t), 4))
+    found = contrast([many], [one], deviation)
+    assert many.right is not None
+    assert one.right is not None
+    between = (many.right.mean(axis=0) - one.right.mean(axis=0)).var(ddof=1)
+    noise = many.right.var(axis=0, ddof=1).mean() * (1 + 1 / 5)
+    assert found.over_images is not None
+    assert found.over_images[0] == pytest.approx(max(between - noise, 0) / 400, abs=1e-12)
 
 
 def test_other_images_are_not_compared() -> None:
@@ -239,12 +253,12 @@ def test_an_interval_of_equal_values_is_none() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
-def test_equal_groups_are_told_apart_in_about_one_case_of_twenty(seeds: int) -> None:
+@pytest.mark.parametrize(("seeds", "others"), [(2, 2), (3, 3), (5, 5), (10, 10), (1, 3), (1, 5)])
+def test_equal_groups_are_told_apart_in_about_one_case_of_twenty(seeds: int, others: int) -> None:
     draw = np.random.default_rng(seeds)
     wrong = 0
     for _ in range(400):
-        a, b = nets(draw, seeds), nets(draw, seeds)
+        a, b = nets(draw, seeds), nets(draw, others)
         if deviation := pooled([a, b]):  # else neither pair of seeds differs: nothing is judged
             wrong += contrast([a], [b], deviation).told_apart
     assert wrong / 400 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)

@@ -133,5 +133,8 @@ def test_folds_that_are_missing_and_seeds_among_them_are_noted(tmp_path: Path) -
     half = stats.t.ppf(0.975, 4) * math.sqrt((1 / 5 + 1 / 4) * np.var(means, ddof=1))
     assert found.n == 10
     assert found.mean - found.low == pytest.approx(half)
+    assert found.std == pytest.approx(np.std(means, ddof=1))
     assert "mean of 10 runs over 5 folds" in texts.best_text(collection, mixed)
     assert len(short.finished_folds) == 3
+    (needed,) = texts.seeds_lines(collection, 1.0)  # folds do not tell how seeds vary
+    assert "is not known: that takes runs that differ in their seed alone" in needed

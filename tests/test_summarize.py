@@ -142,10 +142,13 @@ def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
     for name in ("cifar10", "mnist"):
         source = {"_target_": f"cifar_lab.datasets.{name}.load"}
         dataset = dataset_config(name=name, source=source)
-        for lr in (0.1, 0.01):
+        for lr in (0.1, 0.01) if name == "mnist" else (0.2, 0.1, 0.01):
             make_run(tmp_path, dataset=dataset, lr=lr, accuracy=0.5 + lr)
-    ranks = sorted((group.dataset, group.rank) for group in collection_of(tmp_path).groups)
-    assert ranks == [("cifar10", 1), ("cifar10", 2), ("mnist", 1), ("mnist", 2)]
+    collection = collection_of(tmp_path)
+    ranks = sorted((group.dataset, group.rank) for group in collection.groups)
+    assert ranks == [("cifar10", i) for i in (1, 2, 3)] + [("mnist", 1), ("mnist", 2)]
+    assert "for all 1 or 2 differences of a dataset together" in texts.testing_text(collection)
+    assert "is chosen among 2 or 3: both" in texts.selection_text(collection)
 
 
 def test_every_configuration_says_how_far_it_is_from_the_best(grid: Path, capsys: Capture) -> None:
@@ -199,6 +202,20 @@ def test_seeds_that_show_a_difference(tmp_path: Path, capsys: Capture) -> None:
     said = " ".join(capsys.readouterr().out.partition("Seeds needed")[2].split())
     assert "seeds per configuration would show 9.00 points in four cases of five" in said
     assert "with 4 degrees of freedom" in said
+    collection = collection_of(tmp_path, "best_val_loss")
+    (line,) = texts.seeds_lines(collection, 1e-5)
+    assert "More than 10,000 seeds per configuration would show 0.0000 on the same images" in line
+
+
+def test_what_is_tied_does_not_hide_what_cannot_be_judged(tmp_path: Path) -> None:
+    for lr in (0.1, 0.01):
+        for seed in range(3):
+            make_run(tmp_path, lr=lr, seed=seed, accuracy=0.7 + 0.01 * seed)
+    make_run(tmp_path, lr=0.001, accuracy=0.6, images=300)
+    collection = collection_of(tmp_path)
+    said = texts.best_text(collection, collection.ranking[0])
+    assert "It is not told apart from optimizer.lr=0." in said
+    assert said.endswith(" 1 other cannot be judged: they were scored on different images.")
 
 
 def test_main_effects_of_a_full_factorial_are_paired_by_seed(

@@ -33,6 +33,7 @@ def verdict(claim: Claim, values: list[float], others: list[float] | None = None
         ([], "not measured yet"),
         ([0.75], "inconclusive"),  # one run has no deviation
         ([0.75, 0.75, 0.75], "inconclusive"),  # nor have equal ones
+        ([0.6 - 0.4, 0.5 - 0.3, 0.7 - 0.5], "inconclusive"),  # equal but for rounding errors
         ([0.74, 0.75, 0.76], "reproduced"),  # t(0.95, 2) = 2.92: 0 ± 1.69 points
         ([0.745, 0.755, 0.765], "inconclusive"),  # 0.5 ± 1.69
         ([0.78, 0.79, 0.80], "inconclusive"),  # 4 points, but one more run is within 4.97

@@ -107,15 +107,15 @@ def residual(samples: Sequence[Sample]) -> Deviation | None:
     """Return the deviation within configurations that have the same seeds, without these.
 
     What remains of each value without the means of its configuration and of its seed: the residual
-    of a randomized block design. Where the seeds differ, it is that of `pooled`.
+    of a randomized block design. Where the seeds differ, or a configuration's runs all have one
+    value, it is that of `pooled`.
     """
-    replicates = {sample.replicates for sample in samples}
-    runs = len(next(iter(replicates)))
-    if len(replicates) > 1 or runs < 2 or len(samples) < 2:
+    alike = len({sample.replicates for sample in samples}) == 1
+    if not alike or len(samples) < 2 or not all(sample.variance for sample in samples):
         return pooled(samples)
     values = np.array([sample.values for sample in samples])
     rest = values - values.mean(axis=1, keepdims=True) - values.mean(axis=0) + values.mean()
-    degrees = (len(samples) - 1) * (runs - 1)
+    degrees = (len(samples) - 1) * (values.shape[1] - 1)
     remaining = float((rest**2).sum()) / degrees
     if remaining <= 1e-24 * max(1.0, float((values**2).mean())):
         return None
@@ -178,12 +178,11 @@ def contrast(
 ) -> Difference:
     """Return the mean of some configurations minus that of others; CannotJudge if nothing can be.
 
-    Two configurations each bring a deviation of their own (Welch 1947; Satterthwaite 1946), and
-    one that has none (a single run, or runs with one value) takes `deviation`. Means over several
-    take `deviation` for all of them. To the variance between seeds that between the images is
-    added, where all were scored on the same. Two single runs are compared as two networks, on
-    these images (McNemar's test, with Agresti and Min's variance of 2005). Runs of folds are paired
-    by fold.
+    Two configurations each bring a deviation of their own (Welch 1947; Satterthwaite 1946). Where
+    one has none (a single run, or runs with one value), both take `deviation`, which rests on the
+    other's runs; so do means over several. To the variance between seeds that between the images is
+    added, where all were scored on the same. Two single runs are compared as two networks, on these
+    images (McNemar's test, with Agresti and Min's variance of 2005). Folds are paired.
     """
     samples = [*plus, *minus]
     if len({sample.folds for sample in samples}) > 1:
@@ -198,18 +197,13 @@ def contrast(
     images = None if folds else _image_variance(plus, minus)
     if pair and len(plus[0].values) == len(minus[0].values) == 1 and deviation is None:
         return _two_networks(plus[0], minus[0], family)
-    each_its_own = pair and not folds
-    parts: list[tuple[float, float]] = []
-    for side in (plus, minus):
-        known = (pooled(side) if each_its_own else None) or deviation
-        if known is None:
-            alike = "its runs do not differ: how much other seeds vary is not known"
-            unknown = "no two of the runs differ in their seed alone"
-            raise CannotJudge(alike if each_its_own else unknown)
-        share = math.fsum(sample.share for sample in side) / len(side) ** 2
-        parts.append((known.std**2 * share, known.degrees))
-    if not each_its_own:  # one deviation for both
-        parts = [(math.fsum(part for part, _ in parts), parts[0][1])]
+    if pair and not folds and all(sample.variance for sample in samples):
+        parts = [(s.variance * s.share, len(s.values) - 1.0) for s in samples]
+    elif deviation is not None:
+        shares = [math.fsum(s.share for s in side) / len(side) ** 2 for side in (plus, minus)]
+        parts = [(deviation.std**2 * math.fsum(shares), deviation.degrees)]
+    else:
+        raise CannotJudge("runs that are single or all equal do not say how much chance does")
     value = fmean(sample.mean for sample in plus) - fmean(sample.mean for sample in minus)
     covers = "folds" if folds else "seeds" if images is None else "seeds and images"
     error, degrees = welch([*parts, *([] if images is None else [images])])
@@ -238,20 +232,20 @@ def _image_variance(plus: Sequence[Sample], minus: Sequence[Sample]) -> tuple[fl
     """Return the variance of the difference over other images, with its degrees of freedom.
 
     That of the images' mean differences, less what the runs of one configuration differ by on an
-    image: the deviation between seeds has that already. With one run it cannot be told apart, and
-    the interval is a little wider than it need be.
+    image: the deviation between seeds has that already. A single run takes what the others differ
+    by; where all are single it is not known, and the interval is wider than it need be.
     """
-    if any(sample.right is None or sample.images is None for sample in (*plus, *minus)):
+    sides = [[s.right for s in side if s.right is not None] for side in (plus, minus)]
+    if sum(map(len, sides)) < len(plus) + len(minus) or (images := sides[0][0].shape[1]) < 2:
         return None
+    several = [right for rights in sides for right in rights if len(right) > 1]
+    within = {id(right): float(right.var(axis=0, ddof=1).mean()) for right in several}
+    typical = fmean(within.values()) if within else 0.0
     means, noise = [], 0.0
-    for side in (plus, minus):
-        rights = [sample.right for sample in side if sample.right is not None]
+    for rights in sides:
         means.append(np.mean([right.mean(axis=0) for right in rights], axis=0))
-        within = [r.var(axis=0, ddof=1).mean() / len(r) for r in rights if len(r) > 1]
-        noise += math.fsum(within) / len(side) ** 2
-    images = len(means[0])
-    if images < 2:
-        return None
+        parts = [within.get(id(right), typical) / len(right) for right in rights]
+        noise += math.fsum(parts) / len(rights) ** 2
     between = float((means[0] - means[1]).var(ddof=1))
     return max(between - noise, 0.0) / images, images - 1
 

@@ -58,21 +58,22 @@ class SeedGroup:
     def interval(self, name: str) -> Interval | None:
         """Return mean, spread and interval of a metric over the finished runs that have it.
 
-        Over folds, mean and interval are those of the means of the folds.
+        Over folds, they are those of the means of the folds; `n` counts the runs.
         """
-        sample, bounds = self._values(name), run_metrics.bounds(name)
-        of_runs = interval(sample.values, bounds)
-        if of_runs is None or self.folds is None:
-            return of_runs
-        means = sample.over_folds(sorted({fold or 0 for _, fold in sample.replicates}))
-        over = interval(means.values, bounds, means.share)
-        assert over is not None
-        return dataclasses.replace(of_runs, mean=over.mean, low=over.low, high=over.high)
+        runs, sample = self._values(name)
+        if not runs:
+            return None
+        found = interval(sample.values, run_metrics.bounds(name), sample.share)
+        return found and dataclasses.replace(found, n=len(runs))
 
-    def _values(self, name: str) -> Sample:
-        known = [(run, value) for run in self.finished if (value := run.metric(name)) is not None]
-        replicates = tuple(run.replicate for run, _ in known)
-        return Sample(tuple(value for _, value in known), replicates, folds=self.folds)
+    def _values(self, name: str) -> tuple[list[FoundRun], Sample]:
+        """Return the runs that have a metric, and its values; over folds, their means."""
+        known = {run: value for run in self.finished if (value := run.metric(name)) is not None}
+        replicates = tuple(run.replicate for run in known)
+        sample = Sample(tuple(known.values()), replicates, folds=self.folds)
+        if self.folds is not None:
+            sample = sample.over_folds(sorted({fold or 0 for _, fold in replicates}))
+        return list(known), sample
 
     def mean(self, name: str) -> float | None:
         """Return the mean of a metric over the finished runs."""
@@ -80,14 +81,13 @@ class SeedGroup:
         return None if found is None else found.mean
 
     def sample(self, name: str) -> Sample:
-        """Return a metric of each finished run that has it, for tests.
+        """Return a metric of each finished run that has it, for tests; over folds, their means.
 
         With the images that it was measured on, where the runs' predictions of them are stored.
         """
-        sample, where = self._values(name), run_metrics.measured_on(name)
+        (runs, sample), where = self._values(name), run_metrics.measured_on(name)
         if where is None or self.folds is not None:
             return sample
-        runs = [run for run in self.finished if run.metric(name) is not None]
         there = [scored for run in runs if (scored := run.scored(*where)) is not None]
         images = {scored.images for scored in there}
         if len(images) != 1:

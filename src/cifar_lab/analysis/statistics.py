@@ -152,7 +152,8 @@ _legendre = functools.cache(np.polynomial.legendre.leggauss)
 def _scales(degrees: float) -> tuple[Floats, Floats]:
     """Return values of a standard error over its true size, and weights that sum to 1.
 
-    Gauss and Legendre's rule over the distribution of the root of chi-squared over its degrees.
+    Gauss and Legendre's rule over the distribution of the root of chi-squared over its degrees. The
+    nodes are denser near 0, where the range of many means turns from impossible to certain.
     """
     from scipy import special
 
@@ -160,11 +161,12 @@ def _scales(degrees: float) -> tuple[Floats, Floats]:
         return np.ones(1), np.ones(1)
     nodes, weights = _legendre(64)
     ends = [math.sqrt(float(special.chdtri(degrees, p)) / degrees) for p in (1 - 1e-11, 1e-11)]
-    scales = (nodes + 1) / 2 * (ends[1] - ends[0]) + ends[0]
+    places = (nodes + 1) / 2
+    scales = places**2 * (ends[1] - ends[0]) + ends[0]
     half = degrees / 2
     constant = half * math.log(half) - float(special.gammaln(half)) + math.log(ends[1] - ends[0])
     logs = constant + (degrees - 1) * np.log(scales) - half * scales**2
-    return scales, weights * np.exp(logs)
+    return scales, weights * 2 * places * np.exp(logs)
 
 
 def studentized_range(q: float, groups: int, degrees: float) -> float:

@@ -19,9 +19,8 @@ _STATUSES = ("finished", "running", "interrupted", "queued", "failed")
 
 def counts_text(collection: RunCollection) -> str:
     """Return how many runs and configurations there are, and in which state."""
-    states = [states_text(collection.runs)] if collection.runs else []
-    if collection.unreadable:
-        states.append(f"{len(collection.unreadable)} not readable")
+    unreadable = f"{len(collection.unreadable)} not readable" * bool(collection.unreadable)
+    states = filter(None, [states_text(collection.runs), unreadable])
     runs, groups = len(collection.runs) + len(collection.unreadable), len(collection.groups)
     counted = f"{runs} run{'s' * (runs != 1)} of {groups} configuration{'s' * (groups != 1)}"
     return f"{counted}: {', '.join(states)}."
@@ -63,17 +62,20 @@ def best_text(collection: RunCollection, group: SeedGroup) -> str:
     if collection.baseline:
         d = group.difference
         return f"{text}." + (f" To the baseline: {say(collection.metric, d)}." if d else "")
+    text += "."
     labels = [collection.label(other) for other in others if other.is_tied]
     unjudged = [other.not_judged for other in others if other.difference is None]
     if labels:
         tied = [f"({label})" if "," in label else label for label in labels]
-        return f"{text}. It is not told apart from {listing(tied, 160)}."
+        text += f" It is not told apart from {listing(tied, 160)}."
     if unjudged:
-        who = "the other differs" if len(others) == 1 else f"{len(unjudged)} of the others differ"
-        return f"{text}. Whether {who} cannot be judged: {unjudged[0]}."
-    if any(other.difference and other.difference.covers == "images" for other in others):
-        return f"{text}. As a network it differs from all others; other seeds may not."
-    return f"{text}. It is told apart from all others."
+        count = f"{len(unjudged)} other{'s' * (len(unjudged) > 1)}"
+        text += f" {count} cannot be judged: {'; '.join(dict.fromkeys(unjudged))}."
+    elif not labels and any(d.covers == "images" for g in others if (d := g.difference)):
+        text += " As a network it differs from all others; other seeds may not."
+    elif not labels:
+        text += " It is told apart from all others."
+    return text
 
 
 def _n(group: SeedGroup, scores: Interval) -> str:
@@ -148,7 +150,7 @@ def basis(metric: str, found: Difference) -> str:
     images = f"{count:,} {where[0]} images" if where else ""
     return {
         "seeds and images": f"over seeds and the {images} together",
-        "seeds": "over seeds alone, on the same images",
+        "seeds": "over seeds alone, not over images",
         "folds": "over the folds (Nadeau and Bengio 2003)",
         "images": f"over the {images} alone: of two networks, not of other seeds",
     }[found.covers]
@@ -163,23 +165,24 @@ def testing_text(collection: RunCollection) -> str:
         text = f"The configurations are not compared with {against}: {'; '.join(reasons)}."
         return text * bool(reasons)
     covered = sorted({basis(collection.metric, difference) for difference in differences})
-    count = differences[0].family.comparisons
-    together = f" The intervals and p values hold for all {count} differences together" + (
+    counts = sorted({difference.family.comparisons for difference in differences})
+    all_of = f"{' or '.join(map(str, counts))} differences{' of a dataset' * (len(counts) > 1)}"
+    together = f" The intervals and p values hold for all {all_of} together" + (
         " (Bonferroni)."
         if collection.baseline
         else ", although the same runs chose the best (Games and Howell 1976)."
     )
     own = (group.sample(collection.metric) for group in collection.groups if group.rank)
     pooled = (
-        " A configuration of one run, or of runs with the same score, takes the deviation between "
-        "the seeds of the others (pooled)."
+        " Beside a configuration of one run, or of runs with the same score, both take the "
+        "deviation between the seeds of all (pooled)."
     ) * any(not sample.variance for sample in own)
     pooled *= any("seeds" in difference.covers for difference in differences)
     return (
         f"Difference to {against}: that of the means, with its 95 % interval, "
-        f"{' or '.join(covered)}.{together * (count > 1)}{pooled} Not told apart: the interval "
-        "holds 0. Would show: the smallest true difference that such runs would show in four "
-        "cases of five."
+        f"{' or '.join(covered)}.{together * (counts[-1] > 1)}{pooled} Not told apart: the "
+        "interval holds 0. Would show: the smallest true difference that such runs would show in "
+        "four cases of five."
     )
 
 
@@ -187,9 +190,10 @@ def selection_text(collection: RunCollection) -> str:
     """Return what choosing by the validation score does to it."""
     if not collection.ranked or not collection.metric.startswith("best_val_"):
         return ""
-    count = sum(group.rank is not None for group in collection.groups)
+    ranked = Counter(group.dataset for group in collection.groups if group.rank is not None)
     best = "loss" if collection.metric.endswith("loss") else "score"
-    chosen = f", and the best configuration is chosen among {count}: both make" * (count > 1)
+    among = " or ".join(map(str, sorted(set(ranked.values()))))
+    chosen = f", and the best configuration is chosen among {among}: both make" * (among != "1")
     return (
         f"The validation {best} is that of each run's best epoch{chosen or ', which makes'} it "
         "optimistic. The test score has no part in it."
@@ -215,7 +219,7 @@ def seeds_lines(collection: RunCollection, points: float | None = None) -> list[
         parts = [d.over_images for g in groups if (d := g.difference) and d.over_images]
         images = (median(part for part, _ in parts), parts[0][1]) if parts else None
         family = Family(max(len(ranked) - 1, 1), chosen=collection.baseline is None)
-        deviation = pooled([group.sample(metric) for group in groups])
+        deviation = pooled([group.sample(metric) for group in groups if group.folds is None])
         lines.append(start + seeds_text(metric, gap, deviation, images, family))
     return lines
 
@@ -229,25 +233,27 @@ def seeds_text(
 ) -> str:
     """Return how many seeds per configuration show a difference, and what that rests on."""
     if deviation is None:
-        return "How many seeds are needed is not known before two runs differ in their seed alone."
+        needs = "that takes runs that differ in their seed alone, and in their score"
+        return f"How many seeds are needed is not known: {needs}."
     if gap == 0:
         return "No number of seeds shows a difference of 0."
     size = run_metrics.show_width(metric, gap)
     among = f" among {family.comparisons + 1} configurations" * (family.comparisons > 1)
-    needed = seeds_needed(gap, deviation, images, family)
-    if needed is None and images is not None:
-        floor = images[0] ** 0.5 * detectable(family.critical(images[1]), images[1])
+    ends = (Deviation(std, deviation.degrees) for std in deviation.ends())
+    counts = [seeds_needed(gap, d, images, family) for d in (deviation, *ends)]
+    floor = images[0] ** 0.5 * detectable(family.critical(images[1]), images[1]) if images else 0.0
+    if images and gap <= floor:
         return (
             f"No number of seeds would show {size}{among} on these {images[1] + 1:,} images, on "
             f"which differences show from {run_metrics.show_width(metric, floor)} on; more images "
             "would."
         )
-    ends = (Deviation(std, deviation.degrees) for std in deviation.ends())
-    counts = [needed, *(seeds_needed(gap, end, images, family) for end in ends)]
     about, low, high = ("more than 10,000" if n is None else f"{n:,}" for n in counts)
+    about = f"About {about}" if counts[0] else about.capitalize()
+    same = " on the same images" * (images is None and run_metrics.measured_on(metric) is not None)
     freedom = f"{deviation.degrees:.0f} degree{'s' * (deviation.degrees != 1)} of freedom"
     return (
-        f"About {about} seeds per configuration would show {size}{among} in four cases of five "
+        f"{about} seeds per configuration would show {size}{among}{same} in four cases of five "
         f"({low} to {high} within the 95 % interval of the deviation between seeds, "
         f"{run_metrics.show_width(metric, deviation.std)} with {freedom})."
     )

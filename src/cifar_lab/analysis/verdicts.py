@@ -18,7 +18,7 @@ import numpy as np
 
 from cifar_lab.analysis.contrasts import Deviation, welch
 from cifar_lab.analysis.run_metrics import show_difference, show_width
-from cifar_lab.analysis.statistics import LEVEL, holm
+from cifar_lab.analysis.statistics import LEVEL, holm, variance
 from cifar_lab.config.reports import Claim
 
 Word = Literal[
@@ -99,7 +99,7 @@ def pooled_deviation(groups: Sequence[Mapping[Any, float]]) -> Deviation | None:
     0, and S - 1 if r is 1. A group whose values are all equal is left out: values that are cut off
     (the last epoch) do not say how much runs vary. None where no group is left.
     """
-    groups = [group for group in groups if len(set(group.values())) > 1]
+    groups = [group for group in groups if variance(list(group.values()))]
     if not groups:
         return None
     rows = [(g, unit, value) for g, of in enumerate(groups) for unit, value in of.items()]
@@ -109,13 +109,13 @@ def pooled_deviation(groups: Sequence[Mapping[Any, float]]) -> Deviation | None:
     same, k = (np.array([[p[i] == q[i] for q in rows] for p in rows], float) for i in (0, 1))
     a = np.eye(len(values)) - same / same.sum(axis=1, keepdims=True)
     residuals = a @ values
-    variance = float(residuals @ residuals) / degrees
+    mean_square = float(residuals @ residuals) / degrees
     together = float(np.trace(a @ k @ a @ k))
     r = 0.0
     if together > degrees + 1e-9:
-        product = float(residuals @ k @ residuals) / variance
+        product = float(residuals @ k @ residuals) / mean_square
         r = min(max((product - degrees) / (together - degrees), 0.0), 1.0)
-    return Deviation(math.sqrt(variance), degrees**2 / (degrees * (1 - r**2) + together * r**2))
+    return Deviation(math.sqrt(mean_square), degrees**2 / (degrees * (1 - r**2) + together * r**2))
 
 
 def judge(

@@ -20,19 +20,19 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
-    "config": 2308,
-    "runs": 1555,
+    "config": 2305,
+    "runs": 1552,
     "datasets": 1678,
     "models optimizers": 1492,
-    "training": 4308,
-    "figures": 1525,
-    "trackers": 871,
+    "training": 4273,
+    "figures": 1520,
+    "trackers": 861,
     "sweeps": 2182,
-    "analysis": 3928,  # with the forest plot, which was 107 lines of figures
+    "analysis": 3926,  # with the forest plot, which was 107 lines of figures
     "exports": 429,
     "throughput": 534,
-    "commands": 2425,  # the modules beside the packages
-    "src": 23200,
+    "commands": 2424,  # the modules beside the packages
+    "src": 23141,
     "tests": 16500,
 }
 MODULES = 50

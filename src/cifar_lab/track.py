@@ -62,8 +62,7 @@ def _send(run: RunDir, target_config: TargetConfig, *, quiet: bool = False) -> N
     `quiet` drops what the tracker's client prints.
     """
     from cifar_lab.trackers import build_tracker
-    from cifar_lab.trackers.process import redacted_output
-    from cifar_lab.trackers.sending import follow, read_entry
+    from cifar_lab.trackers.sending import follow, read_entry, redacted_output
 
     tracker = build_tracker(target_config)
     destination = tracker.destination(run.read_config().name)

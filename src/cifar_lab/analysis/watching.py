@@ -70,10 +70,8 @@ class Watcher:
     def look(self) -> list[WatchedRun]:
         """Return the runs as they are now; UsageError if the folder is gone."""
         self._runs = {run.path: self._read(run) for run in find_runs(self.folder)}
-        return sorted(
-            self._runs.values(),
-            key=lambda run: (_ORDER.index(run.status), -(run.best or 0.0), run.path),
-        )
+        runs = self._runs.values()
+        return sorted(runs, key=lambda r: (_ORDER.index(r.status), -(r.best or 0.0), r.path))
 
     def _read(self, run: RunDir) -> WatchedRun:
         stamp = _stamp(run.summary_file) + _stamp(run.metrics_file)

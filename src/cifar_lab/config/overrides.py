@@ -32,7 +32,15 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
         needs_quotes = re.search(r"=[^\"'\[{].*[\udc80-\udcff]", word)
         override = _read(_quoted(word) if needs_quotes else word)
         if isinstance(override, Exception):
-            raise _unreadable(word, override)
+            value, quoted = word.partition("=")[2], _quoted(word)
+            # Such as a path with a bracket or an ü.
+            is_list_or_call = re.match(r"[\[{'\"]|\w+\(", value)
+            if value and not is_list_or_call and isinstance(_read(quoted), Override):
+                raise UsageError(
+                    f"{shorten(word)} cannot be read as it is; with quotes it can: "
+                    f"{shlex.quote(quoted)}"
+                )
+            raise UsageError(f"{shorten(word)} cannot be read as key=value: {first_line(override)}")
         _check_supported(override)
         parsed.append(override)
     return parsed
@@ -44,17 +52,6 @@ def _read(word: str) -> Override | Exception:
     except (HydraException, ValueError, RecursionError) as error:
         return error
     return override
-
-
-def _unreadable(word: str, error: Exception) -> UsageError:
-    """Return the error for a word that is no override, such as a path with a bracket or an ü."""
-    value, quoted = word.partition("=")[2], _quoted(word)
-    is_list_or_call = re.match(r"[\[{'\"]|\w+\(", value)
-    if value and not is_list_or_call and isinstance(_read(quoted), Override):
-        return UsageError(
-            f"{shorten(word)} cannot be read as it is; with quotes it can: {shlex.quote(quoted)}"
-        )
-    return UsageError(f"{shorten(word)} cannot be read as key=value: {first_line(error)}")
 
 
 def _quoted(word: str) -> str:

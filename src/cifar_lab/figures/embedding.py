@@ -69,10 +69,8 @@ def panels(
     """Return one panel per run, with one legend; `method` takes the features and the seed."""
     configs = [run.read_config() for run in runs]
     samples = [read_sample(run, sample_size, seed) for run in runs]
-    num_classes = max(
-        max(int(labels.max()) + 1 for _, labels in samples),
-        *(len(config.dataset.classes or []) for config in configs),
-    )
+    classes = [len(config.dataset.classes or []) for config in configs]
+    num_classes = max(*classes, *(int(labels.max()) + 1 for _, labels in samples))
     names = style.plain_names(runs[0], num_classes)
     columns = -(-num_classes // LEGEND_ROWS)
     figure = style.new_figure(5.4 * len(runs) + 1.6 * columns, 5.6)

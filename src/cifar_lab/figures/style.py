@@ -228,11 +228,8 @@ def legend_outside(figure: "Figure", axes: "Axes", *, columns: int, **look: Any)
 
 def line_style(index: int) -> dict[str, Any]:
     """Return colour and dashes of the index-th line of many: 32 combinations before one repeats."""
-    colours = len(PALETTE)
-    return {
-        "color": PALETTE[index % colours],
-        "linestyle": LINE_STYLES[(index // colours) % len(LINE_STYLES)],
-    }
+    turn, colour = divmod(index, len(PALETTE))
+    return {"color": PALETTE[colour], "linestyle": LINE_STYLES[turn % len(LINE_STYLES)]}
 
 
 def class_style(index: int, num_classes: int) -> tuple[Any, str]:

@@ -143,11 +143,8 @@ def gain(row: EpochMetrics, monitor: str) -> float | None:
 
 def best_row(rows: Iterable[EpochMetrics], monitor: str) -> EpochMetrics | None:
     """Return the first of the best rows; None if none has a value of the monitored column."""
-    return max(
-        (row for row in rows if gain(row, monitor) is not None),
-        key=lambda row: gain(row, monitor) or 0.0,
-        default=None,
-    )
+    scored = (row for row in rows if gain(row, monitor) is not None)
+    return max(scored, key=lambda row: gain(row, monitor) or 0.0, default=None)
 
 
 def scores_by_class(labels: Integers, predicted: Integers) -> tuple[float, float]:

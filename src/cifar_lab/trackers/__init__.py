@@ -2,7 +2,7 @@
 
 A tracker gets what a run's folder holds, and nothing else, so that a run that trains and a run of
 last year are sent in the same way (`sending`). A run that trains never waits for its tracker: a
-process of its own, `python -m cifar_lab.track RUN_DIR --follow`, does the sending (`process`).
+process of its own does the sending.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from cifar_lab.config import targets
 from cifar_lab.config.schema import TargetConfig, wrong
 from cifar_lab.errors import UsageError, missing_extra, redact_addresses
 from cifar_lab.runs.metrics import EpochMetrics
-from cifar_lab.runs.summary import RunSummary, Status
+from cifar_lab.runs.summary import Status
 
 # By the setting that takes an address: what the clients read passwords from.
 _SECRETS = {
@@ -117,10 +117,3 @@ def values_of(row: EpochMetrics) -> dict[str, float]:
     """Return the values of an epoch by the names of metrics.csv, without those that are missing."""
     values = dataclasses.asdict(row)
     return {name: n for name, n in values.items() if n is not None and name != "epoch"}
-
-
-def scores_of(summary: RunSummary) -> dict[str, float]:
-    """Return the numbers of summary.json, each as result/NAME."""
-    values = dataclasses.asdict(summary).items()
-    numbers = {name: value for name, value in values if type(value) in (int, float)}
-    return {f"result/{name}": n for name, n in numbers.items() if name not in ("seed", "threads")}

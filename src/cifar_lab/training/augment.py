@@ -74,8 +74,12 @@ def draw_epoch(
     cropped_on = device if split.ahead else split.images.device
     crops = sample_augmentation(count, config, generator, cropped_on)
     if config.flips == "alternating" and config.horizontal_flip:
-        mirrored = alternating_flips(len(split.images), seed, epoch)[order].to(cropped_on)
-        crops = dataclasses.replace(crops, flip=mirrored)
+        # Each image in every second epoch, from a random one of the first two on (Jordan 2024,
+        # arXiv:2404.00498).
+        generator = torch.Generator().manual_seed(derive_seed(seed, "flips"))
+        first = torch.randint(2, (len(split.images),), generator=generator)
+        mirrored = (first + epoch) % 2 == 1
+        crops = dataclasses.replace(crops, flip=mirrored[order].to(cropped_on))
     shape = (split.images.shape[2], split.images.shape[3])
     boxes = []
     if config.cutout:
@@ -137,17 +141,6 @@ def _reflected(positions: Tensor, size: int) -> Tensor:
     """Return positions outside 0..size-1 mirrored at the first and the last pixel."""
     last = size - 1
     return last - (last - positions.abs()).abs()
-
-
-def alternating_flips(count: int, seed: int, epoch: int) -> Tensor:
-    """Return which of `count` images are mirrored in an epoch, (N,) booleans.
-
-    Each image is mirrored in every second epoch (Jordan 2024, arXiv:2404.00498), from a random one
-    of the first two on.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "flips"))
-    first = torch.randint(2, (count,), generator=generator)
-    return (first + epoch) % 2 == 1
 
 
 def apply_policy(images: Tensor, name: str, seed: int) -> Tensor:
@@ -236,7 +229,7 @@ def sample_mixings(
     """
     if not config.mixup and not config.cutmix:
         return []
-    mixings = []
+    mixings, (height, width) = [], shape
     with seeded(seed):
         cuts = [bool(config.cutmix)] * batches
         if config.mixup and config.cutmix:
@@ -244,18 +237,16 @@ def sample_mixings(
         for cut in cuts:
             alpha = config.cutmix if cut else config.mixup
             share = float(torch.distributions.Beta(alpha, alpha).sample())
-            mixings.append(_cutmix(share, shape) if cut else Mixing(share, None))
+            box = None
+            if cut:
+                half = 0.5 * (1 - share) ** 0.5
+                x, y = int(torch.randint(width, ())), int(torch.randint(height, ()))
+                top, bottom = max(y - int(half * height), 0), min(y + int(half * height), height)
+                left, right = max(x - int(half * width), 0), min(x + int(half * width), width)
+                share = 1 - (bottom - top) * (right - left) / (height * width)
+                box = (top, bottom, left, right)
+            mixings.append(Mixing(share, box))
     return mixings
-
-
-def _cutmix(share: float, shape: tuple[int, int]) -> Mixing:
-    height, width = shape
-    half = 0.5 * (1 - share) ** 0.5
-    x, y = int(torch.randint(width, ())), int(torch.randint(height, ()))
-    top, bottom = max(y - int(half * height), 0), min(y + int(half * height), height)
-    left, right = max(x - int(half * width), 0), min(x + int(half * width), width)
-    area = (bottom - top) * (right - left) / (height * width)
-    return Mixing(1 - area, (top, bottom, left, right))
 
 
 def mix(images: Tensor, labels: Tensor, mixing: Mixing, num_classes: int) -> tuple[Tensor, Tensor]:

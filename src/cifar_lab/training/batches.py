@@ -63,12 +63,9 @@ def _scale_and_shift(
 ) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
         spread = torch.tensor(std, dtype=torch.float64)
-        scale = 1 / (255 * spread)
-        shift = -torch.tensor(mean, dtype=torch.float64) / spread
-        return (
-            scale.to(device, torch.float32).view(-1, 1, 1),
-            shift.to(device, torch.float32).view(-1, 1, 1),
-        )
+        numbers = 1 / (255 * spread), -torch.tensor(mean, dtype=torch.float64) / spread
+        scale, shift = (n.to(device, torch.float32).view(-1, 1, 1) for n in numbers)
+        return scale, shift
 
 
 def batch_bounds(images: int, batch_size: int) -> list[tuple[int, int]]:

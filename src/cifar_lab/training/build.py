@@ -16,7 +16,7 @@ from torch import nn
 from cifar_lab.config import targets
 from cifar_lab.config.data_config import DatasetConfig
 from cifar_lab.config.run_config import RunConfig, to_plain
-from cifar_lab.config.schema import SchedulerConfig, TargetConfig
+from cifar_lab.config.schema import SchedulerConfig, TargetConfig, wrong
 from cifar_lab.datasets import ARRAYS, ImageArrays, pixel_statistics
 from cifar_lab.datasets.store import data_root, files_digest
 from cifar_lab.errors import Unavailable, UsageError, did_you_mean
@@ -107,10 +107,8 @@ def build_model(config: RunConfig, num_classes: int) -> Any:
 
     Initial weights are drawn from torch's global generator; the caller seeds it (`seeded`).
     """
-    injected: dict[str, Any] = {
-        "image_shape": tuple(config.dataset.image_shape),
-        "num_classes": num_classes,
-    }
+    shape = tuple(config.dataset.image_shape)
+    injected: dict[str, Any] = {"image_shape": shape, "num_classes": num_classes}
     if config.activation is not None:
         injected["activation"] = targets.bind(config.activation, "activation", {})
     if config.dropout.conv is not None:
@@ -296,10 +294,8 @@ def check_scheduler(config: RunConfig, scheduler: SchedulerConfig, optimizer: An
     scores = epoch_columns([], watched=True, by_class=by_class)
     known = [name for name in scores if name.endswith(("loss", "accuracy", "f1"))]
     if monitor is not None and monitor not in known:
-        raise UsageError(
-            f"scheduler.monitor={monitor} is wrong: it must be one of {', '.join(known)}"
-            f"{did_you_mean(monitor, known)}"
-        )
+        right = f"one of {', '.join(known)}"
+        raise wrong("scheduler.monitor", monitor, right, did_you_mean(monitor, known))
     if monitor is not None and monitor.startswith("test"):
         raise UsageError(f"scheduler.monitor={monitor} is wrong: nothing is chosen on the test set")
     if monitor is not None and step == "batch":

@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 import torch
 
-from cifar_lab.errors import UsageError, first_line, shorten
+from cifar_lab.config.schema import wrong
+from cifar_lab.errors import UsageError, first_line
 
 log = logging.getLogger("cifar_lab")
 
@@ -41,9 +42,7 @@ def select_device(name: str) -> str:
     is not available.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
-        raise UsageError(
-            f"device={shorten(name)} is wrong: it must be auto, cuda, cuda:N, mps or cpu"
-        )
+        raise wrong("device", name, "auto, cuda, cuda:N, mps or cpu")
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
         return "mps" if has_mps else "cpu" if cuda_problem() else "cuda"

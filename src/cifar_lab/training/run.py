@@ -74,7 +74,13 @@ def run_experiment(
             return _finished_before(run, config, summary)
         if rerun:
             run.discard_results()
-        with console.log_to(run), _tracking(run, config) as tell_tracker:
+        tracking: contextlib.AbstractContextManager[Callable[[], None]]
+        tracking = contextlib.nullcontext(lambda: None)
+        if config.tracker is not None:  # else nothing of it is imported
+            from cifar_lab.trackers.sending import Follower
+
+            tracking = Follower(run, config.name, config.tracker)
+        with console.log_to(run), tracking as tell_tracker:
             try:
                 training = _prepare(run, config, summary, code, group)
                 console.log_start(config)
@@ -132,17 +138,6 @@ def _finished_before(run: RunDir, config: RunConfig, summary: RunSummary) -> Run
     if (note := summaries.reuse_note(summary)) is not None:
         log.info("%s: %s", run.path.name, note)
     return summary
-
-
-def _tracking(
-    run: RunDir, config: RunConfig
-) -> contextlib.AbstractContextManager[Callable[[], None]]:
-    """Return what lets a tracker follow the run; without a tracker, nothing of it is imported."""
-    if config.tracker is None:
-        return contextlib.nullcontext(lambda: None)
-    from cifar_lab.trackers.process import Follower
-
-    return Follower(run, config.name, config.tracker)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,11 +207,8 @@ def _prepare(
     )
     run.write_summary(summary)
     # Rows past the checkpoint go: their epochs and steps will be done again.
-    run.rewrite_metrics(
-        state.history,
-        watched=config.evaluation.watch_test,
-        by_class=config.training.monitor in BY_CLASS,
-    )
+    by_class = config.training.monitor in BY_CLASS
+    run.rewrite_metrics(state.history, watched=config.evaluation.watch_test, by_class=by_class)
     if config.training.step_history:
         done = (state.epoch, state.step)
         run.rewrite_steps([r for r in run.read_steps() if (r.epoch - 1, r.step) <= done])

@@ -173,12 +173,9 @@ def _write_reports(run: RunDir, predictions: Predictions, names: tuple[str, ...]
     """Write scikit-learn's classification report, as text and as JSON."""
     from sklearn.metrics import classification_report
 
+    how = {"labels": range(len(names)), "zero_division": 0.0}
     report = functools.partial(
-        classification_report,
-        predictions.labels,
-        predictions.predicted,
-        labels=range(len(names)),
-        zero_division=0.0,
+        classification_report, predictions.labels, predictions.predicted, **how
     )
     write_text(run.report_text, report(target_names=names))
     # By number, and then with their names as values: one class may be called `accuracy`.
@@ -217,12 +214,8 @@ def _write_features(
     part = dataclasses.replace(split, indices=split.indices[:_FEATURES])
     # In the precision of the predictions, so that both speak of the same network.
     plain = EvaluationConfig(batch_size=config.evaluation.batch_size)
-    kept = predict(
-        model,
-        part,
-        dataclasses.replace(config, evaluation=plain),
-        outputs=lambda images: model.features(images).float().flatten(1),
-    )
+    config = dataclasses.replace(config, evaluation=plain)
+    kept = predict(model, part, config, outputs=lambda x: model.features(x).float().flatten(1))
     points, classes = kept.logits, kept.labels
     run.write_arrays(run.features_file, features=points, labels=classes, indices=kept.indices)
     if len(points) < 3 or not np.isfinite(points).all():

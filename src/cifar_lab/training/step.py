@@ -92,11 +92,8 @@ def class_weights(
 def check_class_weights(setting: list[float] | str | None, num_classes: int) -> None:
     """Raise UsageError unless a list of weights has one for each class."""
     if isinstance(setting, list) and len(setting) != num_classes:
-        raise wrong(
-            "training.class_weights",
-            setting,
-            f"balanced or {num_classes} numbers above 0, one per class",
-        )
+        right = f"balanced or {num_classes} numbers above 0, one per class"
+        raise wrong("training.class_weights", setting, right)
 
 
 class Step:

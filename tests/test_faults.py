@@ -30,11 +30,10 @@ from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.errors import Damaged, RunFailed, Stopped, Unavailable, UsageError
 from cifar_lab.runs.files import CHECKPOINT_FORMAT, load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
+from cifar_lab.runs.summary import RunSummary
 from cifar_lab.training.console import Pace
 from cifar_lab.training.loop import Progress, Stop
 from cifar_lab.training.run import run_experiment
-
-CURVES = ("figures=standard", "figures.samples=null", "figures.confusion_matrix=null")
 
 
 @contextlib.contextmanager
@@ -267,10 +266,21 @@ def test_without_locks_the_first_process_ends_when_another_machine_begins_to_wri
     assert stopped.lock_file.read_text() == "process 1 on another-machine"
 
 
+FULL = "the GPU's memory is full, try a smaller training.batch_size"
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
-    [(SystemExit(0), "SystemExit"), (ValueError("half \ud800"), r"ValueError: half \ud800")],
-    ids=["sys.exit", "a lone surrogate"],
+    [
+        (SystemExit(0), "SystemExit"),
+        (ValueError("half \ud800"), r"ValueError: half \ud800"),
+        (torch.OutOfMemoryError("CUDA: 20 GiB"), f"OutOfMemoryError: {FULL} (CUDA: 20 GiB)"),
+        (
+            RuntimeError("MPS backend out of memory"),
+            f"RuntimeError: {FULL} (MPS backend out of memory)",
+        ),
+    ],
+    ids=["sys.exit", "a lone surrogate", "memory of CUDA", "memory of MPS"],
 )
 def test_whatever_ends_a_run_is_recorded_with_its_reason(
     error: BaseException, reason: str, stopped: RunDir, monkeypatch: Patch
@@ -285,31 +295,14 @@ def test_whatever_ends_a_run_is_recorded_with_its_reason(
     assert type(error).__name__ in stopped.log_file.read_text()
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
-        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB, max allowed: 9.07 GB)"),
-    ],
-)
-def test_the_memory_of_a_gpu_is_full(error: Exception, stopped: RunDir, monkeypatch: Patch) -> None:
-    def full() -> None:
-        raise error
-
-    at_yield(monkeypatch, 2, full)
-    with pytest.raises(RunFailed, match="try a smaller"):
-        run_experiment(stopped)
-    assert stopped.status == "failed"
-    assert "out of memory" in (stopped.read_summary().error or "")
-
-
 def test_a_figure_that_fails_is_no_reason_to_lose_a_run(tmp_path: Path, monkeypatch: Patch) -> None:
     def broken(run: Any, **settings: Any) -> None:
         raise ValueError("no such colour")
 
     broken.__module__, broken.__name__ = "cifar_lab.figures.curves", "draw"
     monkeypatch.setattr("cifar_lab.figures.curves.draw", broken)
-    run = make(tmp_path, "training.epochs=0", *CURVES)
+    left_out = ("figures.samples=null", "figures.confusion_matrix=null")
+    run = make(tmp_path, "training.epochs=0", "figures=standard", *left_out)
     summary = run_experiment(run)
     assert summary.status == "finished"
     assert any("figure curves was not drawn" in w and "colour" in w for w in summary.warnings)
@@ -357,9 +350,23 @@ def test_a_signal_while_a_figure_is_drawn_is_no_failed_figure(
     assert differences(tiny_finished, stopped) == []
 
 
-# --- what the console can do to a run -------------------------------------------------------------
+def test_a_signal_as_a_run_ends_costs_no_training(stopped: RunDir, monkeypatch: Patch) -> None:
+    """Without last.pt, a run that is not finished would train anew."""
+    write = RunDir.write_summary
 
-TRAIN = f"{sys.executable} -m cifar_lab.train {shlex.join(TINY)}"
+    def interrupted(run: RunDir, summary: RunSummary) -> None:
+        write(run, summary)
+        if summary.status == "finished":
+            raise Stopped(15)
+
+    make(stopped.path.parents[1], *RICH, "training.keep_last=false")
+    monkeypatch.setattr(RunDir, "write_summary", interrupted)
+    with pytest.raises(Stopped):
+        run_experiment(stopped)
+    assert stopped.status == "finished"
+
+
+# --- what the console can do to a run -------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -375,7 +382,8 @@ TRAIN = f"{sys.executable} -m cifar_lab.train {shlex.join(TINY)}"
     ],
 )
 def test_output_that_cannot_be_written_does_not_fail_a_run(line: str, tmp_path: Path) -> None:
-    command = line.format(train=f"{TRAIN} training.epochs=1 output_dir='{tmp_path}'")
+    words = [*TINY, "training.epochs=1", f"output_dir={tmp_path}"]
+    command = line.format(train=f"{sys.executable} -m cifar_lab.train {shlex.join(words)}")
     ended = subprocess.run(
         ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True
     )
@@ -397,8 +405,13 @@ def test_a_command_whose_output_is_its_result_says_that_it_is_lost() -> None:
 def test_a_terminal_that_closes_stops_a_run_as_sigterm_does(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
+        with Stop().installed() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+            assert stop.signal is None
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         at_yield(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGHUP))
         assert train.main([*TINY, f"output_dir={tmp_path}"]) == 128 + signal.SIGHUP
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
@@ -407,18 +420,6 @@ def test_a_terminal_that_closes_stops_a_run_as_sigterm_does(
     run = only_run(tmp_path)
     assert run.status == "interrupted"
     assert run.last.exists()
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs SIGHUP")
-def test_nohup_keeps_a_run_going() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with Stop().installed() as stop:
-            os.kill(os.getpid(), signal.SIGHUP)
-            time.sleep(0.05)
-            assert stop.signal is None
-    finally:
-        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -433,7 +434,7 @@ def test_steps_that_stretch_are_told_once(
         state.seconds += seconds
         told = caplog.text.count("times as long as at best in epoch 1")
         assert told == (step > 9)  # after the third slow yield in a row
-        pace.notice(state, Progress("step", "train", 1, step, 20, 0.0, 0.0))  # type: ignore[arg-type]
+        pace.notice(state, Progress("train", 1, step, 20, 0.0, 0.0))  # type: ignore[arg-type]
     (line,) = caplog.messages
     assert "takes 3.0 times as long" in line
     assert ("threads=1" in line) == (threads > 1)

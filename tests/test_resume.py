@@ -25,6 +25,7 @@ from tiny_runs import (
     wait_until,
 )
 
+from cifar_lab import train as train_command
 from cifar_lab.analysis import resume_proof
 from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.config.compose import compose
@@ -182,7 +183,7 @@ def test_a_run_that_is_trained_on_is_the_run_trained_through(
 
 
 def test_a_run_that_continues_inherits_the_config(tmp_path: Path, first: RunDir) -> None:
-    words = [f"continue_from={first.path}", "training.epochs=2", f"output_dir={tmp_path}"]
+    words = [f"continue_from={first.path}/", "training.epochs=2", f"output_dir={tmp_path}"]
     config, source = compose(words).runs[0].config, first.read_config()
     training = dataclasses.replace(source.training, epochs=2)
     expected: dict[str, Any] = {
@@ -194,6 +195,20 @@ def test_a_run_that_continues_inherits_the_config(tmp_path: Path, first: RunDir)
     other = compose([*words, "optimizer=sgd", "seed=5"]).runs[0].config
     assert (other.choices["optimizer"], other.optimizer["lr"], other.seed) == ("sgd", 0.01, 5)
     assert other.model == source.model
+
+
+def test_a_run_that_was_trained_on_needs_the_first_one_only_to_begin(
+    tmp_path: Path, first: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = RunDir(shutil.copytree(first.path, tmp_path / first.path.name))
+    on = train(tmp_path, f"continue_from={source.path}")
+    shutil.rmtree(source.path)
+    assert train_command.main([str(on.path)]) == 0
+    assert train_command.main([str(on.path), "rerun=true"]) == 2
+    assert f"{source.path} is not a run folder" in capsys.readouterr().err
+    on.write_summary(dataclasses.replace(on.read_summary(), status="interrupted"))
+    assert train_command.main([str(on.path)]) == 0
+    assert "resumed at epoch 3, step 0" in capsys.readouterr().out
 
 
 def test_best_pt_is_where_it_starts_if_last_pt_was_not_kept(
@@ -266,6 +281,8 @@ def test_threads_are_kept_and_others_refused(stopped: RunDir) -> None:
         again(stopped, "threads=2")
     assert load(stopped.config_file).threads == 1
     assert load(again(stopped, "threads=null").config_file).threads == 1
+    anew = RunDir.create(dataclasses.replace(stopped.read_config(), threads=2), anew=True)
+    assert load(anew.config_file).threads == 2
 
 
 def test_settings_beside_the_address_are_taken_over(stopped: RunDir) -> None:
@@ -297,9 +314,6 @@ def test_other_code_is_asked_about_before_it_goes_on(
     assert differences(tiny_finished, stopped) == []
 
 
-LONG = ["training.epochs=400", "model.widths=[8,16]"]
-
-
 def start(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     return started(*TINY, *overrides, f"output_dir={folder}")
 
@@ -318,7 +332,7 @@ def wait_for_rows(folder: Path, rows: int) -> RunDir:
 def test_a_signal_saves_says_how_to_go_on_and_leaves(
     number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
-    process = start(tmp_path, *LONG)
+    process = start(tmp_path, "training.epochs=400", "model.widths=[8,16]")
     run = wait_for_rows(tmp_path, 2)
     sent = time.monotonic()
     process.send_signal(number)

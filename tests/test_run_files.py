@@ -8,6 +8,7 @@ from typing import IO
 import pytest
 import torch
 from test_damages import flip
+from test_faults import Killed
 
 from cifar_lab import evaluate, predict
 from cifar_lab import train as train_command
@@ -50,9 +51,6 @@ def test_rerun_gives_the_same_result_again_also_from_a_damaged_summary(
 def test_rerun_that_is_killed_while_it_removes_starts_from_nothing(
     finished: RunDir, tiny_finished: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
-        pass
-
     unlink, left = Path.unlink, [5]
 
     def die(self: Path, missing_ok: bool = False) -> None:

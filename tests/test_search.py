@@ -157,42 +157,34 @@ def test_a_search_over_seeds_killed_at_any_moment_goes_on_exactly(tmp_path: Path
     [
         ((0.90, 0.50, 0.60), TrialState.PRUNED, [0.90, 0.70]),
         ((0.90, 0.80, 0.40), TrialState.COMPLETE, [0.90, 0.85, 0.70]),
+        ((0.90, None), TrialState.FAIL, [0.90]),
     ],
 )
-def test_a_trial_is_pruned_by_the_running_mean_of_its_seeds(
-    tmp_path: Path, accuracies: Sequence[float], state: TrialState, means: list[float]
+def test_a_trial_is_pruned_by_the_running_mean_of_its_seeds_and_fails_with_one(
+    tmp_path: Path, accuracies: Sequence[float | None], state: TrialState, means: list[float]
 ) -> None:
     study = study_of(tmp_path)
     for _ in range(5):
         study.add_trial(
             optuna.trial.create_trial(value=0.75, intermediate_values=dict.fromkeys((1, 2), 0.75))
         )
-    summaries = [{"best_val_accuracy": accuracy} for accuracy in accuracies]
-    runs = [make_run(tmp_path, seed=seed, summary=one) for seed, one in enumerate(summaries)]
+    ends = ["failed" if accuracy is None else "finished" for accuracy in accuracies]
+    runs = [
+        make_run(tmp_path, seed=seed, status=ends[seed], summary={"best_val_accuracy": accuracy})
+        for seed, accuracy in enumerate(accuracies)
+    ]
     cells = [Cell(run, run.read_config(), {}, "") for run in runs]
     trial = Trial(study, study.ask(), cells, ())
     seen = 0
     while trial.goes_on:
         assert trial.cell == cells[seen]
-        trial.ended(Outcome(trial.cell, "new", "finished"))
+        trial.ended(Outcome(trial.cell, "new", ends[seen]))
         seen += 1
     told = study.trials[-1]
     assert told.state == state
     assert list(told.intermediate_values.values()) == pytest.approx(means)
-    assert told.value == pytest.approx(means[-1])
+    assert told.value == (None if state == TrialState.FAIL else pytest.approx(means[-1]))
     assert told.user_attrs["runs"] == {str(i): str(run.path) for i, run in enumerate(runs)}
-
-
-def test_a_trial_fails_with_one_of_its_seeds(tmp_path: Path) -> None:
-    study = study_of(tmp_path)
-    runs = [make_run(tmp_path, seed=0), make_run(tmp_path, seed=1, status="failed")]
-    trial = Trial(study, study.ask(), [Cell(run, run.read_config(), {}, "") for run in runs], ())
-    goes_on = []
-    for after, code in (("finished", 0), ("failed", 1)):
-        trial.ended(Outcome(trial.cell, "new", after, code=code))
-        goes_on.append(trial.goes_on)
-    assert goes_on == [True, False]
-    assert study.trials[0].state == TrialState.FAIL
 
 
 def test_values_do_not_depend_on_when_a_search_was_continued(tmp_path: Path) -> None:

@@ -58,8 +58,10 @@ def test_a_killed_cell_is_one_failed_cell_and_the_next_call_goes_on(tmp_path: Pa
     assert [o.after for o in outcomes] == ["failed", "finished"]
     assert "SIGKILL" in (outcomes[0].error or "")
     assert cells[0].run.read_summary().error == outcomes[0].error
+    cells = cells_of(tmp_path, "seed=0,1", "training.epochs=6", "training.print_every=3")
     (again, _) = run(cells, jobs=1)
     assert (again.before, again.after) == ("failed", "finished")
+    assert again.cell.run.read_config().training.print_every == 3
     assert "resumed at epoch" in cells[0].run.log_file.read_text(encoding="utf-8")
     (undisturbed,) = run(cells_of(tmp_path / "calm", "training.epochs=6"), jobs=1)
     assert_same_result(cells[0].run, undisturbed.cell.run)
@@ -124,14 +126,17 @@ def test_a_cell_that_fails_is_one_failed_cell(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_another_process_holds_or_other_code_made_is_left_out(
+def test_what_is_damaged_held_by_another_process_or_made_by_other_code_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells = cells_of(tmp_path, "seed=0,1")
+    *cells, last = cells_of(tmp_path, "seed=0,1,2")
     monkeypatch.setattr(pool, "PATIENCE_SECONDS", 0.2)
     RunDir.create(cells[0].config)
+    RunDir.create(last.config).summary_file.write_text("{", encoding="utf-8")
     with cells[0].run.lock():
-        held, done = run(cells, jobs=1)
+        held, done, damaged = run([*cells, last], jobs=1)
+    assert (damaged.after, damaged.code) == ("damaged", 1)
+    assert "summary.json is damaged" in (damaged.error or "")
     assert (held.after, held.code, done.after) == ("in use", 3, "finished")
     with pytest.raises(Unavailable, match="in use by process"):
         raise_for([held, done], Stop())
@@ -176,15 +181,6 @@ def test_a_cell_that_outlives_its_server_has_ended_once_its_lock_is_free(tmp_pat
     outcome = job.outcome()
     assert (outcome.after, outcome.code) == ("failed", 1)
     assert outcome.error == "its process ended; see its train.log"
-
-
-@pytest.mark.slow
-def test_a_damaged_folder_is_one_failed_cell(tmp_path: Path) -> None:
-    cells = cells_of(tmp_path, "seed=0,1")
-    RunDir.create(cells[0].config).summary_file.write_text("{", encoding="utf-8")
-    damaged, fine = run(cells, jobs=1)
-    assert (damaged.after, damaged.code, fine.after) == ("damaged", 1, "finished")
-    assert "summary.json is damaged" in (damaged.error or "")
 
 
 @pytest.mark.slow

@@ -99,14 +99,13 @@ class StopIn(Stop):
     With `RICH`, which yields after each step; within validation the number of yields varies.
     """
 
-    def __init__(self, phase: str, epoch: int, step: int | None = None) -> None:
+    def __init__(self, kind: str, epoch: int, step: int | None = None) -> None:
         super().__init__()
-        self.place = phase, epoch, step
+        self.place = kind, epoch, step
 
     def is_wanted(self, progress: Progress) -> bool:
-        phase, epoch, step = self.place
-        here = (progress.kind, progress.phase, progress.epoch) == ("step", phase, epoch)
-        return here and step in (None, progress.step)
+        *place, step = self.place
+        return [progress.kind, progress.epoch] == place and step in (None, progress.step)
 
 
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,6 +183,8 @@ def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun
     for optional in ("scheduler", "activation"):
         if isinstance(part := plain.get(optional), dict) and part.get("_target_") is None:
             plain[optional] = None
+    if "continue_from" in asked and isinstance(start := plain.get("continue_from"), str):
+        plain["continue_from"] = str(Path(start))  # a shell completes it with a slash at its end
     if plain.get("tracker") == {"_target_": None}:  # with tracker.uri=... it is wrong
         plain["tracker"] = None
     for group, names in _LATER.items():

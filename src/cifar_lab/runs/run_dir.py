@@ -26,7 +26,6 @@ from cifar_lab.runs.summary import RunSummary, Status, parse_summary, queued
 
 log = logging.getLogger("cifar_lab")
 
-
 _RESULT = re.compile(
     r"best\.pt|(metrics|steps)\.csv|(samples|features|predictions(_[a-z]+_[a-z]+)?)\.npz|"
     r"classification_report\.(txt|json)|errors\.html|trackers\.(json|log)|"
@@ -48,11 +47,14 @@ class RunDir(RunFiles):
         self._mark: str | None = None  # what the lock file says, where the system has no locks
 
     @classmethod
-    def create(cls, config: RunConfig, folder: Path | None = None) -> "RunDir":
+    def create(
+        cls, config: RunConfig, folder: Path | None = None, *, anew: bool = False
+    ) -> "RunDir":
         """Create a run's folder, with status queued; None: at the address of its config.
 
         An existing folder keeps its results; settings that are not part of the address (figures,
-        checkpoint_minutes, ...) are updated in its config.yaml.
+        checkpoint_minutes, ...) are updated in its config.yaml. A run that is to train `anew` may
+        change its number of threads, too.
         """
         run = cls(address(config) if folder is None else folder)
         try:
@@ -63,7 +65,7 @@ class RunDir(RunFiles):
                 f"folder {run.path}"
             ) from None
         if run.config_file.exists() and run.summary_file.exists():
-            run._update_config(config)
+            run._update_config(config, anew)
             return run
         with run.lock(patience=10):  # another process may be creating the same folder
             if not run.config_file.exists():
@@ -125,7 +127,7 @@ class RunDir(RunFiles):
             f"number gives different weights; threads={before} resumes, rerun=true starts again"
         )
 
-    def _update_config(self, config: RunConfig) -> None:
+    def _update_config(self, config: RunConfig, anew: bool) -> None:
         stored = self.read_config()
         if config.threads is None:
             config = dataclasses.replace(config, threads=stored.threads)
@@ -134,7 +136,7 @@ class RunDir(RunFiles):
             return
         # A process that is running keeps the settings that it has read: then this does nothing.
         with contextlib.suppress(Unavailable), self.lock():
-            if config.threads != stored.threads and self.last.exists():
+            if config.threads != stored.threads and self.last.exists() and not anew:
                 self.resumed_threads(config)
             self._write_config(config)
 

@@ -43,12 +43,16 @@ STOPPED = (129, 130, 143)
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One run of a sweep: folder, config, what tells it from the others, today's code version."""
+    """One run of a sweep: folder, config, what tells it from the others, today's code version.
+
+    `asked_threads` is the number that the line names, if any: a cell that was begun keeps its own.
+    """
 
     run: RunDir
     config: RunConfig
     axes: Mapping[str, str]
     code: str
+    asked_threads: int | None = None
 
     def summary(self) -> RunSummary | None:
         """Return summary.json, or None if the folder is not there yet."""
@@ -126,7 +130,7 @@ def sweep_cells(
         if sources not in codes:
             codes[sources] = code_version(config)
         labels = {key: words.get(key, "") for key in axes}
-        cells.setdefault(run.path, Cell(run, config, labels, codes[sources]))
+        cells.setdefault(run.path, Cell(run, config, labels, codes[sources], plain.threads))
     return list(cells.values())
 
 

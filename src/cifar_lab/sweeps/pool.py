@@ -27,7 +27,6 @@ log = logging.getLogger("cifar_lab")
 PATIENCE_SECONDS = 15.0
 """How long a sweep waits for a folder whose process is just ending."""
 
-
 _OWN_CODES = (2, 3, *STOPPED)  # with which a cell ends that says why
 
 
@@ -169,7 +168,7 @@ def run_all(cells: Sequence[Cell], launcher: Launcher, *, stop: Stop) -> list[Ou
     outcomes: list[Outcome] = []
     waiting: list[Cell] = []
     for cell in cells:
-        if (state := before[cell.run.path]) in ("new", "queued"):
+        if (state := before[cell.run.path]) == "new":
             RunDir.create(cell.config)
         outcome = None if options.rerun else _without_running(cell, state, options.accept_code)
         if outcome is None:
@@ -219,7 +218,7 @@ def fill_slots(
                 break
             try:
                 if not launcher.is_sent(cell):
-                    _make_ready(cell, launcher.options.rerun)
+                    _make_ready(cell, rerun=launcher.options.rerun)
                 cells.append(cell)
             except (UsageError, Unavailable, RunFailed) as error:
                 after = "in use" if isinstance(error, Unavailable) else cell.state()
@@ -253,17 +252,19 @@ def fill_slots(
     return outcomes + [source.ended(outcome) for outcome in left]
 
 
-def _make_ready(cell: Cell, rerun: bool) -> None:
-    """Wait for a process that is about to leave the folder; discard results if asked to.
+def _make_ready(cell: Cell, *, rerun: bool) -> None:
+    """Make a cell's folder, or wait for its process to leave it; discard results if asked to.
 
-    They are discarded here, once: a cell that is tried again goes on from its own checkpoint.
-    Raises Unavailable if the folder stays in use.
+    They are discarded here, once: a cell that is tried again goes on from its own checkpoint, with
+    the settings of now beside its address. Raises Unavailable if the folder stays in use.
     """
     if rerun or cell.run.is_locked():
         with cell.run.lock(patience=PATIENCE_SECONDS):
             if rerun:
                 cell.run.own_config()
                 cell.run.discard_results()
+    threads = cell.asked_threads if cell.run.last.exists() else cell.config.threads
+    RunDir.create(dataclasses.replace(cell.config, threads=threads))
 
 
 def _without_running(cell: Cell, state: str, accept_code: bool) -> Outcome | None:

@@ -19,7 +19,6 @@ from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.seed_groups import short_names
 from cifar_lab.config.launch import LaunchOptions, Request
 from cifar_lab.errors import UsageError, shorten
-from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import align
 from cifar_lab.sweeps import study as studies
 from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
@@ -28,9 +27,9 @@ from cifar_lab.sweeps.outcome import Outcome, Pace, closing_table
 from cifar_lab.sweeps.pool import PATIENCE_SECONDS, Job, Launcher, Source, fill_slots, run_all
 from cifar_lab.sweeps.study import OVERRIDES, REPEATS, RUNS, Trial
 from cifar_lab.training.ambient import as_in_a_fresh_process
-from cifar_lab.training.build import check_data
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
+from cifar_lab.training.run import check_start
 
 log = logging.getLogger("cifar_lab")
 
@@ -49,7 +48,7 @@ def start_many(request: Request, stop: Stop) -> list[Outcome]:
     with as_in_a_fresh_process():  # what is imported to read data sets variables (scikit-learn)
         for cell in cells:
             if request.options.rerun or cell.state() not in DONE:
-                check_data(cell.config)
+                check_start(cell.run, cell.config, rerun=request.options.rerun)
     launcher = make_launcher(request.launcher, request.options)
     if request.space:
         return run_search(request, _search_folder(request), launcher, stop=stop)
@@ -143,8 +142,6 @@ class _Search(Source):
                 self._open.append(trial)  # its values differ and mean the same
                 return None
             else:
-                if cell.state() in ("new", "queued"):
-                    RunDir.create(cell.config)
                 self._running[cell.run.path] = trial
                 return cell
         return None

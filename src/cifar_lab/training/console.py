@@ -58,18 +58,17 @@ class Bars:
         self._key: tuple[int, str] | None = None
 
     def show(self, progress: Progress) -> None:
-        """Move the bar of the current phase; another phase closes it."""
+        """Move the bar of training or of validation; the other one closes it."""
         if progress.kind == "epoch":
             return
-        key = (progress.epoch, progress.phase)
+        key = (progress.epoch, progress.kind)
         if key != self._key:
             self.close()
-            short = "train" if progress.phase == "train" else "valid"
             self._key = key
             self._bar = new_bar(
                 total=progress.steps,
                 initial=progress.step,  # a resumed epoch does not start at 0
-                desc=f"{progress.epoch}/{self._epochs} {short} progress",
+                desc=f"{progress.epoch}/{self._epochs} {progress.kind[:5]} progress",
                 unit="step",
             )
         scores = {"acc": f"{progress.accuracy:.4f}", "loss": f"{progress.loss:.4f}"}
@@ -95,7 +94,7 @@ class Pace:
 
     def notice(self, state: TrainState, progress: Progress) -> None:
         """Compare the steps since the last yield with the best of the first epoch."""
-        if self._said or (progress.kind, progress.phase) != ("step", "train"):
+        if self._said or progress.kind != "train":
             return
         before, self._since = self._since, (progress.epoch, progress.step, state.seconds)
         if before is None or before[0] != progress.epoch:
@@ -131,8 +130,7 @@ def log_start(config: RunConfig) -> None:
 def log_step(config: RunConfig, progress: Progress) -> None:
     """Log a training step, every `training.print_every` steps."""
     every = config.training.print_every
-    in_training = progress.phase == "train" and progress.kind == "step"
-    if every and in_training and (progress.step - 1) % every == 0:
+    if every and progress.kind == "train" and (progress.step - 1) % every == 0:
         log.info(
             "epoch: %d, steps: %d, train_loss: %.3f, running_acc: %.1f %%",
             progress.epoch,
@@ -265,9 +263,9 @@ def check_best(run: RunDir, state: TrainState) -> None:
         raise Damaged(f"{error}; {remedy}") from None
     if best.get("epoch", 0) > state.epoch:
         return
-    now = weights_checksum(best["model"])
-    known = state.best_checksum or now  # older versions wrote none
-    if (best.get("epoch"), now) != (state.best.epoch, known):
+    known = state.best_checksum  # older versions wrote none
+    is_other = known is not None and weights_checksum(best["model"]) != known
+    if is_other or best.get("epoch") != state.best.epoch:
         raise Damaged(f"{run.best} holds other weights than it should; {remedy}")
 
 
@@ -313,8 +311,9 @@ def record_end(run: RunDir, before: RunSummary, error: BaseException) -> BaseExc
         never_started = stopped and before.status == "queued" and not run.last.exists()
         if isinstance(error, Unavailable) or never_started:
             status = before.status
-        recorded = None if stopped else message
-        run.write_summary(dataclasses.replace(run.read_summary(), status=status, error=recorded))
+        recorded, now = None if stopped else message, run.read_summary()
+        if now.status != "finished":  # else its result is complete, and a signal came too late
+            run.write_summary(dataclasses.replace(now, status=status, error=recorded))
     if expected or stopped:
         return error
     return RunFailed(f"{run.path} failed with {message}; see the traceback in its train.log")

@@ -37,8 +37,7 @@ class Diverged(RunFailed):
 class Progress:
     """What `fit` yields: its position, running loss and accuracy, a row at the end of an epoch."""
 
-    kind: Literal["step", "epoch"]
-    phase: Literal["train", "validation"]
+    kind: Literal["train", "validation", "epoch"]
     epoch: int
     step: int
     steps: int
@@ -100,9 +99,7 @@ def fit(
         )
         improved = _close_epoch(state, row, config)
         steps = len(batches)
-        yield Progress(
-            "epoch", "train", epoch, steps, steps, train_loss, train_accuracy, row, improved
-        )
+        yield Progress("epoch", epoch, steps, steps, train_loss, train_accuracy, row, improved)
 
 
 def train_epoch(
@@ -140,9 +137,7 @@ def train_epoch(
         if group.is_due() or wanted or state.step == len(batches):
             train_loss, accuracy, _ = _means(state, epoch)
             rows, steps = _step_rows(recent, epoch, state.step), len(batches)
-            yield Progress(
-                "step", "train", epoch, state.step, steps, train_loss, accuracy, step_rows=rows
-            )
+            yield Progress("train", epoch, state.step, steps, train_loss, accuracy, step_rows=rows)
             recent.clear()
             group.yielded()
 
@@ -187,7 +182,7 @@ def score_split(
                 classes.append(torch.stack([labels, predicted]))
         if group.world == 1 and (clock.is_due() or done == steps):
             total, right, count = sums.tolist()
-            yield Progress("step", "validation", epoch, done, steps, total / count, right / count)
+            yield Progress("validation", epoch, done, steps, total / count, right / count)
             clock.yielded()
             state.model.eval()  # whoever was yielded to may have used the model
     total, right, count = group.sum(sums).tolist()

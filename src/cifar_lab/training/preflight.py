@@ -45,7 +45,6 @@ def check_request(request: Request) -> Request:
     not for a request that only shows a config.
     """
     where: dict[str, Any] = {
-        "planned": bool(request.options.plan),
         "elsewhere": "cluster" in request.launcher,
         "rerun": request.options.rerun,
     }
@@ -101,7 +100,6 @@ def check(
     config: RunConfig,
     asked: Collection[str] = (),
     *,
-    planned: bool = False,
     elsewhere: bool = False,
     rerun: bool = False,
 ) -> RunConfig:
@@ -109,11 +107,10 @@ def check(
 
     The model is built and trained on two images for one step, with the optimizer and the scheduler;
     device and precision are resolved. Injected settings that the model does not take (dropout, the
-    activation) are emptied, and refused if they are among the keys that the user `asked` for. If it
-    is only `planned`, the run that a kept run continued from may be elsewhere. What runs
-    `elsewhere`, on a cluster, keeps `auto`: the node decides, and the address is the same wherever
-    it is sent from. A run that is finished, and not to be `rerun`, trains no step: it has shown
-    that it can.
+    activation) are emptied, and refused if they are among the keys that the user `asked` for. The
+    run that a kept run continued from may be elsewhere by now. What runs `elsewhere`, on a cluster,
+    keeps `auto`: the node decides, and the address is the same wherever it is sent from. A run that
+    is finished, and not to be `rerun`, trains no step: it has shown that it can.
     """
     config = _without_unused_settings(config, asked)
     config = _with_settings_of_weights(config, asked)
@@ -151,7 +148,7 @@ def check(
         build_tracker(config.tracker)
     if config.continue_from is not None:
         start = Path(config.continue_from)
-        if not planned or "continue_from" in asked or start.exists():
+        if "continue_from" in asked or start.exists():
             from cifar_lab.training.resume import check_source
 
             check_source(config, start)

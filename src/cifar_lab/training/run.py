@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -101,9 +102,10 @@ def open_run(request: Request) -> RunDir:
     asks for that cannot be applied to a finished run is named.
     """
     config, run = request.runs[0].config, RunDir(run_folder(request))
-    if request.options.rerun or not run.summary_file.exists() or run.status != "finished":
-        check_data(config)
-        return RunDir.create(config, run.path)
+    rerun = request.options.rerun
+    if rerun or not run.summary_file.exists() or run.status != "finished":
+        check_start(run, config, rerun=rerun)
+        return RunDir.create(config, run.path, anew=rerun)
     before = run.read_config()
     if identity(before) != identity(config):
         return RunDir.create(config, run.path)
@@ -128,6 +130,15 @@ def open_run(request: Request) -> RunDir:
         drawn, _ = draw_again(run)
         log.info("drawn again: %s (%s)", run.figures, listing(drawn))
     return run
+
+
+def check_start(run: RunDir, config: RunConfig, *, rerun: bool) -> None:
+    """Raise what would end a run as it starts: its data, or the run that it continues, are gone."""
+    check_data(config)
+    if config.continue_from is not None and (rerun or not run.last.exists()):
+        from cifar_lab.training.resume import check_source
+
+        check_source(config, Path(config.continue_from))
 
 
 def _finished_before(run: RunDir, config: RunConfig, summary: RunSummary) -> RunSummary:
@@ -300,8 +311,6 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
     keep = config.training.keep_last
     if keep == "auto":  # where training may go on, and where evaluation reads it
         keep = state.stopped_early or config.evaluation.scored_weights != "best"
-    if not keep:
-        run.last.unlink(missing_ok=True)
     total = time.perf_counter() - training.started
     summary = dataclasses.replace(
         summary,
@@ -312,6 +321,8 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
         epoch_seconds=seconds / epochs if epochs > 0.5 else None,
         overhead_seconds=total - seconds,
     )
-    run.write_summary(summary)
     console.log_result(config, state, summary)
+    run.write_summary(summary)
+    if not keep:  # after all else: a run that ends between the two would train anew
+        run.last.unlink(missing_ok=True)
     return summary

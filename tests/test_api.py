@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,14 +212,6 @@ def no_command_line() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def a_deleted_folder() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tempfile.mkdtemp())
-        Path.cwd().rmdir()
-        yield
-
-
 AMBIENT: dict[str, Callable[[], Any]] = {
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "no_grad": torch.no_grad,
@@ -242,7 +233,6 @@ AMBIENT: dict[str, Callable[[], Any]] = {
         lambda: logging.root.manager.disable, logging.disable, logging.CRITICAL
     ),
     "no sys.argv": no_command_line,
-    "a deleted working directory": a_deleted_folder,
 }
 
 

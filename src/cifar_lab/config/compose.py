@@ -219,7 +219,7 @@ class _Composer:
 def _compose(lines: tuple[str, ...]) -> _Composed:
     """Return what Hydra composes of some options."""
     try:
-        node = _composed(list(lines))
+        node = hydra.compose("config", list(lines), return_hydra_config=True)
         with open_dict(node):
             own = node.pop("hydra")
         plain = cast("dict[str, Any]", OmegaConf.to_container(node))
@@ -245,20 +245,6 @@ def _resolve(plain: dict[str, Any]) -> dict[str, Any]:
         return cast("dict[str, Any]", resolved)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise UsageError(f"the config cannot be resolved: {first_line(error)}") from None
-
-
-def _composed(overrides: list[str]) -> Any:
-    """Return what Hydra composes; it asks for the working directory, which may be deleted."""
-    try:
-        return hydra.compose("config", overrides, return_hydra_config=True)
-    except FileNotFoundError:
-        here = os.open(".", os.O_RDONLY)
-        os.chdir(config_folder())
-        try:
-            return hydra.compose("config", overrides, return_hydra_config=True)
-        finally:
-            os.fchdir(here)
-            os.close(here)
 
 
 @contextlib.contextmanager

@@ -113,5 +113,4 @@ class _Session(Session):
             self._client.log_artifact(self._id, str(path), "figures")
 
     def close(self, status: Status) -> None:
-        """Set the status of the run."""
         self._client.set_terminated(self._id, _STATUS.get(status, "KILLED"))

@@ -53,7 +53,6 @@ class _Session(Session):
             self._write(hparams_pb(plain, trial_id=run.group))
 
     def log_epochs(self, rows: Sequence[EpochMetrics]) -> None:
-        """Write a scalar for each column of metrics.csv."""
         for row in rows:
             self._scalars(values_of(row), row.epoch)
         self._writer.flush()
@@ -74,7 +73,6 @@ class _Session(Session):
             self._write(Summary(value=[value]), self.epochs)
 
     def close(self, status: Status) -> None:
-        """Write what is buffered."""
         self._writer.close()
 
     def _scalars(self, values: Mapping[str, float], step: int) -> None:

@@ -78,7 +78,6 @@ class _Session(Session):
         self._check()
 
     def log_epochs(self, rows: Sequence[EpochMetrics]) -> None:
-        """Add a step for each epoch."""
         for row in rows:
             self._run.log(values_of(row), step=row.epoch)
         self._check()

@@ -76,7 +76,6 @@ class _Session(Session):
         self.link = self._run.url
 
     def log_epochs(self, rows: Sequence[EpochMetrics]) -> None:
-        """Add a step to the history for each epoch."""
         for row in rows:
             self._run.log(values_of(row), step=row.epoch, commit=True)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cifar_lab.config import targets
 from cifar_lab.config.launch import Launched
-from cifar_lab.config.run_config import RunConfig, parse, to_plain
+from cifar_lab.config.run_config import RunConfig, parse
 from cifar_lab.config.schema import wrong
 from cifar_lab.errors import RunFailed, Stopped, UsageError, first_line
 from cifar_lab.runs.summary import code_version
@@ -85,16 +85,9 @@ class Processes(Group):
         if config.training.cuda_graph is True:
             raise wrong("training.cuda_graph", True, "auto or false with torchrun")
 
-    def start(self, config: RunConfig, **others: Any) -> None:
-        """Send the config of the run, and what else they need, to the other processes."""
-        log.info("processes: %d", self.world)
-        self._told = True
-        self.share({"config": to_plain(config), **others})
-
     def end(self) -> None:
-        """Tell the others that nothing is to be trained, unless they have been told otherwise."""
+        """Tell the others that nothing is to be trained, unless they were sent a run."""
         if self.rank == 0 and not self._told:
-            self._told = True
             self.share({"config": None})
 
     def device(self, name: str) -> str:
@@ -110,6 +103,7 @@ class Processes(Group):
     def share(self, value: Any = None) -> Any:
         """Return process 0's value; only tensors and plain values are read."""
         buffer = io.BytesIO()
+        self._told = True
         if self.rank == 0:
             torch.save(value, buffer)
         content = [buffer.getvalue()]

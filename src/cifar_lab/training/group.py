@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cifar_lab.config.run_config import RunConfig
-
 YIELD_SECONDS = 0.5  # how often training yields: bars move, signals are noticed
 
 
@@ -89,9 +87,6 @@ class Group:
     def share(self, value: Any = None) -> Any:
         """Return process 0's value, tensors and plain values, in all processes; on the CPU."""
         return value
-
-    def start(self, config: RunConfig, **others: Any) -> None:
-        """Send the config of the run, and what else they need, to the other processes."""
 
     def explain(self, error: BaseException) -> BaseException:
         """Return the error of another process that is the cause of a lost connection, if it is."""

@@ -179,7 +179,10 @@ def _prepare(
     # with the number that it began with, on whatever machine.
     threads = config.threads if checkpoint is None else run.resumed_threads(config)
     device, threads = _configure(run, config, threads)
-    group.start(config, code=code, threads=threads, trust=targets.trusted())
+    if group.world > 1:
+        log.info("processes: %d", group.world)
+        others = {"code": code, "threads": threads, "trust": targets.trusted()}
+        group.share({"config": to_plain(config), **others})
     splits = load_splits(config, device)
     fresh = checkpoint is None and config.continue_from is None
     state, batches = build_state(config, splits, device, initial_weights=fresh, group=group)

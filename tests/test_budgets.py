@@ -20,19 +20,19 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
-    "config": 2305,
+    "config": 2291,
     "runs": 1552,
     "datasets": 1678,
     "models optimizers": 1492,
-    "training": 4273,
+    "training": 4263,
     "figures": 1520,
-    "trackers": 861,
-    "sweeps": 2182,
+    "trackers": 854,
+    "sweeps": 2181,
     "analysis": 3926,  # with the forest plot, which was 107 lines of figures
     "exports": 429,
-    "throughput": 534,
+    "throughput": 527,
     "commands": 2424,  # the modules beside the packages
-    "src": 23141,
+    "src": 23102,
     "tests": 16500,
 }
 MODULES = 50

@@ -253,11 +253,10 @@ def probe(config: RunConfig) -> tuple[float, float]:
     started = time.perf_counter()
     splits = load_splits(config, config.device)
     state, batches = build_state(config, splits, config.device)
-    loading = time.perf_counter() - started
+    training = dataclasses.replace(config.training, epochs=1, print_every=1)
     marks = [time.perf_counter()]
-    for progress in fit(
-        state, batches, None, dataclasses.replace(config.training, epochs=1, print_every=1)
-    ):
+    loading = marks[0] - started
+    for progress in fit(state, batches, None, training):
         device.wait_for(state.device)
         marks.append(time.perf_counter())
         is_long = marks[-1] - marks[0] > _PROBE_SECONDS

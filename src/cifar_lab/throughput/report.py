@@ -195,15 +195,8 @@ def _choose(listed: list[Loop], only: Sequence[str]) -> list[Loop]:
 
 def _speed(loop: Loop) -> dict[str, Any]:
     low, median, high = quartiles(loop.rates) if loop.problem is None else (None, None, None)
-    return {
-        "name": loop.name,
-        "group": loop.group,
-        "label": loop.label,
-        "rates": loop.rates,
-        "images_per_second": median,
-        "quartiles": [low, high],
-        "problem": loop.problem,
-    }
+    shown = {key: value for key, value in vars(loop).items() if key not in ("start", "ahead")}
+    return {**shown, "images_per_second": median, "quartiles": [low, high]}
 
 
 def _ratios(measured: Mapping[str, Loop]) -> list[dict[str, Any]]:

@@ -73,10 +73,8 @@ class _Session(Session):
         earlier = self._client.search_runs([experiment], f"tags.`{_KEY}` = '{run.key}'")
         group = tracker.group or run.group
         tags = {_KEY: run.key, "group": group, "mlflow.source.name": "cifar_lab", **run.about}
-        if earlier:
-            mine = earlier[0]
-        else:
-            mine = self._client.create_run(experiment, tags=tags, run_name=run.name)
+        create = self._client.create_run
+        mine = earlier[0] if earlier else create(experiment, tags=tags, run_name=run.name)
         self._id = mine.info.run_id
         self._client.update_run(self._id, status="RUNNING")
         self._client.set_tag(self._id, "folder", run.about["folder"])

@@ -243,10 +243,8 @@ def _choose(split: SplitConfig, labels: np.ndarray, count: int) -> np.ndarray:
     if split.folds is not None:
         # Dealt out like cards, class after class: the numbers of a class in two folds differ by
         # one at most, as those of scikit-learn's StratifiedKFold do, and so do the folds' sizes.
-        if split.method == "random":
-            order = generator.permutation(size)
-        else:
-            order = np.concatenate([generator.permutation(members) for members in by_class])
+        parts = [np.arange(size)] if split.method == "random" else by_class
+        order = np.concatenate([generator.permutation(members) for members in parts])
         return np.sort(order[split.fold :: split.folds])
     if split.method == "random":
         return np.sort(generator.permutation(size)[:count])

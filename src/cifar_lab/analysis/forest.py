@@ -33,8 +33,8 @@ def draw(collection: RunCollection) -> "Figure":
     judged = [difference for difference in differences if difference is not None]
     names, words = [], []
     for group in shown:
-        label = f"{collection.short_label(group)}  (n = {len(group.finished)})"
-        names.append(style.plain(label, LONGEST_LABEL))
+        label = style.plain(collection.short_label(group), LONGEST_LABEL)
+        names.append(f"{label} (n = {len(group.finished)})")
         said = texts.say_of(collection, group)
         words.append(said.difference.removesuffix(" points").replace("-", "−") or said.verdict)
     left = 0.085 * max(map(len, names), default=0)
@@ -60,7 +60,7 @@ def draw(collection: RunCollection) -> "Figure":
             axes.plot([0], [place], "D", markersize=6.5, color=style.BLUE, zorder=4)
         colour, text = style.INK if difference else style.MUTED, style.plain(words[place], 80)
         axes.text(1.02, place, text, color=colour, size=style.NORMAL, **beside)
-    explained = f"to {texts.reference_name(collection)}"
+    explained = f"differences to {texts.reference_name(collection)}"
     references = [collection.short_label(group) for group in ranked if group.is_reference]
     if len(references) == 1:
         explained += f": {references[0]}"

@@ -162,6 +162,7 @@ def in_words(name: str) -> str:
     """Return a metric's name in words: `validation accuracy`, `final training loss`."""
     of_best_epoch = name.startswith("best_val_") and not name.endswith("_epoch")
     plain = name.removeprefix("best_") if of_best_epoch else name
+    plain = plain.replace("accuracy_last", "accuracy_of_the_last_weights")
     return " ".join(_WORDS.get(word, word) for word in plain.replace(":", " ").split("_"))
 
 

@@ -135,8 +135,7 @@ def grid_of(collection: RunCollection) -> "Figure":
         squares.append(grid.Square(key, score, ends, count, group.chosen))
     label = run_metrics.in_words(metric) + " (%)" * run_metrics.is_fraction(metric)
     order = [collection.values(axis) for axis in axes]
-    better = run_metrics.higher_is_better(metric)
-    return grid.draw(grid.Sweep(axes, order, squares, label, better))
+    return grid.draw(grid.Sweep(axes, order, squares, label, run_metrics.higher_is_better(metric)))
 
 
 def curves_of(collection: RunCollection) -> "Figure":
@@ -147,7 +146,9 @@ def curves_of(collection: RunCollection) -> "Figure":
     for group in collection.ranking[:MOST_CURVES]:
         members = [run.run for run in group.finished or group.runs]
         runs.setdefault(collection.short_label(group), []).extend(members)
-    return curves.bands(runs)
+    left_out = len(collection.ranking) > MOST_CURVES
+    note = f" · the first {MOST_CURVES} of {len(collection.ranking)} configurations" * left_out
+    return curves.bands(runs, note)
 
 
 PICTURES = {"grid": grid_of, "curves": curves_of, "effects": forest.draw}
@@ -194,12 +195,12 @@ def report(summary: Summary, template: str = "report.html", **more: Any) -> str:
 
 def _made(collection: RunCollection) -> str:
     """Return when, on what and how long the runs trained."""
-    runs = collection.runs
-    ended = [run.run.summary_file.stat().st_mtime for run in runs]
-    seconds = [run.summary.seconds for run in runs if run.summary.seconds]
-    if not seconds:
+    runs = [run for run in collection.runs if run.summary.seconds]
+    if not runs:
         return ""
-    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(ended)))
+    ended = max(run.run.summary_file.stat().st_mtime for run in runs)
+    seconds = [run.summary.seconds for run in runs]
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(ended))
     machines = sorted({run.summary.device_name or run.summary.device for run in runs})
     lengths = " to ".join(dict.fromkeys(map(duration, (min(seconds), max(seconds)))))
     whole = f", {duration(sum(seconds))} in all" * (len(seconds) > 1)

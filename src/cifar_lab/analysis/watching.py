@@ -116,7 +116,9 @@ def headline(runs: Sequence[WatchedRun]) -> str:
     parts += [f"{counts[s]} {s}" for s in _ORDER if counts[s] and s != "finished"]
     if (best := max(runs, key=lambda run: run.best or 0.0, default=None)) and best.best:
         name = names([run.path for run in runs])[best.path]
-        parts.append(f"best validation accuracy {best.best:.2%}" + f" ({name})" * (len(runs) > 1))
+        parts.append(
+            f"best validation accuracy {100 * best.best:.2f} %" + f" ({name})" * (len(runs) > 1)
+        )
     times = [run.epoch_seconds * run.epochs for run in runs if run.epoch_seconds and run.epochs]
     if counts["running"] and times:
         left = sum(run.seconds_left or 0.0 for run in runs if run.status == "running")
@@ -128,7 +130,7 @@ def headline(runs: Sequence[WatchedRun]) -> str:
 def cells(run: WatchedRun, name: str) -> tuple[str, ...]:
     """Return a run's row of the table."""
     of = "" if run.epochs is None else f" of {run.epochs}"
-    scores = ["–" if score is None else f"{score:.2%}" for score in (run.now, run.best)]
+    scores = ["–" if score is None else f"{100 * score:.2f} %" for score in (run.now, run.best)]
     left = run.seconds_left if run.status == "running" else None
     return (name, run.status, f"{run.done}{of}", *scores, "" if left is None else duration(left))
 

@@ -28,7 +28,6 @@ def draw(
     """
     predictions = run.read_predictions(split, weights)
     counts = predictions.confusion_matrix
-    config = run.read_config()
     names = style.plain_names(run, len(counts))
     kinds = ["none", "rows"] if normalise == "both" else [normalise]
     side = float(np.clip(0.55 * len(counts), 4.2, 8.8))
@@ -36,8 +35,8 @@ def draw(
     for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         _panel(axes, counts, names, shares=kind == "rows")
     score = f"{np.trace(counts):,} of {len(predictions):,} {split} images right"
-    share = f"{100 * predictions.accuracy:.2f} %"
-    style.caption(figure, f"{style.run_title(config)} · {score} ({share})")
+    share = 100 * predictions.accuracy
+    style.caption(figure, f"{style.run_title(run.read_config())} · {score} ({share:.2f} %)")
     return figure
 
 
@@ -51,22 +50,17 @@ def _panel(axes: "Axes", counts: np.ndarray[Any, Any], names: list[str], *, shar
 
     norm = PowerNorm(0.5, vmin=0, vmax=highest)
     image = axes.imshow(values, cmap=style.SEQUENTIAL, norm=norm)
-    what = "share of the true class" if shares else "images"
-    style.dress(axes, what.capitalize(), "predicted class", "true class")
+    title = "Share of the true class (%)" if shares else "Images"
+    style.dress(axes, title, "predicted class", "true class")
     axes.grid(False)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     small = size > NUMBERED_CLASSES
     label_size = max(4.0, min(style.NORMAL, 430 / size)) if small else style.NORMAL - (size > 12)
-    turned = (
-        {"rotation": 90} if small else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    )
+    turned = {"rotation": 90} if small else style.SLANTED
     axes.set_xticks(range(size), names, fontsize=label_size, **turned)
     axes.set_yticks(range(size), names, fontsize=label_size)
     axes.tick_params(length=0)
-    bar = axes.figure.colorbar(image, ax=axes, shrink=0.85, pad=0.02, aspect=30)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=style.SMALL, colors=style.INK, length=2)
+    bar = style.colour_bar(axes.figure, image, axes, shrink=0.85, aspect=30)
     if shares:
         bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1])
         style.percent_axis(bar.ax.yaxis)

@@ -38,7 +38,7 @@ def draw(
     monitor, target = config.training.monitor, config.study.target_accuracy
     step_rows = run.read_steps() if steps else []
     rates = [row.learning_rate for row in rows]
-    last = rows[-1].epoch if rows else max(config.training.epochs, 1)
+    start, end = _span(rows[-1].epoch if rows else max(config.training.epochs, 1))
     with_rate = learning_rate and len(set(rates)) > 1
     widths = [3, 3, 2] if with_rate else [3, 3]
     figure = style.new_figure(13 if with_rate else 10, 4.3)
@@ -50,12 +50,9 @@ def draw(
         if quantity == "accuracy" and target is not None:
             label = f"target {100 * target:g} %"
             axes.axhline(target, color=style.GREEN, ls=(0, (4, 3)), linewidth=1.3, label=label)
-        axes.set_xlim(*_span(last))
-        if step_rows:
-            axes.set_xlim(left=0)
+        axes.set_xlim(0 if step_rows else start, end)
         if axes.get_legend_handles_labels()[0]:
-            size = style.SMALL + 0.5
-            axes.legend(loc="best", fontsize=size, framealpha=0.85, edgecolor=style.GRID)
+            axes.legend(loc="best", fontsize=8, framealpha=0.85, edgecolor=style.GRID)
         else:
             style.note(axes, "no epoch has finished yet")
     if with_rate:
@@ -65,26 +62,27 @@ def draw(
         axes.plot(_column(rows, "epoch"), rates, **look)
         if min(rates) > 0 and max(rates) / min(rates) >= 10:
             axes.set_yscale("log")
-        axes.set_xlim(*_span(last))
+        axes.set_xlim(start, end)
         style.epoch_axis(axes.xaxis)
     style.caption(figure, style.run_title(config))
     return figure
 
 
-def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
+def bands(groups: Mapping[str, Sequence[RunDir]], note: str = "") -> "Figure":
     """Return a line and a band for each group of runs that differ in their seed alone.
 
     The line is the mean, the band reaches from the lowest to the highest run; both end where the
     first run of the group ends, so that n is the same all along. Thin lines are the others' rest.
+    `note` is added to the caption.
     """
     every = [list(filter(None, (run.read_metrics() for run in runs))) for runs in groups.values()]
     rows_of_all = [row for histories in every for rows in histories for row in rows]
-    figure, panels = _grid_of_panels(list(groups), rows_of_all)
-    longer = False
+    longest = min(max(map(len, groups), default=0), LONGEST_LABEL)
+    columns = max(1, min(len(groups), 200 // (longest + 14)))  # of the legend, below all panels
+    figure, panels = _grid_of_panels(rows_of_all, 7.3 + 0.17 * math.ceil(len(groups) / columns))
     for index, (label, histories) in enumerate(zip(groups, every, strict=True)):
         length = min(map(len, histories), default=0)
         rests = [rows[length - 1 :] for rows in histories if len(rows) > length]
-        longer = longer or bool(rests)
         look = style.line_style(index)
         name_and_count = f"{style.plain(label, LONGEST_LABEL)} (n = {len(histories)})"
         for name, axes in panels.items():
@@ -102,12 +100,10 @@ def bands(groups: Mapping[str, Sequence[RunDir]]) -> "Figure":
             axes.plot(epochs, mean, label=name_and_count, linewidth=1.6, **dots, **look)
             for rest in rests:
                 axes.plot(_column(rest, "epoch"), _column(rest, name), linewidth=0.7, **look)
-    few = len("".join(groups)) + 12 * len(groups) <= 160  # one line below, no width is lost
-    columns = len(groups) if few else math.ceil(len(groups) / 60)
-    below: dict[str, Any] = {"loc": "outside lower center"} if few else {}
-    style.legend_outside(figure, panels["train_loss"], columns=columns, handlelength=3.2, **below)
+    style.legend_outside(figure, panels["train_loss"], columns=columns, handlelength=3.2)
+    longer = any(len(set(map(len, histories))) > 1 for histories in every)
     words = "lines: mean over the runs · bands: lowest to highest run"
-    style.caption(figure, words + " · thin lines: runs that trained for longer" * longer)
+    style.caption(figure, words + " · thin lines: runs that trained for longer" * longer + note)
     return figure
 
 
@@ -153,14 +149,13 @@ def _panel(
 
 
 def _grid_of_panels(
-    labels: Sequence[str], rows: Sequence[EpochMetrics]
+    rows: Sequence[EpochMetrics], height: float
 ) -> "tuple[Figure, dict[str, Axes]]":
     """Return panels of training and validation; of the test set where that alone was watched."""
     watched = any(row.test_loss is not None for row in rows)
     held_out = "test" if watched and all(row.val_loss is None for row in rows) else "val"
     words = {"train": "Training", "val": "Validation", "test": "Test"}
-    room = 0.06 * max(0, min(max(map(len, labels), default=0), LONGEST_LABEL) - 30)  # the legend's
-    figure = style.new_figure(13 + room, max(7.5, 0.17 * min(len(labels), 60) + 1))
+    figure = style.new_figure(13, height)
     panels: dict[str, Axes] = {}
     grid = figure.subplots(2, 2, sharey="row")
     for pair, quantity in zip(grid, ("loss", "accuracy"), strict=True):

@@ -82,12 +82,9 @@ def panels(
         style.dress(axes, "", x_label, y_label)
         _scatter(axes, points, labels, names)
         scores = separation(points, labels)
-        heading = (
-            (f"{style.plain(title, 80)}\n" if title else "")
-            + f"5-nearest-neighbour accuracy {100 * scores['knn_accuracy']:.1f} %, "
-            f"silhouette {scores['silhouette']:.2f}"
-        )
-        axes.set_title(heading, fontsize=style.NORMAL, loc="left", color=style.INK)
+        said = f"5-nearest-neighbour accuracy {100 * scores['knn_accuracy']:.1f} %, silhouette "
+        heading = [style.plain(title, 80)] * bool(title) + [f"{said}{scores['silhouette']:.2f}"]
+        axes.set_title("\n".join(heading), fontsize=style.NORMAL, loc="left", color=style.INK)
     size = style.NORMAL if num_classes <= NAMED_CLASSES else 6
     look: dict[str, Any] = {"loc": "outside right center", "fontsize": size, "markerscale": 1.7}
     style.legend_outside(figure, grid[0], columns=columns, **look)
@@ -113,6 +110,7 @@ def _write_names(axes: "Axes", points: Array, labels: Array, names: list[str]) -
     """Write each class's name at the median of its points, or beside it where two would meet."""
     shown = [i for i in range(len(names)) if (labels == i).any()]
     medians = [np.median(points[labels == i], axis=0) for i in shown]
+    axes.autoscale_view()  # else transData still has the limits before the last class was drawn
     places = (axes.transData + axes.transAxes.inverted()).transform(np.array(medians))
     from matplotlib.patheffects import withStroke
 
@@ -127,9 +125,10 @@ def _write_names(axes: "Axes", points: Array, labels: Array, names: list[str]) -
             break
         direction = np.sign(apart[:, :, 1] + 1e-9 * (order[:, None] - order))
         places[:, 1] += (meet * direction).sum(axis=1) * line / 8
-    for i, place in zip(shown, np.clip(places, 0.02, 0.98), strict=True):
-        colour, _ = style.class_style(i, len(names))
+    room = np.column_stack([widths / 2, np.full(len(shown), 0.02)])  # names stay in the panel
+    for i, place in zip(shown, np.clip(places, room, 1 - room), strict=True):
         halo = [withStroke(linewidth=2.5, foreground=style.PAPER)]
         look = {"fontsize": style.NORMAL, "fontweight": "bold", **style.CENTRED}
-        look |= {"transform": axes.transAxes, "path_effects": halo, "color": colour}
+        look |= {"transform": axes.transAxes, "path_effects": halo}
+        look["color"], _ = style.class_style(i, len(names))
         axes.text(place[0], place[1], names[i], **look)

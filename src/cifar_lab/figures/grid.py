@@ -19,8 +19,7 @@ from cifar_lab.figures import style
 MOST_PANELS = 36
 """Small multiples beyond this many cannot be read."""
 
-MOST_NUMBERS = 400
-"""Squares of a panel beyond this many have no room for their numbers."""
+LONGEST_NAME = 14
 
 MOST_ON_GRID = 8
 """An axis of more numbers than this, most of which occur once, was searched."""
@@ -84,19 +83,23 @@ def _heat_maps(sweep: Sweep) -> Figure:
         by_panel, key=lambda key: [order[i].index(v) for i, v in zip(others, key, strict=True)]
     )
     shown = panels[:MOST_PANELS]
-    columns = max(1, math.ceil(math.sqrt(len(shown))))
-    rows = math.ceil(len(shown) / columns)
-    side = max(2.4, 0.85 * len(order[x]) + 0.6)
+    # In inches: numbers and names decide how large a panel is.
+    size = min(style.NORMAL, max(4.0, 60 / max(len(order[x]), 4)))  # points, of the numbers
+    longest = max(len(line) for square in sweep.squares for line in _text(square).split("\n"))
+    side = max(2.4, len(order[x]) * max(0.85, 0.0078 * size * longest + 0.12))
     wraps = int(8 * side)  # bold characters that a panel's title has room for on a line
     titles = []
     for values in shown:  # keys by their last part, on as many lines as they need
         parts = [f"{axes[i].rpartition('.')[2]} = {v}" for i, v in zip(others, values, strict=True)]
         lines = [textwrap.fill(style.plain(part, 3 * wraps), wraps) for part in parts]
         titles.append("\n".join(lines))
-    above = 0.17 * max(title.count("\n") for title in titles)
-    width = min(1.6 + columns * side, 30)
-    height = min(1.0 + rows * (above + max(1.5, 0.5 * len(order[y]) + 0.9)), 40)
-    figure = style.new_figure(width, height)
+    tall = 0.17 * max(title.count("\n") for title in titles) + max(1.5, 0.5 * len(order[y]) + 0.4)
+    left = 1.6 + 0.08 * min(max(map(len, order[y])), LONGEST_NAME)
+    counts = range(1, len(shown) + 1)  # of columns: which makes a picture of about 3 to 2?
+    shapes = [(n, left + n * side, 1.5 + math.ceil(len(shown) / n) * tall) for n in counts]
+    columns, width, height = min(shapes, key=lambda shape: abs(shape[1] - 1.5 * shape[2]))
+    rows = math.ceil(len(shown) / columns)
+    figure = style.new_figure(min(width, 40), min(height, 40))
     grid = figure.subplots(rows, columns, squeeze=False)
     known = [square.score for square in sweep.squares if square.score is not None] or [0.0]
     room = 0.5 if min(known) == max(known) else 0.0
@@ -104,21 +107,27 @@ def _heat_maps(sweep: Sweep) -> Figure:
     for panel in grid.flat[len(shown) :]:
         panel.set_visible(False)
     for place, (panel, title, key) in enumerate(zip(grid.flat, titles, shown, strict=False)):
-        _panel(panel, by_panel[key], sweep, norm)
-        x_label = style.plain(axes[x], 40) if place + columns >= len(shown) else ""
-        y_label = style.plain(axes[y], 40) if place % columns == 0 else ""
+        _panel(panel, by_panel[key], sweep, norm, size)
+        is_last, is_first = place + columns >= len(shown), place % columns == 0
+        x_label, y_label = style.plain(axes[x], 40) * is_last, style.plain(axes[y], 40) * is_first
         style.dress(panel, title, x_label, y_label)
+        panel.tick_params(labelbottom=is_last, labelleft=is_first)
         panel.title.set_fontsize(style.NORMAL)
         panel.grid(False)
         panel.set_facecolor(style.GRID)  # no such cell; white is the lowest score
-    bar = figure.colorbar(ScalarMappable(norm, colours), ax=grid, shrink=0.8, pad=0.02)
-    bar.ax.tick_params(labelsize=style.SMALL)
-    bar.set_label(style.plain(sweep.label, 60), fontsize=style.NORMAL, color=style.INK)
+    style.colour_bar(figure, ScalarMappable(norm, colours), grid, style.plain(sweep.label, 60))
     hidden = f" · {len(panels) - len(shown)} panels more are not shown" * (shown != panels)
-    style.caption(
-        figure, f"mean over the runs · framed: the best · grey: not run or not finished{hidden}"
-    )
+    said = f"{_explained(sweep.squares)} · framed: the best · grey: no finished run"
+    style.caption(figure, said + hidden)
     return figure
+
+
+def _explained(squares: Sequence[Square]) -> str:
+    """Return what the numbers are: of how many runs, and what stands below or around the mean."""
+    counts = [square.runs for square in squares if square.score is not None] or [0]
+    n = " to ".join(dict.fromkeys(map(str, (min(counts), max(counts)))))
+    parts = [f"mean of n = {n} runs"] + ["its 95 % interval"] * (max(counts) > 2)
+    return ", ".join(parts + ["both values of two runs"] * (2 in counts))
 
 
 def plane(order: Sequence[Sequence[str]]) -> tuple[int, int]:
@@ -135,28 +144,30 @@ def _numbers(values: Sequence[str]) -> bool:
         return False
 
 
-def _panel(axes: Axes, squares: Sequence[Square], sweep: Sweep, norm: Normalize) -> None:
+def _panel(
+    axes: Axes, squares: Sequence[Square], sweep: Sweep, norm: Normalize, size: float
+) -> None:
     order, colours = sweep.order, sweep.colours
     x, y = plane(order)
     values = np.full((len(order[y]), len(order[x])), np.nan)
-    size = min(style.NORMAL, max(4.0, 60 / max(len(order[x]), 4)))
     for square in squares:
         row, column = order[y].index(square.key[y]), order[x].index(square.key[x])
-        text, colour = "–", style.MUTED
+        colour = style.MUTED
         if square.score is not None:
             values[row, column] = square.score
-            text = f"{square.score:.4g}{_spread_text(square)}"
             colour = style.text_colour(colours(norm(square.score)))
-        if values.size <= MOST_NUMBERS:
-            axes.text(column, row, text, fontsize=size, color=colour, **style.CENTRED)
+        axes.text(column, row, _text(square), fontsize=size, color=colour, **style.CENTRED)
         if square.best:
             look: dict[str, Any] = {"fill": False, "edgecolor": style.VERMILLION, "linewidth": 2.2}
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, zorder=4, **look))
     axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
-    axes.set_xticks(range(len(order[x])), [style.plain(v, 14) for v in order[x]])
-    axes.set_yticks(range(len(order[y])), [style.plain(v, 14) for v in order[y]])
-    if len(order[x]) > 6 or max(map(len, order[x])) > 8:
-        axes.tick_params(axis="x", rotation=45)
+    _name_places(axes, order[x])
+    axes.set_yticks(range(len(order[y])), [style.plain(v, LONGEST_NAME) for v in order[y]])
+
+
+def _name_places(axes: Axes, names: Sequence[str]) -> None:
+    look = style.SLANTED if len(names) > 6 or max(map(len, names)) > 8 else {}
+    axes.set_xticks(range(len(names)), [style.plain(v, LONGEST_NAME) for v in names], **look)
 
 
 def _scatter(sweep: Sweep, x: int, y: int | None = None) -> Figure:
@@ -178,11 +189,11 @@ def _scatter(sweep: Sweep, x: int, y: int | None = None) -> Figure:
             colour, shown = style.PALETTE[index % len(style.PALETTE)], style.plain(name, 40)
             panel.scatter(places[own], heights[own], s=34, alpha=0.8, color=colour, label=shown)
         if others:
-            style.legend_outside(figure, panel, columns=1)
+            style.legend_outside(figure, panel, columns=4)
     else:
         look: dict[str, Any] = {"cmap": sweep.colours, "s": 60, "edgecolors": "#777777"}
         shades = panel.scatter(places, heights, c=scores, **look)
-        figure.colorbar(shades, ax=panel, label=label)
+        style.colour_bar(figure, shades, panel, label)
     best = np.array([square.best for square, _ in known], dtype=bool)
     ring: dict[str, Any] = {"facecolors": "none", "edgecolors": style.VERMILLION, "linewidths": 2}
     panel.scatter(places[best], heights[best], s=130, **ring)
@@ -191,9 +202,7 @@ def _scatter(sweep: Sweep, x: int, y: int | None = None) -> Figure:
             scale("log")
     if not known:
         style.note(panel, "no run has finished yet")
-    style.caption(
-        figure, "a point for each configuration, the mean over its runs · ringed: the best"
-    )
+    style.caption(figure, "a point for each configuration: mean of its runs · ringed: the best")
     return figure
 
 
@@ -211,23 +220,23 @@ def _points(sweep: Sweep) -> Figure:
             if square.ends and square.runs > 1:
                 look["yerr"] = [[abs(square.score - end)] for end in square.ends]
             panel.errorbar([place], [square.score], color=colour, **look)
-    panel.set_xticks(range(len(names)), [style.plain(name, 14) for name in names])
+    _name_places(panel, names)
     panel.set_xlim(-0.5, len(names) - 0.5)
-    if len(names) > 8:
-        panel.tick_params(axis="x", rotation=45)
     if all(square.score is None for square in squares):
         style.note(panel, "no run has finished yet")
-    shown = "mean over the runs and its 95 % interval, or both values of two runs"
-    style.caption(figure, f"{shown} · orange: the best")
+    style.caption(figure, f"{_explained(squares)} · orange: the best")
     return figure
 
 
-def _spread_text(square: Square) -> str:
-    """Return what stands below a score: half the width of its interval, or its ends."""
-    if square.runs < 2 or square.ends is None or square.score is None:
-        return ""
+def _text(square: Square) -> str:
+    """Return a score, and below it half the width of its interval, or its ends."""
+    if square.score is None:
+        return "–"
+    if square.runs < 2 or square.ends is None:
+        return f"{square.score:#.4g}"
     low, high = square.ends
     below, above = square.score - low, high - square.score
+    spread = f"{low:#.4g} to {high:#.4g}"
     if square.runs > 2 and math.isclose(below, above, rel_tol=1e-6, abs_tol=1e-10):
-        return f"\n±{below:.2g}"
-    return f"\n{low:.4g} to {high:.4g}"
+        spread = f"±{below:#.2g}".removesuffix(".")
+    return f"{square.score:#.4g}\n{spread}"

@@ -24,10 +24,12 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
     names = style.plain_names(run, len(matrix))
     accuracy = predictions.per_class_accuracy
     order = [int(i) for i in np.argsort(-accuracy, kind="stable") if support[i]]
-    lines = max(len(order), min(pairs, matrix.size))
-    figure = style.new_figure(11, max(4.0, 0.2 * lines + 1.6))
+    confused = predictions.most_confused(pairs)
+    lines = max(len(order), len(confused))
+    figure = style.new_figure(11, max(2.6, 0.2 * lines + 1.6))
     left, right = figure.subplots(1, 2, width_ratios=[1.25, 1])
-    style.dress(left, "Accuracy by class, with its 95 % interval", "share recognised")
+    overall = f"share recognised (dashed: all classes, {100 * predictions.accuracy:.2f} %)"
+    style.dress(left, "Accuracy by class, with its 95 % interval", overall)
     style.dress(right, "Most confused pairs", f"{split} images (share of the true class)")
     for axes in (left, right):
         axes.grid(False, axis="y")
@@ -38,16 +40,12 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
     around = np.abs(np.array(intervals) - np.array(shares)[:, None]).T
     whiskers = {"ecolor": style.INK, "elinewidth": 1, "capsize": 2}
     left.barh(range(len(order)), shares, xerr=around, color="#8FB9D9", error_kw=whiskers)
-    for row, share in enumerate(shares):
-        left.text(0.012, row, f"{100 * share:.1f} %", va="center", fontsize=style.SMALL)
-    overall = predictions.accuracy
-    left.axvline(overall, color=style.VERMILLION, linestyle="--", linewidth=1.3)
-    left.set_xlabel(f"share recognised (dashed: all classes, {100 * overall:.2f} %)")
-    left.set_yticks(range(len(order)), [names[i] for i in order])
+    left.axvline(predictions.accuracy, color=style.VERMILLION, linestyle="--", linewidth=1.3)
+    numbers = [f"{names[i]}  {100 * accuracy[i]:.1f} % of {support[i]:,}" for i in order]
+    left.set_yticks(range(len(order)), numbers)
     left.set_xlim(0, 1)
     style.percent_axis(left.xaxis)
 
-    confused = predictions.most_confused(pairs)
     counts = [count for _, _, count in confused]
     right.barh(range(len(confused)), counts, color="#E8B48C")
     for row, (label, _, count) in enumerate(confused):
@@ -56,7 +54,11 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
     words = [f"{names[label]} → {names[guess]}" for label, guess, _ in confused]
     right.set_yticks(range(len(confused)), words)
     right.set_xlim(0, 1.35 * max(counts, default=1))
+    style.epoch_axis(right.xaxis)
     if not confused:
         style.note(right, "no mistakes")
+    elif lines > 2 * len(confused):  # few pairs of many classes stand close together, at the top
+        right.set_ylim(len(confused) - 0.4, -0.6)
+        right.set(box_aspect=0.06 * len(confused), anchor="NW")
     style.caption(figure, style.run_title(config))
     return figure

@@ -72,15 +72,14 @@ def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "sco
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     style.dress(upper, "Reliability", "", "share correct")
     style.dress(lower, "", "probability of the predicted class", "images")
-    upper.plot([0, 1], [0, 1], color=style.MUTED, linestyle="--", linewidth=1)
+    diagonal: dict[str, Any] = {"color": style.MUTED, "linestyle": "--", "linewidth": 1}
+    upper.plot([0, 1], [0, 1], label="as often right as predicted", **diagonal)
     upper.set(xlim=(0, 1), ylim=(0, 1))
     for axis in (upper.yaxis, lower.xaxis):
         style.percent_axis(axis)
     filled = calibrated.counts > 0
     counts = calibrated.counts[filled]
-    share, confidence = (
-        total[filled] / counts for total in (calibrated.right, calibrated.confidence)
-    )
+    share, confidence = calibrated.right[filled] / counts, calibrated.confidence[filled] / counts
     intervals = [wilson_interval(float(s), int(n)) for s, n in zip(share, counts, strict=True)]
     around = np.abs(np.array(intervals) - share[:, None]).T
     look: dict[str, Any] = {"yerr": around, "label": "share correct, 95 % interval"}
@@ -89,14 +88,12 @@ def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "sco
     # Bins of a few images say little: they fade, and their interval is wide.
     for bar, number in zip(upper.bar(middle[filled], share, width, **look), counts, strict=True):
         bar.set_facecolor(("#4C8DBD", 0.25 + 0.75 * min(1.0, number / FEW)))
-    label = "at the mean probability of the bin"
-    upper.plot(confidence, share, "o", color=style.VERMILLION, markersize=4, label=label)
+    dots: dict[str, Any] = {"color": style.VERMILLION, "markersize": 4, "clip_on": False}
+    upper.plot(confidence, share, "o", label="the same, at the mean probability of its bin", **dots)
     lower.bar(middle, calibrated.counts, width, color="#C9C9C9")
-    style.legend_outside(figure, upper, columns=1, loc="outside lower center")
-    style.caption(
-        figure,
-        f"{style.run_title(run.read_config())} · {split} images · expected calibration error "
-        f"{100 * calibrated.error:.2f} %, mean probability minus accuracy "
-        f"{100 * calibrated.overconfidence:+.2f} points",
-    )
+    style.legend_outside(figure, upper, columns=1)
+    gap, images = 100 * calibrated.overconfidence, f"{counts.sum():,} {split} images"
+    error = f"expected calibration error {100 * calibrated.error:.2f} %"
+    title = f"{style.run_title(run.read_config())} · {images} · {error}"
+    style.caption(figure, f"{title}, mean probability minus accuracy {gap:+.2f} points")
     return figure

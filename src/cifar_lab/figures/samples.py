@@ -100,24 +100,21 @@ def _section(
         heading, x=0.008, ha="left", fontsize=style.LARGE, color=style.INK, fontweight="bold"
     )
     panels = part.subplots(rows, 2 * COLUMNS, squeeze=False, width_ratios=[1, 1.6] * COLUMNS)
-    for place, (picture, bars) in enumerate(panels.reshape(-1, 2)):
-        if place < len(chosen):
-            _picture(picture, chosen[place], names)
-            _bars(bars, chosen[place], names)
-        else:
-            picture.axis("off")
-            bars.axis("off")
+    for sample, (picture, bars) in zip(chosen, panels.reshape(-1, 2), strict=False):
+        _picture(picture, sample, names)
+        _bars(bars, sample, names)
+    for empty in panels.flat[2 * len(chosen) :]:
+        empty.axis("off")
 
 
 def _picture(axes: "Axes", sample: _Sample, names: list[str]) -> None:
     axes.imshow(style.plane(sample.image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color=sample.colour, linewidth=2)
+    axes.spines[:].set(color=sample.colour, linewidth=2)
     right = sample.predicted == sample.label
     title = f"{'✓' if right else '✗'} {names[sample.predicted]}"
-    axes.set_title(title, fontsize=style.NORMAL, fontweight="bold", color=sample.colour)
-    name = str(sample.file) or f"image {sample.index}"
+    axes.set_title(title, loc="left", fontsize=8, fontweight="bold", color=sample.colour)
+    name = str(sample.file) or f"test image {sample.index}"
     name = name if len(name) <= LONGEST_FILE else f"…{name[1 - LONGEST_FILE :]}"
     where = f"true: {names[sample.label]}\n" * (not right) + style.plain(name, LONGEST_FILE)
     axes.set_xlabel(where, fontsize=style.SMALL, color=style.INK)

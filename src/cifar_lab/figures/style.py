@@ -53,6 +53,7 @@ COLUMN = 5.0
 
 LONGEST_NAME = 18
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
+SLANTED: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 CHARACTERS_PER_INCH = 12.5
 
 
@@ -134,6 +135,7 @@ def _stack(figure: "Figure") -> None:
     below = figure.add_gridspec(grid.ncols, 1)
     for axes, spec in specs.items():
         axes.set_subplotspec(below[spec.colspan.start, 0])
+        axes.tick_params(labelleft=True)
 
 
 # Fonts with Chinese, Japanese and Korean characters, of which DejaVu has none.
@@ -200,8 +202,13 @@ def dress(axes: "Axes", title: str = "", x_label: str = "", y_label: str = "") -
 
 
 def percent_axis(axis: "Axis") -> None:
-    """Write an axis of fractions in per cent, with as many digits as its ticks need."""
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.6g} %")
+    """Write an axis of fractions in per cent, all with as many digits as one of them needs."""
+
+    def text(value: float, _: float) -> str:
+        ticks = (f"{100 * tick:.6g}" for tick in axis.get_majorticklocs())
+        return f"{100 * value:.{max(len(tick.partition('.')[2]) for tick in ticks)}f} %"
+
+    axis.set_major_formatter(text)
 
 
 def epoch_axis(axis: "Axis") -> None:
@@ -211,19 +218,26 @@ def epoch_axis(axis: "Axis") -> None:
     axis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
+def colour_bar(figure: Any, shades: Any, axes: Any, label: str = "", **place: Any) -> Any:
+    """Put the scale of an image's colours beside its panel, or beside several; return it."""
+    bar = figure.colorbar(shades, ax=axes, pad=0.02, **place)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=SMALL, colors=INK, length=2)
+    bar.set_label(label, fontsize=NORMAL, color=INK)
+    return bar
+
+
 def note(axes: "Axes", text: str) -> None:
     """Say in the middle of an empty panel why it is empty."""
-    where = axes.transAxes
-    axes.text(0.5, 0.5, text, transform=where, color=MUTED, fontsize=NORMAL, **CENTRED)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, color=MUTED, fontsize=NORMAL, **CENTRED)
 
 
 def legend_outside(figure: "Figure", axes: "Axes", *, columns: int, **look: Any) -> None:
-    """Put the legend of a panel, if it has any, to the right of all panels."""
+    """Put the legend of a panel, if it has any, below all panels."""
     handles, labels = axes.get_legend_handles_labels()
-    if not handles:
-        return
-    defaults: dict[str, Any] = {"loc": "outside right upper", "fontsize": SMALL, "frameon": False}
-    figure.legend(handles, labels, ncols=columns, **(defaults | look))
+    defaults: dict[str, Any] = {"loc": "outside lower center", "fontsize": SMALL, "frameon": False}
+    if handles:
+        figure.legend(handles, labels, ncols=columns, **(defaults | look))
 
 
 def line_style(index: int) -> dict[str, Any]:

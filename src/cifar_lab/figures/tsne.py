@@ -36,4 +36,4 @@ def project(features: Array, seed: int = 0, perplexity: float = 30.0) -> Project
     # Threads add up a sum in the order in which they finish, and t-SNE amplifies the last bit.
     with threadpool_limits(1, user_api="openmp"):
         points = tsne.fit_transform(reduced)
-    return points, f"t-SNE 1 (perplexity {perplexity:g})", "t-SNE 2"
+    return points, f"t-SNE 1 (perplexity {perplexity:.3g})", "t-SNE 2"

@@ -65,11 +65,19 @@ def missing_extra(setting: str, package: str, extra: str) -> UsageError:
     )
 
 
+def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return the one of `words` that is spelt most like `word`, or has a part so called, or ""."""
+    word, known = word.lower(), {other.lower(): other for other in words}
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    if not close and len(word) > 1:  # s0: s0_optimizer_activation; plateau: reduce_on_plateau
+        close = [name for name in known if re.search(rf"(\b|_){re.escape(word)}", name)]
+    return known[close[0]] if close else ""
+
+
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """Return " (did you mean X?)" for the closest of `words`, or "" if none is close."""
-    known = {other.lower(): other for other in words}
-    close = difflib.get_close_matches(word.lower(), known, n=1)
-    return f" (did you mean {known[close[0]]}?)" if close else ""
+    guess = closest(word, words)
+    return f" (did you mean {guess}?)" if guess else ""
 
 
 def listing(words: Iterable[str], length: int = 120) -> str:

@@ -12,7 +12,7 @@ from cifar_lab.config import command_line
 from cifar_lab.config.identity import address
 from cifar_lab.config.reports import read_report
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Unavailable, UsageError, did_you_mean
+from cifar_lab.errors import RunFailed, Unavailable, UsageError, did_you_mean, listing
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def _wanted(asked: Sequence[str], config_dir: Path | None) -> list[str]:
         for word in (tag, "all") if tag else ():
             meant.setdefault(word, []).append(name)
     meant |= {name: [name] for name in known}
-    every = ", ".join(sorted(meant))
+    every = listing(sorted(meant))
     if not asked:
         raise UsageError(f"name a report (S0 to S4), an experiment, or all; there are {every}")
     for word in asked:

@@ -4,7 +4,6 @@ The groups and their options are read from the folders that hold them, without H
 """
 
 import argparse
-import difflib
 import functools
 import itertools
 import os
@@ -17,7 +16,7 @@ import yaml
 
 from cifar_lab.config.launch import SearchOptions
 from cifar_lab.config.run_config import flatten, merge
-from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
+from cifar_lab.errors import UsageError, closest, did_you_mean, listing, shorten
 
 
 @dataclass(frozen=True)
@@ -63,23 +62,32 @@ def parse_command_line(argv: Sequence[str]) -> CommandLine:
 
 def _unknown_flag(word: str, rest: Sequence[str]) -> UsageError:
     flag, _, value = word.partition("=")
-    problem = f"there is no flag {shorten(flag)}"
-    if keys := probable_keys(flag.lstrip("-"), setting_keys()):
-        following = rest[rest.index(word) + 1 :]
-        value = value or (following[0] if following and "=" not in following[0] else "VALUE")
-        return UsageError(f"{problem}; write {keys[0]}={shorten(value, 40)}")
-    known = ("--trust", "--multirun", "--detach", "--cfg", "--config-dir", "--help", "--version")
-    guess = did_you_mean(flag, known) or "; settings are written KEY=VALUE, see --help"
-    return UsageError(problem + guess)
+    name, value = flag.lstrip("-"), value or _value_of(rest[rest.index(word) + 1 :])
+    flags = ("trust", "multirun", "detach", "cfg", "config-dir", "help", "version")
+    hint = "; settings are written KEY=VALUE, see --help"
+    if keys := probable_keys(name, setting_keys()):
+        is_switch = value == "VALUE" and default_settings().get(keys[0]) is False
+        hint = f"; write {keys[0]}={'true' if is_switch else shorten(value, 40)}"
+    elif value.endswith((".yaml", ".yml")):
+        hint = f"; the config of a run is the first word: {shorten(value, 40)}"
+    elif guess := closest(name, flags):
+        hint = f" (did you mean --{guess}?)"
+    return UsageError(f"there is no flag {shorten(flag)}{hint}")
+
+
+def _value_of(words: Sequence[str]) -> str:
+    """Return what the words after a key mean as its value, as in `key value` or `key = value`."""
+    value = next(filter(None, (word.lstrip("=") for word in words)), "=")
+    return "VALUE" if "=" in value or value.startswith("-") else value
 
 
 OTHER_NAMES = {
+    **dict.fromkeys(("epoch", "num_epochs", "max_epochs"), "epochs"),
+    **dict.fromkeys(("batch", "bs"), "batch_size"),
+    **dict.fromkeys(("gpu", "gpus"), "device"),
     "learning_rate": "lr",
     "wd": "weight_decay",
-    "epoch": "epochs",
-    "num_epochs": "epochs",
-    "max_epochs": "epochs",
-    "gpu": "device",
+    "dry_run": "plan",
 }
 """Names that other programs use, and ours."""
 
@@ -88,13 +96,10 @@ def probable_keys(typed: str, keys: Iterable[str]) -> list[str]:
     """Return the keys, three at most, whose last part is that of a typed key, or close to it."""
     leaf = typed.rpartition(".")[2].replace("-", "_").lower()
     leaf = OTHER_NAMES.get(leaf, leaf)
-    by_leaf: dict[str, list[str]] = {}
-    for key in keys:
-        by_leaf.setdefault(key.rpartition(".")[2].lower(), []).append(key)
-    if leaf not in by_leaf:
-        close = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.75)
-        leaf = close[0] if close else ""
-    return by_leaf.get(leaf, [])[:3]
+    leaves = {key: key.rpartition(".")[2].lower() for key in keys}
+    if leaf not in leaves.values():
+        leaf = closest(leaf, leaves.values(), 0.75)
+    return [key for key in leaves if leaves[key] == leaf][:3]
 
 
 def unknown_key(key: str, siblings: Collection[str], keys: Iterable[str]) -> UsageError:
@@ -118,32 +123,29 @@ def unknown_key(key: str, siblings: Collection[str], keys: Iterable[str]) -> Usa
 def check_words(words: Sequence[str]) -> None:
     """Refuse words that are not KEY=VALUE: mostly values with spaces between them."""
     for index, word in enumerate(words):
-        following = words[index + 1] if index + 1 < len(words) else ""
-        shown = shorten(word)
-        if "=" in word or word.startswith(("~", "+")):
-            if word.endswith("=") and following and "=" not in following:
-                raise UsageError(f"a space beside = is wrong: write {shorten(word + following)}")
-        elif word in setting_keys():
-            raise UsageError(f"{word} has no value: write {word}=VALUE")
-        elif index and is_run_folder(word):
-            raise UsageError(f"{shown} is a folder: the folder of a run comes first")
-        elif index == 0:
+        shown, key = shorten(word) or "''", word.partition(":")[0]
+        value = _value_of([word[len(key) + 1 :], *words[index + 1 :]])
+        if "=" in word[1:] or word.startswith(("~", "+")):
+            if word.endswith("=") and value != "VALUE":
+                raise UsageError(f"a space beside = is wrong: write {shorten(word + value)}")
+            continue
+        if key in setting_keys():
+            raise UsageError(f"{shown} has no value: write {key}={shorten(value, 40)}")
+        if groups := [name for name, options in find_options().items() if word in options]:
+            raise UsageError(f"{shown} is not a key=value: write {groups[0]}={word}")
+        if index == 0:
             raise UsageError(f"{shown} is neither a key=value nor a run folder with a config.yaml")
-        else:
-            raise _stray(words, index)
-
-
-def _stray(words: Sequence[str], index: int) -> UsageError:
-    """Return the error for a word without `=` that follows a KEY=VALUE."""
-    before = words[index - 1]
-    if any(before.count(left) > before.count(right) for left, right in ("[]", "{}", "()")):
-        return UsageError(f"{shorten(before, 40)}... is cut at a space: put quotes around it")
-    values = list(itertools.takewhile(lambda word: "=" not in word, words[index:]))
-    together = ",".join(filter(None, (word.strip(",") for word in (before, *values))))
-    return UsageError(
-        f"{shorten(words[index], 40)} is not a key=value; several values are written without "
-        f"spaces: {shorten(together)} -m"
-    )
+        if is_run_folder(word):
+            raise UsageError(f"{shown} is a folder: the folder of a run comes first")
+        before = words[index - 1]
+        if any(before.count(left) > before.count(right) for left, right in ("[]", "{}", "()")):
+            raise UsageError(f"{shorten(before, 40)}... is cut at a space: put quotes around it")
+        values = list(itertools.takewhile(lambda word: "=" not in word, words[index:]))
+        together = ",".join(filter(None, (word.strip(",") for word in (before, *values))))
+        raise UsageError(
+            f"{shorten(word, 40)} is not a key=value; several values are written without "
+            f"spaces: {shorten(together)} -m"
+        )
 
 
 def is_run_folder(word: str) -> bool:
@@ -151,8 +153,7 @@ def is_run_folder(word: str) -> bool:
     return is_file(f"{word}/config.yaml")
 
 
-is_file = os.path.isfile
-"""Unlike Path.is_file it takes any text: too long for a file name, or with a null character."""
+is_file = os.path.isfile  # unlike Path.is_file it takes what is too long for a name
 
 
 # --- the groups of conf/ --------------------------------------------------------------------------
@@ -205,10 +206,8 @@ def read_experiment(name: str, config_dir: str | Path | None = None) -> dict[str
 @functools.cache
 def default_options() -> dict[str, str]:
     """Return the default option of each group, in the order of conf/config.yaml."""
-    chosen: dict[str, str] = {}
-    for line in read_option(config_folder() / "config.yaml")["defaults"]:
-        chosen |= line if isinstance(line, dict) else {}
-    return chosen
+    lines = read_option(config_folder() / "config.yaml")["defaults"]
+    return {group: line[group] for line in lines if isinstance(line, dict) for group in line}
 
 
 @functools.cache
@@ -217,9 +216,8 @@ def default_settings() -> dict[str, Any]:
     hidden = ("defaults", "hydra", "protocols", "study", "choices")
     main = read_option(config_folder() / "config.yaml")
     config = {key: value for key, value in main.items() if key not in hidden}
-    for group, option in default_options().items():
-        if group != "experiment":
-            config[group] = read_option(find_options()[group][option])
+    files, chosen = find_options(), default_options().items()
+    config |= {name: read_option(files[name][o]) for name, o in chosen if name != "experiment"}
     return dict.fromkeys(config) | flatten(config)
 
 

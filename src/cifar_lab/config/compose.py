@@ -244,7 +244,8 @@ def _resolve(plain: dict[str, Any]) -> dict[str, Any]:
         resolved = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
         return cast("dict[str, Any]", resolved)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise UsageError(f"the config cannot be resolved: {first_line(error)}") from None
+        key = getattr(error, "full_key", None) or "the config"
+        raise UsageError(f"{key} cannot be resolved: {first_line(error)}") from None
 
 
 @contextlib.contextmanager

@@ -14,11 +14,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 
-from cifar_lab.config.command_line import unknown_key
+from cifar_lab.config.command_line import default_options, default_settings, unknown_key
 from cifar_lab.config.launch import LAUNCH_KEYS, MAX_RUNS, Dimension
 from cifar_lab.config.run_config import RunConfig, flatten, merge
 from cifar_lab.config.schema import as_typed, find_field, parse_as
-from cifar_lab.errors import UsageError, did_you_mean, first_line, listing, shorten
+from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
 
 Options = Mapping[str, Collection[str]]
 """The options of each group."""
@@ -32,15 +32,7 @@ def parse_overrides(words: Sequence[str]) -> list[Override]:
         needs_quotes = re.search(r"=[^\"'\[{].*[\udc80-\udcff]", word)
         override = _read(_quoted(word) if needs_quotes else word)
         if isinstance(override, Exception):
-            value, quoted = word.partition("=")[2], _quoted(word)
-            # Such as a path with a bracket or an ü.
-            is_list_or_call = re.match(r"[\[{'\"]|\w+\(", value)
-            if value and not is_list_or_call and isinstance(_read(quoted), Override):
-                raise UsageError(
-                    f"{shorten(word)} cannot be read as it is; with quotes it can: "
-                    f"{shlex.quote(quoted)}"
-                )
-            raise UsageError(f"{shorten(word)} cannot be read as key=value: {first_line(override)}")
+            raise _unreadable(word, override)
         _check_supported(override)
         parsed.append(override)
     return parsed
@@ -54,6 +46,22 @@ def _read(word: str) -> Override | Exception:
     return override
 
 
+def _unreadable(word: str, error: Exception) -> UsageError:
+    """Return the error for a word that is no override, such as a path with a bracket or an ü."""
+    key, _, value = word.partition("=")
+    problem, quoted = f"{shorten(word)} cannot be read", _quoted(word)
+    default = default_options().get(key, default_settings().get(key))
+    if reason := re.search(r" while evaluating .*': (.*)", str(error)):  # of range(a), ...
+        return UsageError(f"{problem}: {shorten(reason[1])}")
+    if any(f" {other}=" in value for other in default_settings()):
+        return UsageError(f"{problem}: quotes are for one value, not around several settings")
+    if key in default_options() or isinstance(default, bool | int | float | list):
+        return UsageError(f"{problem}; write it as in {key}={as_typed(default).replace(', ', ',')}")
+    if value and not re.match(r"[\[{'\"]|\w+\(", value) and isinstance(_read(quoted), Override):
+        return UsageError(f"{problem} as it is; with quotes it can: {shlex.quote(quoted)}")
+    return UsageError(f"{problem} as KEY=VALUE: no space beside =, and every quote closed")
+
+
 def _quoted(word: str) -> str:
     """Return KEY=VALUE with quotes that Hydra reads around the value."""
     key, _, value = word.partition("=")
@@ -63,12 +71,13 @@ def _quoted(word: str) -> str:
 
 def _check_supported(override: Override) -> None:
     """Refuse what Hydra would accept, and this package does not support."""
-    key = override.key_or_group
+    key, adds = override.key_or_group, override.is_add() or override.is_force_add()
     is_hydra = re.match(r"hydra\b", key) and not re.match(r"hydra/launcher$|hydra\.launcher\.", key)
     for is_wrong, why in (
         (override.is_delete(), "is wrong: nothing can be removed; choose another option"),
         (override.package, "is wrong: packages (@) are not supported; write group=OPTION"),
         (key.startswith("choices"), "is wrong: choices are filled in; write GROUP=OPTION"),
+        (adds and key in default_options(), "is wrong: one option replaces another; leave out +"),
         (is_hydra, "is not supported: of Hydra's settings only hydra/launcher[.KEY] are"),
     ):
         if is_wrong:
@@ -76,14 +85,19 @@ def _check_supported(override: Override) -> None:
 
 
 def check_choice(override: Override, options: Options) -> None:
-    """Refuse what is not an option of its group."""
-    group = override.key_or_group
+    """Refuse what is not an option of its group, and several values where a sweep takes one."""
+    group, swept = override.key_or_group, override.is_sweep_override()
+    if swept and group.partition(".")[0] in LAUNCH_KEYS:
+        right = f"{group} takes one value, as it is no setting of a run"
+        raise UsageError(f"{text_of(override)} is wrong: {right}")
     if group not in options:
         return
-    swept = override.is_sweep_override()
     for option in listed_values(override, options) if swept else [override.value()]:
         if not isinstance(option, str) or option not in options[group]:
             right = f"it must be one of {listing(options[group])}"
+            if isinstance(option, int | float):  # dropout=0.5
+                keys = [key for key in default_settings() if re.match(rf"{group}\.(?!_)", key)]
+                right += f"; single values are written as in {keys[0]}={option}" if keys else ""
             if isinstance(option, str):
                 right += did_you_mean(option, options[group])
                 if group == "model" and re.search(r"\d", option):  # resnet18, vit_b_16
@@ -179,10 +193,6 @@ def _size(numbers: RangeSweep) -> float:
 def search_dimension(override: Override, options: Options) -> Dimension:
     """Return one axis of a search from an override of Hydra's sweep grammar."""
     key, value = override.key_or_group, override.value()
-    if key.partition(".")[0] in LAUNCH_KEYS:
-        raise UsageError(
-            f"{text_of(override)} is wrong: {key} takes one value, as it is no setting of a run"
-        )
     step: float | None = None
     if isinstance(value, RangeSweep):
         values = [float(text) for text in listed_values(override, options)]

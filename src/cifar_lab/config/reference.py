@@ -23,12 +23,12 @@ from cifar_lab.config.command_line import (
     default_settings,
     find_options,
     make_parser,
+    unknown_key,
 )
 from cifar_lab.config.identity import TRANSPORT_ARGUMENTS
 from cifar_lab.config.launch import LAUNCH_KEYS, LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import as_typed, describe_values, find_field
-from cifar_lab.errors import UsageError, did_you_mean
 
 _FREE_MAPPINGS = ("protocols", "dataset.checksums", "choices")  # the names below are the user's
 _KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list"}
@@ -58,16 +58,12 @@ def find_settings(wanted: str = "") -> list[Setting]:
     paths = [config_folder() / "config.yaml"]
     for group, files in find_options().items():
         if group != "experiment":
-            first = default_options().get(group, "")
-            paths += [*([files[first]] if first in files else []), *files.values()]
+            paths += sorted(files.values(), key=lambda p: p.stem != default_options().get(group))
     for row in itertools.chain.from_iterable(map(read_settings, paths)):
         rows.setdefault(row.key, row)
     kept = [row for row in rows.values() if f"{row.key}.".startswith(f"{wanted}.") or not wanted]
     if not kept:
-        raise UsageError(
-            f"--settings {wanted} is wrong: there is no such group or setting"
-            f"{did_you_mean(wanted, [*{key.partition('.')[0] for key in rows}, *rows])}"
-        )
+        raise unknown_key(wanted, {key.partition(".")[0] for key in rows}, rows)
     return kept
 
 

@@ -105,12 +105,15 @@ def _explain(kind: Any, value: Any, path: str, problem: str, keys: Sequence[Any]
         value = value[key]
     kind = _without_none(kind)
     if dataclasses.is_dataclass(kind):
-        return UsageError(f"{path or 'a run'} is {_show(value)}; it must be a group of settings")
+        right = f"a group of settings: {listing(kind.__dataclass_fields__)}"
+        return wrong(path or "a run", value, right)
     if problem.startswith(("greater_than", "less_than")):
         return wrong(path, kind(value) if kind in (int, float) else value, bounds)
     if problem == "finite_number":
         return wrong(path, value, "a finite number")
     guess = ""
+    if isinstance(value, list) and len(value) > 1 and kind in (int, float, str):
+        guess = f"; several values are {path}={','.join(map(as_typed, value))} with -m"
     if typing.get_origin(kind) is Literal:
         guess = did_you_mean(str(value), map(str, typing.get_args(kind)))
     if kind is str and isinstance(value, bool | int | float):  # a folder called 2024, or 1e3
@@ -140,7 +143,7 @@ def _verify(kind: Any, given: Any, parsed: Any, path: str, finite: bool) -> None
     elif parsed is not None and not isinstance(parsed, bool | int | float | str):
         raise wrong(path, given, "text, a number, a list or a group of settings")
     elif type(parsed) is not type(given) and not (_is_number(parsed) and _is_number(given)):
-        raise wrong(path, given, _describe(kind))
+        raise wrong(path, json.dumps(given) if isinstance(given, str) else given, _describe(kind))
     if hasattr(parsed, "check"):
         parsed.check(path)
 

@@ -62,8 +62,8 @@ def resolve(target: Any, role: str) -> Callable[..., Any]:
     package = target.split(".")[0]
     if package not in {"cifar_lab", "torch", *_TRUSTED} or not module_name:
         raise UsageError(
-            f"{role}._target_={shorten(target)} is not allowed: only classes of torch and "
-            f"cifar_lab are; for code of your own add --trust {shorten(package, 40)}"
+            f"{role}._target_={shorten(target)} is not allowed: only classes of cifar_lab and "
+            f"torch (torch.optim.Adam) are; for code of your own add --trust {shorten(package, 40)}"
         )
     try:
         resolved = getattr(importlib.import_module(module_name), attribute)

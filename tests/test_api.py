@@ -118,7 +118,7 @@ WRONG: dict[str, tuple[Callable[[Any, Any], object], str]] = {
     "no runs": (lambda *_: LAB.Runs().predict([]), "two runs or more"),
     "no run": (lambda *_: LAB.Run(3), "3 is wrong: it must be the path"),
     "no folder": (lambda *_: LAB.load_run(None), "None is wrong: it must be the path"),
-    "folders": (lambda run, _: LAB.load_runs([run.path]), "it must be the path of a folder"),
+    "folders": (lambda run, _: LAB.load_runs([run.path]), "it must be a path"),
     "no run folder": (lambda run, _: LAB.load_run(run.path.parent), "not a run folder"),
     "no metric": (lambda _, runs: runs.summarize(metric=3), "3"),
     "no words": (lambda _, runs: runs.compare(1, None), "1 is wrong: it must be KEY=VALUE"),

@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, *arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     command = name.replace("-", "_")
     if command in COMMANDS:
-        exit_code: int = importlib.import_module(f"cifar_lab.{command}").main(arguments)
-        return exit_code
+        return int(importlib.import_module(f"cifar_lab.{command}").main(arguments))
     return cli.run(_overview, [name])
 
 
@@ -41,9 +40,7 @@ def _overview(argv: list[str]) -> int:
     if argument not in ("-h", "--help"):
         kind = "option" if argument.startswith("-") else "command"
         hint = did_you_mean(argument, ["--help", "--version", *COMMANDS])
-        raise UsageError(
-            f"there is no {kind} {argument!r}{hint}; python -m cifar_lab lists the commands"
-        )
+        raise UsageError(f"there is no {kind} {argument!r}{hint}; see python -m cifar_lab")
     width = max(map(len, COMMANDS))
     print("usage: cifar-lab COMMAND [ARGUMENT...]   (or: python -m cifar_lab COMMAND ...)\n")
     for name, purpose in COMMANDS.items():

@@ -44,8 +44,7 @@ class Run:
         try:
             object.__setattr__(self, "path", Path(path).absolute())  # after os.chdir too
         except TypeError:
-            wrong = shorten(repr(path), 60)
-            raise UsageError(f"{wrong} is wrong: it must be the path of a folder") from None
+            raise UsageError(f"{shorten(repr(path), 60)} is wrong: it must be a path") from None
 
     def __repr__(self) -> str:
         return f"<Run {self.path.name}: {self._state()}>"
@@ -275,9 +274,7 @@ def _compose(words: Sequence[str], function: str) -> Request:
     if asked:
         raise UsageError(f"{asked.pop()} is for the command line: python -m cifar_lab.train")
     if function != "compose" and launched() is not None:
-        raise UsageError(
-            f"cifar_lab.{function} is for one process; torchrun is for python -m cifar_lab.train"
-        )
+        raise UsageError(f"cifar_lab.{function} is for one process; torchrun is for the command")
     from cifar_lab.training.preflight import compose_checked
 
     request = compose_checked(words)

@@ -103,13 +103,10 @@ def complete_shell(argv: Sequence[str]) -> None:
     words = [word for word in argv if word not in ("-sc", "--shell-completion")]
     query = "|query" if "COMP_LINE" in os.environ else ""
     if not re.fullmatch(rf"(install|uninstall{query})=(bash|zsh|fish)", " ".join(words)):
-        raise UsageError(
-            "shell completion is wrong: write -sc install=bash, or uninstall= or zsh or fish"
-        )
+        raise UsageError("-sc is wrong: write -sc install=bash, or uninstall= or zsh or fish")
     sys.argv[1:] = ["--shell-completion", *words]
-    hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")(
-        lambda _: None
-    )()
+    main = hydra.main(config_path=str(config_folder()), config_name="config", version_base="1.3")
+    main(lambda _: None)()
 
 
 def _request(composer: "_Composer", parsed: list[Override], line: CommandLine) -> Request:

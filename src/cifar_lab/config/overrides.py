@@ -20,8 +20,7 @@ from cifar_lab.config.run_config import RunConfig, flatten, merge
 from cifar_lab.config.schema import as_typed, find_field, parse_as
 from cifar_lab.errors import UsageError, did_you_mean, listing, shorten
 
-Options = Mapping[str, Collection[str]]
-"""The options of each group."""
+Options = Mapping[str, Collection[str]]  # of each group
 
 
 def parse_overrides(words: Sequence[str]) -> list[Override]:
@@ -53,8 +52,6 @@ def _unreadable(word: str, error: Exception) -> UsageError:
     default = default_options().get(key, default_settings().get(key))
     if reason := re.search(r" while evaluating .*': (.*)", str(error)):  # of range(a), ...
         return UsageError(f"{problem}: {shorten(reason[1])}")
-    if any(f" {other}=" in value for other in default_settings()):
-        return UsageError(f"{problem}: quotes are for one value, not around several settings")
     if key in default_options() or isinstance(default, bool | int | float | list):
         return UsageError(f"{problem}; write it as in {key}={as_typed(default).replace(', ', ',')}")
     if value and not re.match(r"[\[{'\"]|\w+\(", value) and isinstance(_read(quoted), Override):
@@ -88,8 +85,7 @@ def check_choice(override: Override, options: Options) -> None:
     """Refuse what is not an option of its group, and several values where a sweep takes one."""
     group, swept = override.key_or_group, override.is_sweep_override()
     if swept and group.partition(".")[0] in LAUNCH_KEYS:
-        right = f"{group} takes one value, as it is no setting of a run"
-        raise UsageError(f"{text_of(override)} is wrong: {right}")
+        raise UsageError(f"{text_of(override)} is wrong: {group} takes one value for all runs")
     if group not in options:
         return
     for option in listed_values(override, options) if swept else [override.value()]:

@@ -95,8 +95,7 @@ def read_settings(path: Path) -> Iterator[Setting]:
                 field = find_field(schema, key)
                 values = describe_values(*field) if field else _KINDS.get(type(default), "text")
                 meaning = field[0].metadata.get("description") if field else None
-                identity = _is_identity(key)
-                yield Setting(key, as_typed(default), values, meaning or note, identity)
+                yield Setting(key, as_typed(default), values, meaning or note, _is_identity(key))
 
     group = path.parent.relative_to(config_folder()).as_posix()
     yield from walk(yaml.compose(text), "" if group == "." else f"{group.replace('/', '.')}.")

@@ -186,5 +186,5 @@ def range_test(config: RunConfig, steps: int = STEPS) -> RangeTest:
                 break
     if not losses:
         raise RunFailed(f"the loss is not finite in the first step, at a rate of {LOWEST:g}")
-    rates, smoothed = rates[: len(losses)], smooth(losses[:steps])
-    return RangeTest(rates, np.array(losses[:steps]), smoothed, advise(rates, smoothed))
+    rates, measured = rates[: len(losses)], np.array(losses[:steps])
+    return RangeTest(rates, measured, smooth(measured), advise(rates, measured))

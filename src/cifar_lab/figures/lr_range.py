@@ -19,6 +19,7 @@ LOWEST, HIGHEST = 1e-7, 10.0
 STEPS = 300
 WINDOW = 6.0  # steps on either side, about, whose losses are averaged: a sixth of a decade
 _HARDLY = 0.1  # of the loss at the start: where it fell by less, the test says little
+_CLEARLY = 6.0  # standard errors, which noise alone passes in one test of a thousand (simulated)
 Floats = npt.NDArray[np.float64]
 
 
@@ -40,7 +41,7 @@ class Advice:
 class RangeTest:
     """Learning rates (n,), loss of each step (n,), the same smoothed (n,), and what they suggest.
 
-    `advice` is None where the loss never falls.
+    `advice` is None where the loss never clearly falls.
     """
 
     rates: Floats
@@ -54,7 +55,7 @@ class RangeTest:
         ended = "" if self.rates[-1] == HIGHEST else f", at {self.rates[-1]:.2g} the loss diverged"
         lines = [f"learning rate from {LOWEST:g} to {HIGHEST:g} in {STEPS} steps{ended}"]
         if advice is None:
-            return [*lines, "no suggestion: the smoothed loss never falls"]
+            return [*lines, "no suggestion: the loss falls no further than its noise; try a grid"]
         lines += [
             f"range: {advice.low:.2g}, where the loss begins to fall, to {advice.high:.2g}, where "
             f"it is lowest ({self.smoothed.min():.4f})",
@@ -74,22 +75,24 @@ def smooth(losses: npt.ArrayLike) -> Floats:
     Both neighbours count, so that the curve does not lag behind the rate; at the ends the weights
     of the steps that there are add up to one.
     """
-    values = np.asarray(losses, dtype=np.float64)
-    steps = np.arange(len(values))
+    steps = np.arange(np.size(losses))
     weights = np.exp(-0.5 * ((steps[:, None] - steps) / WINDOW) ** 2)
-    smoothed: Floats = weights @ values / weights.sum(axis=1)
+    smoothed: Floats = weights @ np.asarray(losses) / weights.sum(axis=1)
     return smoothed
 
 
-def advise(rates: Floats, smoothed: Floats) -> Advice | None:
+def advise(rates: Floats, losses: Floats) -> Advice | None:
     """Return the range of rates at which the loss falls, and one to train with, or None.
 
-    That one lies at two thirds of the way, on the log axis, as in fastai's `valley`.
+    That one lies at two thirds of the way, on the log axis.
     """
-    start = float(smoothed[: max(len(rates) // 10, 1)].mean())
+    smoothed, first = smooth(losses), slice(max(len(rates) // 10, 1))
+    start = float(smoothed[first].mean())
     lowest = int(smoothed.argmin())
     fall = start - float(smoothed[lowest])
-    if fall <= 0 or lowest == 0:
+    # At the first rates the network stands still: there, losses differ by their batches only.
+    noise = float(losses[first].std()) / np.sqrt(2 * np.sqrt(np.pi) * WINDOW)
+    if fall <= _CLEARLY * noise or lowest == 0:
         return None
     fallen = np.flatnonzero(smoothed[: lowest + 1] <= start - 0.1 * fall)
     low, high = float(rates[fallen[0]]), float(rates[lowest])

@@ -104,8 +104,8 @@ def test_the_model_card_says_what_one_has_to_know(
     assert export.main([str(run.path), "--format", "safetensors", "--output", str(tmp_path)]) == 0
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     stored, summary = run.read_predictions(), run.read_summary()
-    assert f"| test       | 360    | {summary.test_accuracy:.2%}" in card
-    assert "| validation | 900    |" in card
+    assert f"| test | 360 | {summary.test_accuracy:.2%}" in card
+    assert "| validation | 900 |" in card
     assert "Licence of the images: CC BY 4.0" in card
     for name, counts in zip(run.class_names(), stored.confusion_matrix, strict=True):
         cells = [cell.strip() for cell in _table_row(card, f"**{name}**")]

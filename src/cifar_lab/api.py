@@ -9,9 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from cifar_lab.analysis.comparison import Comparison, compare
 from cifar_lab.analysis.grouping import collect_folders
 from cifar_lab.analysis.seed_groups import RunCollection
@@ -21,7 +18,7 @@ from cifar_lab.config.launch import Request, check_launch, launched
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import Damaged, Stopped, UsageError, shorten
-from cifar_lab.runs.metrics import epoch_columns
+from cifar_lab.runs.metrics import Probabilities, epoch_columns
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.runs.text import Table
@@ -116,7 +113,7 @@ class Run:
         return scoring.load_model(RunDir(self.path), device=select_device(str(device)))
 
     @as_in_a_fresh_process()
-    def predict(self, images: Pictures, *, device: str = "auto") -> npt.NDArray[np.float64]:
+    def predict(self, images: Pictures, *, device: str = "auto") -> Probabilities:
         """Return the probability of each class for each image, (N, classes).
 
         `images` are paths, PIL images and uint8 arrays of any size, or one array of them all: (N,
@@ -148,7 +145,7 @@ class Runs(list[Run]):
         return ensembles.mean_predictions(members).accuracy
 
     @as_in_a_fresh_process()
-    def predict(self, images: Pictures, *, device: str = "auto") -> npt.NDArray[np.float64]:
+    def predict(self, images: Pictures, *, device: str = "auto") -> Probabilities:
         """Return the mean probability of each class for each image, (N, classes): `Run.predict`."""
         from cifar_lab.analysis.ensembles import mean_probabilities
 

@@ -7,19 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from cifar_lab import cli
 from cifar_lab.config.command_line import is_run_folder
 from cifar_lab.datasets import pictures as intake
 from cifar_lab.errors import RunFailed, UsageError, shorten_path
 from cifar_lab.figures.image_grid import write_labelled
 from cifar_lab.runs.files import write_text
+from cifar_lab.runs.metrics import Probabilities
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import Table, align
-
-Probabilities = npt.NDArray[np.float64]
 
 
 @cli.command

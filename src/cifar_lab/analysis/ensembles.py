@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cifar_lab.analysis.load_runs import identity_without
 from cifar_lab.analysis.statistics import in_order
 from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import UsageError, shorten, shorten_path
 from cifar_lab.figures.image_grid import Pixels, thumbnail
-from cifar_lab.runs.metrics import Integers, Predictions
+from cifar_lab.runs.metrics import Integers, Predictions, Probabilities
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import render
 from cifar_lab.training.scoring import probabilities
-
-Probabilities = npt.NDArray[np.float64]
 
 _TEMPLATE = Path(__file__).parent / "pages" / "errors.html"
 _LONGEST = 112  # pixels of a picture's longer side, on the page

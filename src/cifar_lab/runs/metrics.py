@@ -18,6 +18,7 @@ from cifar_lab.runs.files import read_bytes
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
+Probabilities = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,12 @@ class Predictions:
         return np.asarray(shifted - normaliser)
 
     @cached_property
-    def probabilities(self) -> npt.NDArray[np.float64]:
+    def probabilities(self) -> Probabilities:
         """Softmax of the logits, (N, C): S1's p_i = exp(a_i) / sum_j exp(a_j)."""
         return np.exp(self.log_probabilities)
 
     @cached_property
-    def class_probabilities(self) -> npt.NDArray[np.float64]:
+    def class_probabilities(self) -> Probabilities:
         """The probability of each class, (N, C): the softmax of the logits.
 
         Outputs of a model that ends with a softmax are probabilities already.

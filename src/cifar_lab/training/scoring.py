@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,7 +17,7 @@ from cifar_lab.errors import Damaged, UsageError, first_line
 from cifar_lab.figures.reliability import calibration
 from cifar_lab.figures.style import Look
 from cifar_lab.runs.files import MAX_BYTES, load_checkpoint, write_text
-from cifar_lab.runs.metrics import Predictions, best_row
+from cifar_lab.runs.metrics import Predictions, Probabilities, best_row
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import in_order
 from cifar_lab.training.build import check_same_data, load_splits, make_model, normalisation
@@ -308,7 +307,7 @@ def load_model(run: RunDir, *, device: str = "cpu") -> nn.Module:
 
 def probabilities(
     run: RunDir, pictures: "Pictures", *, device: str | None = None, fit: "Fit | None" = None
-) -> npt.NDArray[np.float64]:
+) -> Probabilities:
     """Return the probability of each class for each picture, (N, C).
 
     Logits are averaged over the run's `evaluation.views`. `device` and `fit`, which says how a

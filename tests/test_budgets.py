@@ -21,18 +21,18 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
     "config": 2291,
-    "runs": 1552,
-    "datasets": 1678,
+    "runs": 1550,
+    "datasets": 1666,
     "models optimizers": 1492,
-    "training": 4263,
-    "figures": 1520,
-    "trackers": 854,
-    "sweeps": 2181,
-    "analysis": 3926,  # with the forest plot, which was 107 lines of figures
-    "exports": 429,
-    "throughput": 527,
-    "commands": 2424,  # the modules beside the packages
-    "src": 23102,
+    "training": 4243,
+    "figures": 1517,
+    "trackers": 851,
+    "sweeps": 2161,
+    "analysis": 3922,  # with the forest plot, which was 107 lines of figures
+    "exports": 395,
+    "throughput": 524,
+    "commands": 2421,  # the modules beside the packages
+    "src": 22998,
     "tests": 16500,
 }
 MODULES = 50

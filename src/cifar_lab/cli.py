@@ -25,6 +25,7 @@ from cifar_lab.errors import (
     Stopped,
     UsageError,
     first_line,
+    log,
     redact,
     shorten,
     shorten_path,
@@ -297,11 +298,10 @@ def one_run(words: Sequence[str], purpose: str) -> RunConfig | None:
 
 def show_log(*, silent: bool = False) -> None:
     """Let the package's log reach standard output as plain lines, once, or nothing if `silent`."""
-    logger = logging.getLogger("cifar_lab")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    if not any(isinstance(handler, _Console) for handler in logger.handlers):
-        logger.addHandler(logging.NullHandler() if silent else _Console())
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not any(isinstance(handler, _Console) for handler in log.handlers):
+        log.addHandler(logging.NullHandler() if silent else _Console())
 
 
 class _Console(logging.Handler):

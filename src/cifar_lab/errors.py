@@ -1,6 +1,7 @@
 """The ways in which a command ends early, and what all that prints has in common."""
 
 import difflib
+import logging
 import os
 import re
 import sys
@@ -8,6 +9,9 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger("cifar_lab")
+"""The one logger of the package: `cli` lets it reach the terminal, a run its train.log."""
 
 _USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/?#'\"<>]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>)]*", re.IGNORECASE)

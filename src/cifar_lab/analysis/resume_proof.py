@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Stopped
+from cifar_lab.errors import RunFailed, Stopped, log
 from cifar_lab.runs.files import load_checkpoint, read_arrays
 from cifar_lab.runs.metrics import TIMES, EpochMetrics, columns
 from cifar_lab.runs.run_dir import RunDir
@@ -44,7 +44,6 @@ def prove(config: RunConfig, folder: Path, stops: int, seed: int = 0) -> list[st
     )
     once = RunDir.create(config)
     often = RunDir.create(dataclasses.replace(config, name="often"))
-    log = logging.getLogger("cifar_lab")
     level = log.level
     log.setLevel(logging.WARNING)
     try:

@@ -1,7 +1,6 @@
 """Datasets that their authors publish as archives: found on disk, downloaded, and read."""
 
 import gzip
-import logging
 import math
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +10,7 @@ from typing import Any, NamedTuple
 from cifar_lab.datasets import ImageArrays
 from cifar_lab.datasets.download import SourceFailed, TooSlow, download
 from cifar_lab.datasets.store import Add, Facts, add_arrays, cached, file_matches
-from cifar_lab.errors import Unavailable, UsageError, redact_addresses
-
-log = logging.getLogger("cifar_lab")
+from cifar_lab.errors import Unavailable, UsageError, log, redact_addresses
 
 Files = Mapping[str, bytes]
 """The content of files by their names, without their folders."""

@@ -1,7 +1,6 @@
 """Download one file whose digest is known: over HTTP with resume, or with the npm client."""
 
 import http.client
-import logging
 import math
 import shutil
 import subprocess
@@ -14,10 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cifar_lab.datasets.store import file_matches
-from cifar_lab.errors import shows_bars
+from cifar_lab.errors import log, shows_bars
 from cifar_lab.runs.files import open_for_appending
-
-log = logging.getLogger("cifar_lab")
 
 LARGEST_DOWNLOAD = 256 << 20
 MOST_TRIES = 6

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,9 +36,7 @@ from cifar_lab.datasets.pictures import (
     visible_folders,
 )
 from cifar_lab.datasets.store import Add, Facts, cached, files_digest, user_path
-from cifar_lab.errors import UsageError, listing, shorten, shorten_path, shows_bars
-
-log = logging.getLogger("cifar_lab")
+from cifar_lab.errors import UsageError, listing, log, shorten, shorten_path, shows_bars
 
 Storage = Literal["auto", "memory", "mapped"]
 

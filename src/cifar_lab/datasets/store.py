@@ -8,7 +8,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import sys
@@ -22,10 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.datasets import ARRAYS, ImageArrays, equal_images
-from cifar_lab.errors import Unavailable, UsageError, first_line, shorten
+from cifar_lab.errors import Unavailable, UsageError, first_line, log, shorten
 from cifar_lab.runs.files import open_for_appending, replacing, try_lock, write_text
-
-log = logging.getLogger("cifar_lab")
 
 _DAY = 24 * 3600
 _PART = 1 << 16  # bytes of each sample of a file

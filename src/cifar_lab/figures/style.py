@@ -4,7 +4,6 @@ All of it is set on the objects themselves. matplotlib's rcParams and pyplot are
 process, and runs that draw side by side would see each other's settings.
 """
 
-import logging
 import re
 import textwrap
 import warnings
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import listing
+from cifar_lab.errors import listing, log
 from cifar_lab.runs.files import replacing
 from cifar_lab.runs.run_dir import RunDir
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-
-log = logging.getLogger("cifar_lab")
 
 INK = "#222222"
 MUTED = "#6b6b6b"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import os
 import platform
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 from cifar_lab.config import targets
 from cifar_lab.config.identity import address, identity, identity_hash
 from cifar_lab.config.run_config import RunConfig, dump, load
-from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, shorten_path
+from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, log, shorten_path
 from cifar_lab.runs.files import (
     open_for_appending,
     open_for_reading,
@@ -23,8 +22,6 @@ from cifar_lab.runs.files import (
 )
 from cifar_lab.runs.run_files import RunFiles, second_name
 from cifar_lab.runs.summary import RunSummary, Status, parse_summary, queued
-
-log = logging.getLogger("cifar_lab")
 
 _RESULT = re.compile(
     r"best\.pt|(metrics|steps)\.csv|(samples|features|predictions(_[a-z]+_[a-z]+)?)\.npz|"

@@ -21,15 +21,13 @@ from pathlib import Path
 from cifar_lab.config import targets
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, log
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, Status, code_version, other_code
 from cifar_lab.training.build import check_finished
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import on_this_machine
 from cifar_lab.training.run import run_experiment
-
-log = logging.getLogger("cifar_lab")
 
 THREADS = 1
 """CPU threads of a cell that asks for no number: the same for every cell, machine and `jobs`."""

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import heapq
 import json
-import logging
 import os
 import shlex
 import time
@@ -24,7 +23,7 @@ from cifar_lab.analysis.load_runs import FoundRun
 from cifar_lab.analysis.seed_groups import short_names
 from cifar_lab.analysis.texts import conclusion
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, shorten
+from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError, log, shorten
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.text import align, duration
 from cifar_lab.sweeps.cell import DONE, STOPPED, Cell
@@ -33,8 +32,6 @@ from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.console import new_bar
 from cifar_lab.training.loop import Stop, fit
 from cifar_lab.training.preflight import on_this_machine
-
-log = logging.getLogger("cifar_lab")
 
 _PROBE_STEPS, _PROBE_SECONDS = 12, 4.0  # whichever is over first
 

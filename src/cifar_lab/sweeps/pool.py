@@ -5,7 +5,6 @@ launcher (processes of this machine, SLURM, Ray), which cell comes next a source
 """
 
 import dataclasses
-import logging
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -15,14 +14,12 @@ from typing import Any
 from cifar_lab.config import targets
 from cifar_lab.config.launch import MAX_RUNS, LaunchOptions
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import RunFailed, Unavailable, UsageError
+from cifar_lab.errors import RunFailed, Unavailable, UsageError, log
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps.cell import STOPPED, Cell, note
 from cifar_lab.sweeps.outcome import LiveLine, Outcome, Pace
 from cifar_lab.sweeps.server import LOST
 from cifar_lab.training.loop import Stop
-
-log = logging.getLogger("cifar_lab")
 
 PATIENCE_SECONDS = 15.0
 """How long a sweep waits for a folder whose process is just ending."""

@@ -6,7 +6,6 @@ process: it is sent there, and a cell that would run other code is refused.
 """
 
 import importlib.util
-import logging
 import os
 import socket
 import time
@@ -18,14 +17,12 @@ from typing import Any, Literal
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.config.schema import parse_as, setting, wrong
-from cifar_lab.errors import Unavailable, missing_extra
+from cifar_lab.errors import Unavailable, log, missing_extra
 from cifar_lab.runs.summary import commit
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.pool import Job, Launcher
 from cifar_lab.sweeps.server import LOST, ServedProcess, Server
 from cifar_lab.training.loop import Stop
-
-log = logging.getLogger("cifar_lab")
 
 _RAY_DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",

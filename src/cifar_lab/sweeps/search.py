@@ -7,7 +7,6 @@ and its mean where a trial has several seeds.
 """
 
 import dataclasses
-import logging
 import shlex
 import time
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.seed_groups import short_names
 from cifar_lab.config.launch import LaunchOptions, Request
-from cifar_lab.errors import UsageError, shorten
+from cifar_lab.errors import UsageError, log, shorten
 from cifar_lab.runs.text import align
 from cifar_lab.sweeps import study as studies
 from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
@@ -30,8 +29,6 @@ from cifar_lab.training.ambient import as_in_a_fresh_process
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
 from cifar_lab.training.run import check_start
-
-log = logging.getLogger("cifar_lab")
 
 _DETACHED_JOBS = 4  # trials at a time in a cluster's queue; all at once, none would learn
 _MOST_REPEATS = 50  # in a row, after which the sampler is taken to have nothing new

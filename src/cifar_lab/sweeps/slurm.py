@@ -9,7 +9,6 @@ and goes on from there, in another process and perhaps on another machine.
 
 import functools
 import json
-import logging
 import os
 import re
 import shlex
@@ -24,15 +23,13 @@ from types import FrameType
 from typing import Any
 
 from cifar_lab.config.launch import LaunchOptions
-from cifar_lab.errors import Unavailable, UsageError, shorten
+from cifar_lab.errors import Unavailable, UsageError, log, shorten
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.sweeps import cell as cell_module
 from cifar_lab.sweeps.cell import Cell, note
 from cifar_lab.sweeps.pool import Job, Launcher
 from cifar_lab.sweeps.server import LOST, python_path
 from cifar_lab.training.loop import Stop
-
-log = logging.getLogger("cifar_lab")
 
 _OURS = (  # settings that are no option of sbatch by their own name
     *("cluster", "poll_seconds", "max_num_timeout", "array_parallelism", "setup", "name"),

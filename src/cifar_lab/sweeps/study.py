@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import logging
 import math
 import os
 from collections.abc import Sequence
@@ -14,11 +13,9 @@ import numpy as np
 
 from cifar_lab.analysis.run_metrics import in_words, show
 from cifar_lab.config.launch import Dimension, SearchOptions
-from cifar_lab.errors import Damaged, RunFailed, UsageError, first_line, missing_extra
+from cifar_lab.errors import Damaged, RunFailed, UsageError, first_line, log, missing_extra
 from cifar_lab.sweeps.cell import Cell
 from cifar_lab.sweeps.outcome import Outcome
-
-log = logging.getLogger("cifar_lab")
 
 RUNS, OVERRIDES, REPEATS = "runs", "overrides", "repeats"
 """What a trial notes: the folders of its runs by seed, its values, the trial that it repeats."""

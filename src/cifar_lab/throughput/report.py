@@ -5,7 +5,6 @@ the median of the ratios within each round. Absolute times of two benchmarks are
 """
 
 import functools
-import logging
 import os
 import statistics
 import time
@@ -16,15 +15,13 @@ from typing import Any
 import torch
 
 from cifar_lab.config.run_config import RunConfig
-from cifar_lab.errors import UsageError, did_you_mean, first_line
+from cifar_lab.errors import UsageError, did_you_mean, first_line, log
 from cifar_lab.models.layers import step_multiply_adds
 from cifar_lab.runs.text import markdown_table
 from cifar_lab.throughput import loops
 from cifar_lab.training.build import build_model, load_splits
 from cifar_lab.training.device import configure, describe_device, wait_for
 from cifar_lab.training.splits import Splits
-
-log = logging.getLogger("cifar_lab")
 
 _ROUNDS = 5
 _FEWEST_ROUNDS = 3

@@ -12,7 +12,6 @@ out of reach costs one warning.
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import secrets
 import signal
@@ -27,13 +26,11 @@ from cifar_lab.config import targets
 from cifar_lab.config.identity import address
 from cifar_lab.config.run_config import flatten, to_plain
 from cifar_lab.config.schema import TargetConfig, parse_as
-from cifar_lab.errors import Damaged, RunFailed, UsageError, first_line, redact
+from cifar_lab.errors import Damaged, RunFailed, UsageError, first_line, log, redact
 from cifar_lab.runs.files import open_for_appending, read_bytes, try_lock, write_text
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
 from cifar_lab.trackers import Session, TrackedRun, Tracker, build_tracker
-
-log = logging.getLogger("cifar_lab")
 
 _STOPPED = 5.0  # seconds that a run waits which is to stop; a cluster grants 30 in all
 _POLL_SECONDS = 0.5

@@ -5,7 +5,6 @@ The data are loaded once, known by their checksums, normalised by their own stat
 
 import dataclasses
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cifar_lab.config.run_config import RunConfig, to_plain
 from cifar_lab.config.schema import SchedulerConfig, TargetConfig, wrong
 from cifar_lab.datasets import ARRAYS, ImageArrays, pixel_statistics
 from cifar_lab.datasets.store import data_root, files_digest
-from cifar_lab.errors import Unavailable, UsageError, did_you_mean
+from cifar_lab.errors import Unavailable, UsageError, did_you_mean, log
 from cifar_lab.optimizers import build_optimizer, optimizer_settings
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.training.batches import Batches, Normalisation, batch_bounds
@@ -28,8 +27,6 @@ from cifar_lab.training.group import Group
 from cifar_lab.training.splits import Splits, divide, load_arrays, make_splits
 from cifar_lab.training.state import Schedule, TrainState
 from cifar_lab.training.step import check_class_weights
-
-log = logging.getLogger("cifar_lab")
 
 STEPS_OF_THE_RUN = ("T_max", "total_steps", "total_iters")
 """Arguments of schedulers that, left null, are the number of steps of the whole run."""

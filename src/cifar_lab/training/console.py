@@ -21,6 +21,7 @@ from cifar_lab.errors import (
     Unavailable,
     UsageError,
     first_line,
+    log,
     shows_bars,
 )
 from cifar_lab.figures.style import Look, save
@@ -32,8 +33,6 @@ from cifar_lab.runs.summary import RunSummary, Status
 from cifar_lab.runs.text import align, class_name
 from cifar_lab.training.loop import Progress
 from cifar_lab.training.state import TrainState
-
-log = logging.getLogger("cifar_lab")
 
 
 def new_bar(*, disable: bool = False, **options: Any) -> Any:

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import re
 import shutil
@@ -21,9 +20,7 @@ from typing import Any, Literal
 import torch
 
 from cifar_lab.config.schema import wrong
-from cifar_lab.errors import UsageError, first_line
-
-log = logging.getLogger("cifar_lab")
+from cifar_lab.errors import UsageError, first_line, log
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 

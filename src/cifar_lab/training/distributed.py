@@ -8,7 +8,6 @@ the trained run; the others train the same run, and neither write nor print.
 
 import contextlib
 import io
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
@@ -28,8 +27,6 @@ from cifar_lab.training.build import build_state, load_splits
 from cifar_lab.training.device import configure, derive_seed
 from cifar_lab.training.group import YIELD_SECONDS, Group, Part, is_dense
 from cifar_lab.training.loop import Diverged, Stop, fit
-
-log = logging.getLogger("cifar_lab")
 
 _NOTICE = timedelta(seconds=3)  # how long process 0 waits for the reason why another one has ended
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "connection was aborted")

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from cifar_lab.config.identity import address, identity
 from cifar_lab.config.launch import LAUNCH_KEYS, Request
 from cifar_lab.config.run_config import DropoutConfig, RunConfig, to_plain
 from cifar_lab.config.schema import OptimizerConfig, default_of
-from cifar_lab.errors import Damaged, UsageError, first_line
+from cifar_lab.errors import Damaged, UsageError, first_line, log
 from cifar_lab.optimizers import build_optimizer, classifier_of
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import (
@@ -29,8 +28,6 @@ from cifar_lab.training.build import (
 )
 from cifar_lab.training.device import check_compiler, seeded, select_device, select_precision
 from cifar_lab.training.step import check_class_weights
-
-log = logging.getLogger("cifar_lab")
 
 
 def compose_checked(argv: Sequence[str]) -> Request:

@@ -1,20 +1,17 @@
 """Where a run starts: at its own checkpoint, at that of a finished run, or at step 0."""
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
 from cifar_lab.config.run_config import RunConfig, load, to_plain
-from cifar_lab.errors import Unavailable, UsageError, shorten_path
+from cifar_lab.errors import Unavailable, UsageError, log, shorten_path
 from cifar_lab.optimizers import build_optimizer, optimizer_settings
 from cifar_lab.runs.files import load_checkpoint, weights_checksum
 from cifar_lab.runs.metrics import gain
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import STEPS_OF_THE_RUN, check_same_data, make_schedule
 from cifar_lab.training.state import TrainState
-
-log = logging.getLogger("cifar_lab")
 
 
 def restore(

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from cifar_lab.config import targets
 from cifar_lab.config.identity import identity
 from cifar_lab.config.launch import Request
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
-from cifar_lab.errors import Stopped, Unavailable, listing
+from cifar_lab.errors import Stopped, Unavailable, listing, log
 from cifar_lab.runs import summary as summaries
 from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.run_dir import RunDir
@@ -36,8 +35,6 @@ from cifar_lab.training.scoring import draw_again, evaluate
 from cifar_lab.training.splits import Splits
 from cifar_lab.training.state import TrainState
 from cifar_lab.version import RESULTS_VERSION
-
-log = logging.getLogger("cifar_lab")
 
 _SHARE_OF_TIME = 0.05  # that checkpoints at the ends of epochs may take
 

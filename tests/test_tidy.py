@@ -64,7 +64,10 @@ def test_an_archive_opens_elsewhere(
     assert tidy.main(line) == 2
 
 
-def test_auto_keeps_last_pt_where_patience_ended_the_run(tmp_path: Path) -> None:
+def test_last_pt_goes_where_nothing_needs_it(tmp_path: Path) -> None:
+    only = train(tmp_path / "only", "training.keep_last=false", "evaluation.scored_weights=last")
+    assert tidy.main([str(tmp_path), "--last-checkpoints", "--yes"]) == 0
+    assert only.last.exists(), "the scored weights are nowhere else"
     auto = ["training.keep_last=auto", "training.epochs=3", "split.validation=1300"]
     whole = train(tmp_path / "whole", *auto)
     stopped = train(tmp_path / "stopped", *auto, "training.patience=1", "training.min_delta=1")

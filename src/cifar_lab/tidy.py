@@ -46,7 +46,9 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"{shorten_path(arguments.folder)} holds no run of that kind")
     states = {run: "in use" if run.is_locked() else run.status for run in runs}
     done = [run for run in runs if states[run] == "finished"]
-    checkpoints = {run: run.last for run in done if run.last.is_file()}
+    # A run without validation images has no other weights.
+    spare = [run for run in done if run.read_summary().scored_weights == "best"]
+    checkpoints = {run: run.last for run in spare if run.last.is_file()}
     failed = {run: run.path for run in runs if states[run] == "failed"}
     interrupted = [run.path for run in runs if states[run] == "interrupted"]
     if arguments.archive is not None:

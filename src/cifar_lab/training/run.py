@@ -308,9 +308,6 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
     if figures := [name for name, figure in config.figures.items() if figure is not None]:
         log.info("drawing figures: %s", listing(figures))
     drawn, problems = console.draw_figures(run)
-    keep = config.training.keep_last
-    if keep == "auto":  # where training may go on, and where evaluation reads it
-        keep = state.stopped_early or config.evaluation.scored_weights != "best"
     total = time.perf_counter() - training.started
     summary = dataclasses.replace(
         summary,
@@ -323,6 +320,11 @@ def _finish(training: Training, seconds: float, epochs: float) -> RunSummary:
     )
     console.log_result(config, state, summary)
     run.write_summary(summary)
-    if not keep:  # after all else: a run that ends between the two would train anew
+    keep = config.training.keep_last
+    if keep == "auto":  # where training may go on
+        keep = state.stopped_early
+    # After all else: without it, a run that is not finished trains anew. It may hold the only
+    # weights, where there are no validation images or the last ones are scored.
+    if not keep and summary.scored_weights == "best":
         run.last.unlink(missing_ok=True)
     return summary

@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.figures import style
-from cifar_lab.figures.curves import LOSS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +58,7 @@ class RangeTest:
         lines += [
             f"range: {advice.low:.2g}, where the loss begins to fall, to {advice.high:.2g}, where "
             f"it is lowest ({self.smoothed.min():.4f})",
-            f"suggestion: optimizer.lr={advice.suggestion:.2g}",
+            f"suggestion: optimizer.lr={advice.suggestion:.2g}, a quarter of the latter",
         ]
         if advice.fall < _HARDLY:
             lines.append(
@@ -84,7 +83,8 @@ def smooth(losses: npt.ArrayLike) -> Floats:
 def advise(rates: Floats, losses: Floats) -> Advice | None:
     """Return the range of rates at which the loss falls, and one to train with, or None.
 
-    That one lies at two thirds of the way, on the log axis.
+    That one is a quarter of the rate at which the loss is lowest, the lower of the two shares that
+    Smith (2017) begins his cycles at: the loss still falls where a longer training diverges.
     """
     smoothed, first = smooth(losses), slice(max(len(rates) // 10, 1))
     start = float(smoothed[first].mean())
@@ -96,14 +96,14 @@ def advise(rates: Floats, losses: Floats) -> Advice | None:
         return None
     fallen = np.flatnonzero(smoothed[: lowest + 1] <= start - 0.1 * fall)
     low, high = float(rates[fallen[0]]), float(rates[lowest])
-    return Advice(low, high, low ** (1 / 3) * high ** (2 / 3), fall / start)
+    return Advice(low, high, high / 4, fall / start)
 
 
 def draw(config: RunConfig, test: RangeTest) -> "Figure":
     """Return the loss of each step and the smoothed one against the rate, on a log axis."""
     figure = style.new_figure(7.5, 4.4)
     axes = figure.subplots()
-    style.dress(axes, "Learning-rate range test", "learning rate", LOSS)
+    style.dress(axes, "Learning-rate range test", "learning rate", "training loss")
     rates, smoothed, advice = test.rates, test.smoothed, test.advice
     axes.plot(rates, test.losses, ".", color=style.BLUE, alpha=0.3, markersize=4, label="each step")
     axes.plot(rates, smoothed, color=style.BLUE, linewidth=1.8, label="smoothed")
@@ -118,6 +118,6 @@ def draw(config: RunConfig, test: RangeTest) -> "Figure":
         axes.axvspan(advice.low, advice.high, label=label, **span)
         look: dict[str, Any] = {"color": style.VERMILLION, "linestyle": "--", "linewidth": 1.3}
         axes.axvline(advice.suggestion, label=f"suggestion: {advice.suggestion:.2g}", **look)
-    style.legend_outside(figure, axes, columns=4)
+    style.legend_outside(figure, axes, columns=4, loc="outside lower center")
     style.caption(figure, style.run_title(config))
     return figure

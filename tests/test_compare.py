@@ -8,6 +8,7 @@ from synthetic_runs import make_grid, make_run
 from cifar_lab import compare
 from cifar_lab.analysis import comparison, contrasts, grouping, ranking, run_metrics, statistics
 from cifar_lab.analysis.load_runs import Scored
+from cifar_lab.analysis.summary_tables import summary_csv
 from cifar_lab.runs.metrics import Predictions
 from cifar_lab.runs.run_dir import RunDir
 
@@ -36,6 +37,7 @@ def test_images_are_matched_by_their_index_not_their_place() -> None:
         ("test_accuracy", [0.8, 0.99, 1.0], "93.00 % (65.01 to 100.00)"),
         ("test_loss", [0.1, 0.2, 1.2], "0.5000 (0.0000 to 2.0110)"),
         ("test_accuracy", [0.75, 0.75, 0.75], "75.00 %"),
+        ("test_accuracy", [0.1 + 0.2, 0.3, 0.3], "30.00 %"),  # equal but for rounding
         ("seconds_per_epoch", [1.0, 3.0], "2.0 s"),
     ],
 )
@@ -44,6 +46,13 @@ def test_intervals_are_given_from_three_runs_on_and_stay_within_what_is_possible
 ) -> None:
     found = statistics.interval(values, run_metrics.bounds(metric))
     assert run_metrics.show_interval(metric, found) == shown
+
+
+def test_a_fall_of_the_loss_is_better_and_a_gap_is_worse() -> None:
+    on_test_images = ["feature_silhouette", "final_accuracy_gap", "expected_calibration_error"]
+    names = ["fall_val_loss", "rise_train_accuracy", "best_val_macro_f1", *on_test_images]
+    assert [name for name in names if run_metrics.higher_is_better(name)] == names[:4]
+    assert [name for name in names if run_metrics.is_test(name)] == on_test_images
 
 
 def test_two_runs_side_by_side(tmp_path: Path, capsys: Capture) -> None:
@@ -125,6 +134,7 @@ def test_halves_of_a_sweep_are_compared_over_what_both_have(
     assert compare.main(["optimizer=adam", "optimizer=sgd"]) == 0
     said = capsys.readouterr().out
     assert "Means over the 6 configurations that both have" in said
+    assert "Runs of configurations that only one of them has are left out: 1." in said
     assert "worse (p < 0.001)" in said
     folder = grouping.read_collection(tmp_path)
     sides = [
@@ -179,6 +189,8 @@ def test_runs_on_other_pictures_are_no_seeds_and_no_pair(tmp_path: Path, capsys:
     ranking.rank(collection, None)
     sizes = {group.dataset: len(group.runs) for group in collection.groups}
     assert sizes == {"cifar10 (1)": 2, "cifar10 (2)": 1}
+    table = summary_csv(collection, test=False).splitlines()
+    assert [row.partition(",")[0] for row in table] == ["dataset", "cifar10 (1)", "cifar10 (2)"]
     assert all(group.difference is None for group in collection.groups)
     assert any("different sets of pictures" in note for note in collection.notes)
     (tmp_path / "grid.png").touch()  # FOLDER/* names it too

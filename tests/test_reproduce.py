@@ -43,17 +43,9 @@ def finished_run(
     config = dataclasses.replace(first, seed=seed, output_dir=str(folder))
     run = RunDir.create(config)
     run.rewrite_metrics(history(2, 0.8, validated=bool(config.split.validation)))
-    run.write_summary(
-        dataclasses.replace(
-            queued(config),
-            status="finished",
-            epochs=2,
-            seconds=20.0,
-            commit="abc123",
-            device_name="cpu (1 thread)",
-            **summary,
-        )
-    )
+    done: dict[str, Any] = {"status": "finished", "epochs": 2, "seconds": 20.0, "commit": "abc123"}
+    done |= {"device_name": "cpu (1 thread)"} | summary
+    run.write_summary(dataclasses.replace(queued(config), **done))
     return run
 
 
@@ -69,18 +61,11 @@ def run_reproduce(capsys: Capture, *words: str) -> str:
     return capsys.readouterr().out
 
 
-def s3(folder: Path, rate: float, accuracies: Sequence[float], **options: Any) -> list[RunDir]:
+def s3(folder: Path, rate: float, accuracies: Sequence[float], **more: Any) -> list[RunDir]:
+    line = ("experiment=s3_learning_rate", f"optimizer.lr={rate}")
     return [
-        finished_run(
-            folder,
-            "experiment=s3_learning_rate",
-            f"optimizer.lr={rate}",
-            seed=seed,
-            test_accuracy_last=accuracy,
-            test_accuracy=accuracy + 0.01,
-            **options,
-        )
-        for seed, accuracy in enumerate(accuracies)
+        finished_run(folder, *line, seed=seed, test_accuracy_last=a, test_accuracy=a + 0.01, **more)
+        for seed, a in enumerate(accuracies)
     ]
 
 
@@ -297,14 +282,22 @@ def test_reports_and_experiments_of_ones_own_are_found(tmp_path: Path, capsys: C
     row = rows_of(text)["S9-1"]
     assert row[:4] == ["90.00 %", "95.00 %", "1", "report"]
     assert row[4].startswith("inconclusive (runs that are single or all equal")
+    assert "paper: Of" not in text  # one figure is no family
     assert "Guessed in mine: the seed." in text
     assert reproduce.main(["mine"]) == 2
     assert "there is no report or experiment mine" in capsys.readouterr().err
-    read_report.cache_clear()
-    (tmp_path / "report" / "paper.yaml").write_text(PAPER.replace("_last", "_lest"))
-    assert reproduce.main([*words, "--dry-run"]) == 2
-    said = "there is no metric test_accuracy_lest (did you mean test_accuracy_last?)"
-    assert said in capsys.readouterr().err
+    for right, wrong, said in (
+        ("_last", "_lest", "no metric test_accuracy_lest (did you mean test_accuracy_last?)"),
+        ("0.9", "90", "S9-1: 90 is no test_accuracy_last: 0 to 1"),
+        ("optimizer:", "optimiser:", "S9-1: `where` fits no configuration of mine"),
+        ("value: 0.9", "above: {optimizer: sgd}", "S9-1: `above` fits no configurations, not one"),
+    ):
+        read_report.cache_clear()
+        (tmp_path / "report" / "paper.yaml").write_text(PAPER.replace(right, wrong))
+        assert reproduce.main([*words, "--dry-run"]) == 2
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert (captured.err.count("\n"), captured.out) == (1, "")
 
 
 @pytest.mark.slow

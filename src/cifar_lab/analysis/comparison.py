@@ -78,7 +78,7 @@ def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:
         )
     cells = _cells(a, b)
     differences: dict[str, Difference] = {}
-    sentences = _which_runs(cells)
+    sentences = _which_runs(cells, len(a) + len(b))
     for name, images in TESTED.items():
         try:
             differences[name] = _difference(cells, name)
@@ -170,12 +170,14 @@ def _score(cells: Cells, name: str, differences: dict[str, Difference]) -> list[
     return [*row, run_metrics.show_difference(name, off), ""]
 
 
-def _which_runs(cells: Cells) -> list[str]:
-    """Return over what the means are taken, and which seeds and folds one side lacks."""
+def _which_runs(cells: Cells, given: int) -> list[str]:
+    """Return what the means are over, of `given` runs, and which seeds and folds one side lacks."""
     lines = []
     if len(cells[0]) > 1:
         count = len(cells[0])
         lines.append(f"Means over the {count} configurations that both have, with equal weights.")
+    if left_out := given - sum(len(group.runs) for side in cells for group in side):
+        lines.append(f"Runs of configurations that only one of them has are left out: {left_out}.")
     single = all(len(side[0].runs) == 1 for side in cells)
     for label, side, others in zip("AB", cells, reversed(cells), strict=True):
         missing = {

@@ -192,7 +192,10 @@ def contrast(
         raise CannotJudge("they were scored on different images")
     pair = len(plus) == len(minus) == 1
     if pair and folds:
-        plus, minus = _shared_folds(plus[0], minus[0])
+        of_each = [{fold for _, fold in sample.replicates} for sample in samples]
+        if len(shared := list(of_each[0] & of_each[1])) < 2:
+            raise CannotJudge("they share fewer than two folds")
+        plus, minus = ([sample.over_folds(shared)] for sample in samples)
         deviation = residual([*plus, *minus])
     images = None if folds else _image_variance(plus, minus)
     if pair and len(plus[0].values) == len(minus[0].values) == 1 and deviation is None:
@@ -217,15 +220,6 @@ def welch(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """
     total = math.fsum(part for part, _ in parts)
     return math.sqrt(total), total**2 / math.fsum(p**2 / degrees for p, degrees in parts)
-
-
-def _shared_folds(a: Sample, b: Sample) -> tuple[list[Sample], list[Sample]]:
-    """Return two samples over the folds that both have."""
-    there = {fold for _, fold in b.replicates}
-    shared = sorted({fold or 0 for _, fold in a.replicates if fold in there})
-    if len(shared) < 2:
-        raise CannotJudge("they share fewer than two folds")
-    return [a.over_folds(shared)], [b.over_folds(shared)]
 
 
 def _image_variance(plus: Sequence[Sample], minus: Sequence[Sample]) -> tuple[float, int] | None:

@@ -22,7 +22,6 @@ from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.text import render
 from cifar_lab.training.scoring import probabilities
 
-_TEMPLATE = Path(__file__).parent / "pages" / "errors.html"
 _LONGEST = 112  # pixels of a picture's longer side, on the page
 
 
@@ -98,7 +97,7 @@ def error_page(
     titles = [shorten(run.path.name, 120) for run in runs]
     mistakes = [confident_mistakes(stored, count) for stored in predictions]
     return render(
-        _TEMPLATE,
+        Path(__file__).parent / "pages" / "errors.html",
         runs=list(zip(titles, predictions, mistakes, strict=True)),
         suspects=label_errors(predictions) if is_asked else None,
         right=right,

@@ -25,7 +25,7 @@ def draw(collection: RunCollection) -> "Figure":
     """Return the differences to the best, or to the baseline: a row for each configuration."""
     ranked = [group for group in collection.ranking if group.rank is not None]
     shown, metric = ranked[:MOST_ROWS], collection.metric
-    points, unit = (" (points)", 100.0) if run_metrics.is_fraction(metric) else ("", 1.0)
+    points, unit = " (points)" * run_metrics.is_fraction(metric), run_metrics.factor(metric)
     differences = [
         (d := group.difference) and replace(d, value=unit * d.value, error=unit * d.error)
         for group in shown

@@ -34,9 +34,6 @@ def collect_folders(folders: Sequence[Path]) -> RunCollection:
 
 def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
     """Group runs that were read, by what differs between them; `folder` is above them all."""
-    for run in runs:
-        if run.finished:
-            run.check_scores()
     axes, notes = find_axes(runs), list[str]()
     runs = sorted(runs, key=lambda run: str(run.run.path))
     datasets = _name_datasets(runs, notes)

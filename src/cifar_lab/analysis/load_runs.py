@@ -20,7 +20,7 @@ from cifar_lab.analysis.statistics import in_order
 from cifar_lab.config.identity import identity
 from cifar_lab.config.run_config import RunConfig, flatten
 from cifar_lab.errors import RunFailed, UsageError, shorten
-from cifar_lab.runs.metrics import EpochMetrics, Predictions, best_row
+from cifar_lab.runs.metrics import BY_CLASS, EpochMetrics, Predictions, best_row
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary
 
@@ -73,6 +73,8 @@ class FoundRun:
         self.history: list[EpochMetrics] = run.read_metrics()
         self.problems: list[str] = []
         self._scored: dict[tuple[str, str], Scored | None] = {}
+        if self.finished:
+            self.check_scores()
 
     @property
     def finished(self) -> bool:
@@ -144,7 +146,8 @@ class FoundRun:
         They were edited or are out of date; what is measured counts, and a problem names both.
         """
         best = best_row(self.history, self.config.training.monitor)
-        measured = {"best_val_accuracy": (best.val_accuracy if best else None, "metrics.csv", 1e-6)}
+        names = ("epoch", "val_loss", "val_accuracy", *BY_CLASS)
+        measured = {f"best_{n}": (getattr(best, n, None), "metrics.csv", 1e-6) for n in names}
         for name, weights in (("test_accuracy", "scored"), ("test_accuracy_last", "last")):
             scored = self.scored("test", weights)
             if scored is not None and len(scored.right):

@@ -19,6 +19,7 @@ from cifar_lab.analysis.statistics import MIN_VALUES, Interval, interval
 from cifar_lab.analysis.verdicts import REFUTED, EpochStudy, Verdict, judge, pooled_deviation
 from cifar_lab.config.reports import Claim, Report, ReportedExperiment
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
+from cifar_lab.errors import UsageError
 from cifar_lab.runs.run_dir import find_runs
 from cifar_lab.runs.summary import code_version, other_code
 from cifar_lab.runs.text import Table, duration, markdown
@@ -134,6 +135,8 @@ def rows(
     every: list[Candidate] = []
     pools: dict[str | None, list[Runs]] = {}  # those of one reason share what tells their deviation
     for experiment in experiments:
+        for claim in experiment.reported.claims:
+            check(claim, experiment)
         for config in experiment.configs:
             own = tuple(by_recipe.get(recipe(config), {}).values())
             every.append(_at_fitted_length(Candidate(experiment, config, own), runs))
@@ -197,13 +200,28 @@ def match(
 
     `every`: the configurations that the claim's `above` may compare with.
     """
-    run_metrics.check(claim.metric)
     if not candidate.fits(claim.where):
         return None
     config = candidate.config
     same = {} if "name" in claim.above else {"name": config.name, **claim.where}
     where = {"protocol": config.protocol, **same, **claim.above}
-    return tuple(other for other in every if claim.above and other.fits(where))
+    compared = tuple(other for other in every if claim.above and other.fits(where))
+    if len(compared) > 1 or (same and claim.above and not compared):
+        fitting = len(compared) or "no"
+        raise UsageError(f"{claim.name}: `above` fits {fitting} configurations, not one")
+    return None if candidate in compared else compared
+
+
+def check(claim: Claim, experiment: ReportExperiment) -> None:
+    """UsageError for a number that its metric cannot have, and runs that the experiment has not."""
+    run_metrics.check(claim.metric)
+    low, high = run_metrics.bounds(claim.metric) if not claim.above else (-math.inf, math.inf)
+    for value in (claim.value, claim.at_least, claim.at_most):
+        if value is not None and not low <= value <= high:
+            raise UsageError(f"{claim.name}: {value:g} is no {claim.metric}: {low:g} to {high:g}")
+    fitting = (Candidate(experiment, config).fits(claim.where) for config in experiment.configs)
+    if "protocol" not in claim.where and not any(fitting):
+        raise UsageError(f"{claim.name}: `where` fits no configuration of {experiment.name}")
 
 
 def _row(claim: Claim, candidate: Candidate, compared: tuple[Candidate, ...]) -> Row:
@@ -290,16 +308,11 @@ def guesses(rows: Iterable[Row]) -> str:
 def sources(rows: Iterable[Row]) -> str:
     """Return the runs behind the rows: folder, device, time, commit, and how many are outdated."""
     runs = sorted(quoted(rows), key=lambda run: run.run.path)
-    lines = [
-        (
-            f"{run.run.path}",
-            run.summary.device_name or "–",
-            run.config.precision,
-            duration(run.summary.seconds),
-            run.summary.commit or "–",
-        )
-        for run in runs
-    ]
+    lines = []
+    for run in runs:
+        told, path = run.summary, str(run.run.path)
+        row = (path, told.device_name or "–", run.config.precision, duration(told.seconds))
+        lines.append((*row, told.commit or "–"))
     header = ("run", "device", "precision", "training", "commit")
     others = sum(other_code(run.summary, code_version(run.config)) is not None for run in runs)
     note = f"\n\nMade by other code than today's: {others} of these {len(runs)} runs."

@@ -125,8 +125,9 @@ COUNTS_IMAGES = ("best_val_accuracy", "test_accuracy", "test_accuracy_last")
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether more of it is better: accuracies and their kin, not losses, times or sizes."""
-    return any(word in name for word in ("accuracy", "precision", "recall", "f1"))
+    """Whether more of it is better: accuracies and their kin, not losses, gaps, times or sizes."""
+    is_worse = "gap" in name or name == "expected_calibration_error"
+    return name.startswith(("fall_", "feature_")) or (is_fraction(name) and not is_worse)
 
 
 def measured_on(name: str) -> tuple[str, str] | None:
@@ -137,13 +138,20 @@ def measured_on(name: str) -> tuple[str, str] | None:
 
 
 def is_fraction(name: str) -> bool:
-    """Whether the metric lies in [0, 1] and is written in per cent."""
-    return higher_is_better(name) or name == "expected_calibration_error"
+    """Whether the metric is a share, or a difference of two, and is written in per cent."""
+    words = ("accuracy", "precision", "recall", "f1", "calibration_error")
+    return any(word in name for word in words)
+
+
+def factor(name: str) -> float:
+    """Return by what a value is multiplied to be shown: 100 for one in per cent."""
+    return 100.0 if is_fraction(name) else 1.0
 
 
 def is_test(name: str) -> bool:
     """Whether the metric looks at the test images."""
-    return "test" in name or "recall" in name or name.startswith(("macro_", "class_", "expected_"))
+    kinds = ("test", "recall", "gap", "macro_", "class_", "expected_", "feature_")
+    return any(kind in name for kind in kinds) and "val_" not in name
 
 
 def bounds(name: str) -> tuple[float, float]:
@@ -192,7 +200,7 @@ def show_interval(name: str, found: Interval | None) -> str:
 
 def _in_unit(name: str, form: str, *values: float) -> str:
     """Return numbers in the metric's unit, which is named once, at the end."""
-    scale, digits, unit = (100, ".2f", " %") if is_fraction(name) else (1, ".4f", "")
+    digits, unit = (".2f", " %") if is_fraction(name) else (".4f", "")
     if max(map(abs, values)) >= 1e6:  # the loss of a run that diverges
         digits = ".4g"
     if name == "seconds_per_epoch":
@@ -201,7 +209,7 @@ def _in_unit(name: str, form: str, *values: float) -> str:
         name in ("epochs", "parameters") or name.endswith("_epoch") or name.startswith("reduction")
     ):
         digits = ",.0f" if all(float(value).is_integer() for value in values) else ",.1f"
-    return form.format(*(f"{scale * value:{digits}}" for value in values)) + unit
+    return form.format(*(f"{factor(name) * value:{digits}}" for value in values)) + unit
 
 
 def show_width(name: str, value: float) -> str:

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +13,7 @@ import numpy as np
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.contrasts import Difference, Sample
-from cifar_lab.analysis.load_runs import MISSING, FoundRun
+from cifar_lab.analysis.load_runs import MISSING, FoundRun, show_value
 from cifar_lab.analysis.statistics import Interval, interval
 from cifar_lab.errors import UsageError, did_you_mean, listing, shorten, shorten_path
 
@@ -186,10 +188,10 @@ class RunCollection:
     def select(self, words: str) -> list[SeedGroup]:
         """Return the groups that `optimizer=adam,lr=0.01` describes; UsageError if none does.
 
-        A key may be shortened to its last part, as in the names of the groups.
+        A key may be shortened to its last part, and values are those of a command line: [8,8].
         """
         groups = self.groups
-        for word in words.split(","):
+        for word in re.split(r",\s*(?=[\w.]+\s*=)", words):
             key, equals, value = (part.strip() for part in word.partition("="))
             if not equals or not key or not value:
                 raise UsageError(f"{shorten(words)} is wrong: it must be KEY=VALUE, KEY=VALUE")
@@ -197,9 +199,12 @@ class RunCollection:
             if not places:
                 axes = listing(self.axes)
                 raise UsageError(
-                    f"{shorten(word)} is wrong: the runs below {shorten_path(self.folder)} do not "
-                    f"differ in {shorten(key)}{did_you_mean(key, self.axes)}; they differ in {axes}"
+                    f"{shorten(word)} is wrong: the configurations below "
+                    f"{shorten_path(self.folder)} do not differ in {shorten(key)}"
+                    f"{did_you_mean(key, self.axes)}; they differ in {axes}"
                 )
+            with contextlib.suppress(ValueError):
+                value = show_value(json.loads(value))
             chosen = [g for g in groups if any(g.key[i] == value for i in places)]
             if not chosen:
                 values = sorted({group.key[i] for group in groups for i in places})

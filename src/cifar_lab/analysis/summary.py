@@ -76,8 +76,7 @@ class Summary:
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: which configuration is the best, and the ranking."""
-        chosen = [group for group in self.collection.ranking if group.chosen]
-        lines = [texts.best_text(self.collection, group) for group in chosen]
+        lines = texts.conclusion(self.collection)
         table = ranking_table(self.collection, test=self.test)
         return "".join(f"<p>{escape(line)}</p>" for line in lines) + table.html()
 
@@ -123,7 +122,7 @@ def grid_of(collection: RunCollection) -> "Figure":
 
     metric = collection.metric
     axes = [collection.axes[i] for i in collection.main_axes]
-    unit = 100.0 if run_metrics.is_fraction(metric) else 1.0
+    unit = run_metrics.factor(metric)
     squares = []
     for group in collection.groups:
         key = tuple(group.key[i] for i in collection.main_axes)

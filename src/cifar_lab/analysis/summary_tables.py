@@ -26,8 +26,9 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
     """Return a row per group; the test columns of all but the best are empty unless `test`."""
     names = list(dict.fromkeys([collection.metric, *WITH_SPREAD]))
     with_folds = any(group.folds is not None for group in collection.groups)
-    header = [*collection.axes, "rank", "chosen", "n", "seeds", *(["folds"] * with_folds)]
-    header += ["unfinished", "failed"]
+    several = len(collection.datasets) > 1 and "dataset" not in collection.axes
+    header = [*["dataset"] * several, *collection.axes, "rank", "chosen", "n", "seeds"]
+    header += [*["folds"] * with_folds, "unfinished", "failed"]
     header += [f"{name}{part}" for name in names for part in ("", "_std", "_low", "_high")]
     to = "baseline" if collection.baseline else "best"
     header += [f"difference_from_{to}", "difference_low", "difference_high", "p_adjusted"]
@@ -36,7 +37,8 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
     for group in collection.groups:
         finished = group.finished
         failed = sum(run.summary.status == "failed" for run in group.runs)
-        row: list[Any] = [*group.key, group.rank, "yes" if group.chosen else None]
+        row: list[Any] = [*[group.dataset] * several, *group.key, group.rank]
+        row += ["yes" if group.chosen else None]
         seeds = [str(run.config.seed) for run in finished]
         row += [len(finished), " ".join(dict.fromkeys(seeds) if with_folds else seeds)]
         row += [" ".join(map(str, group.finished_folds))] * with_folds
@@ -63,11 +65,8 @@ def sections(
     axes += [f"These follow from them: {others}."] * bool(others)
     first: list[Block] = [texts.counts_text(collection), " ".join(axes), *notes]
     parts: list[Section] = [(f"Summary of {collection.folder.resolve().name}", first)]
-    best = [group for group in collection.ranking if group.chosen]
-    if best:
-        points = [texts.best_text(collection, group) for group in best]
-        points += texts.seeds_lines(collection)
-        parts.append(("Best", [points]))
+    if best := texts.conclusion(collection):
+        parts.append(("Best", [best]))
     below = [texts.testing_text(collection), texts.selection_text(collection)]
     title = "Ranking" if collection.ranked else "Configurations"
     parts.append((title, [ranking_table(collection, test=test), *below]))
@@ -165,6 +164,7 @@ def paper(collection: RunCollection, form: str, *, test: bool) -> str:
     whole = ranking_table(collection, test=test)
     left_out = {"rank", "p", "verdict", "would show", "validation loss", "best epoch"}
     left_out |= set() if test else {"test accuracy"}  # which only the best has
+    left_out -= {run_metrics.in_words(collection.metric)}
     header, columns = [], []
     for i, name in enumerate(whole.header):
         if name in left_out:
@@ -181,7 +181,8 @@ def paper(collection: RunCollection, form: str, *, test: bool) -> str:
         columns.append(cells)
     table = Table(header, list(zip(*columns, strict=True)))
     testing = texts.testing_text(collection).partition(" Not told apart")[0]
-    caption = f"Mean over n runs with its 95 % interval. {testing} †: not told apart."
+    tied = " †: not told apart." * any(group.is_tied for group in collection.groups)
+    caption = f"Mean over n runs with its 95 % interval. {testing}".rstrip() + tied
     if form == "markdown":
         return f"{table.markdown()}\n\n{markdown(caption)}\n"
     return table.latex(caption) if form == "latex" else table.csv()
@@ -189,17 +190,10 @@ def paper(collection: RunCollection, form: str, *, test: bool) -> str:
 
 def unfinished_table(collection: RunCollection) -> Table:
     """Return the runs that are not finished, with their progress or error."""
-    rows = [
-        [
-            run.summary.status,
-            collection.label(group),
-            run.replicate_text,
-            run.progress_text,
-            shorten(run.summary.error or "", 300),
-            texts.folder_text(collection, run.run.path),
-        ]
-        for group in collection.groups
-        for run in group.runs
-        if not run.finished
-    ]
+    rows = []
+    for group in collection.groups:
+        for run in (run for run in group.runs if not run.finished):
+            row = [run.summary.status, collection.label(group), run.replicate_text]
+            row += [run.progress_text, shorten(run.summary.error or "", 300)]
+            rows.append([*row, texts.folder_text(collection, run.run.path)])
     return Table(["status", "configuration", "run", "epoch", "error", "folder"], rows)

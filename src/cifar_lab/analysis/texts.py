@@ -9,7 +9,7 @@ from statistics import median
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.contrasts import Deviation, Difference, pooled, seeds_needed
 from cifar_lab.analysis.load_runs import FoundRun
-from cifar_lab.analysis.ranking import MainEffects, rank
+from cifar_lab.analysis.ranking import MainEffects
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup
 from cifar_lab.analysis.statistics import LEVEL, Family, Interval, detectable, show_p
 from cifar_lab.errors import listing, shorten
@@ -176,8 +176,7 @@ def testing_text(collection: RunCollection) -> str:
     pooled = (
         " Beside a configuration of one run, or of runs with the same score, both take the "
         "deviation between the seeds of all (pooled)."
-    ) * any(not sample.variance for sample in own)
-    pooled *= any("seeds" in difference.covers for difference in differences)
+    ) * (any(not sample.variance for sample in own) and "over seeds" in covered[-1])
     return (
         f"Difference to {against}: that of the means, with its 95 % interval, "
         f"{' or '.join(covered)}.{together * (counts[-1] > 1)}{pooled} Not told apart: the "
@@ -210,7 +209,7 @@ def seeds_lines(collection: RunCollection, points: float | None = None) -> list[
     for dataset in collection.datasets:
         ranked = [g for g in collection.ranking if g.dataset == dataset and g.rank]
         groups, start = ranked if points is not None else ranked[:2], f"{dataset}: "
-        gap = (points or 0) * (0.01 if run_metrics.is_fraction(metric) else 1.0)
+        gap = (points or 0) / run_metrics.factor(metric)
         if points is None:
             if collection.baseline or len(groups) < 2 or not groups[1].is_tied:
                 continue
@@ -278,11 +277,9 @@ def effects_lines(collection: RunCollection, effects: MainEffects) -> list[str]:
 
 
 def conclusion(collection: RunCollection) -> list[str]:
-    """Rank the runs of a sweep; return what `summarize` says of the best, of each dataset.
+    """Return what is said of the best configuration of each dataset, after ranking.
 
-    Which configuration has the best score, which ones it is not told apart from, and how many seeds
-    would tell the best two apart.
+    Which ones it is not told apart from, and how many seeds would tell the best two apart.
     """
-    rank(collection)
     best = [best_text(collection, group) for group in collection.ranking if group.chosen]
     return [*best, *seeds_lines(collection)]

@@ -21,15 +21,8 @@ from cifar_lab.analysis.run_metrics import show_difference, show_width
 from cifar_lab.analysis.statistics import LEVEL, holm, variance
 from cifar_lab.config.reports import Claim
 
-Word = Literal[
-    "reproduced",
-    "holds",
-    "differs",
-    "contradicted",
-    "inconclusive",
-    "not judged",
-    "not measured yet",
-]
+Settled = Literal["reproduced", "holds", "differs", "contradicted"]
+Word = Literal[Settled, "inconclusive", "not judged", "not measured yet"]
 
 CONFIRMED: tuple[Word, ...] = ("reproduced", "holds")
 REFUTED: tuple[Word, ...] = ("differs", "contradicted")
@@ -82,11 +75,6 @@ class Estimate:
         from scipy import special
 
         return float(special.stdtr(self.degrees, -distance / math.sqrt(self.variance + single)))
-
-    def with_seeds(self, n: int) -> "Estimate":
-        """Return what `n` seeds would give, were the mean and the deviation as they are."""
-        times = n / self.n
-        return replace(self, variance=self.variance / times, degrees=self.degrees * times, n=n)
 
 
 def pooled_deviation(groups: Sequence[Mapping[Any, float]]) -> Deviation | None:
@@ -210,7 +198,9 @@ def _word(claim: Claim, estimate: Estimate) -> Word:
 def _settling(claim: Claim, estimate: Estimate) -> str:
     """Say how many seeds would settle a claim, were mean and deviation to stay as they are."""
     for n in range(estimate.n + 1, _MOST_SEEDS + 1):
-        if _word(claim, estimate.with_seeds(n)) != "inconclusive":
+        variance, degrees = estimate.variance * estimate.n / n, estimate.degrees * n / estimate.n
+        with_n = replace(estimate, variance=variance, degrees=degrees, n=n)
+        if _word(claim, with_n) != "inconclusive":
             return f"{n} seeds would settle it"
     if claim.margin and abs(estimate.off) - claim.rounding >= claim.margin.size:
         return "no number would: a single run, as the report's, scatters by more than the margin"
@@ -240,7 +230,7 @@ def joint(verdicts: Sequence[Verdict]) -> str:
     sentence = f"Of {len(judged)} figures and findings that do not follow from each other: {said}."
     if remaining:
         sentence += f" Adjusted for their number (Holm), {' and '.join(remaining)} remain."
-    return sentence if judged else ""
+    return sentence if len(judged) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -285,11 +275,10 @@ class EpochStudy:
     def fit(self) -> str:
         """Say at which lengths the accuracy fits."""
         lengths, fitting = list(self.values), self.fitting
-        if not fitting:
-            return f"fits at no length tried, {lengths[0]} to {lengths[-1]} epochs"
-        if fitting == lengths:
-            return f"fits at every length tried, {lengths[0]} to {lengths[-1]} epochs"
-        return f"fits from {fitting[0]} to {fitting[-1]} of {lengths[0]} to {lengths[-1]} epochs"
+        tried = f"{lengths[0]} to {lengths[-1]} epochs"
+        if fitting and fitting != lengths:
+            return f"fits from {fitting[0]} to {fitting[-1]} of {tried}"
+        return f"fits at {'every' if fitting else 'no'} length tried, {tried}"
 
     @property
     def verdict(self) -> Verdict:

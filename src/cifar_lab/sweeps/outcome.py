@@ -20,6 +20,7 @@ from typing import Any
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.grouping import collect
 from cifar_lab.analysis.load_runs import FoundRun
+from cifar_lab.analysis.ranking import rank
 from cifar_lab.analysis.seed_groups import short_names
 from cifar_lab.analysis.texts import conclusion
 from cifar_lab.config.run_config import RunConfig
@@ -168,7 +169,9 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
     counts = Counter(outcome.after for outcome in outcomes)
     folder = Path(os.path.commonpath([outcome.cell.run.path.parent for outcome in outcomes]))
     lines = [*align(rows), ", ".join(f"{number} {state}" for state, number in counts.items())]
-    lines += conclusion(collect(folder, finished)) if finished else []
+    if finished:
+        rank(collection := collect(folder, finished))
+        lines += conclusion(collection)
     lines.append(f"to compare them: python -m cifar_lab.summarize {shlex.quote(str(folder))}")
     return "\n".join(lines)
 

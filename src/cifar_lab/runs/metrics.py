@@ -1,11 +1,10 @@
 """The numbers of a run: a row per epoch, predictions, and the scores computed from them."""
 
 import csv
-import dataclasses
 import io
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,7 +113,7 @@ def is_possible(name: str, value: float) -> bool:
 
 def columns(kind: type) -> list[str]:
     """Return the field names of a row type, in the order of its file's columns."""
-    return [spec.name for spec in dataclasses.fields(kind)]
+    return [spec.name for spec in fields(kind)]
 
 
 def epoch_columns(

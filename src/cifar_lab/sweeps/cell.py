@@ -8,14 +8,13 @@ that of every command, and summary.json says why.
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import logging
 import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cifar_lab.config import targets
@@ -121,7 +120,7 @@ def sweep_cells(
     codes: dict[str, str] = {}
     for plain, words in zip(configs, values, strict=True):
         threads = plain.threads or (None if alone else THREADS)
-        config = dataclasses.replace(plain, threads=threads)
+        config = replace(plain, threads=threads)
         run = RunDir(address(config))
         roles = (config.model, config.activation, config.optimizer, config.scheduler)
         sources = json.dumps([config.dataset.source, *roles], sort_keys=True)
@@ -178,7 +177,7 @@ def note(run: RunDir, error: str, status: Status | None = None) -> None:
         told = summary.error is not None and (summary.error in error or error in summary.error)
         if summary.status != "finished" and (status or not told):
             status = status or summary.status
-            run.write_summary(dataclasses.replace(summary, status=status, error=error))
+            run.write_summary(replace(summary, status=status, error=error))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,10 @@ last year are sent in the same way (`sending`). A run that trains never waits fo
 process of its own does the sending.
 """
 
-import dataclasses
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,5 +114,5 @@ def build_tracker(target_config: TargetConfig) -> Tracker:
 
 def values_of(row: EpochMetrics) -> dict[str, float]:
     """Return the values of an epoch by the names of metrics.csv, without those that are missing."""
-    values = dataclasses.asdict(row)
+    values = asdict(row)
     return {name: n for name, n in values.items() if n is not None and name != "epoch"}

@@ -10,7 +10,6 @@ out of reach costs one warning.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import secrets
@@ -20,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from cifar_lab.config import targets
 from cifar_lab.config.identity import address
@@ -61,7 +60,7 @@ def read_entry(run: RunDir, destination: str) -> Entry:
 def write_entry(run: RunDir, destination: str, entry: Entry) -> None:
     """Note the state of a run at a destination."""
     entries = _entries(run) | {redact(destination): entry}
-    content = {name: dataclasses.asdict(entry) for name, entry in entries.items()}
+    content = {name: asdict(entry) for name, entry in entries.items()}
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     write_text(run.trackers_file, redact(text))  # addresses and clients' messages have passwords
 
@@ -151,7 +150,7 @@ class Sender:
             self._session = None
 
     def _note(self, **changes: object) -> None:
-        entry = dataclasses.replace(self.entry, **changes)  # type: ignore[arg-type]
+        entry = replace(self.entry, **changes)  # type: ignore[arg-type]
         if entry != self.entry or not self._run.trackers_file.exists():
             write_entry(self._run, self._destination, entry)
             self.entry = entry
@@ -182,7 +181,7 @@ class Sender:
 
     def _describe(self, summary: RunSummary) -> TrackedRun:
         plain = {k: v for k, v in to_plain(self._config).items() if k not in _NOT_SENT}
-        same_but_for_seed = address(dataclasses.replace(self._config, seed=0)).name
+        same_but_for_seed = address(replace(self._config, seed=0)).name
         folder = self._run.path.resolve()
         about = {
             "folder": str(folder),
@@ -257,7 +256,7 @@ class Follower:
         destination = tracker.destination(self._name)
         entry = read_entry(self._run, destination)
         if entry.problem is not None:  # of an earlier attempt
-            write_entry(self._run, destination, dataclasses.replace(entry, problem=None))
+            write_entry(self._run, destination, replace(entry, problem=None))
         folders = map(os.path.abspath, sys.path)  # a trusted module may be in any of them
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
         environment.pop("RANK", None)  # it is none of torchrun's processes

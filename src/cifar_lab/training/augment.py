@@ -4,9 +4,8 @@ All draws come from CPU generators keyed by (seed, epoch), each kind from one of
 augmentation changes no draw of another one, and a resumed run continues exactly.
 """
 
-import dataclasses
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ def draw_epoch(
         generator = torch.Generator().manual_seed(derive_seed(seed, "flips"))
         first = torch.randint(2, (len(split.images),), generator=generator)
         mirrored = (first + epoch) % 2 == 1
-        crops = dataclasses.replace(crops, flip=mirrored[order].to(cropped_on))
+        crops = replace(crops, flip=mirrored[order].to(cropped_on))
     shape = (split.images.shape[2], split.images.shape[3])
     boxes = []
     if config.cutout:

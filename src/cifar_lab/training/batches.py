@@ -4,13 +4,12 @@ Every random draw of an epoch is made at once by a CPU generator keyed by (seed,
 batches are the same on every device and a resumed run continues exactly.
 """
 
-import dataclasses
 import functools
 import math
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -88,7 +87,7 @@ class Batches:
     """
 
     split: Split
-    _: dataclasses.KW_ONLY
+    _: KW_ONLY
     batch_size: int
     seed: int
     normalisation: Normalisation
@@ -101,9 +100,7 @@ class Batches:
     def __post_init__(self) -> None:
         if self.augmentation.policy is not None and self.split.device.type != "cpu":
             # A policy changes image after image, which would be a thousand launches a step.
-            self.split = dataclasses.replace(
-                self.split, images=self.split.images.cpu(), ahead=False
-            )
+            self.split = replace(self.split, images=self.split.images.cpu(), ahead=False)
         self.bounds = batch_bounds(len(self.split), self.batch_size)
         # What mixes images, or draws for one after another, needs the whole batch.
         changes = self.augmentation

@@ -1,9 +1,8 @@
 """The training, validation and test splits: parts of a dataset as uint8 tensors on the device."""
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +114,7 @@ def _limited(arrays: ImageArrays, limit: int) -> ImageArrays:
     first = len(arrays.train_labels) - arrays.validation
     chosen = _choose(SplitConfig(), arrays.train_labels[:first], limit)
     kept = np.concatenate([chosen, np.arange(first, len(arrays.train_labels))])
-    return dataclasses.replace(
+    return replace(
         arrays,
         train_images=np.asarray(arrays.train_images[kept]),
         train_labels=arrays.train_labels[kept],

@@ -21,18 +21,18 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
     "config": 2291,
-    "runs": 1550,
+    "runs": 1545,
     "datasets": 1666,
     "models optimizers": 1492,
-    "training": 4243,
+    "training": 4236,
     "figures": 1517,
-    "trackers": 851,
-    "sweeps": 2161,
+    "trackers": 849,
+    "sweeps": 2160,
     "analysis": 3922,  # with the forest plot, which was 107 lines of figures
     "exports": 395,
     "throughput": 524,
     "commands": 2421,  # the modules beside the packages
-    "src": 22998,
+    "src": 22983,
     "tests": 16500,
 }
 MODULES = 50

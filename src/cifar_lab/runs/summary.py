@@ -104,14 +104,10 @@ class RunSummary:
 
 def queued(config: RunConfig) -> RunSummary:
     """Return the summary of a run that has not started."""
+    same = ("seed", "choices", "protocol", "device", "precision", "threads")
     return RunSummary(
         status="queued",
-        seed=config.seed,
-        choices=config.choices,
-        protocol=config.protocol,
-        device=config.device,
-        precision=config.precision,
-        threads=config.threads,
+        **{name: getattr(config, name) for name in same},
         initial_learning_rate=config.optimizer.get("lr"),
         identity=identity_hash(config),
     )

@@ -272,12 +272,10 @@ def training_fields(state: TrainState) -> dict[str, Any]:
     """Return the fields of summary.json that the state after training gives."""
     rows = state.history
     speeds = [row.images_per_second for row in rows]
+    of_best = ("epoch", "val_accuracy", "val_loss", *BY_CLASS)
     return {
         "epochs": state.epoch,
-        "best_epoch": state.best.epoch if state.best else None,
-        "best_val_accuracy": state.best.val_accuracy if state.best else None,
-        "best_val_loss": state.best.val_loss if state.best else None,
-        **{f"best_{name}": getattr(state.best, name, None) for name in BY_CLASS},
+        **{f"best_{name}": getattr(state.best, name, None) for name in of_best},
         "effective_learning_rate": rows[-1].learning_rate if rows else None,
         "seconds": sum(row.seconds for row in rows),
         "images_per_second": float(np.median(speeds)) if rows else None,

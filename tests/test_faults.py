@@ -326,7 +326,7 @@ def test_data_out_of_reach_or_a_stop_before_it_starts_leave_the_run_queued(
         raise error
 
     run = make(tmp_path)
-    monkeypatch.setattr("cifar_lab.training.run.load_splits", unreachable)
+    monkeypatch.setattr("cifar_lab.training.build.load_splits", unreachable)
     with pytest.raises(type(error)):
         run_experiment(run)
     assert run.status == "queued"

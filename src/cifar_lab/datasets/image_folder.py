@@ -24,17 +24,7 @@ from cifar_lab.datasets import (
     is_constant,
     trait_warnings,
 )
-from cifar_lab.datasets.pictures import (
-    KINDS,
-    Fit,
-    Preparation,
-    Unreadable,
-    cannot_be_read,
-    decode_files,
-    list_pictures,
-    skipped_warning,
-    visible_folders,
-)
+from cifar_lab.datasets import pictures as intake
 from cifar_lab.datasets.store import Add, Facts, cached, files_digest, user_path
 from cifar_lab.errors import UsageError, listing, log, shorten, shorten_path, shows_bars
 
@@ -53,7 +43,7 @@ def load(
     checksums: Mapping[str, str],
     path: str | None,
     image_shape: Sequence[int],
-    fit: Fit = "crop",
+    fit: intake.Fit = "crop",
     storage: Storage = "auto",
     max_megapixels: float = 120.0,
     test_fraction: float = 0.2,
@@ -76,7 +66,7 @@ def load(
         raise UsageError(f"dataset.source.path={shorten_path(folder)}: there is no such folder")
     names, files, warnings = _list(folder, test_fraction)
     where = shorten_path(folder)
-    preparation = Preparation(tuple(image_shape), fit, max_megapixels)
+    preparation = intake.Preparation(tuple(image_shape), fit, max_megapixels)
     most = LARGEST_IN_MEMORY
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # Windows does not say
         most = min(most, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
@@ -112,7 +102,11 @@ class _File(NamedTuple):
 
 
 def _decode(
-    folder: Path, files: Sequence[_File], preparation: Preparation, names: Sequence[str], add: Add
+    folder: Path,
+    files: Sequence[_File],
+    preparation: intake.Preparation,
+    names: Sequence[str],
+    add: Add,
 ) -> Facts:
     """Add the images and labels of both sets, without the pictures that are broken."""
     read: list[_File] = []
@@ -121,11 +115,11 @@ def _decode(
 
     def images(part: str) -> Iterator[NDArray[np.uint8]]:
         chosen = [file for file in files if (file.part == "test") == (part == "test")]
-        decoded = decode_files([folder / file.name for file in chosen], preparation)
+        decoded = intake.decode_files([folder / file.name for file in chosen], preparation)
         hidden = not shows_bars()
         bar = tqdm(decoded, f"decoding {part}", len(chosen), unit="picture", disable=hidden)
         for file, picture in zip(chosen, bar, strict=True):
-            if isinstance(picture, Unreadable):
+            if isinstance(picture, intake.Unreadable):
                 broken[file.name] = shorten(str(picture), 100)
                 continue
             image, noted = picture
@@ -159,7 +153,7 @@ def _check_broken(folder: Path, broken: Mapping[str, str], size: int, most: int)
     shown = listing([shorten(name, 60) for name in sorted(broken)], 100)
     if most == 0:
         name, reason = min(broken.items())
-        first = cannot_be_read(folder / name, reason)
+        first = intake.cannot_be_read(folder / name, reason)
         more = f" (one of {number}: {shown})" if len(broken) > 1 else ""
         raise UsageError(f"{first}{more}; remove it, or set dataset.source.skip_broken=true")
     if len(broken) > most:
@@ -186,17 +180,17 @@ def _list(
     files: list[_File] = []
     skipped = Counter[str]()
     if divided:
-        beside = [entry.name for entry in visible_folders(folder) if entry.name not in parts]
+        beside = [entry.name for entry in intake.visible_folders(folder) if entry.name not in parts]
         skipped.update(f"folder {name}" for name in beside)
     for place in (folder, *(folder / part for part in parts)):
-        skipped["pictures outside of the classes"] += len(list_pictures(place, Counter()))
+        skipped["pictures outside of the classes"] += len(intake.list_pictures(place, Counter()))
     for part in parts if divided else ("",):
         for name, path in _class_folders(folder / part).items():
             if name not in names:
                 raise UsageError(f"{shorten_path(path)} is not a class of train")
-            pictures = list_pictures(path, skipped)
+            pictures = intake.list_pictures(path, skipped)
             if not pictures:
-                raise UsageError(f"{shorten_path(path)} holds no pictures ({KINDS})")
+                raise UsageError(f"{shorten_path(path)} holds no pictures ({intake.KINDS})")
             role = "validation" if part in _VALIDATION else part
             label = names.index(name)
             files += [_File(role, p.relative_to(folder).as_posix(), label) for p in pictures]
@@ -207,12 +201,12 @@ def _list(
             for part, indices in zip(("train", "test"), sets, strict=True)
             for index in indices
         ]
-    return names, files, skipped_warning(skipped, folder)
+    return names, files, intake.skipped_warning(skipped, folder)
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
     """Return the folders of the classes by name."""
-    folders = visible_folders(folder)
+    folders = intake.visible_folders(folder)
     where = shorten_path(folder)
     if len(folders) < 2:
         raise UsageError(

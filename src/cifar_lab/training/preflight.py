@@ -19,13 +19,7 @@ from cifar_lab.config.schema import OptimizerConfig, default_of
 from cifar_lab.errors import Damaged, UsageError, first_line, log
 from cifar_lab.optimizers import build_optimizer, classifier_of
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import (
-    build_model,
-    check_scheduler,
-    load_initial_weights,
-    target_of_model,
-    with_numbers,
-)
+from cifar_lab.training import build
 from cifar_lab.training.device import check_compiler, seeded, select_device, select_precision
 from cifar_lab.training.step import check_class_weights
 
@@ -47,7 +41,7 @@ def check_request(request: Request) -> Request:
     }
     configs = [check(run.config, run.asked_keys, **where) for run in request.runs]
     if request.shown is None:
-        configs = [with_numbers(config) for config in configs]
+        configs = [build.with_numbers(config) for config in configs]
     runs = [
         dataclasses.replace(run, config=config)
         for run, config in zip(request.runs, configs, strict=True)
@@ -161,7 +155,7 @@ def check(
     finally:
         torch.set_num_threads(threads)
     if config.scheduler is not None:
-        check_scheduler(config, config.scheduler, optimizer)
+        build.check_scheduler(config, config.scheduler, optimizer)
     return config
 
 
@@ -193,8 +187,8 @@ def _try_to_train(config: RunConfig) -> Any:
     model, logits = _TRIED.get(key), None
     with seeded(0):
         if model is None:
-            model = build_model(config, num_classes)
-            load_initial_weights(model, config, download=False)
+            model = build.build_model(config, num_classes)
+            build.load_initial_weights(model, config, download=False)
             logits = _try_model(model, config, count, num_classes)
     if config.training.frozen_epochs:
         classifier_of(model, "training.frozen_epochs")
@@ -271,7 +265,7 @@ def _with_settings_of_weights(config: RunConfig, asked: Collection[str]) -> RunC
     model = targets.resolve(config.model["_target_"], "model")
     complete = getattr(model, "complete_settings", None)
     if complete is None:
-        target = target_of_model(config.model)
+        target = build.target_of_model(config.model)
         if config.model.get("weights") is None or target == config.model:
             return dataclasses.replace(config, model=target)
         from cifar_lab.models.pretrained import complete_file_settings

@@ -18,15 +18,8 @@ from cifar_lab.runs import summary as summaries
 from cifar_lab.runs.metrics import BY_CLASS
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary, queued
-from cifar_lab.training import console, sanity_checks
+from cifar_lab.training import build, console, sanity_checks
 from cifar_lab.training.batches import Batches
-from cifar_lab.training.build import (
-    build_state,
-    check_data,
-    check_finished,
-    data_record,
-    load_splits,
-)
 from cifar_lab.training.device import configure, describe_device, explain_precision, select_device
 from cifar_lab.training.group import Group
 from cifar_lab.training.loop import Stop, fit
@@ -131,7 +124,7 @@ def open_run(request: Request) -> RunDir:
 
 def check_start(run: RunDir, config: RunConfig, *, rerun: bool) -> None:
     """Raise what would end a run as it starts: its data, or the run that it continues, are gone."""
-    check_data(config)
+    build.check_data(config)
     if config.continue_from is not None and (rerun or not run.last.exists()):
         from cifar_lab.training.resume import check_source
 
@@ -139,7 +132,7 @@ def check_start(run: RunDir, config: RunConfig, *, rerun: bool) -> None:
 
 
 def _finished_before(run: RunDir, config: RunConfig, summary: RunSummary) -> RunSummary:
-    check_finished(config.dataset, summary.dataset, run.path)
+    build.check_finished(config.dataset, summary.dataset, run.path)
     accuracy = summary.test_accuracy
     score = "no score" if accuracy is None else f"test accuracy {accuracy:.2%}"
     log.info("finished before: %s (%s); rerun=true runs it again", run.path, score)
@@ -180,12 +173,12 @@ def _prepare(
         log.info("processes: %d", group.world)
         others = {"code": code, "threads": threads, "trust": targets.trusted()}
         group.share({"config": to_plain(config), **others})
-    splits = load_splits(config, device)
+    splits = build.load_splits(config, device)
     fresh = checkpoint is None and config.continue_from is None
-    state, batches = build_state(config, splits, device, initial_weights=fresh, group=group)
+    state, batches = build.build_state(config, splits, device, initial_weights=fresh, group=group)
     for line in filter(None, (splits.checked, splits.storage)):
         log.info(line)
-    state.dataset = data_record(config.dataset)
+    state.dataset = build.data_record(config.dataset)
     continued = None
     if not fresh:
         from cifar_lab.training.resume import restore

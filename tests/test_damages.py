@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fixtures import Capture
 from PIL import Image
 from tiny_runs import copy_run
 
@@ -122,6 +123,11 @@ def deflate(path: Path) -> None:
         archive.writestr("archive/data/999", bytes(2**26))
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def swell(path: Path) -> None:
     os.truncate(path, 2**33)  # a sparse file: it takes no space
 
@@ -155,6 +161,8 @@ TABLE: dict[str, tuple[str, Damage, str]] = {
     "a config that explodes": ("config.yaml", put(BOMB), "2222.22"),
     "a deep config": ("config.yaml", put("[" * 5000), "2......"),
     "a config of megabytes": ("config.yaml", put("- {a: [1, 2], b: {}}\n" * 130_000), "2222.22"),
+    "a config of gigabytes": ("config.yaml", swell, "2222.22"),
+    "a pipe for a config": ("config.yaml", pipe, "2222122"),
     "a config of another model": (
         *("config.yaml", edit_yaml(model={"_target_": "os.system", "command": "mkdir evil"})),
         "2222.02",
@@ -217,7 +225,7 @@ def call(reader: str, run: RunDir, folder: Path) -> int:
 
 @pytest.mark.parametrize("damage", TABLE)
 def test_a_damaged_file_is_one_line_soon(
-    damage: str, finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: str, finished: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     file, act, codes = TABLE[damage]
     act(finished.path / file)
@@ -251,7 +259,7 @@ WAYS = (Path.unlink, put(""), cut, flip, put_folder)
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("way", range(len(WAYS)))
 def test_each_file_damaged_in_each_way_is_answered_by_each_command(
-    way: int, file: str, finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    way: int, file: str, finished: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     for number, reader in enumerate(READERS):
         run = copy_run(finished, tmp_path / str(number))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixtures import Capture, Patch
 from tiny_runs import make, train
 from torch import nn
 
@@ -43,7 +44,7 @@ def test_size_formula_is_what_torch_does_and_written_as_in_s3(
         assert formula == "((32-5+2*0)/1)+1 = 28"
 
 
-def test_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_and_draws(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "new" / "images.png"
     arguments = ["dataset=digits", "model=two_branch", "dropout=none", "device=cpu"]
     assert describe.main([*arguments, "--figure", str(path), "--images", "5,0,7,1"]) == 0
@@ -86,7 +87,7 @@ def test_the_suggestion_lies_where_the_loss_falls_and_well_below_where_it_rises(
 
 
 def test_the_steps_are_those_of_the_run_with_another_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
     options = ("optimizer=sgd", "training.step_history=true", "augmentation=crop_flip")

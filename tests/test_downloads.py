@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_sets
 from fileserver import Behaviour, FileServer, file_server
+from fixtures import CaptureLog, Patch
 
 import cifar_lab.datasets.download as download
 from cifar_lab.datasets import ImageArrays
@@ -78,7 +79,7 @@ def test_silence_ends_a_connection(server: FileServer, tmp_path: Path) -> None:
 
 
 def test_impatience_leaves_a_slow_server_and_keeps_what_came(
-    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: FileServer, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(download, "TRIAL_SECONDS", 0.2)
     address = server.serve("/file", Behaviour(CONTENT, bytes_per_second=55_000))
@@ -158,7 +159,7 @@ def test_what_lies_in_the_data_folder_is_used_as_it_is(tiny: Tiny) -> None:
 
 
 def test_what_is_damaged_is_named_and_fetched_and_no_pickle_in_it_opened(
-    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny: Tiny, tmp_path: Path, caplog: CaptureLog
 ) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -174,7 +175,7 @@ def test_what_is_damaged_is_named_and_fetched_and_no_pickle_in_it_opened(
 
 
 def test_a_slow_address_is_asked_again_after_the_others(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny: Tiny, monkeypatch: Patch, caplog: CaptureLog
 ) -> None:
     monkeypatch.setattr(download, "TRIAL_SECONDS", 0.0)
     tiny.server.serve("/tar", Behaviour(tiny.archive, bytes_per_second=len(tiny.archive) * 4))
@@ -287,7 +288,7 @@ def test_a_folder_that_cannot_be_written_still_serves_what_it_has(
     ],
 )
 def test_npm_packs_into_a_folder_that_is_gone_afterwards(
-    script: str, why: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, why: str | None, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     npm, target = tmp_path / "bin" / "npm", tmp_path / "data" / "tiny.tgz"
     npm.parent.mkdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures import Capture
 from PIL import Image
 from synthetic_runs import dataset_config, make_run
 from tiny_runs import copy_run
@@ -70,7 +71,7 @@ def pictures(page: str) -> list[np.ndarray]:
 
 
 def test_evaluate_writes_the_mistakes_of_a_run_as_a_page(
-    runs: list[RunDir], capsys: pytest.CaptureFixture[str]
+    runs: list[RunDir], capsys: Capture
 ) -> None:
     assert evaluate.main([str(runs[0].path), "--errors", "3"]) == 0
     path = runs[0].path / "errors.html"
@@ -86,7 +87,7 @@ def test_evaluate_writes_the_mistakes_of_a_run_as_a_page(
 
 
 def test_several_runs_have_one_page_with_likely_label_errors(
-    runs: list[RunDir], capsys: pytest.CaptureFixture[str]
+    runs: list[RunDir], capsys: Capture
 ) -> None:
     paths = [str(run.path) for run in runs]
     assert evaluate.main([*paths, "--errors", "2"]) == 0

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures import Capture, Patch
 from tiny_runs import copy_run, make, train
 
 import cifar_lab
@@ -75,7 +76,7 @@ def opened(kind: str, file: Path) -> tuple[Callable[[Any], Any], dict[str, str]]
 
 @pytest.mark.parametrize("kind", EACH_FORMAT)
 def test_the_file_answers_as_the_run_did_and_says_what_it_is(
-    kind: str, run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, run: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     output = tmp_path / "exported"
     assert export.main([str(run.path), "--format", kind, "--output", str(output)]) == 0
@@ -99,7 +100,7 @@ def test_the_file_answers_as_the_run_did_and_says_what_it_is(
 
 @needs_safetensors
 def test_the_model_card_says_what_one_has_to_know(
-    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunDir, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     assert export.main([str(run.path), "--format", "safetensors", "--output", str(tmp_path)]) == 0
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
@@ -108,8 +109,8 @@ def test_the_model_card_says_what_one_has_to_know(
     assert "| validation | 900 |" in card
     assert "Licence of the images: CC BY 4.0" in card
     for name, counts in zip(run.class_names(), stored.confusion_matrix, strict=True):
-        cells = [cell.strip() for cell in _table_row(card, f"**{name}**")]
-        assert cells[1:-1] == [str(count) for count in counts]
+        (line,) = [line for line in card.splitlines() if line.startswith(f"| **{name}** ")]
+        assert [cell.strip() for cell in line.split("|")][2:-2] == [str(n) for n in counts]
     assert str(tmp_path) not in card
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)
     assert snippet is not None
@@ -119,13 +120,8 @@ def test_the_model_card_says_what_one_has_to_know(
     assert variables["logits"].shape == (5, 10)
 
 
-def _table_row(card: str, first: str) -> list[str]:
-    (line,) = [line for line in card.splitlines() if line.startswith(f"| {first} ")]
-    return line.strip("|").split("|")
-
-
 def test_weights_that_are_not_those_of_the_predictions_are_refused(
-    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     kept = run.best.read_bytes()
     state = torch.load(run.best, weights_only=True)
@@ -146,7 +142,7 @@ def test_weights_that_are_not_those_of_the_predictions_are_refused(
 
 
 def test_a_file_in_the_way_is_kept_unless_it_may_be_overwritten(
-    run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: RunDir, tmp_path: Path, capsys: Capture
 ) -> None:
     output = tmp_path / "model.pt2"
     output.write_text("mine")
@@ -159,16 +155,14 @@ def test_a_file_in_the_way_is_kept_unless_it_may_be_overwritten(
     assert answer(pixels(run)[:2]).shape == (2, 10)
 
 
-def test_a_run_that_is_not_finished_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_is_not_finished_is_refused(tmp_path: Path, capsys: Capture) -> None:
     queued = make(tmp_path)
     assert export.main([str(queued.path), "--format", "pt2"]) == 2
     assert "is queued; finish it first: python -m cifar_lab.train" in capsys.readouterr().err
 
 
 def test_predictions_that_a_plain_pass_cannot_repeat_are_reported_and_not_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
     made = train(tmp_path, "evaluation.views=mirrored", "training.epochs=1")
     capsys.readouterr()
@@ -184,7 +178,7 @@ def test_predictions_that_a_plain_pass_cannot_repeat_are_reported_and_not_compar
 @needs_onnx
 @pytest.mark.parametrize("model", MODELS)
 def test_onnx_runtime_answers_as_each_model_of_the_reports_did(
-    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str, tmp_path: Path, capsys: Capture
 ) -> None:
     words = ["dataset=digits", "training.epochs=1", "split.validation=1300", "figures=none"]
     words += ["device=cpu", "threads=1", f"model={model}", *NARROW.get(model, ())]

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -62,13 +62,13 @@ def caches(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.glob("decoded/pictures/*/contents.json"))
 
 
-def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    decoded: list[bytes] = []
+def count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    decoded: list[str] = []
     before = pictures.decode
 
-    def counted(content: bytes, *options: Any) -> Any:
-        decoded.append(content)
-        return before(content, *options)
+    def counted(opened: IO[bytes], *options: Any) -> Any:
+        decoded.append(opened.name)
+        return before(opened, *options)
 
     monkeypatch.setattr(pictures, "decode", counted)
     return decoded

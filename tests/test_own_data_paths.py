@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fixtures import Capture, Patch
 from PIL import Image
 from test_intake import write
 from tiny_runs import TINY as TINY_DIGITS
@@ -30,7 +31,7 @@ TINY = (
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, monkeypatch: Patch) -> Path:
     """Work in a folder that has pictures of two classes."""
     folder = tmp_path / "project"
     write(folder / "pics", "ab", 8)
@@ -49,7 +50,7 @@ def test_a_folder_has_one_address_however_it_is_typed(project: Path) -> None:
 
 
 def test_a_run_finds_its_pictures_from_any_folder(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    project: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     assert train.main([*TINY, "dataset.source.path=pics"]) == 0
     (run,) = find_runs(project / "outputs")
@@ -123,7 +124,7 @@ def of_file(path: Path) -> RunConfig:
 
 
 def test_the_folder_holds_numbers_and_the_same_line_finds_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: Capture
 ) -> None:
     line = [*TINY_DIGITS, *AUTO, f"output_dir={tmp_path}", "training.epochs=1"]
     assert train.main(line) == 0
@@ -139,9 +140,7 @@ def test_the_folder_holds_numbers_and_the_same_line_finds_it(
     assert train.main([*line, f"continue_from={run.path}", "training.epochs=2"]) == 0
 
 
-def test_a_config_that_is_only_shown_loads_no_data(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_config_that_is_only_shown_loads_no_data(monkeypatch: Patch, capsys: Capture) -> None:
     def load(*_: object) -> None:
         raise AssertionError("data were loaded")
 
@@ -196,12 +195,12 @@ def kind() -> str:
 
 
 @pytest.fixture
-def data(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Data:
+def data(kind: str, tmp_path: Path, monkeypatch: Patch) -> Data:
     monkeypatch.setenv("CIFAR_LAB_DATA", str(tmp_path / "data"))
     return Data(kind, tmp_path)
 
 
-def refused(capsys: pytest.CaptureFixture[str], kind: str) -> str:
+def refused(capsys: Capture, kind: str) -> str:
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"the data of dataset={kind} have changed since " in error
     assert "train_images: sha256 " in error
@@ -211,7 +210,7 @@ def refused(capsys: pytest.CaptureFixture[str], kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["npz", "image_folder"])
 def test_a_stopped_run_continues_on_the_same_data_only(
-    data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Data, monkeypatch: Patch, capsys: Capture
 ) -> None:
     run = data.run()
     with monkeypatch.context() as patch:
@@ -232,9 +231,7 @@ def test_a_stopped_run_continues_on_the_same_data_only(
     assert run.read_summary().status == "finished"
 
 
-def test_a_finished_run_is_shown_for_the_same_data_only(
-    data: Data, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_is_shown_for_the_same_data_only(data: Data, capsys: Capture) -> None:
     assert train.main(data.line) == 0
     run = data.run()
     summary = run.read_summary()
@@ -260,7 +257,7 @@ def test_a_finished_run_is_shown_for_the_same_data_only(
     assert "finished before" in capsys.readouterr().out, "a result outlives its data"
 
 
-def test_continue_from_needs_the_same_data(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+def test_continue_from_needs_the_same_data(data: Data, capsys: Capture) -> None:
     assert train.main(data.line) == 0
     longer = [*data.line, f"continue_from={data.run().path}", "training.epochs=3"]
     data.permute()

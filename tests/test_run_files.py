@@ -7,6 +7,7 @@ from typing import IO
 
 import pytest
 import torch
+from fixtures import Capture, Patch
 from test_damages import flip
 from test_faults import Killed
 
@@ -37,7 +38,7 @@ def test_rerun_removes_what_the_run_wrote_and_nothing_else(finished: RunDir) -> 
 
 
 def test_rerun_gives_the_same_result_again_also_from_a_damaged_summary(
-    finished: RunDir, tiny_finished: RunDir, capsys: pytest.CaptureFixture[str]
+    finished: RunDir, tiny_finished: RunDir, capsys: Capture
 ) -> None:
     (finished.path / "notes.txt").write_text("mine")
     finished.summary_file.write_text("garbage")
@@ -49,7 +50,7 @@ def test_rerun_gives_the_same_result_again_also_from_a_damaged_summary(
 
 
 def test_rerun_that_is_killed_while_it_removes_starts_from_nothing(
-    finished: RunDir, tiny_finished: RunDir, monkeypatch: pytest.MonkeyPatch
+    finished: RunDir, tiny_finished: RunDir, monkeypatch: Patch
 ) -> None:
     unlink, left = Path.unlink, [5]
 
@@ -70,7 +71,7 @@ def test_rerun_that_is_killed_while_it_removes_starts_from_nothing(
 
 
 def test_nobody_tidies_a_folder_that_is_being_created(
-    tmp_path: Path, stopped: RunDir, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, stopped: RunDir, monkeypatch: Patch
 ) -> None:
     """The holder of the lock once removed the temporary files of a process that was creating it."""
     config = dataclasses.replace(stopped.read_config(), output_dir=str(tmp_path / "b"))
@@ -97,7 +98,7 @@ def exchange(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [Path.unlink, flip, exchange], ids=["lost", "bit", "exchanged"])
 def test_a_stopped_run_that_lost_its_best_weights_does_not_go_on(
-    damage: Callable[[Path], object], stopped: RunDir, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[Path], object], stopped: RunDir, capsys: Capture
 ) -> None:
     damage(stopped.best)
     assert train_command.main([str(stopped.path), "accept_code=true"]) == 1

@@ -9,23 +9,24 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from fixtures import Capture, Patch
 from tiny_runs import make, train
 
 from cifar_lab import load_run, tidy
 from cifar_lab.runs.run_dir import RunDir
 
 
-def test_what_is_named_is_removed_and_nothing_else(
-    finished: RunDir, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_named_is_removed_and_nothing_else(finished: RunDir, capsys: Capture) -> None:
     folder = finished.path.parents[1]
     failed = make(folder, "seed=3")
     failed.write_summary(dataclasses.replace(failed.read_summary(), status="failed"))
     assert tidy.main([str(folder)]) == 0
     assert "1 failed runs (--failed)" in capsys.readouterr().out
+    damaged = make(folder, "seed=4")
+    damaged.summary_file.write_text("{")  # it keeps nobody from tidying the others
     before = sorted(folder.rglob("*"))
     both = [str(folder), "--last-checkpoints", "--failed"]
-    assert tidy.main([*both, "--dry-run"]) == 0
+    assert tidy.main([*both, "--dry-run", "--archive", str(folder / "a.zip")]) == 0
     assert tidy.main(both) == 2, "there is no terminal to ask at"
     assert tidy.main([*both, "--older-than", "1d", "--yes"]) == 2
     assert sorted(folder.rglob("*")) == before
@@ -40,11 +41,12 @@ def test_what_is_named_is_removed_and_nothing_else(
 
 @pytest.mark.parametrize("kind", ["zip", "tar.zst"])
 def test_an_archive_opens_elsewhere(
-    kind: str, finished: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, finished: RunDir, tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     os.utime(finished.summary_file, (0, 0))
+    monkeypatch.chdir(finished.path)
     file, elsewhere = tmp_path / f"runs.{kind}", tmp_path / "elsewhere"
-    line = [str(finished.path.parents[1]), "--archive", str(file), "--older-than", "30d"]
+    line = ["../..", "--archive", str(file), "--older-than", "30d"]
     if kind == "zip" or sys.version_info >= (3, 14):
         assert tidy.main(line) == 0
         shutil.unpack_archive(file, elsewhere)
@@ -59,7 +61,7 @@ def test_an_archive_opens_elsewhere(
         assert tidy.main(line) == 0
         with zstandard.open(file) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             archive.extractall(elsewhere)
-    (path,) = elsewhere.rglob("summary.json")
+    (path,) = elsewhere.glob(f"{finished.path.parents[1].name}/*/*/summary.json")
     assert load_run(path.parent).status == "finished"
     assert tidy.main(line) == 2
 
@@ -71,5 +73,8 @@ def test_last_pt_goes_where_nothing_needs_it(tmp_path: Path) -> None:
     auto = ["training.keep_last=auto", "training.epochs=3", "split.validation=1300"]
     whole = train(tmp_path / "whole", *auto)
     stopped = train(tmp_path / "stopped", *auto, "training.patience=1", "training.min_delta=1")
-    assert (whole.last.exists(), stopped.last.exists()) == (False, True)
+    only = train(tmp_path / "only", "training.keep_last=false", "split.validation=0")
+    assert [run.last.exists() for run in (whole, stopped, only)] == [False, True, True]
     assert whole.best.exists()
+    assert tidy.main([str(only.path), "--last-checkpoints", "--yes"]) == 0
+    assert only.last.exists(), "it has no other weights"

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from fixtures import Capture, Patch
 from tiny_runs import make
 
 from cifar_lab import watch
@@ -33,7 +34,7 @@ def folder(finished: RunDir) -> Path:
 
 
 def test_the_table_says_how_far_each_run_is_and_nothing_is_written(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: Capture
 ) -> None:
     before = files(folder)
     assert watch.main([str(folder), "--once"]) == 0
@@ -47,7 +48,7 @@ def test_the_table_says_how_far_each_run_is_and_nothing_is_written(
 
 
 def test_only_what_has_changed_is_read_again(
-    folder: Path, finished: RunDir, monkeypatch: pytest.MonkeyPatch
+    folder: Path, finished: RunDir, monkeypatch: Patch
 ) -> None:
     watcher = Watcher(folder)
     first = watcher.look()
@@ -149,9 +150,7 @@ def test_only_files_of_runs_are_served_and_only_to_this_machine(
         assert get(other, secret_path, Host="my-host:80")[0] == 200
 
 
-def test_a_port_in_use_is_one_line(
-    server: LiveServer, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_port_in_use_is_one_line(server: LiveServer, folder: Path, capsys: Capture) -> None:
     assert watch.main([str(folder), "--serve", str(server.server_port)]) == 2
     assert f"port {server.server_port} is in use" in capsys.readouterr().err
 

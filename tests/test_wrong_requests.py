@@ -114,6 +114,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("-m points=3", "points=3 is wrong: it must be a list"),
         ("search=optuna", "search=optuna has no values to choose from: add -m"),
         ("-m search=optuna points=[{seed:1}]", "are for a grid"),
+        ("-m search=optuna seed=0,1 search.study=../x", "search.study=../x is wrong"),
         ("-m search=optuna model.hidden=interval(8,64)", "must be a whole number"),
         ("-m search=optuna optimizer.lr=interval(0,inf)", "must be below its end"),
         ("-m seed=0,1 jobs=1,3", "jobs takes one value"),

@@ -26,6 +26,7 @@ from cifar_lab.errors import (
     UsageError,
     first_line,
     log,
+    printable,
     redact,
     shorten,
     shorten_path,
@@ -202,8 +203,8 @@ class _Output:
         self._drop = drop
 
     def write(self, text: str) -> int:
-        """Write a text; return its length."""
-        self._do("write", redact(text))
+        """Write a text, what would move the cursor as escapes; return its length."""
+        self._do("write", redact(re.sub(r"[^\n\r\t]+", lambda part: printable(part[0]), text)))
         return len(text)
 
     def flush(self) -> None:

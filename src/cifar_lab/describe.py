@@ -65,7 +65,7 @@ def _describe_run(config: RunConfig, arguments: argparse.Namespace) -> int:
     from cifar_lab.training.sanity_checks import check_config
     from cifar_lab.training.splits import load_arrays, make_splits
 
-    size = config.dataset.training_images
+    path, size = arguments.figure or _default_path(config), config.dataset.training_images
     if size is not None:  # what is wrong is said before anything is read
         description.choose_images(arguments.images, size, config.seed)
     classes = config.dataset.classes
@@ -83,7 +83,6 @@ def _describe_run(config: RunConfig, arguments: argparse.Namespace) -> int:
         print(f"warning: {warning}")
     if arguments.check_data:
         print("\n".join(description.check_images(config.dataset, arrays)))
-    path = arguments.figure or _default_path(config)
     names = config.dataset.display_names or splits.class_names
     titles = [f"{names[int(arrays.train_labels[index])]}\n{index}" for index in chosen]
     style.save(draw_images([arrays.train_images[index] for index in chosen], titles), path)
@@ -93,13 +92,10 @@ def _describe_run(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 def _lr_range(config: RunConfig, figure: Path | None) -> int:
     """Run the learning-rate range test; draw it, and print the rates that it suggests."""
-    from cifar_lab.analysis.description import check_settings, range_test
+    from cifar_lab.analysis.description import range_test
     from cifar_lab.figures import lr_range, style
 
-    check_settings(config)
     path = figure or _default_path(config, "_lr_range")
-    if figure is None:
-        cli.check_output("output_dir", path, (".png",), creates_folder=True)
     test = range_test(config)
     print("\n".join(test.lines()))
     style.save(lr_range.draw(config, test), path)
@@ -109,7 +105,9 @@ def _lr_range(config: RunConfig, figure: Path | None) -> int:
 
 def _default_path(config: RunConfig, ending: str = "") -> Path:
     name = "".join(c if c.isalnum() or c in "-_." else "_" for c in config.dataset.name)[:80]
-    return Path(config.output_dir) / "describe" / f"{name}{ending}.png"
+    path = Path(config.output_dir) / "describe" / f"{name}{ending}.png"
+    cli.check_output("output_dir", path, creates_folder=True)
+    return path
 
 
 if __name__ == "__main__":

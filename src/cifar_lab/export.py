@@ -14,7 +14,6 @@ PACKAGES = {
     "pt2": (),
     "safetensors": ("safetensors",),
 }
-CARD = "README.md"
 
 
 @cli.command
@@ -27,10 +26,9 @@ def main(argv: list[str]) -> int:
     parser.add("--output", where, type=cli.path, metavar="FILE")
     parser.add_flag("--overwrite", "replace files that are there")
     arguments = parser.parse_args(argv)
-    *others, last = PACKAGES[arguments.kind] or ("torch",)
-    if any(importlib.util.find_spec(name) is None for name in (*others, last)):  # not imported yet
-        names = f"packages {', '.join(others)} and {last}" if others else f"package {last}"
-        raise missing_extra(f"export --format {arguments.kind}", f"the {names}", "export")
+    for name in PACKAGES[arguments.kind]:
+        if importlib.util.find_spec(name) is None:  # not imported yet
+            raise missing_extra(f"export --format {arguments.kind}", name, "export")
 
     from cifar_lab.exports.formats import export
     from cifar_lab.exports.model_card import model_card
@@ -70,7 +68,7 @@ def _files(run: Path, kind: str, output: Path | None) -> list[Path]:
         raise UsageError(f"--output {output} is wrong: it is the folder for two files")
     if kind == "safetensors":
         folder = output or run / "safetensors"
-        return [folder / "model.safetensors", folder / CARD]
+        return [folder / "model.safetensors", folder / "README.md"]
     return [output or run / f"model.{kind}"]
 
 

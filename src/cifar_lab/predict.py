@@ -15,7 +15,7 @@ from cifar_lab.figures.image_grid import write_labelled
 from cifar_lab.runs.files import write_text
 from cifar_lab.runs.metrics import Probabilities
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.text import Table, align
+from cifar_lab.runs.text import Table, align, one_line
 
 
 @cli.command
@@ -98,7 +98,7 @@ def table(paths: Sequence[Path], rows: Probabilities, names: Sequence[str], top:
     for path, row in zip(paths, rows, strict=True):
         for rank, label in enumerate((-row).argsort(kind="stable")[:top]):
             name = "" if rank else shorten_path(path, 1000)
-            lines.append((name, names[int(label)], f"{100 * row[label]:.2f} %"))
+            lines.append((name, one_line(names[int(label)]), f"{100 * row[label]:.2f} %"))
     return "\n".join(align(lines, right={2}))
 
 

@@ -11,16 +11,15 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from cifar_lab import cli
-from cifar_lab.errors import Unavailable, UsageError, is_terminal, shorten, shorten_path
+from cifar_lab.errors import RunFailed, Unavailable, UsageError, is_terminal, shorten, shorten_path
 from cifar_lab.runs.files import replacing
 from cifar_lab.runs.run_dir import RunDir, find_runs
-
-_DAYS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
 
 
 @cli.command
@@ -32,42 +31,48 @@ def main(argv: list[str]) -> int:
     parser.add_flag("--failed", "remove runs that failed, whole")
     parser.add("--older-than", "only runs that ended so long ago", type=_age, metavar="30d|12h|4w")
     parser.add_output("--archive", "write the runs to a .zip or .tar.zst", ".zip", ".zst")
-    parser.add_flag("--dry-run", "only say what would be removed")
+    parser.add_flag("--dry-run", "only say what would be removed; nothing is written")
     parser.add_flag("--yes", "do not ask")
     arguments = parser.parse_args(argv)
     if arguments.archive is not None and arguments.archive.exists():
         raise UsageError(f"--archive {arguments.archive} is there already; name another file")
 
+    ask = (arguments.last_checkpoints or arguments.failed) and not arguments.yes
+    if ask and not (arguments.dry_run or is_terminal(sys.stdin)):
+        raise UsageError("tidy asks before it removes, and there is no terminal: add --yes")
     runs = find_runs(arguments.folder)
     if arguments.older_than is not None:
         oldest = time.time() - 86_400 * arguments.older_than
         runs = [run for run in runs if run.summary_file.stat().st_mtime < oldest]
     if not runs:
         raise UsageError(f"{shorten_path(arguments.folder)} holds no run of that kind")
-    states = {run: "in use" if run.is_locked() else run.status for run in runs}
-    done = [run for run in runs if states[run] == "finished"]
-    # A run without validation images has no other weights.
-    spare = [run for run in done if run.read_summary().scored_weights == "best"]
-    checkpoints = {run: run.last for run in spare if run.last.is_file()}
-    failed = {run: run.path for run in runs if states[run] == "failed"}
-    interrupted = [run.path for run in runs if states[run] == "interrupted"]
-    if arguments.archive is not None:
-        _archive(runs, arguments.folder, arguments.archive)
+    checkpoints: dict[RunDir, Path] = {}
+    by_status = defaultdict[str, dict[RunDir, Path]](dict)
+    free = [run for run in runs if not run.is_locked()]
+    for run in free:
+        try:
+            summary = run.read_summary()
+        except RunFailed as error:
+            print(f"left alone: {error}", file=sys.stderr)
+            continue
+        by_status[summary.status][run] = run.path
+        # A run without validation images has no other weights.
+        if run.last.is_file() and (summary.status, summary.scored_weights) == ("finished", "best"):
+            checkpoints[run] = run.last
+    failed, interrupted = by_status["failed"], by_status["interrupted"].values()
+    if arguments.archive is not None and not arguments.dry_run:
+        _archive(free, arguments.folder, arguments.archive)
     targets = dict(checkpoints if arguments.last_checkpoints else {})
     targets |= failed if arguments.failed else {}
     if not targets:
-        last = _megabytes(checkpoints.values())
         print(f"{_megabytes(run.path for run in runs)}  {len(runs)} runs, of that")
-        print(f"{last}  last checkpoints of finished runs (--last-checkpoints)")
+        print(f"{_megabytes(checkpoints.values())}  last checkpoints (--last-checkpoints)")
         print(f"{_megabytes(failed.values())}  {len(failed)} failed runs (--failed)")
         print(f"{_megabytes(interrupted)}  {len(interrupted)} interrupted runs, which can go on")
         print(f"{_megabytes(run.figures for run in runs)}  figures")
         return 0
     for path in targets.values():
         print(f"{_megabytes([path])}  {path}")
-    ask = not (arguments.dry_run or arguments.yes)
-    if ask and not is_terminal(sys.stdin):
-        raise UsageError("tidy asks before it removes, and there is no terminal: add --yes")
     question = f"remove these {len(targets)}, {_megabytes(targets.values()).strip()}? [y/N] "
     if arguments.dry_run or (ask and input(question).strip().lower() not in ("y", "yes")):
         print("nothing was removed")
@@ -85,12 +90,12 @@ def main(argv: list[str]) -> int:
 
 
 def _archive(runs: Sequence[RunDir], folder: Path, file: Path) -> None:
-    """Write the files of runs into an archive, under their paths below the folder."""
+    """Write the files of runs into an archive, under the folder's name and their paths in it."""
     paths = [path for run in runs for path in sorted(run.path.rglob("*"))]
     files = [path for path in paths if path.is_file() and not path.is_symlink()]
     with replacing(file) as handle, _open_archive(file, handle) as add:
         for path in files:
-            add(path, path.relative_to(folder.parent))
+            add(path, folder.resolve().name / path.relative_to(folder))
     print(f"archive: {file} ({len(runs)} runs,{_megabytes([file])})")
 
 
@@ -122,7 +127,7 @@ def _age(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text)
     if match is None:
         raise UsageError(f"--older-than {shorten(text)} is wrong: it must be 12h, 30d or 4w")
-    return float(match[1]) * _DAYS[match[2]]
+    return float(match[1]) * {"h": 1 / 24, "d": 1.0, "w": 7.0}[match[2]]
 
 
 if __name__ == "__main__":

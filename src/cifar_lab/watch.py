@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
         going = any(run.status in ("running", "queued") for run in runs)
         headline = text.partition("\n")[0]
         if live or not before or not going:
-            print("\x1b[H\x1b[2J" * live + text, flush=True)
+            print("\x1b[H\x1b[2J" * live, end="", file=sys.__stdout__)  # sys.stdout escapes it
+            print(text, flush=True)
         elif headline != before:
             print(headline, flush=True)
         if arguments.once or not going:

@@ -144,25 +144,19 @@ def check_images(dataset: DatasetConfig, arrays: ImageArrays) -> list[str]:
     return lines
 
 
-def check_settings(config: RunConfig) -> float:
-    """Return the learning rate that the test scales; UsageError if there is none."""
-    rate = config.optimizer.get("lr")
-    if not isinstance(rate, int | float) or rate <= 0:
-        raise UsageError(
-            f"--lr-range needs an optimizer.lr above 0 to scale, and it is {rate}; choose "
-            "optimizer=sgd, or set optimizer.lr"
-        )
-    return float(rate)
-
-
 def range_test(config: RunConfig, steps: int = STEPS) -> RangeTest:
     """Train for `steps` steps whose rate grows exponentially from LOWEST to HIGHEST (Smith 2017).
 
     Everything else is as the run has it, but for its scheduler; the rates of several groups of
     parameters grow together. The test ends early where the loss diverges; RunFailed if that is in
-    the first step.
+    the first step, UsageError if there is no rate to scale.
     """
-    base = check_settings(config)
+    base = config.optimizer.get("lr")
+    if not isinstance(base, int | float) or base <= 0:
+        raise UsageError(
+            f"--lr-range needs an optimizer.lr above 0 to scale, and it is {base}; choose "
+            "optimizer=sgd, or set optimizer.lr"
+        )
     device = select_device(config.device)
     configure(device, config.threads, config.deterministic)
     splits = load_splits(config, device)

@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from cifar_lab.errors import RunFailed, UsageError, shorten
+from cifar_lab.runs.files import read_bytes
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.text import align, duration
 
@@ -83,7 +84,7 @@ class Watcher:
             rows = run.read_metrics()
             scores = [row.val_accuracy for row in rows if row.val_accuracy is not None]
             recent = [row.seconds for row in rows[-_RECENT:]]
-            epochs = _EPOCHS.search(run.config_file.read_text(encoding="utf-8"))
+            epochs = _EPOCHS.search(read_bytes(run.config_file).decode())
             return WatchedRun(
                 run.path,
                 run.status,

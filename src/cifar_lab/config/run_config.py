@@ -224,7 +224,10 @@ def parse(data: Any) -> RunConfig:
 def load(path: Path) -> RunConfig:
     """Read a run folder's config.yaml, checked as strictly as a command line."""
     try:
-        data = _read_yaml(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a pipe has no end, and may never begin
+            raise ValueError("it is no regular file")
+        with path.open(encoding="utf-8") as file:
+            data = _read_yaml(file.read(_MAX_CHARACTERS + 1))
     except FileNotFoundError:
         raise UsageError(f"{path.parent} is not a run folder: it has no {path.name}") from None
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:

@@ -20,6 +20,8 @@ from cifar_lab.datasets.store import user_path
 from cifar_lab.errors import UsageError, first_line, listing, shorten, shorten_path
 from cifar_lab.runs.files import open_for_reading
 
+_USED = {*ARRAYS, "val_images", "val_labels", "images", "labels", "class_names"}
+
 
 def load(
     *,
@@ -67,12 +69,13 @@ def load(
 
 
 def _read(file: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a file; those that are not used are not read, and may be anything."""
     try:
         # Opened here, because numpy leaves a damaged file open; and not by np.load, which advises
         # to unpickle what it does not know.
         with open_for_reading(file) as stream:
             archive = np.lib.npyio.NpzFile(stream, allow_pickle=False)
-            return {name: archive[name] for name in archive.files}
+            return {n: archive[n] if n in _USED else np.empty(0) for n in archive.files}
     except FileNotFoundError:
         raise UsageError(
             f"dataset.source.path={shorten_path(file)}: there is no such file"
@@ -108,9 +111,10 @@ def _take(
         raise UsageError(
             f"{what}: {labels.dtype} of shape {labels.shape}; it must be whole numbers, ({size},)"
         )
+    labels = labels.astype(np.int64)  # first: the -1 of unsigned labels is their maximum
     if labels.min() < 0:
         raise UsageError(f"{what}: its minimum is {labels.min()}; labels begin at 0")
-    return np.ascontiguousarray(images), labels.astype(np.int64)
+    return np.ascontiguousarray(images), labels
 
 
 def _class_names(

@@ -1,13 +1,12 @@
 """The one intake of picture files: which there are, and each as an array of a given shape."""
 
-import io
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,7 +141,7 @@ def decode_files(
     def read(path: Path) -> tuple[NDArray[np.uint8], Traits] | Unreadable:
         try:
             with open_for_reading(path) as file:
-                return decode(file.read(), preparation)
+                return decode(file, preparation)
         except Unreadable as error:
             return error
         except OSError as error:
@@ -162,15 +161,15 @@ def decode_files(
         Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def decode(content: bytes, preparation: Preparation) -> tuple[NDArray[np.uint8], Traits]:
-    """Return the picture in the bytes of a file as `fit_picture` does, and what it was.
+def decode(opened: IO[bytes], preparation: Preparation) -> tuple[NDArray[np.uint8], Traits]:
+    """Return the picture in an open file as `fit_picture` does, and what it was.
 
     Raises Unreadable if there is none.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as file:
+        with Image.open(opened, formats=FORMATS) as file:
             if prod(file.size) > 1e6 * preparation.max_megapixels:  # however small the file is
                 raise Unreadable(
                     f"it has {file.width:,} x {file.height:,} pixels, more than "

@@ -195,8 +195,7 @@ def export(run: RunDir, kind: str, path: Path) -> tuple[str, Reference, float]:
     network = load_network(run)
     size = config.evaluation.batch_size
     expected = expected_outputs(run, answers_of(network), size)
-    is_softmax = sum_to_one(torch.from_numpy(expected.outputs))
-    output = "probabilities" if is_softmax else "logits"
+    output = "probabilities" if sum_to_one(torch.from_numpy(expected.outputs)) else "logits"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as handle:
         try:

@@ -179,9 +179,7 @@ class RunDir(RunFiles):
         names = dataset.display_names or dataset.classes or []
         if not names and self.summary_file.exists():
             names = self.read_summary().class_names
-        if count is None:
-            return names
-        return [names[i] if i < len(names) else str(i) for i in range(count)]
+        return [*names, *map(str, range(len(names), count or 0))][:count]
 
     # --- the lock -------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Run folders as training leaves them, without the training: for tests of what reads folders."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -121,14 +122,9 @@ def _write_run(
         test = predictions(images, accuracy - 0.01, key, first=10_000)
         run.write_predictions(test, "test", "scored")
         run.write_predictions(test, "test", "last")
-        report = classification_report(
-            test.labels,
-            test.predicted,
-            labels=range(len(CLASSES)),
-            target_names=CLASSES,
-            zero_division=0.0,
-            output_dict=True,
-        )
+        of_classes: Any = {"labels": range(len(CLASSES)), "target_names": CLASSES}
+        of_classes |= {"zero_division": 0.0, "output_dict": True}
+        report = classification_report(test.labels, test.predicted, **of_classes)
         run.report_json.write_text(json.dumps(report))
         known |= {
             "per_class_accuracy": {name: report[name]["recall"] for name in CLASSES},
@@ -181,19 +177,11 @@ def hash_of(run: RunDir) -> int:
 def make_grid(folder: Path, seeds: int = 3, **settings: Any) -> list[RunDir]:
     """Return the runs of 2 optimizers x 2 activations x 3 learning rates x seeds."""
     runs = []
-    for optimizer, base in (("sgd", 0.60), ("adam", 0.65)):
-        for activation, gain in (("ReLU", 0.05), ("Tanh", 0.0)):
-            for lr, more in ((1e-4, -0.1), (1e-3, 0.0), (1e-2, 0.02)):
-                for seed in range(seeds):
-                    runs.append(
-                        make_run(
-                            folder,
-                            accuracy=base + gain + more + 0.004 * (seed - 1),
-                            optimizer=optimizer,
-                            activation=activation,
-                            lr=lr,
-                            seed=seed,
-                            **settings,
-                        )
-                    )
+    optimizers, activations = (("sgd", 0.60), ("adam", 0.65)), (("ReLU", 0.05), ("Tanh", 0.0))
+    rates = ((1e-4, -0.1), (1e-3, 0.0), (1e-2, 0.02))
+    cells = itertools.product(optimizers, activations, rates, range(seeds))
+    for (optimizer, base), (activation, gain), (lr, more), seed in cells:
+        accuracy = base + gain + more + 0.004 * (seed - 1)
+        chosen = {"optimizer": optimizer, "activation": activation, "lr": lr, "seed": seed}
+        runs.append(make_run(folder, accuracy=accuracy, **chosen, **settings))
     return runs

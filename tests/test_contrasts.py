@@ -155,19 +155,13 @@ def test_folds_are_the_test_of_nadeau_and_bengio() -> None:
 def factorial(draw: Draw) -> pd.DataFrame:
     effects = {"adam": 0.02, "sgd": 0.0, "relu": 0.01, "tanh": 0.0, "gelu": 0.005}
     seed_effects = draw.normal(0, 0.01, 4)
-    return pd.DataFrame(
-        [
-            {
-                "optimizer": o,
-                "activation": a,
-                "seed": seed,
-                "y": 0.7 + effects[o] + effects[a] + seed_effects[seed] + draw.normal(0, 0.005),
-            }
-            for o in ("adam", "sgd")
-            for a in ("relu", "tanh", "gelu")
-            for seed in range(4)
-        ]
-    )
+    rows = [
+        (o, a, seed, 0.7 + effects[o] + effects[a] + seed_effects[seed] + draw.normal(0, 0.005))
+        for o in ("adam", "sgd")
+        for a in ("relu", "tanh", "gelu")
+        for seed in range(4)
+    ]
+    return pd.DataFrame(rows, columns=["optimizer", "activation", "seed", "y"])
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -212,10 +206,7 @@ def test_folds_that_differ_by_the_same_amount_cannot_be_judged() -> None:
 
 
 def test_one_run_is_set_against_all_seeds_of_the_other() -> None:
-    """Its seed varies as those of the other do: one deviation, with its degrees of freedom, once.
-
-    On an image it differs from another run as those of the other do, too.
-    """
+    """One deviation, with its degrees of freedom, once; on an image it varies as others do."""
     draw = np.random.default_rng(2)
     one, many = nets(draw, 1), nets(draw, 5)
     deviation = pooled([one, many])

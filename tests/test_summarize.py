@@ -298,6 +298,17 @@ def test_what_a_model_brings_is_no_axis(tmp_path: Path) -> None:
     assert collection.label(collection.groups[0]) == "model=convnet, optimizer=adam"
 
 
+def test_what_was_always_changed_together_stays_in_every_name(tmp_path: Path) -> None:
+    """Nobody knows which of the two it was: no main effect of one of them."""
+    for optimizer, activation in (("sgd", "ReLU"), ("adam", "Tanh")):
+        for lr, seed in ((0.1, 0), (0.1, 1), (0.01, 0), (0.01, 1)):
+            chosen: dict[str, Any] = {"optimizer": optimizer, "activation": activation, "lr": lr}
+            make_run(tmp_path, seed=seed, accuracy=0.6 + 0.01 * seed, **chosen)
+    collection = collection_of(tmp_path)
+    assert len(collection.main_axes) == 3
+    assert ranking.main_effects(collection, "cifar10") is None
+
+
 def test_scores_that_other_files_contradict_are_replaced_and_named(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     measured = run.read_predictions().accuracy

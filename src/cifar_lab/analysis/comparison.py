@@ -173,8 +173,7 @@ def _score(cells: Cells, name: str, differences: dict[str, Difference]) -> list[
 def _which_runs(cells: Cells, given: int) -> list[str]:
     """Return what the means are over, of `given` runs, and which seeds and folds one side lacks."""
     lines = []
-    if len(cells[0]) > 1:
-        count = len(cells[0])
+    if (count := len(cells[0])) > 1:
         lines.append(f"Means over the {count} configurations that both have, with equal weights.")
     if left_out := given - sum(len(group.runs) for side in cells for group in side):
         lines.append(f"Runs of configurations that only one of them has are left out: {left_out}.")

@@ -145,15 +145,16 @@ class RunCollection:
     def main_axes(self) -> list[int]:
         """The places of the axes that tables and names show: enough to tell the groups apart.
 
-        An axis is left out if it follows from the options of config groups: a key that has one
-        value for each option of the BRINGING, or that is missing where an option has no place for
-        it; and a key or group that has one value for the same options. Where most combinations of
-        options occur once that would be chance, so a third must be repetitions.
+        An axis is left out if it follows from options: a key or group that has one value for each
+        option of the BRINGING, and a key that is missing where an option has no place for it, or
+        has one value for the same options. Where most combinations occur once that would be chance,
+        so a third must be repetitions. Other groups stay, even if they only changed together.
         """
         columns = list(zip(*(group.key for group in self.groups), strict=True))
         groups = [i for i, axis in enumerate(self.axes) if "." not in axis]
-        for i in [i for i in groups if self.axes[i] not in BRINGING]:
-            if any(_determines([columns[k]], columns[i]) for k in groups if k != i):
+        bringing = [i for i in groups if self.axes[i] in BRINGING]
+        for i in [i for i in groups if i not in bringing]:
+            if any(_determines([columns[k]], columns[i]) for k in bringing):
                 groups.remove(i)
         main = list(groups)
         for i, axis in enumerate(self.axes):

@@ -54,7 +54,6 @@ def test_table_names_the_most_probable_classes(
     tiny = save(tmp_path / "tiny.png", random.integers(0, 256, (5, 90), dtype=np.uint8))
     assert predict.main([str(run.path), str(photo), str(tiny), "--top", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["picture", "class", "probability"]
     assert len(lines) == 5
     rows = probabilities(run, [photo, tiny])
     best = [run.class_names()[int(row.argmax())] for row in rows]
@@ -69,7 +68,6 @@ def test_arrays_open_pictures_and_files_are_answered_alike(run: RunDir, tmp_path
     gray = random.integers(0, 256, (3, 32, 32), dtype=np.uint8)
     rows = probabilities(run, gray)
     assert rows.shape == (3, 10)
-    assert rows.dtype == np.float64
     assert np.array_equal(rows, probabilities(run, gray[..., None]))
     paths = [save(tmp_path / f"{i}.png", pixels) for i, pixels in enumerate(gray)]
     mixed = [gray[0], Image.fromarray(gray[1]), str(paths[2])]
@@ -130,6 +128,8 @@ def test_the_answers_are_a_table_and_pictures_with_their_classes(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         size = (8, 8) if "small" in name else (300, 200)
         save(tmp_path / name, random.integers(0, 256, (*size, 3), dtype=np.uint8))
+    save(tmp_path / "b" / "deep.png", np.full((300, 200), 9000, dtype=np.uint16))
+    save(tmp_path / "b" / "thin.png", np.zeros((9000, 1), dtype=np.uint8))
     pictures = [str(tmp_path / "a"), str(tmp_path / "b")]
     csv, folder = tmp_path / "answers.csv", tmp_path / "new" / "labelled"
     line = [str(run.path), *pictures, "--csv", str(csv), "--save", str(folder)]
@@ -142,10 +142,12 @@ def test_the_answers_are_a_table_and_pictures_with_their_classes(
         assert float(rest[int(label)]) == float(probability) == max(map(float, rest))
         assert sum(map(float, rest)) == pytest.approx(1)
     sizes = {"photo.png": (400, 650), "photo-2.png": (400, 650), "small.png": (256, 288)}
+    sizes |= {"deep.png": (400, 650), "thin.png": (1, 9012)}
     assert {path.name for path in folder.iterdir()} == set(sizes)
     for name, size in sizes.items():
         with Image.open(folder / name) as labelled:
             assert labelled.size == size
+            assert name != "deep.png" or labelled.getpixel((9, 9)) == (35, 35, 35)
     assert predict.main([str(run.path), *pictures, "--save", pictures[0]]) == 2
     assert "holds the pictures themselves" in capsys.readouterr().err
 
@@ -191,8 +193,7 @@ def test_predict_takes_several_runs(members: list[RunDir], tmp_path: Path, capsy
     each = [run.predict(picture, device="cpu") for run in loaded]
     assert rows == pytest.approx((each[0] + each[1] + each[2]) / 3)
     assert predict.main([*(str(run.path) for run in members), str(picture), "--top", "2"]) == 0
-    header, first, _ = capsys.readouterr().out.splitlines()
-    assert header.split() == ["picture", "class", "probability"]
+    _, first, _ = capsys.readouterr().out.splitlines()
     assert first.endswith(f"{100 * rows[0].max():.2f} %")
 
 

@@ -33,6 +33,8 @@ def main(argv: list[str]) -> int:
     parser.add_output("--save", "write the pictures with their classes", is_folder=True)
     arguments = parser.parse_args(argv)
 
+    from PIL import Image
+
     from cifar_lab.analysis.ensembles import mean_probabilities
 
     paths = list(arguments.image)
@@ -50,12 +52,12 @@ def main(argv: list[str]) -> int:
     best = [(names[row.argmax()], float(row.max())) for row in rows]
     if arguments.csv is not None:
         cells = [[str(p), *b, *row] for p, b, row in zip(paths, best, rows.tolist(), strict=True)]
-        header = ("picture", "class", "probability", *names)
-        write_text(arguments.csv, Table(header, cells).csv())
+        write_text(arguments.csv, Table(("picture", "class", "probability", *names), cells).csv())
         print(f"table: {arguments.csv}")
     if arguments.save is not None:
         texts = [f"{name} {probability:.1%}" for name, probability in best]
-        write_labelled(paths, texts, arguments.save)
+        pictures = (intake.eight_bits(Image.open(path))[0] for path in paths)
+        write_labelled(zip(paths, pictures, texts, strict=True), arguments.save)
         print(f"pictures: {arguments.save}")
     if broken:
         left_out = f"{len(broken):,} of {len(broken) + len(paths):,} pictures were left out"

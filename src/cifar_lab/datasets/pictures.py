@@ -175,7 +175,7 @@ def decode(opened: IO[bytes], preparation: Preparation) -> tuple[NDArray[np.uint
                     f"it has {file.width:,} x {file.height:,} pixels, more than "
                     f"dataset.max_megapixels={preparation.max_megapixels:g} allows"
                 )
-            picture, bits, highest = _eight_bits(file)
+            picture, bits, highest = eight_bits(file)
             # MPO: a JPEG of a telephone, whose other frames are of another kind.
             several = file.format != "MPO" and getattr(file, "is_animated", False)
             traits = Traits(str(file.format), bits, file.size, highest, several)
@@ -189,7 +189,7 @@ def decode(opened: IO[bytes], preparation: Preparation) -> tuple[NDArray[np.uint
         raise Unreadable(first_line(error)) from error
 
 
-def _eight_bits(picture: "Image.Image") -> tuple["Image.Image", int, float]:
+def eight_bits(picture: "Image.Image") -> tuple["Image.Image", int, float]:
     """Return a picture upright and with 8 bits a sample, its bits, and its `Traits.highest`.
 
     It is rotated as its EXIF orientation says. Deep grey pictures are scaled by the range that
@@ -271,7 +271,7 @@ def _pixels(picture: Any, number: int, preparation: Preparation) -> NDArray[np.u
     if wrong is not None:
         raise UsageError(f"picture {number} is {wrong}")
     try:
-        return fit_picture(_eight_bits(picture)[0], preparation.shape, preparation.fit)
+        return fit_picture(eight_bits(picture)[0], preparation.shape, preparation.fit)
     except Exception as error:  # a file that PIL opened is decoded only here
         raise UsageError(f"picture {number} cannot be read: {first_line(error)}") from error
 

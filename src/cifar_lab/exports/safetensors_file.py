@@ -35,8 +35,8 @@ def load_network(path: Path | str) -> nn.Module:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         config = run_config.parse(yaml.safe_load(facts["config"]))
         num_classes = len(json.loads(facts["class_names"]))
-    except (OSError, SafetensorError, KeyError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is not an exported model: {first_line(error)}") from None
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError, yaml.YAMLError) as why:
+        raise UsageError(f"{path} is not an exported model: {first_line(why)}") from None
     network = NormalisedNetwork(build_model(config, num_classes), config)
     network.load_state_dict(state)
     return network.eval()

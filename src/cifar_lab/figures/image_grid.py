@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-_WIDTH = 256  # pixels that the smallest picture is enlarged to
+_WIDTH, _TALLEST = 256, 4096  # pixels that the smallest picture is enlarged to, and no further
 
 
 def draw_images(images: Sequence[Pixels], titles: Sequence[str]) -> "Figure":
@@ -47,10 +47,10 @@ def thumbnail(image: Pixels, longest: int) -> dict[str, Any]:
     return {"address": f"data:image/png;base64,{data}", "width": width, "height": height}
 
 
-def write_labelled(paths: Sequence[Path], texts: Sequence[str], folder: Path) -> None:
-    """Write each picture into a folder as PNG, small ones enlarged, with its text below it.
+def write_labelled(pictures: Iterable[tuple[Path, Any, str]], folder: Path) -> None:
+    """Write each picture (PIL's, of 8 bits) as PNG, small ones enlarged, with its text below it.
 
-    Of several pictures of one name, all but the first get a number.
+    Of several pictures whose paths have one name, all but the first get a number.
     """
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -58,17 +58,16 @@ def write_labelled(paths: Sequence[Path], texts: Sequence[str], folder: Path) ->
     font_file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     folder.mkdir(parents=True, exist_ok=True)
     taken: dict[str, int] = {}
-    for path, text in zip(paths, texts, strict=True):
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
-        if (scale := -(-_WIDTH // picture.width)) > 1:
+    for path, eight_bits, text in pictures:
+        picture = eight_bits.convert("RGBA")
+        if (scale := min(-(-_WIDTH // picture.width), _TALLEST // picture.height)) > 1:
             picture = ImageOps.scale(picture, scale, Image.Resampling.NEAREST)
-        size = picture.width // 16
+        size = max(picture.width // 16, 6)
         room = 0.94 * picture.width
         while size > 6 and ImageFont.truetype(font_file, size).getlength(text) > room:
             size -= 1
         labelled = Image.new("RGB", (picture.width, picture.height + 2 * size), "white")
-        labelled.paste(picture)
+        labelled.paste(picture, mask=picture)
         place = (0.03 * picture.width, picture.height + 1.4 * size)
         font = ImageFont.truetype(font_file, size)
         ImageDraw.Draw(labelled).text(place, text, fill="black", font=font, anchor="ls")

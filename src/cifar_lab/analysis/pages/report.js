@@ -193,7 +193,7 @@ function heatMap(x, y) {
         const setting = settings[i], value = scores[i], t = value === null ? 0 : share(value);
         const square = el("button", { type: "button", "data-setting": i, "--t": t, "aria-pressed": String(state.setting === i),
           title: `${setting.label}: ${value === null ? setting.status : scoreOf(setting).text}`,
-          class: ["square", value === null ? "none" : t > 0.5 ? "dark" : ""].join(" "),
+          class: ["square", value === null ? "none" : t > 0.6 ? "dark" : ""].join(" "),
           onclick: () => select(i), onpointerenter: () => heat(i), onpointerleave: () => heat(null), onfocus: () => heat(i), onblur: () => heat(null) },
           (value === null ? "–" : shown(value)) + (setting.chosen ? " ★" : ""));
         squares.push(square);
@@ -390,7 +390,14 @@ function showSetting(setting) {
 // --- copies and downloads
 function copier(name, text) { return el("button", { type: "button", class: "small", title: text, onclick: event => copy(text, event.target) }, name); }
 async function copy(text, button) {
-  await navigator.clipboard.writeText(text);
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else {  // a page of another machine, without https
+    const area = el("textarea", {}, text);
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
   const name = button.textContent;
   button.textContent = "copied";
   setTimeout(() => { button.textContent = name; }, 1200);
@@ -410,14 +417,16 @@ $("download-table").addEventListener("click", () => {
 let ready = false;
 function remember() {
   if (!ready) return;
-  const found = new URLSearchParams({ sort: state.sort, down: state.down ? 1 : 0, filter: state.text, setting: state.setting, curve: $("curve").value,
-    draw: state.slots.map(i => i ?? "").join(".").replace(/\.+$/, "") });
+  const found = new URLSearchParams({ sort: state.sort, down: state.down ? 1 : 0, filter: state.text, curve: $("curve").value });
+  const name = i => settings[i] ? settings[i].label : "";  // ranks change when more runs have ended
+  found.set("setting", name(state.setting));
+  for (const i of state.slots.slice(0, Math.max(1, state.slots.findLastIndex(i => i !== null) + 1))) found.append("draw", name(i));
   if (state.every) found.set("every", 1);
   for (const [axis, value] of Object.entries(state.pick)) if (value) found.set("axis:" + data.axes[axis], value);
   try { history.replaceState(null, "", "#" + found); } catch (error) { console.warn("the address is not kept:", error.message); }
 }
 function recall() {
-  const found = new URLSearchParams(location.hash.slice(1)), number = text => /^\d+$/.test(text) && settings[Number(text)] ? Number(text) : null;
+  const found = new URLSearchParams(location.hash.slice(1)), places = new Map(settings.map((s, i) => [s.label, i])), place = name => places.get(name) ?? null;
   state.text = found.get("filter") || "";
   $("filter").value = state.text;
   data.axes.forEach((axis, i) => {
@@ -426,10 +435,10 @@ function recall() {
   });
   showColumns(found.get("every") === "1");
   if ($("every")) $("every").checked = state.every;
-  if (settings.length) { state.setting = number(found.get("setting") || "") ?? 0; showSetting(settings[state.setting]); }
+  if (settings.length) { state.setting = place(found.get("setting")) ?? 0; showSetting(settings[state.setting]); }
   sortBy(columns.some(c => c.id === found.get("sort")) ? found.get("sort") : "rank", found.get("down") === "1");
   if (kinds.includes(found.get("curve"))) $("curve").value = found.get("curve");
-  const drawn = found.has("draw") ? found.get("draw").split(".").map(number) : settings.map((_, i) => i).slice(0, COLOURS);
+  const drawn = found.has("draw") ? found.getAll("draw").map(place) : settings.map((_, i) => i).slice(0, COLOURS);
   drawn.slice(0, MOST_DRAWN).forEach((i, slot) => { state.slots[slot] = i; });
   showDrawn();
   filter();

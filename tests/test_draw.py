@@ -79,5 +79,7 @@ def test_a_matplotlibrc_with_tex_and_letters_that_no_font_has(
         axes = figure.subplots()
         style.dress(axes, "50 % of \ue123_#", "猫", "y")
         style.save(figure, tmp_path / "x.png")
+        style.save(figure, tmp_path / "x.pdf")
+    assert b"/Type3" not in (tmp_path / "x.pdf").read_bytes()
     (record,) = [r.message for r in caplog.records if "\ue123" in r.message]
     assert record.startswith("warning: no font here has characters of x.png: ")

@@ -160,8 +160,8 @@ def save(figure: "Figure", path: Path, dpi: float = 150) -> None:
     text: Any
     for text in figure.findobj(Text):
         text.set(usetex=False, fontfamily=[*text.get_fontfamily(), *eastern])
-    # for the texts of ticks, which are made while it is drawn
-    settings: Any = {"text.usetex": False}
+    # For the texts of ticks, which are made while it is drawn; many venues refuse Type 3 fonts.
+    settings: Any = {"text.usetex": False, "pdf.fonttype": 42}
     settings["font.family"] = [*matplotlib.rcParams["font.family"], *eastern]
     path.parent.mkdir(parents=True, exist_ok=True)
     with (

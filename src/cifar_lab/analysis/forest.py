@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 MOST_ROWS = 48
 """Configurations beyond this many make a picture that nobody reads; the best are drawn."""
 
-LONGEST_LABEL = 90
-ROW = 0.29  # inches
-
 
 def draw(collection: RunCollection) -> "Figure":
     """Return the differences to the best, or to the baseline: a row for each configuration."""
@@ -33,13 +30,13 @@ def draw(collection: RunCollection) -> "Figure":
     judged = [difference for difference in differences if difference is not None]
     names, words = [], []
     for group in shown:
-        label = style.plain(collection.short_label(group), LONGEST_LABEL)
+        label = style.plain(collection.short_label(group), style.LONGEST_LABEL)
         names.append(f"{label} (n = {len(group.finished)})")
         said = texts.say_of(collection, group)
         words.append(said.difference.removesuffix(" points").replace("-", "−") or said.verdict)
     left = 0.085 * max(map(len, names), default=0)
     right = 0.075 * max(map(len, words), default=0)
-    figure = style.new_figure(left + 4.6 + right, 1.75 + ROW * max(len(shown), 2))
+    figure = style.new_figure(left + 4.6 + right, 1.75 + 0.29 * max(len(shown), 2))
     axes = figure.subplots()
     style.dress(axes, "", f"difference in {run_metrics.in_words(metric)}{points}")
     axes.set_yticks(range(len(shown)), names)

@@ -27,8 +27,6 @@ from cifar_lab.runs.text import duration, render
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cifar_lab.runs.run_dir import RunDir
-
 SCORES = ("best_val_accuracy", "best_val_loss", "best_epoch", "test_accuracy")
 CURVES = ("val_accuracy", "val_loss", "train_accuracy", "train_loss", *BY_CLASS)
 
@@ -141,12 +139,13 @@ def curves_of(collection: RunCollection) -> "Figure":
     """Return the curves of the best groups, each with a band for its runs."""
     from cifar_lab.figures import curves
 
-    runs: dict[str, list[RunDir]] = {}
-    for group in collection.ranking[:MOST_CURVES]:
-        members = [run.run for run in group.finished or group.runs]
-        runs.setdefault(collection.short_label(group), []).extend(members)
-    left_out = len(collection.ranking) > MOST_CURVES
-    note = f" · the first {MOST_CURVES} of {len(collection.ranking)} configurations" * left_out
+    ranked = collection.ranking
+    runs: dict[str, Any] = {}
+    for group in ranked[:MOST_CURVES]:
+        runs[collection.short_label(group)] = [run.run for run in group.finished or group.runs]
+    note = f" · the first {MOST_CURVES} of {len(ranked)} configurations" * (
+        len(ranked) > MOST_CURVES
+    )
     return curves.bands(runs, note)
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 MOST_POINTS = 1500
 """A line of steps is averaged to at most this many points; Agg refuses to fill far more."""
 
-LONGEST_LABEL = 90
-
 MARKED_EPOCHS = 15
 """Up to this many epochs each has its dot."""
 
@@ -77,14 +75,14 @@ def bands(groups: Mapping[str, Sequence[RunDir]], note: str = "") -> "Figure":
     """
     every = [list(filter(None, (run.read_metrics() for run in runs))) for runs in groups.values()]
     rows_of_all = [row for histories in every for rows in histories for row in rows]
-    longest = min(max(map(len, groups), default=0), LONGEST_LABEL)
+    longest = min(max(map(len, groups), default=0), style.LONGEST_LABEL)
     columns = max(1, min(len(groups), 200 // (longest + 14)))  # of the legend, below all panels
-    figure, panels = _grid_of_panels(rows_of_all, 7.3 + 0.17 * math.ceil(len(groups) / columns))
+    figure, panels = _panels(rows_of_all, 7.3 + 0.17 * math.ceil(len(groups) / columns))
     for index, (label, histories) in enumerate(zip(groups, every, strict=True)):
         length = min(map(len, histories), default=0)
         rests = [rows[length - 1 :] for rows in histories if len(rows) > length]
         look = style.line_style(index)
-        name_and_count = f"{style.plain(label, LONGEST_LABEL)} (n = {len(histories)})"
+        name_and_count = f"{style.plain(label, style.LONGEST_LABEL)} (n = {len(histories)})"
         for name, axes in panels.items():
             if not histories:
                 axes.plot([], [], label=name_and_count, **look)
@@ -148,9 +146,7 @@ def _panel(
         axes.plot([best.epoch], [value], "*", markersize=13, zorder=5, label=label, **star)
 
 
-def _grid_of_panels(
-    rows: Sequence[EpochMetrics], height: float
-) -> "tuple[Figure, dict[str, Axes]]":
+def _panels(rows: Sequence[EpochMetrics], height: float) -> "tuple[Figure, dict[str, Axes]]":
     """Return panels of training and validation; of the test set where that alone was watched."""
     watched = any(row.test_loss is not None for row in rows)
     held_out = "test" if watched and all(row.val_loss is None for row in rows) else "val"

@@ -88,9 +88,8 @@ def panels(
     size = style.NORMAL if num_classes <= NAMED_CLASSES else 6
     look: dict[str, Any] = {"loc": "outside right center", "fontsize": size, "markerscale": 1.7}
     style.legend_outside(figure, grid[0], columns=columns, **look)
-    images = f"{len(samples[0][1]):,} images"
     what = style.run_title(configs[0]) if len(runs) == 1 else f"{len(runs)} runs"
-    style.caption(figure, f"{name} of the features · {images} · {what}")
+    style.caption(figure, f"{name} of the features · {len(samples[0][1]):,} images · {what}")
     return figure
 
 

@@ -19,8 +19,6 @@ from cifar_lab.figures import style
 MOST_PANELS = 36
 """Small multiples beyond this many cannot be read."""
 
-LONGEST_NAME = 14
-
 MOST_ON_GRID = 8
 """An axis of more numbers than this, most of which occur once, was searched."""
 
@@ -94,7 +92,7 @@ def _heat_maps(sweep: Sweep) -> Figure:
         lines = [textwrap.fill(style.plain(part, 3 * wraps), wraps) for part in parts]
         titles.append("\n".join(lines))
     tall = 0.17 * max(title.count("\n") for title in titles) + max(1.5, 0.5 * len(order[y]) + 0.4)
-    left = 1.6 + 0.08 * min(max(map(len, order[y])), LONGEST_NAME)
+    left = 1.6 + 0.08 * min(max(map(len, order[y])), style.LONGEST_NAME)
     counts = range(1, len(shown) + 1)  # of columns: which makes a picture of about 3 to 2?
     shapes = [(n, left + n * side, 1.5 + math.ceil(len(shown) / n) * tall) for n in counts]
     columns, width, height = min(shapes, key=lambda shape: abs(shape[1] - 1.5 * shape[2]))
@@ -162,12 +160,12 @@ def _panel(
             axes.add_patch(Rectangle((column - 0.48, row - 0.46), 0.96, 0.92, zorder=4, **look))
     axes.imshow(np.ma.masked_invalid(values), cmap=colours, norm=norm, aspect="auto")
     _name_places(axes, order[x])
-    axes.set_yticks(range(len(order[y])), [style.plain(v, LONGEST_NAME) for v in order[y]])
+    axes.set_yticks(range(len(order[y])), [style.plain(v) for v in order[y]])
 
 
 def _name_places(axes: Axes, names: Sequence[str]) -> None:
     look = style.SLANTED if len(names) > 6 or max(map(len, names)) > 8 else {}
-    axes.set_xticks(range(len(names)), [style.plain(v, LONGEST_NAME) for v in names], **look)
+    axes.set_xticks(range(len(names)), [style.plain(v) for v in names], **look)
 
 
 def _scatter(sweep: Sweep, x: int, y: int | None = None) -> Figure:

@@ -17,7 +17,6 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
 
     `split` and `weights` name the predictions file.
     """
-    config = run.read_config()
     predictions = run.read_predictions(split, weights)
     matrix = predictions.confusion_matrix
     support = matrix.sum(axis=1)
@@ -60,5 +59,5 @@ def draw(run: RunDir, pairs: int = 10, split: str = "test", weights: str = "scor
     elif lines > 2 * len(confused):  # few pairs of many classes stand close together, at the top
         right.set_ylim(len(confused) - 0.4, -0.6)
         right.set(box_aspect=0.06 * len(confused), anchor="NW")
-    style.caption(figure, style.run_title(config))
+    style.caption(figure, style.run_title(run.read_config()))
     return figure

@@ -72,8 +72,8 @@ def draw(run: RunDir, bins: int = BINS, split: str = "test", weights: str = "sco
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     style.dress(upper, "Reliability", "", "share correct")
     style.dress(lower, "", "probability of the predicted class", "images")
-    diagonal: dict[str, Any] = {"color": style.MUTED, "linestyle": "--", "linewidth": 1}
-    upper.plot([0, 1], [0, 1], label="as often right as predicted", **diagonal)
+    label = "as often right as predicted"
+    upper.plot([0, 1], [0, 1], "--", color=style.MUTED, linewidth=1, label=label)
     upper.set(xlim=(0, 1), ylim=(0, 1))
     for axis in (upper.yaxis, lower.xaxis):
         style.percent_axis(axis)

@@ -48,7 +48,7 @@ _SMALLEST = 6.0  # points, of the letters of a figure that is made small
 COLUMN = 5.0
 """Inches: in a narrower figure, as for a column of a paper, panels stand below each other."""
 
-LONGEST_NAME = 18
+LONGEST_NAME, LONGEST_LABEL = 18, 90
 CENTRED: dict[str, Any] = {"ha": "center", "va": "center"}
 SLANTED: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
 CHARACTERS_PER_INCH = 12.5

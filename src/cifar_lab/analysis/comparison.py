@@ -86,26 +86,20 @@ def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:
         except CannotJudge as error:
             sentences.append(f"No test on the {images} images: {error}.")
     one_each = len(a) == len(b) == 1
-    configs = _config_differences(cells[0][0].runs[0], cells[1][0].runs[0], replicates=one_each)
+    first, other = (side[0].runs[0] for side in cells)
+    keys = first.values | other.values
+    configs = [[k, *(run.values.get(k, MISSING) for run in (first, other))] for k in keys]
+    if one_each:
+        own = ((*run.replicate, run.summary.threads) for run in (first, other))
+        shown = zip((*REPLICATES, "threads"), *own, strict=True)
+        configs += [[key, *map(show_value, pair)] for key, *pair in shown]
+    configs = [row for row in configs if row[1] != row[2]]
     if one_each and {name for name, *_ in configs} - {"threads"} in ({"seed"}, {"split.fold"}):
         what = "fold" if a[0].config.seed == b[0].config.seed else "seed"
         sentences.append(f"They differ in their {what} alone: what differs between them is chance.")
     rows = [row for name in SCORES if any((row := _score(cells, name, differences))[1:3])]
     scores = Table(["metric", "A", "B", "B - A", "verdict"], rows)
     return Comparison(cells, Table(["key", "A", "B"], configs), scores, sentences, differences)
-
-
-def _config_differences(a: FoundRun, b: FoundRun, *, replicates: bool) -> list[list[str]]:
-    """Return options and keys that differ, as text: key, value of A, value of B.
-
-    `replicates`: with the seed, the fold and the number of threads.
-    """
-    rows = [[k, a.values.get(k, MISSING), b.values.get(k, MISSING)] for k in a.values | b.values]
-    if replicates:
-        own = ((*run.replicate, run.summary.threads) for run in (a, b))
-        shown = zip((*REPLICATES, "threads"), *own, strict=True)
-        rows += [[key, *map(show_value, pair)] for key, *pair in shown]
-    return [row for row in rows if row[1] != row[2]]
 
 
 def _cells(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Cells:

@@ -4,9 +4,8 @@ A page shows which test images runs get wrong most confidently, and which labels
 contradict.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,7 @@ def mean_predictions(runs: Sequence[RunDir]) -> Predictions:
     with np.errstate(divide="ignore"):
         logits = np.log(mean)
     smallest = np.finfo(np.float32).min / 2  # where all members say 0
-    return dataclasses.replace(members[0], logits=np.maximum(logits, smallest).astype(np.float32))
+    return replace(members[0], logits=np.maximum(logits, smallest).astype(np.float32))
 
 
 def mean_probabilities(runs: Sequence[RunDir], pictures: Pictures, **options: Any) -> Probabilities:

@@ -4,10 +4,9 @@ A folder may have been made by someone else: a run that cannot be read is named 
 the others are read all the same.
 """
 
-import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,7 @@ class FoundRun:
                     f"{shown[1]}, which counts"
                 )
                 corrected: dict[str, Any] = {name: value}
-                self.summary = dataclasses.replace(self.summary, **corrected)
+                self.summary = replace(self.summary, **corrected)
 
     def note(self, problem: str) -> None:
         """Keep a problem, once."""

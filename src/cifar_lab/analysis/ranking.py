@@ -7,16 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.contrasts import (
-    CannotJudge,
-    Deviation,
-    Difference,
-    Sample,
-    contrast,
-    pooled,
-    residual,
-)
+from cifar_lab.analysis import contrasts, run_metrics
 from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, in_order
 from cifar_lab.analysis.statistics import Family, holm
 from cifar_lab.errors import UsageError, listing, shorten
@@ -84,15 +75,15 @@ def _rank_dataset(
             "as in --baseline optimizer=sgd,activation=relu"
         )
     samples = {group: group.sample(collection.metric) for group in scored}
-    deviation = pooled(list(samples.values()))
+    deviation = contrasts.pooled(list(samples.values()))
     family = Family(max(len(scored) - 1, 1), chosen=collection.baseline is None)
     for reference in fitting:
         reference.is_reference = True
         for group in (group for group in scored if group is not reference):
             try:
                 sides = [samples[group]], [samples[reference]]
-                group.difference = contrast(*sides, deviation, family)
-            except CannotJudge as error:
+                group.difference = contrasts.contrast(*sides, deviation, family)
+            except contrasts.CannotJudge as error:
                 group.not_judged = str(error)
 
 
@@ -119,7 +110,7 @@ class Effect:
     axis: str
     best: str
     other: str
-    difference: Difference
+    difference: contrasts.Difference
 
 
 @dataclass(frozen=True)
@@ -133,7 +124,7 @@ class MainEffects:
     dataset: str
     effects: list[Effect]
     interactions: list[tuple[str, str, float]]
-    deviation: Deviation
+    deviation: contrasts.Deviation
 
 
 def main_effects(collection: RunCollection, dataset: str) -> MainEffects | None:
@@ -149,22 +140,22 @@ def main_effects(collection: RunCollection, dataset: str) -> MainEffects | None:
     cells = {tuple(group.key[i] for i in axes) for group in groups}
     if len(axes) < 2 or not len(cells) == len(groups) == math.prod(map(len, levels)):
         return None
-    deviation = residual(samples)
+    deviation = contrasts.residual(samples)
     if deviation is None:
         return None
     sign = 1 if run_metrics.higher_is_better(collection.metric) else -1
     try:
         effects: list[Effect] = []
         for i, values in zip(axes, levels, strict=True):
-            sides: dict[str, list[Sample]] = {value: [] for value in values}
+            sides: dict[str, list[contrasts.Sample]] = {value: [] for value in values}
             for group, sample in zip(groups, samples, strict=True):
                 sides[group.key[i]].append(sample)
             best, *others = sorted(values, key=lambda v: -sign * sum(s.mean for s in sides[v]))
             family = Family(len(others), chosen=True)
             for other in others:
-                difference = contrast(sides[best], sides[other], deviation, family)
+                difference = contrasts.contrast(sides[best], sides[other], deviation, family)
                 effects.append(Effect(collection.axes[i], best, other, difference))
-    except CannotJudge:  # folds of some and seeds of others, or different images
+    except contrasts.CannotJudge:  # folds of some and seeds of others, or different images
         return None
     pairs = list(itertools.combinations(range(len(axes)), 2))
     means = np.zeros([len(values) for values in levels])
@@ -182,7 +173,7 @@ def _interaction(
     means: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
     pair: tuple[int, int],
     share: float,
-    deviation: Deviation,
+    deviation: contrasts.Deviation,
 ) -> float:
     """Return the p value of the interaction of two axes of a table of cell means.
 

@@ -1,11 +1,10 @@
 """Runs that differ in the seed or fold alone, and collections of them: values, names, ranks."""
 
 import contextlib
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -66,7 +65,7 @@ class SeedGroup:
         if not runs:
             return None
         found = interval(sample.values, run_metrics.bounds(name), sample.share)
-        return found and dataclasses.replace(found, n=len(runs))
+        return found and replace(found, n=len(runs))
 
     def _values(self, name: str) -> tuple[list[FoundRun], Sample]:
         """Return the runs that have a metric, and its values; over folds, their means."""
@@ -96,7 +95,7 @@ class SeedGroup:
             return sample
         whole = len(there) == len(runs) and name in run_metrics.COUNTS_IMAGES
         right = np.stack([scored.right for scored in there]) if whole else None
-        return dataclasses.replace(sample, images=images.pop(), right=right)
+        return replace(sample, images=images.pop(), right=right)
 
     @property
     def is_tied(self) -> bool:

@@ -7,13 +7,12 @@ anything is downloaded or written.
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,7 +89,7 @@ def compose(argv: Sequence[str]) -> Request:
     if past is None:
         return request
     first = line.overrides[: len(line.overrides) - len(words)]  # of each trial of a search, too
-    return dataclasses.replace(
+    return replace(
         request,
         folder=folder,
         is_sweep=len(request.runs) > 1 or bool(request.space),
@@ -170,9 +169,9 @@ class _Composed:
     """A config before it is resolved."""
 
     plain: dict[str, Any]  # a run and how it is launched, with interpolations
-    grid: dict[str, Any] = dataclasses.field(default_factory=dict)  # what an experiment lists
+    grid: dict[str, Any] = field(default_factory=dict)  # what an experiment lists
     multirun: bool = False
-    launcher: dict[str, Any] = dataclasses.field(default_factory=dict)
+    launcher: dict[str, Any] = field(default_factory=dict)
 
 
 class _Composer:
@@ -193,7 +192,7 @@ class _Composer:
         for override in overrides:
             if not self._is_choice(override):
                 set_value(plain, override)
-        return dataclasses.replace(base, plain=plain)
+        return replace(base, plain=plain)
 
     def _is_choice(self, override: Override) -> bool:
         return override.key_or_group in self.options or override.key_or_group.startswith("hydra")

@@ -124,7 +124,7 @@ class LiveLine:
             parts, score = [f"{outcome.after} in {duration(outcome.seconds)}"], _score(outcome)
             name = outcome.cell.config.training.monitor.removesuffix("_accuracy").replace("_", " ")
             parts += [f"{name} {score}"] * (score != "–")
-            parts += [f"{duration(self._left)} left"] if left and self._left else []
+            parts += self._time_left() if left else []
             error = f" ({outcome.error})" if outcome.error else ""
             done, folder = self._total - left, outcome.cell.run.path.name
             log.info("[%d/%d] %s: %s%s", done, self._total, folder, ", ".join(parts), error)
@@ -141,13 +141,16 @@ class LiveLine:
         for cell in running if is_new else ():
             self._pace.learn(cell)
         self._left = self._pace.time_left([*running, *waiting], slots)
-        time_left = f"{duration(self._left)} left" if self._left is not None else ""
-        if is_new and time_left:
-            log.info("about %s, if no run stops early", time_left)
-        text = f"{len(running)} running, {self._failed} failed"
-        self._bar.set_postfix_str(", ".join(filter(None, [text, time_left])), refresh=False)
+        if is_new and (time_left := self._time_left()):
+            log.info("about %s, if no run stops early", *time_left)
+        parts = [f"{len(running)} running, {self._failed} failed", *self._time_left()]
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(self._total - len(running) - len(waiting) - self._bar.n)
         self._bar.refresh()
+
+    def _time_left(self) -> list[str]:
+        """Return how long all cells still take, in words; nothing if it is less than a second."""
+        return [f"{duration(left)} left"] if (left := self._left or 0.0) >= 1 else []
 
 
 def closing_table(outcomes: Sequence[Outcome]) -> str:
@@ -187,9 +190,7 @@ def raise_for(outcomes: Sequence[Outcome], stop: Stop) -> None:
     """Raise what the command ends with: Stopped, RunFailed or Unavailable, or nothing."""
     count = len(outcomes)
     if stop.signal is not None:
-        left = sum(o.after not in ("finished", "failed") for o in outcomes)
-        text = f"stopped with {left} of {count} cells left; the same line goes on"
-        raise Stopped(stop.signal, text)
+        raise Stopped(stop.signal, "stopped (the table says how far); the same line goes on")
     if failed := [o for o in outcomes if o.has_failed]:
         raise RunFailed(
             f"{len(failed)} of {count} cells failed (the table says why); the same line tries "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from fixtures import Capture, Patch
 from tiny_runs import copy_run, make, train
 
@@ -118,6 +119,16 @@ def test_the_model_card_says_what_one_has_to_know(
     variables: dict[str, Any] = {}
     exec(snippet[1], variables)
     assert variables["logits"].shape == (5, 10)
+
+
+@needs_safetensors
+def test_a_dataset_of_any_name_has_a_card_that_yaml_reads(finished: RunDir) -> None:
+    text = finished.config_file.read_text().replace("name: digits", 'name: "a: [b\\n# c"')
+    finished.config_file.write_text(text)
+    assert export.main([str(finished.path), "--format", "safetensors"]) == 0
+    _, header, text = (finished.path / "safetensors" / "README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(header)["datasets"] == ["a: [b\n# c"]
+    assert text.count("\n# ") == 1
 
 
 def test_weights_that_are_not_those_of_the_predictions_are_refused(

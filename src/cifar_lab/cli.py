@@ -325,7 +325,7 @@ def _explain(error: OSError) -> tuple[int, str]:
     if error.errno == errno.ENOSPC:
         return 1, f"the disk is full at {where}; free some space and run the same line again"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return 2, f"{where} cannot be written ({error.strerror}); choose another output_dir"
+        return 2, f"{where} cannot be read or written ({error.strerror}); choose another folder"
     if error.errno == errno.ELOOP:
         return 2, f"{where} is a link that leads to itself; choose another folder"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):

@@ -169,7 +169,8 @@ class RunCollection:
 
     def label(self, group: SeedGroup) -> str:
         """Return a group's name: the values of its main axes."""
-        return self._name(group, [f"{self.axes[i]}={group.key[i]}" for i in self.main_axes])
+        parts = [f"{self.axes[i]}={group.key[i]}" for i in self.main_axes]
+        return ", ".join(parts) or "the one configuration"
 
     def short_label(self, group: SeedGroup) -> str:
         """Return a group's name for a legend: options alone, keys by their last part."""
@@ -178,12 +179,7 @@ class RunCollection:
             key = axis.removesuffix("._target_")
             value = value.rpartition(".")[2] if key != axis else value
             parts.append(f"{key.rpartition('.')[2]} {value}" if "." in axis else value)
-        return self._name(group, parts)
-
-    def _name(self, group: SeedGroup, parts: Sequence[str]) -> str:
-        """Return a group's name, with that of its dataset where the axes do not say it."""
-        several = sum(other.key == group.key for other in self.groups) > 1
-        return ", ".join([*parts, *[group.dataset] * several]) or "the one configuration"
+        return ", ".join(parts) or "the one configuration"
 
     def select(self, words: str) -> list[SeedGroup]:
         """Return the groups that `optimizer=adam,lr=0.01` describes; UsageError if none does.

@@ -26,8 +26,7 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
     """Return a row per group; the test columns of all but the best are empty unless `test`."""
     names = list(dict.fromkeys([collection.metric, *WITH_SPREAD]))
     with_folds = any(group.folds is not None for group in collection.groups)
-    several = len(collection.datasets) > 1 and "dataset" not in collection.axes
-    header = [*["dataset"] * several, *collection.axes, "rank", "chosen", "n", "seeds"]
+    header = [*collection.axes, "rank", "chosen", "n", "seeds"]
     header += [*["folds"] * with_folds, "unfinished", "failed"]
     header += [f"{name}{part}" for name in names for part in ("", "_std", "_low", "_high")]
     to = "baseline" if collection.baseline else "best"
@@ -37,7 +36,7 @@ def summary_csv(collection: RunCollection, *, test: bool) -> str:
     for group in collection.groups:
         finished = group.finished
         failed = sum(run.summary.status == "failed" for run in group.runs)
-        row: list[Any] = [*[group.dataset] * several, *group.key, group.rank]
+        row: list[Any] = [*group.key, group.rank]
         row += ["yes" if group.chosen else None]
         seeds = [str(run.config.seed) for run in finished]
         row += [len(finished), " ".join(dict.fromkeys(seeds) if with_folds else seeds)]
@@ -133,9 +132,8 @@ def ranking_table(collection: RunCollection, *, test: bool) -> Table:
     if "test_accuracy" not in names and any(mean is not None for mean in shown_test):
         names.insert(1, "test_accuracy")
     axes = [collection.axes[i] for i in collection.main_axes]
-    several = len(collection.datasets) > 1 and "dataset" not in collection.axes
     compared = any(group.difference for group in groups)
-    header = [*(["dataset"] * several), "rank", *short_names(axes), "n"]
+    header = ["rank", *short_names(axes), "n"]
     header += [run_metrics.in_words(names[0])] if names else []
     header += [f"to {texts.reference_name(collection)}", "p", "verdict", "would show"] * compared
     essential = len(header)
@@ -151,8 +149,7 @@ def ranking_table(collection: RunCollection, *, test: bool) -> Table:
         said = texts.say_of(collection, group)
         p = said.p.removeprefix("p ").removeprefix("= ")
         judged = [said.difference, p, said.verdict, said.would_show] * compared
-        row = [group.dataset] * several
-        row += [str(group.rank or "–"), *(group.key[i] for i in collection.main_axes)]
+        row = [str(group.rank or "–"), *(group.key[i] for i in collection.main_axes)]
         done, every = len(group.finished), len(group.runs)
         row += [str(done) if done == every else f"{done} of {every}"]
         rows.append([*row, *scores[:1], *judged, *scores[1:]])

@@ -22,6 +22,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from sklearn.datasets import load_digits
 from tiny_runs import TINY, at_yield, every_step
+from torch import nn
 from torch.utils.data import Dataset
 
 import cifar_lab
@@ -364,6 +365,22 @@ def test_another_source_is_another_model_and_a_comment_or_an_instance_is_not(not
     assert words_of({"model": notebook.Net}) != words
 
 
+class ThreeClasses(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, 3))
+
+
+def test_a_model_of_so_many_classes_as_the_data_have(data: tuple[Any, Any], tmp_path: Path) -> None:
+    few = data[1] < 3
+    asked = {"output_dir": tmp_path / "out", **FAST}
+    three = {"dataset": (data[0][few], data[1][few]), **asked}
+    assert cifar_lab.run(model=ThreeClasses, **three).status == "finished"
+    with pytest.raises(UsageError, match=r"model returns \[2, 3\] .* must be \[2, 10\]"):
+        cifar_lab.run(model=ThreeClasses, dataset=data, **asked)
+    with pytest.raises(UsageError, match="was changed after it was made"):
+        cifar_lab.run(model=ThreeClasses().append(nn.Linear(3, 3)), **three)
+
+
 class Pairs(Dataset[tuple[torch.Tensor, int]]):
     classes = ("even", "odd")
 
@@ -397,7 +414,7 @@ def test_a_torch_dataset_is_kept_once_under_its_content(data: object, tmp_path: 
         ({"output_dir": Path("my runs")}, ["output_dir='my runs'"]),
         ({"deterministic": True, "model": "convnet"}, ["model=convnet", "deterministic=true"]),
         ({"lr": np.float32(0.5), "seed": np.int64(3)}, ["optimizer.lr=0.5", "seed=3"]),
-        ({"lrr": 1}, ["lrr=1"]),
+        ({"lrr": 1, "name": "2024"}, ["lrr=1", "name='2024'"]),
     ],
 )
 def test_keyword_arguments_are_words(settings: dict[str, Any], words: list[str]) -> None:
@@ -407,17 +424,19 @@ def test_keyword_arguments_are_words(settings: dict[str, Any], words: list[str])
 def test_wrong_objects_are_one_line(notebook: Any, data: tuple[Any, Any], tmp_path: Path) -> None:
     images, labels = data
     for dataset, message in (
-        ((images * 16, labels), "must be uint8 from 0 to 255, or float from 0 to 1"),
+        ((images * 16, labels), "must be integers from 0 to 255, or floats from 0 to 1"),
         ((images, labels, images), "dataset must be"),
         ([], "dataset must be"),
         ((images.reshape(400, 64), labels), r"the images have shape \(400, 64\); it must be"),
         (([[1], [1, 2]], [0, 1]), "dataset: all input arrays must have the same shape"),
-        (([], []), "dataset: need at least one array"),
+        ((images.astype(int) - 1, labels), "the images are int64 from -1 to"),
+        ((images, labels[:9]), "dataset: 400 images need as many labels, not 9"),
+        (Dataset[Any](), "dataset: object of type 'Dataset' has no len"),
         ((torch.zeros(2, 8, 8, requires_grad=True), [0, 1]), "dataset: Can't call numpy"),
     ):
         with pytest.raises(UsageError, match=message):
             words_of({"dataset": dataset})
-    with pytest.raises(UsageError, match=r"labels in .*float64.*must be whole numbers"):
+    with pytest.raises(UsageError, match=r"labels are float64 .* needs one whole number"):
         cifar_lab.run(dataset=(images, labels + 0.5), output_dir=tmp_path)
     with pytest.raises(UsageError, match=r"did you mean training\.epochs"):
         cifar_lab.run(epocs=1)

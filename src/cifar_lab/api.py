@@ -17,7 +17,7 @@ from cifar_lab.config import targets
 from cifar_lab.config.launch import Request, check_launch, launched
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets.pictures import Pictures
-from cifar_lab.errors import Damaged, Stopped, UsageError, shorten
+from cifar_lab.errors import Damaged, Stopped, UsageError, printable, shorten
 from cifar_lab.runs.metrics import Probabilities, epoch_columns
 from cifar_lab.runs.run_dir import RunDir, find_runs
 from cifar_lab.runs.summary import RunSummary, Status
@@ -44,7 +44,7 @@ class Run:
             raise UsageError(f"{shorten(repr(path), 60)} is wrong: it must be a path") from None
 
     def __repr__(self) -> str:
-        return f"<Run {self.path.name}: {self._state()}>"
+        return f"<Run {printable(self.path.name)}: {self._state()}>"
 
     def _state(self) -> str:
         try:
@@ -198,10 +198,12 @@ def run(*overrides: str, **settings: Any) -> Run:
     that call it, one waits.
     """
     if settings:
-        from cifar_lab.objects import words_of
+        from cifar_lab.objects import check_instance, keep_source, words_of
 
         overrides = (*overrides, *words_of(settings))
     request = _compose(overrides, "run")
+    if settings:
+        check_instance(settings.get("model"), request.runs[0].config)
     from cifar_lab.training.run import open_run, run_experiment
 
     with _stopping() as stop:
@@ -209,8 +211,6 @@ def run(*overrides: str, **settings: Any) -> Run:
             return _run_many(request, stop)[0]
         opened, options = open_run(request), request.options
         if settings:
-            from cifar_lab.objects import keep_source
-
             keep_source(overrides, opened.path)
         run_experiment(opened, stop=stop, rerun=options.rerun, accept_code=options.accept_code)
         return Run(opened.path)

@@ -19,18 +19,19 @@ import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from torch import nn
+from torch.utils.data import Dataset
 
-from cifar_lab.config.command_line import OTHER_NAMES, setting_keys
+from cifar_lab.config.command_line import OTHER_NAMES, default_settings, setting_keys
+from cifar_lab.config.run_config import RunConfig
 from cifar_lab.datasets import ARRAYS
 from cifar_lab.datasets.store import data_root
 from cifar_lab.errors import UsageError, first_line, shorten
 from cifar_lab.runs.files import replacing, write_text
-
-if TYPE_CHECKING:
-    from torch import nn
+from cifar_lab.training.build import build_model
 
 _INJECTED = ("image_shape", "num_classes", "activation", "conv_dropout", "dense_dropout")
 
@@ -49,7 +50,10 @@ def words_of(settings: Mapping[str, Any]) -> list[str]:
         words = _model_words(model, of_model)
     if dataset is not None:
         words += [f"dataset={dataset}"] if isinstance(dataset, str) else _dataset_words(dataset)
-    return words + [f"{_key(name)}={_value(value)}" for name, value in left.items()]
+    for name, value in left.items():
+        key = _key(name)
+        words.append(f"{key}={_value(value, isinstance(default_settings().get(key), str))}")
+    return words
 
 
 def _key(name: str) -> str:
@@ -61,10 +65,10 @@ def _key(name: str) -> str:
     return name if name in keys else (own or same or [name])[0]
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, is_text: bool = False) -> str:
     if isinstance(value, str | Path):
-        text = str(value)
-        return text if re.fullmatch(r"[\w./-]*", text) else "'" + text.replace("'", r"\'") + "'"
+        text, plain = str(value), r"[^\W\d][\w./-]*" if is_text else r"[\w./-]*"  # name="2024"
+        return text if re.fullmatch(plain, text) else "'" + text.replace("'", r"\'") + "'"
     return json.dumps(value, default=_of_numpy)
 
 
@@ -80,13 +84,8 @@ def _is_plain(value: Any) -> bool:
     return False
 
 
-# --- models ---------------------------------------------------------------------------------------
-
-
-def _model_words(model: "nn.Module | type[nn.Module]", settings: dict[str, Any]) -> list[str]:
+def _model_words(model: nn.Module | type[nn.Module], settings: dict[str, Any]) -> list[str]:
     """Return the words for a class or an instance, as an option of a folder made for it."""
-    from torch import nn
-
     kind = model if isinstance(model, type) else type(model)
     if not issubclass(kind, nn.Module):
         raise UsageError(
@@ -118,11 +117,11 @@ def _is_of_notebook(module: str) -> bool:
     return module == "__main__" or getattr(sys.modules.get(module), "__file__", None) is None
 
 
-def _arguments(model: "nn.Module") -> dict[str, Any]:
+def _arguments(model: nn.Module) -> dict[str, Any]:
     """Return what an instance was made with, if it keeps that under the names of the arguments."""
     kept = {}
     for name, parameter in inspect.signature(type(model)).parameters.items():
-        if name not in _INJECTED and "VAR_" not in parameter.kind.name:
+        if name not in _INJECTED and parameter.kind is not parameter.VAR_KEYWORD:
             kept[name] = getattr(model, name, parameter.default)
             if not _is_plain(kept[name]):
                 raise UsageError(
@@ -130,6 +129,15 @@ def _arguments(model: "nn.Module") -> dict[str, Any]:
                     f"argument {name}; pass the class, and model__{name}=VALUE"
                 )
     return kept
+
+
+def check_instance(model: Any, config: RunConfig) -> None:
+    """Refuse an instance with other layers than its class makes, as after `model.fc = ...`."""
+    if isinstance(model, nn.Module):
+        built = build_model(config, len(config.dataset.classes or range(10)))
+        if built.state_dict().keys() != model.state_dict().keys():
+            name = type(model).__name__
+            raise UsageError(f"the {name} was changed after it was made; make the change in {name}")
 
 
 def _add_source(name: str, value: Any, parts: dict[str, str]) -> None:
@@ -182,35 +190,34 @@ def _definition(value: Any) -> str:
     )
 
 
-# --- datasets -------------------------------------------------------------------------------------
-
-
 def _dataset_words(dataset: Any) -> list[str]:
     """Return the words for images and labels, which are kept in a file under their hash.
 
     `dataset` is (images, labels), with (test_images, test_labels) behind them, or a torch Dataset
     of pairs, or one for training and one for testing.
     """
-    from torch.utils.data import Dataset
-
     parts = list(dataset) if isinstance(dataset, tuple | list) else [dataset]
     names = [str(name) for part in parts[:1] for name in getattr(part, "classes", [])]
-    if all(isinstance(part, Dataset) for part in parts):
-        pairs = [[part[index] for index in range(len(part))] for part in parts]
-        parts = [column for part in pairs for column in zip(*part, strict=True)]
-    if len(parts) not in (2, 4):
-        raise UsageError(
-            "dataset must be (images, labels), (images, labels, test_images, test_labels), a torch "
-            "Dataset, or two of them"
-        )
-    keys = ("images", "labels") if len(parts) == 2 else ARRAYS
     try:
+        if all(isinstance(part, Dataset) for part in parts):
+            pairs = [[part[index] for index in range(len(part))] for part in parts]
+            parts = [column for part in pairs for column in zip(*part, strict=True)]
+        if len(parts) not in (2, 4):
+            raise UsageError(
+                "dataset must be (images, labels), (images, labels, test_images, test_labels), a "
+                "torch Dataset, or two of them"
+            )
+        keys = ("images", "labels") if len(parts) == 2 else ARRAYS
         arrays: dict[str, Any] = {
             key: _pixels(part) if "images" in key else _labels(part)
             for key, part in zip(keys, parts, strict=True)
         }
     except (TypeError, ValueError, RuntimeError) as error:  # on a GPU, of several sizes, ...
         raise UsageError(f"dataset: {first_line(error)}") from error
+    counts = [len(array) for array in arrays.values()]
+    for images, labels in zip(counts[::2], counts[1::2], strict=True):
+        if images != labels:
+            raise UsageError(f"dataset: {images:,} images need as many labels, not {labels:,}")
     if names:
         arrays["class_names"] = np.array(names)
     digest = hashlib.sha256(repr([(k, a.shape) for k, a in arrays.items()]).encode())
@@ -234,20 +241,22 @@ def _pixels(images: Any) -> "np.ndarray[Any, Any]":
     if pixels.ndim not in (3, 4):
         right = "(N, H, W), (N, H, W, C) or (N, C, H, W)"
         raise UsageError(f"dataset: the images have shape {pixels.shape}; it must be {right}")
-    if pixels.dtype.kind == "f":
-        if not 0 <= pixels.min() <= pixels.max() <= 1:
-            raise UsageError(
-                f"dataset: the images are {pixels.dtype} from {pixels.min():g} to "
-                f"{pixels.max():g}; they must be uint8 from 0 to 255, or float from 0 to 1"
-            )
-        pixels = np.round(255 * pixels).astype(np.uint8)
-    return pixels
+    kind, low, high = pixels.dtype.kind, float(pixels.min()), float(pixels.max())
+    if not 0 <= low <= high <= {"u": 255, "i": 255, "f": 1}.get(kind, -1):
+        raise UsageError(
+            f"dataset: the images are {pixels.dtype} from {low:g} to {high:g}; they must be "
+            "integers from 0 to 255, or floats from 0 to 1"
+        )
+    return (np.round(255 * pixels) if kind == "f" else pixels).astype(np.uint8)
 
 
 def _labels(labels: Any) -> "np.ndarray[Any, Any]":
-    """Return labels, whole numbers as int64; what is none is refused as in a file."""
+    """Return labels, whole numbers, as int64."""
     array = np.asarray(labels)
-    return array.astype(np.int64) if array.dtype.kind in "iub" else array
+    if array.dtype.kind not in "iub" or array.ndim != 1:
+        given = f"{array.dtype} of shape {array.shape}"
+        raise UsageError(f"dataset: the labels are {given}; an image needs one whole number")
+    return array.astype(np.int64)
 
 
 def keep_source(words: Sequence[str], run_folder: Path) -> None:

@@ -89,11 +89,10 @@ def _wanted(asked: Sequence[str], config_dir: Path | None) -> list[str]:
     """Return the experiments that tags and names mean; "all" is every one with a report's tag."""
     experiments = command_line.experiments(config_dir)
     known = {name: tag for name, tag in experiments.items() if name not in ("none", "smoke")}
-    meant: dict[str, list[str]] = {}
+    meant = {name: [name] for name in known}
     for name, tag in known.items():
         for word in (tag, "all") if tag else ():
             meant.setdefault(word, []).append(name)
-    meant |= {name: [name] for name in known}
     every = listing(sorted(meant))
     if not asked:
         raise UsageError(f"name a report (S0 to S4), an experiment, or all; there are {every}")

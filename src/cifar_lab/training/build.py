@@ -186,9 +186,22 @@ def check_data(config: RunConfig) -> None:
 
     Raises UsageError if the data are wrong, Unavailable if they cannot be fetched now.
     """
-    arrays = load_dataset(config.dataset)
+    arrays, shape = load_dataset(config.dataset), config.dataset.image_shape
     divide(arrays, config.split)
-    check_class_weights(config.training.class_weights, len(arrays.class_names))
+    num_classes = len(arrays.class_names)
+    check_class_weights(config.training.class_weights, num_classes)
+    if config.dataset.classes is None:  # the dry check of the model knew no number
+        with seeded(0), torch.no_grad():
+            logits = build_model(config, num_classes).eval()(torch.zeros(2, *shape))
+        check_logits(logits, 2, num_classes)
+
+
+def check_logits(logits: Any, count: int, num_classes: int | None) -> None:
+    """Refuse an output of a model that is no logit for each class (None: unknown) and image."""
+    shape = list(logits.shape)
+    if len(shape) != 2 or shape != [count, num_classes or shape[1]]:
+        right = f"[{count}, {num_classes or 'classes'}], a logit for each class"
+        raise UsageError(f"model returns {shape} for {count} images; it must be {right}")
 
 
 def load_splits(config: RunConfig, device: str) -> Splits:

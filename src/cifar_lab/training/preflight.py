@@ -35,17 +35,12 @@ def check_request(request: Request) -> Request:
     For `dataset.mean=auto` the data are loaded, since the numbers are part of a run's address; but
     not for a request that only shows a config.
     """
-    where: dict[str, Any] = {
-        "elsewhere": "cluster" in request.launcher,
-        "rerun": request.options.rerun,
-    }
+    where: Any = {"elsewhere": "cluster" in request.launcher, "rerun": request.options.rerun}
     configs = [check(run.config, run.asked_keys, **where) for run in request.runs]
     if request.shown is None:
         configs = [build.with_numbers(config) for config in configs]
-    runs = [
-        dataclasses.replace(run, config=config)
-        for run, config in zip(request.runs, configs, strict=True)
-    ]
+    pairs = zip(request.runs, configs, strict=True)
+    runs = [dataclasses.replace(run, config=config) for run, config in pairs]
     return dataclasses.replace(request, runs=runs)
 
 
@@ -189,7 +184,7 @@ def _try_to_train(config: RunConfig) -> Any:
         if model is None:
             model = build.build_model(config, num_classes)
             build.load_initial_weights(model, config, download=False)
-            logits = _try_model(model, config, count, num_classes)
+            logits = _try_model(model, config, count, len(config.dataset.classes or ()) or None)
     if config.training.frozen_epochs:
         classifier_of(model, "training.frozen_epochs")
     unfit = _NOT_DETERMINISTIC.get(config.device.split(":")[0])
@@ -213,7 +208,7 @@ def _try_to_train(config: RunConfig) -> Any:
     return optimizer
 
 
-def _try_model(model: Any, config: RunConfig, count: int, num_classes: int) -> Any:
+def _try_model(model: Any, config: RunConfig, count: int, num_classes: int | None) -> Any:
     """Return the logits of a few random images."""
     shape = list(config.dataset.image_shape)
     try:
@@ -222,17 +217,10 @@ def _try_model(model: Any, config: RunConfig, count: int, num_classes: int) -> A
         raise UsageError("model ends the process: it calls sys.exit") from None
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if count == 1:
-            raise UsageError(
-                "training.batch_size=1 is wrong: batch norm needs at least 2 images per batch"
-            ) from None
-        raise UsageError(
-            f"model cannot take images of shape {shape}: {first_line(error)}"
-        ) from None
-    if tuple(logits.shape) != (count, num_classes):
-        raise UsageError(
-            f"model returns {list(logits.shape)} for {count} images; it must be "
-            f"[{count}, {num_classes}], a logit for each class"
-        )
+            raise UsageError("training.batch_size=1 is wrong: batch norm needs 2 images") from None
+        problem = f"model cannot take images of shape {shape}: {first_line(error)}"
+        raise UsageError(problem) from None
+    build.check_logits(logits, count, num_classes)
     return logits
 
 

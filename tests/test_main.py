@@ -47,7 +47,7 @@ def test_a_command_gets_the_other_arguments_and_gives_its_exit_code(
 @pytest.mark.parametrize(
     ("argument", "words"),
     [
-        ("nonsense", "there is no command 'nonsense'; python -m cifar_lab lists"),
+        ("nonsense", "there is no command 'nonsense'; see python -m cifar_lab"),
         ("trian", "there is no command 'trian' (did you mean train?)"),
         ("prove-resum", "(did you mean prove_resume?)"),
         ("--verison", "there is no option '--verison' (did you mean --version?)"),

@@ -198,7 +198,7 @@ TIMM = [
     ("model.architecture=resnt18d", "the nearest are resnet18d"),
     ("model.architecture=resnet18d.none", "the nearest are resnet18d."),
     ("model.architecture=deit_tiny_distilled_patch16_224", "it has several heads, or none"),
-    ("model.architecture=vit_tiny_patch16_224", "model cannot take images of shape"),
+    ("model.architecture=vit_tiny_patch16_224", "model cannot take images of"),
     ("model.pretrained=true model.weights=nowhere.pt", "set one of them"),
     ("model.weights=shufflenet.pt", "not the weights of resnet18d"),
 ]

@@ -35,10 +35,7 @@ from cifar_lab.version import __version__
 
 LONGEST_MESSAGE = 300  # characters of the line that says why a command ended
 
-NOT_TOGETHER = (
-    "torchrun is for one run of python -m cifar_lab.train; start sweeps, searches and other "
-    "commands without it"
-)
+NOT_TOGETHER = "torchrun is for one run of the command train; start whatever else without it"
 
 
 class Parser(StrictParser):

@@ -46,14 +46,10 @@ def words_of(settings: Mapping[str, Any]) -> list[str]:
     model, dataset = left.pop("model", None), left.pop("dataset", None)
     words = [f"model={model}"] if isinstance(model, str) else []
     if not isinstance(model, str | None):
-        of_model = {k[7:]: left.pop(k) for k in list(left) if k.startswith("model__")}
-        words = _model_words(model, of_model)
+        words = _model_words(model, {k[7:]: left.pop(k) for k in list(left) if k[:7] == "model__"})
     if dataset is not None:
         words += [f"dataset={dataset}"] if isinstance(dataset, str) else _dataset_words(dataset)
-    for name, value in left.items():
-        key = _key(name)
-        words.append(f"{key}={_value(value, isinstance(default_settings().get(key), str))}")
-    return words
+    return words + [f"{(key := _key(name))}={_value(value, key)}" for name, value in left.items()]
 
 
 def _key(name: str) -> str:
@@ -65,9 +61,10 @@ def _key(name: str) -> str:
     return name if name in keys else (own or same or [name])[0]
 
 
-def _value(value: Any, is_text: bool = False) -> str:
+def _value(value: Any, key: str = "") -> str:
     if isinstance(value, str | Path):
-        text, plain = str(value), r"[^\W\d][\w./-]*" if is_text else r"[\w./-]*"  # name="2024"
+        is_text = isinstance(default_settings().get(key), str)  # name="2024" is no number
+        text, plain = str(value), r"[^\W\d][\w./-]*" if is_text else r"[\w./-]*"
         return text if re.fullmatch(plain, text) else "'" + text.replace("'", r"\'") + "'"
     return json.dumps(value, default=_of_numpy)
 
@@ -134,10 +131,9 @@ def _arguments(model: nn.Module) -> dict[str, Any]:
 def check_instance(model: Any, config: RunConfig) -> None:
     """Refuse an instance with other layers than its class makes, as after `model.fc = ...`."""
     if isinstance(model, nn.Module):
-        built = build_model(config, len(config.dataset.classes or range(10)))
+        built = build_model(config, 10)  # another number of classes has the same names
         if built.state_dict().keys() != model.state_dict().keys():
-            name = type(model).__name__
-            raise UsageError(f"the {name} was changed after it was made; make the change in {name}")
+            raise UsageError("model was changed after it was made; make the change in its class")
 
 
 def _add_source(name: str, value: Any, parts: dict[str, str]) -> None:
@@ -254,8 +250,8 @@ def _labels(labels: Any) -> "np.ndarray[Any, Any]":
     """Return labels, whole numbers, as int64."""
     array = np.asarray(labels)
     if array.dtype.kind not in "iub" or array.ndim != 1:
-        given = f"{array.dtype} of shape {array.shape}"
-        raise UsageError(f"dataset: the labels are {given}; an image needs one whole number")
+        problem = f"labels are {array.dtype} {array.shape}; an image needs one whole number"
+        raise UsageError(f"dataset: the {problem}")
     return array.astype(np.int64)
 
 

@@ -218,8 +218,7 @@ def _try_model(model: Any, config: RunConfig, count: int, num_classes: int | Non
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if count == 1:
             raise UsageError("training.batch_size=1 is wrong: batch norm needs 2 images") from None
-        problem = f"model cannot take images of shape {shape}: {first_line(error)}"
-        raise UsageError(problem) from None
+        raise UsageError(f"model cannot take images of {shape}: {first_line(error)}") from None
     build.check_logits(logits, count, num_classes)
     return logits
 

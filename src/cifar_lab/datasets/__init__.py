@@ -136,7 +136,7 @@ def held_out_fraction(
             return train, test
     raise UsageError(
         f"dataset.source.test_fraction={fraction}: of the {len(labels)} images in {path} it leaves "
-        "no test image, or no training image of some class; add images, or set it to 0.2 or so"
+        "no test image, or no training image of some class; add images, or choose another share"
     )
 
 

@@ -209,8 +209,7 @@ def test_what_is_tied_does_not_hide_what_cannot_be_judged(tmp_path: Path) -> Non
         for seed in range(3):
             make_run(tmp_path, lr=lr, seed=seed, accuracy=0.7 + 0.01 * seed)
     make_run(tmp_path, lr=0.001, accuracy=0.6, images=300)
-    collection = collection_of(tmp_path)
-    said = texts.best_text(collection, collection.ranking[0])
+    said = texts.conclusion(collection_of(tmp_path))[0]
     assert "It is not told apart from optimizer.lr=0." in said
     assert said.endswith(" 1 other cannot be judged: they were scored on different images.")
 

@@ -172,9 +172,8 @@ def closing_table(outcomes: Sequence[Outcome]) -> str:
     counts = Counter(outcome.after for outcome in outcomes)
     folder = Path(os.path.commonpath([outcome.cell.run.path.parent for outcome in outcomes]))
     lines = [*align(rows), ", ".join(f"{number} {state}" for state, number in counts.items())]
-    if finished:
-        rank(collection := collect(folder, finished))
-        lines += conclusion(collection)
+    rank(collection := collect(folder, finished))
+    lines += conclusion(collection)
     lines.append(f"to compare them: python -m cifar_lab.summarize {shlex.quote(str(folder))}")
     return "\n".join(lines)
 

@@ -161,6 +161,9 @@ def test_a_cell_does_not_run_other_code_than_the_sweep_began_with(tmp_path: Path
     assert message is not None
     assert "the code was changed while the sweep ran" in message
     assert queued_run.status == "queued"
+    with queued_run.lock():
+        assert run_cell(RunDir(cell.run.path), Stop(), code=cell.code) == 3
+        assert "another process took it first" in (cell.why(3) or "")
 
 
 def test_two_configs_of_one_address_are_one_cell(tmp_path: Path) -> None:

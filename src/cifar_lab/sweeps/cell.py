@@ -74,6 +74,8 @@ class Cell:
             return None
         if code in STOPPED:
             return f"stopped by {signal.Signals(code - 128).name}; all is saved"
+        if code == 3 and self.run.is_locked():
+            return "another process took it first, and runs it"
         try:
             summary = self.summary()
         except (UsageError, RunFailed) as error:
@@ -83,10 +85,7 @@ class Cell:
         return f"it ended with exit code {code}; see its train.log"
 
     def data_problem(self) -> str | None:
-        """Return how the data have changed since a finished cell was trained; None if they did not.
-
-        Raises UsageError if they cannot be read any more.
-        """
+        """Return how a finished cell's data have changed, if so; UsageError if they are gone."""
         try:
             check_finished(self.config.dataset, self.run.read_summary().dataset, self.run.path)
         except Unavailable as error:

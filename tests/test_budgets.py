@@ -21,7 +21,7 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
     "config": 2290,
-    "runs": 1545,
+    "runs": 1530,
     "datasets": 1660,
     "models optimizers": 1492,
     "training": 4223,
@@ -32,7 +32,7 @@ LINES = {
     "exports": 395,
     "throughput": 524,
     "commands": 2421,  # the modules beside the packages
-    "src": 22971,
+    "src": 22956,
     "tests": 16500,
 }
 MODULES = 50

@@ -13,13 +13,7 @@ from cifar_lab.config import targets
 from cifar_lab.config.identity import address, identity, identity_hash
 from cifar_lab.config.run_config import RunConfig, dump, load
 from cifar_lab.errors import Damaged, Unavailable, UsageError, first_line, log, shorten_path
-from cifar_lab.runs.files import (
-    open_for_appending,
-    open_for_reading,
-    read_bytes,
-    try_lock,
-    write_text,
-)
+from cifar_lab.runs import files
 from cifar_lab.runs.run_files import RunFiles, second_name
 from cifar_lab.runs.summary import RunSummary, Status, parse_summary, queued
 
@@ -138,7 +132,7 @@ class RunDir(RunFiles):
             self._write_config(config)
 
     def _write_config(self, config: RunConfig) -> None:
-        write_text(self.config_file, dump(config))
+        files.write_text(self.config_file, dump(config))
         self._config = config
 
     # --- the summary and the status -------------------------------------------------------------
@@ -146,7 +140,7 @@ class RunDir(RunFiles):
     def read_summary(self) -> RunSummary:
         """Return summary.json; `running` reads as `interrupted` if no process holds the lock."""
         try:
-            text = read_bytes(self.summary_file)
+            text = files.read_bytes(self.summary_file)
         except (OSError, ValueError) as error:  # a path that no file system takes is a ValueError
             why = getattr(error, "strerror", None) or error
             raise UsageError(
@@ -197,9 +191,9 @@ class RunDir(RunFiles):
                 raise UsageError(
                     f"{path} is a symbolic link; a run writes into its own folder only"
                 )
-        with open_for_appending(self.lock_file) as handle:
+        with files.open_for_appending(self.lock_file) as handle:
             deadline = time.monotonic() + patience
-            while not (locked := try_lock(handle)):
+            while not (locked := files.try_lock(handle)):
                 handle.seek(0)
                 owner = handle.read(100).decode(errors="replace")
                 if locked is None and not _lives(owner):
@@ -233,18 +227,18 @@ class RunDir(RunFiles):
         """Raise TakenOver if another process has begun to write, as it can where no locks are."""
         if self._mark is not None and not self._is_marked():
             raise TakenOver(
-                f"another process ({read_bytes(self.lock_file).decode()}) has begun to train "
+                f"another process ({files.read_bytes(self.lock_file).decode()}) has begun to train "
                 f"{self.path}, whose file system has no locks; it goes on, and this one ends"
             )
 
     def _is_marked(self) -> bool:
-        return self.lock_file.exists() and read_bytes(self.lock_file).decode() == self._mark
+        return self.lock_file.exists() and files.read_bytes(self.lock_file).decode() == self._mark
 
     def is_locked(self) -> bool:
         """Whether a process holds the lock now; without locks, one of this machine."""
         try:
-            with open_for_reading(self.lock_file) as handle:
-                free = try_lock(handle, exclusive=False)
+            with files.open_for_reading(self.lock_file) as handle:
+                free = files.try_lock(handle, exclusive=False)
                 return _lives(handle.read(100).decode()) if free is None else not free
         except OSError:
             return False
@@ -304,9 +298,9 @@ def find_runs(folder: Path) -> list[RunDir]:
     if not folder.is_dir():
         raise UsageError(f"{shorten_path(folder)} is not a folder")
     runs: list[RunDir] = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if "config.yaml" in files and "summary.json" in files:
+        if {"config.yaml", "summary.json"} <= {*names}:
             runs.append(RunDir(parent))
             folders.clear()
     return runs

@@ -15,16 +15,7 @@ import numpy as np
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.errors import Damaged, first_line, redact
-from cifar_lab.runs.files import (
-    append_text,
-    check_inside,
-    load_checkpoint,
-    read_arrays,
-    read_bytes,
-    replacing,
-    save_checkpoint,
-    write_text,
-)
+from cifar_lab.runs import files
 from cifar_lab.runs.metrics import (
     EpochMetrics,
     Predictions,
@@ -78,13 +69,13 @@ class RunFiles:
         class if there are such `by_class`.
         """
         names = epoch_columns(rows, watched=watched, by_class=by_class)
-        write_text(self.metrics_file, to_csv(rows, names, header=True))
+        files.write_text(self.metrics_file, to_csv(rows, names, header=True))
 
     def append_metrics(self, row: EpochMetrics) -> None:
         """Append a row to metrics.csv, in the file's columns, and wait until it is on the disk."""
         with self.metrics_file.open(encoding="utf-8") as file:
             names = file.readline().rstrip("\n").split(",")
-        append_text(self.metrics_file, to_csv([row], names, header=False))
+        files.append_text(self.metrics_file, to_csv([row], names, header=False))
 
     def read_metrics(self) -> list[EpochMetrics]:
         """Return the rows of metrics.csv, without a torn last line; none if there is no file."""
@@ -92,11 +83,11 @@ class RunFiles:
 
     def rewrite_steps(self, rows: Sequence[StepMetrics]) -> None:
         """Replace steps.csv."""
-        write_text(self.steps_file, to_csv(rows, columns(StepMetrics), header=True))
+        files.write_text(self.steps_file, to_csv(rows, columns(StepMetrics), header=True))
 
     def append_steps(self, rows: Sequence[StepMetrics]) -> None:
         """Append rows to steps.csv."""
-        append_text(self.steps_file, to_csv(rows, columns(StepMetrics), header=False))
+        files.append_text(self.steps_file, to_csv(rows, columns(StepMetrics), header=False))
 
     def read_steps(self) -> list[StepMetrics]:
         """Return the rows of steps.csv; none without `training.step_history`."""
@@ -104,24 +95,24 @@ class RunFiles:
 
     def append_log(self, text: str) -> None:
         """Append lines to train.log."""
-        append_text(self.log_file, redact(text) + "\n", safely=False)
+        files.append_text(self.log_file, redact(text) + "\n", safely=False)
 
     def write_summary(self, summary: RunSummary) -> None:
         """Replace summary.json."""
         text = json.dumps(dataclasses.asdict(summary), indent=2, ensure_ascii=False)
-        write_text(self.summary_file, text + "\n")
+        files.write_text(self.summary_file, text + "\n")
 
     # --- checkpoints ----------------------------------------------------------------------------
 
     def write_last(self, state: Mapping[str, Any]) -> None:
         """Replace last.pt; at no moment is there none, or half of one."""
-        save_checkpoint(state, self.last)
+        files.save_checkpoint(state, self.last)
 
     def write_best(self, state: Mapping[str, Any], extra_name: str | None = None) -> None:
         """Replace best.pt; `extra_name` is that of a copy (S2-10, S2-11)."""
-        save_checkpoint(state, self.best)
+        files.save_checkpoint(state, self.best)
         if extra_name is not None:
-            with replacing(check_inside(self.path / extra_name, self.path)) as handle:
+            with files.replacing(files.check_inside(self.path / extra_name, self.path)) as handle:
                 handle.write(self.best.read_bytes())
 
     def read_last(self) -> dict[str, Any] | None:
@@ -132,7 +123,7 @@ class RunFiles:
         if not self.last.exists():
             return None
         try:
-            return load_checkpoint(self.last)
+            return files.load_checkpoint(self.last)
         except Damaged as error:
             raise Damaged(f"{error}; rerun=true starts again") from None
 
@@ -156,7 +147,7 @@ class RunFiles:
         """Return the predictions of a split; UsageError if there are none."""
         path = self.predictions_file(split, weights)
         kinds = {"logits": "f2", "labels": "i1", "indices": "i1"}
-        read = Predictions(**read_arrays(path, kinds))
+        read = Predictions(**files.read_arrays(path, kinds))
         classes = read.logits.shape[1]
         if len(read) and not 0 <= read.labels.min() <= read.labels.max() < classes:
             raise Damaged(f"{path} is damaged: its labels are not those of {classes} classes")
@@ -164,13 +155,13 @@ class RunFiles:
 
     def read_features(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return the features (n, D) and labels (n,) of some test images."""
-        arrays = read_arrays(self.features_file, {"features": "f2", "labels": "i1"})
+        arrays = files.read_arrays(self.features_file, {"features": "f2", "labels": "i1"})
         return arrays["features"], arrays["labels"]
 
     def read_report(self) -> list[dict[str, float]]:
         """Return the rows of the classes in classification_report.json; [] if there is no file."""
         try:
-            data = json.loads(read_bytes(self.report_json))
+            data = json.loads(files.read_bytes(self.report_json))
             rows = data.get("classes")
             if rows is None:  # of a run of before names were no keys
                 rows = [r for n, r in data.items() if isinstance(r, dict) and n not in _AVERAGES]
@@ -183,7 +174,7 @@ class RunFiles:
 
     def write_arrays(self, path: Path, **arrays: np.ndarray[Any, Any]) -> None:
         """Write named arrays as one .npz file."""
-        with replacing(check_inside(path, self.path)) as handle:
+        with files.replacing(files.check_inside(path, self.path)) as handle:
             np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
 
 

@@ -21,18 +21,18 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
     "config": 2290,
-    "runs": 1530,
+    "runs": 1528,
     "datasets": 1660,
     "models optimizers": 1492,
     "training": 4223,
     "figures": 1525,
     "trackers": 849,
-    "sweeps": 2161,
-    "analysis": 3896,  # with the forest plot, which was 107 lines of figures
+    "sweeps": 2160,
+    "analysis": 3895,  # with the forest plot, which was 107 lines of figures
     "exports": 395,
     "throughput": 524,
     "commands": 2421,  # the modules beside the packages
-    "src": 22956,
+    "src": 22936,
     "tests": 16500,
 }
 MODULES = 50

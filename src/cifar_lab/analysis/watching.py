@@ -4,7 +4,6 @@ The summary page of runs that go on is served to a browser: a table above it ask
 have changed, every two seconds. When a run has ended, the whole page is made anew.
 """
 
-import dataclasses
 import errno
 import json
 import os
@@ -14,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -80,7 +79,7 @@ class Watcher:
         try:
             if known is not None and known.stamp == stamp:
                 ended = known.status == "running" and not run.is_locked()
-                return dataclasses.replace(known, status="interrupted") if ended else known
+                return replace(known, status="interrupted") if ended else known
             rows = run.read_metrics()
             scores = [row.val_accuracy for row in rows if row.val_accuracy is not None]
             recent = [row.seconds for row in rows[-_RECENT:]]

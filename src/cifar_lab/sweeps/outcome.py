@@ -5,7 +5,6 @@ those of finished runs, or what a probe measures.
 """
 
 import contextlib
-import dataclasses
 import heapq
 import json
 import os
@@ -13,7 +12,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +252,7 @@ def probe(config: RunConfig) -> tuple[float, float]:
     started = time.perf_counter()
     splits = load_splits(config, config.device)
     state, batches = build_state(config, splits, config.device)
-    training = dataclasses.replace(config.training, epochs=1, print_every=1)
+    training = replace(config.training, epochs=1, print_every=1)
     marks = [time.perf_counter()]
     loading = marks[0] - started
     for progress in fit(state, batches, None, training):
@@ -278,6 +277,6 @@ def _kind(config: RunConfig) -> str:
         *(config.model, config.dataset.name, config.dataset.image_shape),
         *(config.device.split(":")[0], config.precision, config.threads),
         *(config.training.batch_size, config.split.validation, config.evaluation.watch_test),
-        *(config.optimizer["_target_"], dataclasses.asdict(config.augmentation)),
+        *(config.optimizer["_target_"], asdict(config.augmentation)),
     ]
     return json.dumps(parts, sort_keys=True)

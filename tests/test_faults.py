@@ -281,8 +281,8 @@ FULL = "the GPU's memory is full, try a smaller training.batch_size"
     ],
     ids=["sys.exit", "a lone surrogate", "memory of CUDA", "memory of MPS"],
 )
-def test_whatever_ends_a_run_is_recorded_with_its_reason(
-    error: BaseException, reason: str, stopped: RunDir, monkeypatch: Patch
+def test_whatever_ends_a_run_is_recorded_and_tried_again_from_its_last_checkpoint(
+    error: BaseException, reason: str, stopped: RunDir, monkeypatch: Patch, tiny_finished: RunDir
 ) -> None:
     def end() -> None:
         raise error
@@ -292,6 +292,9 @@ def test_whatever_ends_a_run_is_recorded_with_its_reason(
         run_experiment(stopped)
     assert (stopped.status, stopped.read_summary().error) == ("failed", reason)
     assert type(error).__name__ in stopped.log_file.read_text()
+    monkeypatch.undo()
+    assert run_experiment(stopped).error is None
+    assert differences(tiny_finished, stopped) == []
 
 
 def test_a_figure_that_fails_is_no_reason_to_lose_a_run(tmp_path: Path, monkeypatch: Patch) -> None:

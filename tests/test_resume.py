@@ -17,7 +17,6 @@ from tiny_runs import (
     RICH,
     TINY,
     StopIn,
-    at_yield,
     config_of,
     make,
     started,
@@ -30,7 +29,7 @@ from cifar_lab.analysis import resume_proof
 from cifar_lab.analysis.resume_proof import differences
 from cifar_lab.config.compose import compose
 from cifar_lab.config.run_config import load
-from cifar_lab.errors import RunFailed, Stopped, Unavailable, UsageError
+from cifar_lab.errors import Stopped, Unavailable, UsageError
 from cifar_lab.runs.files import load_checkpoint, read_arrays
 from cifar_lab.runs.metrics import EpochMetrics
 from cifar_lab.runs.run_dir import RunDir
@@ -145,24 +144,6 @@ def test_checkpoints_that_cost_much_are_written_where_they_have_to_be(
     saved.clear()
     run_experiment(run)
     assert saved == [(4, 0), (6, 0)]
-
-
-def test_a_failed_run_is_tried_again_from_its_last_checkpoint(
-    stopped: RunDir, monkeypatch: pytest.MonkeyPatch, tiny_finished: RunDir
-) -> None:
-    def crash() -> None:
-        raise ValueError("cosmic ray")
-
-    with monkeypatch.context() as patch:
-        at_yield(patch, 3, crash)
-        with pytest.raises(RunFailed, match="cosmic ray"):
-            run_experiment(stopped)
-    assert stopped.status == "failed"
-    assert stopped.read_summary().error == "ValueError: cosmic ray"
-    assert "Traceback" in stopped.log_file.read_text()
-    assert run_experiment(stopped).status == "finished"
-    assert stopped.read_summary().error is None
-    assert differences(tiny_finished, stopped) == []
 
 
 @pytest.fixture(scope="module")

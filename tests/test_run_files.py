@@ -20,10 +20,6 @@ from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 
 
-def files_of(run: RunDir) -> set[str]:
-    return {str(path.relative_to(run.path)) for path in run.path.rglob("*") if path.is_file()}
-
-
 def test_rerun_removes_what_the_run_wrote_and_nothing_else(finished: RunDir) -> None:
     notes = {"notes.txt", "figures/mine.png", "predictions_mine.npz", "paper/draft.md", "my.pt"}
     notes |= {".mine.tmp", "figures/.mine.tmp"}  # not the names of our temporary files
@@ -33,7 +29,8 @@ def test_rerun_removes_what_the_run_wrote_and_nothing_else(finished: RunDir) -> 
         (finished.path / name).write_text("mine")
     with finished.lock():
         finished.discard_results()
-    assert files_of(finished) == {"config.yaml", "summary.json", "train.log", ".lock", *notes}
+    files = {str(p.relative_to(finished.path)) for p in finished.path.rglob("*") if p.is_file()}
+    assert files == {"config.yaml", "summary.json", "train.log", ".lock", *notes}
     assert finished.status == "queued"
 
 

@@ -23,7 +23,6 @@ import torch
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.runs.summary import RunSummary
 from cifar_lab.training import loop
 from cifar_lab.training import run as execute_module
 from cifar_lab.training.loop import Progress, Stop
@@ -124,10 +123,6 @@ def at_yield(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], 
             yield progress
 
     monkeypatch.setattr(execute_module, "fit", watched)
-
-
-def status(run: RunDir) -> RunSummary:
-    return run.read_summary()
 
 
 def weights(run: RunDir) -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ LINES = {
     "datasets": 1660,
     "models optimizers": 1492,
     "training": 4223,
-    "figures": 1525,
+    "figures": 1516,
     "trackers": 849,
     "sweeps": 2160,
     "analysis": 3895,  # with the forest plot, which was 107 lines of figures

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.figures import style
+from cifar_lab.figures.curves import LOSS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +104,7 @@ def draw(config: RunConfig, test: RangeTest) -> "Figure":
     """Return the loss of each step and the smoothed one against the rate, on a log axis."""
     figure = style.new_figure(7.5, 4.4)
     axes = figure.subplots()
-    style.dress(axes, "Learning-rate range test", "learning rate", "training loss")
+    style.dress(axes, "Learning-rate range test", "learning rate", LOSS)
     rates, smoothed, advice = test.rates, test.smoothed, test.advice
     axes.plot(rates, test.losses, ".", color=style.BLUE, alpha=0.3, markersize=4, label="each step")
     axes.plot(rates, smoothed, color=style.BLUE, linewidth=1.8, label="smoothed")
@@ -118,6 +119,6 @@ def draw(config: RunConfig, test: RangeTest) -> "Figure":
         axes.axvspan(advice.low, advice.high, label=label, **span)
         look: dict[str, Any] = {"color": style.VERMILLION, "linestyle": "--", "linewidth": 1.3}
         axes.axvline(advice.suggestion, label=f"suggestion: {advice.suggestion:.2g}", **look)
-    style.legend_outside(figure, axes, columns=4, loc="outside lower center")
+    style.legend_outside(figure, axes, columns=4)
     style.caption(figure, style.run_title(config))
     return figure

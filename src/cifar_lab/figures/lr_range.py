@@ -8,7 +8,6 @@ import numpy.typing as npt
 
 from cifar_lab.config.run_config import RunConfig
 from cifar_lab.figures import style
-from cifar_lab.figures.curves import LOSS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -104,7 +103,7 @@ def draw(config: RunConfig, test: RangeTest) -> "Figure":
     """Return the loss of each step and the smoothed one against the rate, on a log axis."""
     figure = style.new_figure(7.5, 4.4)
     axes = figure.subplots()
-    style.dress(axes, "Learning-rate range test", "learning rate", LOSS)
+    style.dress(axes, "Learning-rate range test", "learning rate", "loss (nats per image)")
     rates, smoothed, advice = test.rates, test.smoothed, test.advice
     axes.plot(rates, test.losses, ".", color=style.BLUE, alpha=0.3, markersize=4, label="each step")
     axes.plot(rates, smoothed, color=style.BLUE, linewidth=1.8, label="smoothed")

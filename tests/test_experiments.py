@@ -131,7 +131,7 @@ def test_claims_are_measures_of_cells_that_are_there(experiment: str) -> None:
         fitting = [row for row in flat if all(row[k] == v for k, v in claim.where.items())]
         assert len(fitting) == 1, claim.id
         if claim.above:
-            others = runs if "name" not in claim.above else cells(claim.above["name"])
+            others = cells(claim.above["name"]) if "name" in claim.above else []
             described = ReportExperiment(experiment, tuple(runs), Report())
             every = [Candidate(described, config) for config in (*runs, *others)]
             (compared,) = filter(None, (match(claim, each, every) for each in every[: len(runs)]))

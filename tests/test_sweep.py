@@ -17,6 +17,7 @@ import pytest
 import torch
 from tiny_runs import TINY_CELL, assert_same_result, descendants, started, wait_until
 
+from cifar_lab import train
 from cifar_lab.config.launch import LaunchOptions
 from cifar_lab.errors import RunFailed, Unavailable
 from cifar_lab.runs.run_dir import RunDir, find_runs
@@ -81,23 +82,23 @@ def test_the_same_line_skips_what_is_finished_and_a_new_value_runs_alone(tmp_pat
     assert table.splitlines()[-1].endswith(f"python -m cifar_lab.summarize {tmp_path / 'runs'}")
 
 
-def test_the_last_lines_name_the_best_setting_over_its_seeds(tmp_path: Path) -> None:
+def test_the_last_lines_name_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cells = cells_of(tmp_path, "optimizer=sgd,adam", "seed=0,1,2")
     accuracies = [0.95, 0.5, 0.5, 0.8, 0.8, 0.8]  # the best single run is one of SGD's
     for cell, accuracy in zip(cells, accuracies, strict=True):
         scores: dict[str, Any] = {"best_val_accuracy": accuracy, "test_accuracy": accuracy - 0.1}
-        summary = dataclasses.replace(
-            queued(cell.config), status="finished", test_size=360, **scores
-        )
-        RunDir.create(cell.config).write_summary(summary)
+        done = dataclasses.replace(queued(cell.config), status="finished", test_size=360, **scores)
+        RunDir.create(cell.config).write_summary(done)
     table = closing_table([Outcome(cell, "finished", "finished") for cell in cells])
     *_, best, closest, command = table.splitlines()
-    for words in ("optimizer=adam", "mean of 3 runs", "test accuracy 70.00"):
-        assert words in best
+    assert all(w in best for w in ("optimizer=adam", "mean of 3 runs", "test accuracy 70.00"))
     assert "It is not told apart from optimizer=sgd." in best
     assert "the best two are 15.00 points apart" in closest
     assert table.count("test accuracy") == 1
     assert command == f"to compare them: python -m cifar_lab.summarize {tmp_path / 'runs'}"
+    line = [*TINY, f"output_dir={tmp_path}", "optimizer=sgd,adam", "seed=0,1,2"]
+    assert train.main([*line, "figures=standard"]) == 0
+    assert capsys.readouterr().out.count("figures=standard: `cifar_lab.draw` draws") == 1
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ Nothing is chosen on the test set: the best value of the score that `training.mo
 and its mean where a trial has several seeds.
 """
 
+import contextlib
 import dataclasses
 import shlex
 import time
@@ -16,8 +17,10 @@ from typing import Any
 
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.seed_groups import short_names
+from cifar_lab.config.identity import identity
 from cifar_lab.config.launch import LaunchOptions, Request
-from cifar_lab.errors import UsageError, log, shorten
+from cifar_lab.config.run_config import flatten, to_plain
+from cifar_lab.errors import RunFailed, UsageError, listing, log, shorten
 from cifar_lab.runs.text import align
 from cifar_lab.sweeps import study as studies
 from cifar_lab.sweeps.cell import DONE, Cell, sweep_cells
@@ -28,7 +31,7 @@ from cifar_lab.sweeps.study import OVERRIDES, REPEATS, RUNS, Trial
 from cifar_lab.training.ambient import as_in_a_fresh_process
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.run import check_start
+from cifar_lab.training.run import check_start, not_applied, sets_one
 
 _DETACHED_JOBS = 4  # trials at a time in a cluster's queue; all at once, none would learn
 _MOST_REPEATS = 50  # in a row, after which the sampler is taken to have nothing new
@@ -42,14 +45,30 @@ def start_many(request: Request, stop: Stop) -> list[Outcome]:
     """
     runs = request.runs[:1] if request.space else request.runs
     cells = sweep_cells([run.config for run in runs], [run.overrides for run in runs])
+    config = runs[0].config
+    identified = flatten(identity(config, with_defaults=True)).keys()
+    others = flatten(to_plain(config)).keys() - identified - {"name", "output_dir"}
+    words = [w for w in runs[0].overrides if sets_one(w, others) and not sets_one(w, identified)]
     with as_in_a_fresh_process():  # what is imported to read data sets variables (scikit-learn)
         for cell in cells:
-            if request.options.rerun or cell.state() not in DONE:
+            state = cell.state()
+            if request.options.rerun or state not in DONE:
                 check_start(cell.run, cell.config, rerun=request.options.rerun)
+            elif words and state == "finished":
+                with contextlib.suppress(UsageError, RunFailed):  # a damaged config.yaml
+                    words = _warn_of(words, cell)
     launcher = make_launcher(request.launcher, request.options)
     if request.space:
         return run_search(request, _search_folder(request), launcher, stop=stop)
     return run_all(cells, launcher, stop=stop)
+
+
+def _warn_of(words: list[str], cell: Cell) -> list[str]:
+    """Say once which words a finished cell does not follow; return the words still to look at."""
+    remedy = "`cifar_lab.draw` draws figures again, rerun=true trains again"
+    if ignored := not_applied(cell.run.read_config(), cell.config, words):
+        log.info("finished cells stay as they are, without %s: %s", listing(ignored), remedy)
+    return [word for word in words if word not in ignored]
 
 
 def make_launcher(settings: Mapping[str, Any], options: LaunchOptions) -> Launcher:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -101,13 +101,7 @@ def open_run(request: Request) -> RunDir:
         return RunDir.create(config, run.path)
     dataset = dataclasses.replace(before.dataset, display_names=config.dataset.display_names)
     redrawn = dataclasses.replace(before, figures=config.figures, dataset=dataset)
-    stored, asked = flatten(to_plain(redrawn)), flatten(to_plain(config))
-    ignored = [
-        line
-        for line in request.runs[0].overrides
-        for key in [line.partition("=")[0].lstrip("+")]
-        if any(k == key or k.startswith(f"{key}.") for k in asked if asked[k] != stored.get(k))
-    ]
+    ignored = not_applied(redrawn, config, request.runs[0].overrides)
     if ignored:
         log.info(
             "%s is finished, and %s cannot be applied to it: rerun=true trains it again%s",
@@ -120,6 +114,19 @@ def open_run(request: Request) -> RunDir:
         drawn, _ = draw_again(run)
         log.info("drawn again: %s (%s)", run.figures, listing(drawn))
     return run
+
+
+def sets_one(word: str, keys: Collection[str]) -> bool:
+    """Whether KEY=VALUE sets one of these keys, or is of a group that has one."""
+    start = word.partition("=")[0].lstrip("+") + "."
+    return any(f"{key}.".startswith(start) for key in keys)
+
+
+def not_applied(stored: RunConfig, config: RunConfig, words: Sequence[str]) -> list[str]:
+    """Return the words of a command line that ask for another config than a finished run has."""
+    before, asked = flatten(to_plain(stored)), flatten(to_plain(config))
+    changed = [key for key in asked if asked[key] != before.get(key)]
+    return [word for word in words if sets_one(word, changed)]
 
 
 def check_start(run: RunDir, config: RunConfig, *, rerun: bool) -> None:

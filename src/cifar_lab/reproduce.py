@@ -54,10 +54,11 @@ def _reproduce(argv: list[str]) -> int:
     runs = [run for each in experiments for run in reproduction.read_finished(each.folder)]
     rows = reproduction.rows(experiments, runs, arguments.only)
     by_report = reproduction.by_report(rows).items()
-    joint = [(tag, verdicts.joint([row.verdict for row in of])) for tag, of in by_report]
-    sentences = (f"{tag}: {text}" for tag, text in joint if text)
-    parts = [reproduction.table(rows).markdown(), *sentences]
+    joint = {tag: verdicts.joint([row.verdict for row in of]) for tag, of in by_report}
+    parts = [reproduction.table(rows).markdown()]
+    parts += [f"{tag}: {text}" for tag, text in joint.items() if text]
     parts += [reproduction.guesses(rows), reproduction.sources(rows)]
+    parts += [f"warning: {run.run.path}: {text}" for run in runs for text in run.problems]
     print("\n\n".join(filter(None, parts)))
     if failure is not None:
         raise failure
@@ -121,9 +122,8 @@ def _run(asked: Sequence[Row], arguments: argparse.Namespace) -> None:
     lines = [[f"experiment={config.name}", address(config).name] for config in configs]
     asked_for = {name: getattr(arguments, name) for name in ("jobs_per_gpu", "accept_code")}
     jobs = arguments.jobs if arguments.jobs == "auto" else int(arguments.jobs)
-    options = LaunchOptions(jobs=jobs, **asked_for)
+    launcher = LocalProcesses(LaunchOptions(jobs=jobs, **asked_for))
     with Stop().installed() as stop:
-        launcher = LocalProcesses(options)
         outcomes = run_all(sweep_cells(configs, lines), launcher, stop=stop)
         print(closing_table(outcomes) + "\n", flush=True)
         raise_for(outcomes, stop)

@@ -49,11 +49,10 @@ def best_text(collection: RunCollection, group: SeedGroup) -> str:
     scores = group.interval(collection.metric)
     assert scores is not None
     others = [g for g in collection.ranking if g.dataset == group.dataset and g.rank and g.rank > 1]
-    best = f"{collection.label(group)} has the best " if others else ""
-    text = (
-        f"{group.dataset}: {best}{run_metrics.in_words(collection.metric)}: "
-        f"{run_metrics.show_interval(collection.metric, scores)} ({_n(group, scores)})"
-    )
+    name = run_metrics.in_words(collection.metric)
+    best = f"{collection.label(group)} has the {'best ' * (name != 'best epoch')}" if others else ""
+    shown = run_metrics.show_interval(collection.metric, scores)
+    text = f"{group.dataset}: {best}{name}: {shown} ({_n(group, scores)})"
     tested = group.interval("test_accuracy")
     if tested is not None and collection.metric != "test_accuracy":
         text += f"; test accuracy {run_metrics.show_interval('test_accuracy', tested)}"

@@ -18,12 +18,13 @@ from cifar_lab.runs.run_dir import RunDir
 
 def test_what_is_named_is_removed_and_nothing_else(finished: RunDir, capsys: Capture) -> None:
     folder = finished.path.parents[1]
-    failed = make(folder, "seed=3")
-    failed.write_summary(dataclasses.replace(failed.read_summary(), status="failed"))
+    failed, linked = make(folder, "seed=3"), make(folder, "seed=2")
+    for run in (failed, linked):
+        run.write_summary(dataclasses.replace(run.read_summary(), status="failed"))
+    linked.steps_file.symlink_to(finished.metrics_file)  # so it is not locked, but left
     assert tidy.main([str(folder)]) == 0
-    assert "1 failed runs (--failed)" in capsys.readouterr().out
-    damaged = make(folder, "seed=4")
-    damaged.summary_file.write_text("{")  # it keeps nobody from tidying the others
+    assert "2 failed runs (--failed)" in capsys.readouterr().out
+    make(folder, "seed=4").summary_file.write_text("{")  # it keeps nobody from tidying the others
     before = sorted(folder.rglob("*"))
     both = [str(folder), "--last-checkpoints", "--failed"]
     assert tidy.main([*both, "--dry-run", "--archive", str(folder / "a.zip")]) == 0
@@ -32,7 +33,7 @@ def test_what_is_named_is_removed_and_nothing_else(finished: RunDir, capsys: Cap
     assert sorted(folder.rglob("*")) == before
     with finished.lock():
         assert tidy.main([*both, "--yes"]) == 0
-    assert not failed.path.exists()
+    assert (failed.path.exists(), linked.path.exists()) == (False, True)
     assert finished.last.exists(), "a run in use is left alone"
     assert tidy.main([*both, "--yes"]) == 0
     assert not finished.last.exists()

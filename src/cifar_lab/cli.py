@@ -54,6 +54,7 @@ class Parser(StrictParser):
             formatter_class=functools.partial(plain, max_help_position=28, width=100),
             allow_abbrev=False,
         )
+        self.color = False  # Python 3.14 colours help, which `_Output` would show as escapes
         # `run` answers it, for all commands.
         self.add_argument("--version", action="store_true", help="print the versions and exit")
         self._takes_overrides = takes_overrides

@@ -63,8 +63,9 @@ def _key(name: str) -> str:
 
 def _value(value: Any, key: str = "") -> str:
     if isinstance(value, str | Path):
-        is_text = isinstance(default_settings().get(key), str)  # name="2024" is no number
-        text, plain = str(value), r"[^\W\d][\w./-]*" if is_text else r"[\w./-]*"
+        is_text = isinstance(default_settings().get(key), str)  # "2024" is no number, "true" text
+        word = r"(?i)(?!(null|true|false|nan|inf)$)[^\W\d][\w./-]*"
+        text, plain = str(value), word if is_text else r"[\w./-]*"
         return text if re.fullmatch(plain, text) else "'" + text.replace("'", r"\'") + "'"
     return json.dumps(value, default=_of_numpy)
 
@@ -247,10 +248,10 @@ def _pixels(images: Any) -> "np.ndarray[Any, Any]":
 
 
 def _labels(labels: Any) -> "np.ndarray[Any, Any]":
-    """Return labels, whole numbers, as int64."""
+    """Return labels, whole numbers from 0, as int64."""
     array = np.asarray(labels)
-    if array.dtype.kind not in "iub" or array.ndim != 1:
-        problem = f"labels are {array.dtype} {array.shape}; an image needs one whole number"
+    if array.dtype.kind not in "iub" or array.ndim != 1 or (array < 0).any():
+        problem = f"labels are {array.dtype} {array.shape}; an image needs one whole number from 0"
         raise UsageError(f"dataset: the {problem}")
     return array.astype(np.int64)
 

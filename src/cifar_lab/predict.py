@@ -56,7 +56,9 @@ def main(argv: list[str]) -> int:
         print(f"table: {arguments.csv}")
     if arguments.save is not None:
         texts = [f"{name} {probability:.1%}" for name, probability in best]
-        pictures = (intake.eight_bits(Image.open(path))[0] for path in paths)
+        Image.MAX_IMAGE_PIXELS = None  # each was decoded above, within dataset.max_megapixels
+        opened = (Image.open(path, formats=intake.FORMATS) for path in paths)
+        pictures = (intake.eight_bits(picture)[0] for picture in opened)
         write_labelled(zip(paths, pictures, texts, strict=True), arguments.save)
         print(f"pictures: {arguments.save}")
     if broken:

@@ -11,7 +11,6 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -46,20 +45,13 @@ def main(argv: list[str]) -> int:
         runs = [run for run in runs if run.summary_file.stat().st_mtime < oldest]
     if not runs:
         raise UsageError(f"{shorten_path(arguments.folder)} holds no run of that kind")
-    checkpoints: dict[RunDir, Path] = {}
-    by_status = defaultdict[str, dict[RunDir, Path]](dict)
     free = [run for run in runs if not run.is_locked()]
-    for run in free:
-        try:
-            summary = run.read_summary()
-        except RunFailed as error:
-            print(f"left alone: {error}", file=sys.stderr)
-            continue
-        by_status[summary.status][run] = run.path
-        # A run without validation images has no other weights.
-        if run.last.is_file() and (summary.status, summary.scored_weights) == ("finished", "best"):
-            checkpoints[run] = run.last
-    failed, interrupted = by_status["failed"], by_status["interrupted"].values()
+    states = dict(_states(free))
+    # Others, as runs without validation images, have the scored weights in last.pt alone.
+    done = [run for run, state in states.items() if state == ("finished", "best")]
+    checkpoints = {run: run.last for run in done if run.last.is_file()}
+    failed = {run: run.path for run, (status, _) in states.items() if status == "failed"}
+    interrupted = [run.path for run, (status, _) in states.items() if status == "interrupted"]
     if arguments.archive is not None and not arguments.dry_run:
         _archive(free, arguments.folder, arguments.archive)
     targets = dict(checkpoints if arguments.last_checkpoints else {})
@@ -83,10 +75,21 @@ def main(argv: list[str]) -> int:
             with run.lock():  # so that nobody continues it meanwhile
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 removed += 1
-        except Unavailable as error:
+        except (Unavailable, UsageError) as error:  # in use, or with a link to somewhere
             print(f"left: {error}", file=sys.stderr)
     print(f"removed: {removed}")
     return 0
+
+
+def _states(runs: Iterable[RunDir]) -> Iterator[tuple[RunDir, tuple[str, str | None]]]:
+    """Yield each run with its status and the weights it was scored with; name the damaged ones."""
+    for run in runs:
+        try:
+            summary = run.read_summary()
+        except RunFailed as error:
+            print(f"left alone: {error}", file=sys.stderr)
+        else:
+            yield run, (summary.status, summary.scored_weights)
 
 
 def _archive(runs: Sequence[RunDir], folder: Path, file: Path) -> None:

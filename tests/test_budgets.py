@@ -25,14 +25,14 @@ LINES = {
     "datasets": 1660,
     "models optimizers": 1492,
     "training": 4230,
-    "figures": 1516,
+    "figures": 1522,
     "trackers": 849,
     "sweeps": 2178,
-    "analysis": 3895,  # with the forest plot, which was 107 lines of figures
+    "analysis": 3900,  # with the forest plot, which was 107 lines of figures
     "exports": 395,
     "throughput": 524,
     "commands": 2428,  # the modules beside the packages; tidy reads states by themselves
-    "src": 22967,
+    "src": 22979,
     "tests": 16500,
 }
 MODULES = 50

@@ -110,6 +110,7 @@ def test_a_single_run_is_set_against_all_seeds_of_the_other(
     make_run(tmp_path / "a", lr=0.1, accuracy=0.66)
     for seed, accuracy in enumerate((0.69, 0.62, 0.63, 0.64, 0.65)):
         make_run(tmp_path / "b", lr=0.01, seed=seed, accuracy=accuracy)
+    make_run(tmp_path / "b" / "copy", lr=0.01, seed=4, accuracy=0.65)
     collection = grouping.read_collection(tmp_path)
     ranking.rank(collection, None)
     best, second = collection.ranking
@@ -120,7 +121,8 @@ def test_a_single_run_is_set_against_all_seeds_of_the_other(
     assert compare.main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
     said = capsys.readouterr().out
     assert "B: " in said
-    assert "(5 runs, finished)" in said
+    assert "(6 runs, finished)" in said
+    assert "left out" not in said  # the copy counts once, and is of a configuration that B has
     assert "A lacks what the other has: seed 1, seed 2, seed 3, seed 4." in said
     assert "over seeds and the 500 test images together" in said
 
@@ -196,3 +198,8 @@ def test_runs_on_other_pictures_are_no_seeds_and_no_pair(tmp_path: Path, capsys:
     (tmp_path / "grid.png").touch()  # FOLDER/* names it too
     assert compare.main([str(tmp_path / "grid.png"), *(str(runs[i].path) for i in (0, 2))]) == 2
     assert "made on different pictures" in capsys.readouterr().err
+    # An option that reads the same pictures in another way is no copy of the first.
+    scaled = {"choices": {"dataset": "scaled"}, "summary": {"dataset": {"train_images": "a"}}}
+    make_run(tmp_path / "scaled", **scaled)
+    collection = grouping.read_collection(tmp_path)
+    assert collection.values("dataset") == ["cifar10 (1)", "cifar10 (2)", "scaled (1)"]

@@ -81,11 +81,7 @@ def test_the_cache_is_a_shared_map_of_the_same_content(counted: Counted) -> None
 
 @pytest.mark.parametrize(
     ("file", "damage"),
-    [
-        ("train_images.bin", "flip"),
-        ("test_labels.bin", "remove"),
-        ("contents.json", "flip"),
-    ],
+    [("train_images.bin", "flip"), ("test_labels.bin", "remove"), ("contents.json", "flip")],
 )
 def test_a_damaged_cache_is_named_and_made_anew(
     counted: Counted, file: str, damage: str, caplog: CaptureLog

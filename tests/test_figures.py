@@ -214,6 +214,10 @@ def test_numbers_of_a_search_are_places_on_an_axis_and_those_of_a_grid_are_squar
     check_drawn(named)
     boxes = [text.get_window_extent() for text in named.axes[0].texts]
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    alike = grid.Square(("a", "b"), 1234.0, None, 3)  # runs of one value have no interval
+    figure = grid.draw(grid.Sweep(["model", "activation"], [["a"], ["b"]], [alike], "loss"))
+    assert cell_texts(figure.axes[0]) == ["1234"]
+    assert "mean of n = 3 runs ·" in figure.get_suptitle()
 
 
 def test_confusion_matrix_writes_every_count_and_every_share_but_zeros(tmp_path: Path) -> None:
@@ -341,18 +345,8 @@ def test_a_tie_of_neighbours_goes_to_the_class_of_the_nearest() -> None:
 
 
 def test_names_that_are_long_strange_or_missing(tmp_path: Path) -> None:
-    names = [
-        "a$b$",
-        "x_1^{2",
-        "two\nlines",
-        "Ограничение" * 5,
-        "<&>",
-        "%s",
-        "{}",
-        "\\frac",
-        "$",
-        "z",
-    ]
+    names = ["a$b$", "x_1^{2", "two\nlines", "Ограничение" * 5, "<&>", "%s", "{}", "\\frac"]
+    names += ["$", "z"]
     run = make_run(tmp_path, dataset={"classes": names})
     run.write_predictions(guesses(200), "test", "scored")
     write_samples(run, ["random"] * 2 + ["worst"] * 2)

@@ -12,17 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import (
-    NOTED,
-    RICH,
-    TINY,
-    StopIn,
-    config_of,
-    make,
-    started,
-    train,
-    wait_until,
-)
+from tiny_runs import NOTED, RICH, TINY, StopIn, config_of, make, started, train, wait_until
 
 from cifar_lab import train as train_command
 from cifar_lab.analysis import resume_proof

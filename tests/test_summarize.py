@@ -143,11 +143,14 @@ def test_datasets_are_ranked_apart(tmp_path: Path) -> None:
         dataset = dataset_config(name=name, source=source)
         for lr in (0.1, 0.01) if name == "mnist" else (0.2, 0.1, 0.01):
             make_run(tmp_path, dataset=dataset, lr=lr, accuracy=0.5 + lr)
+    make_run(tmp_path, lr=0.2, accuracy=0.72, seed=1)
+    make_run(tmp_path, dataset=dataset_config(name="alone"))
     collection = collection_of(tmp_path)
     ranks = sorted((group.dataset, group.rank) for group in collection.groups)
-    assert ranks == [("cifar10", i) for i in (1, 2, 3)] + [("mnist", 1), ("mnist", 2)]
+    assert ranks[1:] == [("cifar10", i) for i in (1, 2, 3)] + [("mnist", 1), ("mnist", 2)]
     assert "for all 1 or 2 differences of a dataset together" in texts.testing_text(collection)
     assert "is chosen among 2 or 3: both" in texts.selection_text(collection)
+    assert "(pooled)" in texts.testing_text(collection)  # of CIFAR-10, with its two seeds
 
 
 def test_every_configuration_says_how_far_it_is_from_the_best(grid: Path, capsys: Capture) -> None:
@@ -280,6 +283,14 @@ def test_a_narrow_terminal_gets_lines(grid: Path, capsys: Capture, monkeypatch: 
     lines = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in lines if "/" not in line) <= 80
     assert any(line.startswith("* rank 1; optimizer adam") for line in lines)
+
+
+def test_classes_of_one_name_keep_their_modules(tmp_path: Path) -> None:
+    """Else a legend names two lines alike, and of two curves one is not drawn."""
+    for name in ("first.Net", "second.Net"):
+        make_run(tmp_path, model={"_target_": name}, choices={"optimizer": "adam"})
+    labels = map((collection := collection_of(tmp_path)).short_label, collection.groups)
+    assert list(labels) == ["model first.Net", "model second.Net"]
 
 
 def test_what_a_model_brings_is_no_axis(tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:
             f"{a[0].run.path} and {b[0].run.path} cannot be compared: they were made on different "
             "pictures, as the checksums in their summary.json show"
         )
-    cells = _cells(a, b)
+    cells, left_out = _cells(a, b)
     differences: dict[str, Difference] = {}
-    sentences = _which_runs(cells, len(a) + len(b))
+    sentences = _which_runs(cells, left_out)
     for name, images in TESTED.items():
         try:
             differences[name] = _difference(cells, name)
@@ -102,8 +102,8 @@ def compare(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Comparison:
     return Comparison(cells, Table(["key", "A", "B"], configs), scores, sentences, differences)
 
 
-def _cells(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Cells:
-    """Return the configurations of both that have the same values of what varies within each."""
+def _cells(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> tuple[Cells, int]:
+    """Return the configurations that both have, and how many runs those of one alone have."""
     folder = Path(os.path.commonpath([run.run.path.resolve().parent for run in (*a, *b)]))
     sides = [collect(folder, runs) for runs in (a, b)]
     axes = [axis for axis in sides[0].axes if axis in sides[1].axes]
@@ -120,7 +120,8 @@ def _cells(a: Sequence[FoundRun], b: Sequence[FoundRun]) -> Cells:
     shared = [key for key in by_key[0] if key in by_key[1]]
     if not shared:
         raise UsageError(f"A and B have no configuration with the same {listing(axes)}")
-    return [[groups[key] for key in shared] for groups in by_key]
+    left_out = sum(len(of[key].runs) for of in by_key for key in of if key not in shared)
+    return [[groups[key] for key in shared] for groups in by_key], left_out
 
 
 def _difference(cells: Cells, name: str) -> Difference:
@@ -164,12 +165,12 @@ def _score(cells: Cells, name: str, differences: dict[str, Difference]) -> list[
     return [*row, run_metrics.show_difference(name, off), ""]
 
 
-def _which_runs(cells: Cells, given: int) -> list[str]:
-    """Return what the means are over, of `given` runs, and which seeds and folds one side lacks."""
+def _which_runs(cells: Cells, left_out: int) -> list[str]:
+    """Return what the means are over and leave out, and which seeds and folds one side lacks."""
     lines = []
     if (count := len(cells[0])) > 1:
         lines.append(f"Means over the {count} configurations that both have, with equal weights.")
-    if left_out := given - sum(len(group.runs) for side in cells for group in side):
+    if left_out:
         lines.append(f"Runs of configurations that only one of them has are left out: {left_out}.")
     single = all(len(side[0].runs) == 1 for side in cells)
     for label, side, others in zip("AB", cells, reversed(cells), strict=True):

@@ -37,15 +37,17 @@ def collect(folder: Path, runs: Sequence[FoundRun]) -> RunCollection:
     axes, notes = find_axes(runs), list[str]()
     runs = sorted(runs, key=lambda run: str(run.run.path))
     datasets = _name_datasets(runs, notes)
-    numbered = {run: {"dataset": n} for run, n in datasets.items() if n != run.config.dataset.name}
-    if numbered and "dataset" not in axes:
+    is_numbered = any(name != run.config.dataset.name for run, name in datasets.items())
+    if is_numbered and "dataset" not in axes:
         axes.insert(0, "dataset")
     members: dict[tuple[Key, str], dict[tuple[int, int | None], FoundRun]] = {}
     # Of two copies, a finished one is kept.
     for run in sorted(
         runs, key=lambda r: (r.config.seed, r.config.split.fold or 0, not r.finished)
     ):
-        values = run.values | numbered.get(run, {})
+        # The number follows the option: two options may read the same pictures differently.
+        number = datasets[run].removeprefix(run.config.dataset.name)
+        values = run.values | {"dataset": run.values["dataset"] + number}
         key = tuple(values.get(axis, MISSING) for axis in axes)
         kept = members.setdefault((key, datasets[run]), {}).setdefault(run.replicate, run)
         if kept is not run:

@@ -176,8 +176,9 @@ class RunCollection:
         """Return a group's name for a legend: options alone, keys by their last part."""
         parts = []
         for axis, value in ((self.axes[i], group.key[i]) for i in self.main_axes):
-            key = axis.removesuffix("._target_")
-            value = value.rpartition(".")[2] if key != axis else value
+            key, name = axis.removesuffix("._target_"), value.rpartition(".")[2]
+            if key != axis and sum(v.endswith(f".{name}") for v in self.values(axis)) == 1:
+                value = name
             parts.append(f"{key.rpartition('.')[2]} {value}" if "." in axis else value)
         return ", ".join(parts) or "the one configuration"
 

@@ -127,8 +127,9 @@ def grid_of(collection: RunCollection) -> "Figure":
         interval = group.interval(metric)
         score, ends, count = None, None, 0
         if interval is not None:
-            low, high = interval.ends
-            score, ends, count = unit * interval.mean, (unit * low, unit * high), interval.n
+            score, count = unit * interval.mean, interval.n
+            if interval.low is not None or count == 2:  # equal runs and two folds have no interval
+                ends = unit * interval.ends[0], unit * interval.ends[1]
         squares.append(grid.Square(key, score, ends, count, group.chosen))
     label = run_metrics.in_words(metric) + " (%)" * run_metrics.is_fraction(metric)
     order = [collection.values(axis) for axis in axes]

@@ -171,11 +171,12 @@ def testing_text(collection: RunCollection) -> str:
         if collection.baseline
         else ", although the same runs chose the best (Games and Howell 1976)."
     )
-    own = (group.sample(collection.metric) for group in collection.groups if group.rank)
+    ranked = [group for group in collection.groups if group.rank]
+    alike = {g.dataset for g in ranked if not g.sample(collection.metric).variance}
     pooled = (
         " Beside a configuration of one run, or of runs with the same score, both take the "
         "deviation between the seeds of all (pooled)."
-    ) * (any(not sample.variance for sample in own) and "over seeds" in covered[-1])
+    ) * any("seeds" in d.covers for g in ranked if g.dataset in alike and (d := g.difference))
     return (
         f"Difference to {against}: that of the means, with its 95 % interval, "
         f"{' or '.join(covered)}.{together * (counts[-1] > 1)}{pooled} Not told apart: the "
@@ -190,8 +191,8 @@ def selection_text(collection: RunCollection) -> str:
         return ""
     ranked = Counter(group.dataset for group in collection.groups if group.rank is not None)
     best = "loss" if collection.metric.endswith("loss") else "score"
-    among = " or ".join(map(str, sorted(set(ranked.values()))))
-    chosen = f", and the best configuration is chosen among {among}: both make" * (among != "1")
+    among = " or ".join(str(count) for count in sorted(set(ranked.values())) if count > 1)
+    chosen = f", and the best configuration is chosen among {among}: both make" * bool(among)
     return (
         f"The validation {best} is that of each run's best epoch{chosen or ', which makes'} it "
         "optimistic. The test score has no part in it."

@@ -124,8 +124,10 @@ def _explained(squares: Sequence[Square]) -> str:
     """Return what the numbers are: of how many runs, and what stands below or around the mean."""
     counts = [square.runs for square in squares if square.score is not None] or [0]
     n = " to ".join(dict.fromkeys(map(str, (min(counts), max(counts)))))
-    parts = [f"mean of n = {n} runs"] + ["its 95 % interval"] * (max(counts) > 2)
-    return ", ".join(parts + ["both values of two runs"] * (2 in counts))
+    spreads = {square.runs > 2 for square in squares if square.ends and square.runs > 1}
+    parts = [f"mean of n = {n} runs" if max(counts) > 1 else "one run each"]
+    parts += ["its 95 % interval"] * (True in spreads)
+    return ", ".join(parts + ["both values of two runs"] * (False in spreads))
 
 
 def plane(order: Sequence[Sequence[str]]) -> tuple[int, int]:
@@ -231,10 +233,14 @@ def _text(square: Square) -> str:
     if square.score is None:
         return "–"
     if square.runs < 2 or square.ends is None:
-        return f"{square.score:#.4g}"
+        return _number(square.score)
     low, high = square.ends
     below, above = square.score - low, high - square.score
-    spread = f"{low:#.4g} to {high:#.4g}"
+    spread = f"{_number(low)} to {_number(high)}"
     if square.runs > 2 and math.isclose(below, above, rel_tol=1e-6, abs_tol=1e-10):
-        spread = f"±{below:#.2g}".removesuffix(".")
-    return f"{square.score:#.4g}\n{spread}"
+        spread = f"±{_number(below, 2)}"
+    return f"{_number(square.score)}\n{spread}"
+
+
+def _number(value: float, digits: int = 4) -> str:
+    return f"{value:#.{digits}g}".removesuffix(".")

@@ -377,7 +377,7 @@ def test_a_model_of_so_many_classes_as_the_data_have(data: tuple[Any, Any], tmp_
     with pytest.raises(UsageError, match=r"model returns \[2, 3\] .* must be \[2, 10\]"):
         cifar_lab.run(model=ThreeClasses, dataset=data, **asked)
     with pytest.raises(UsageError, match="was changed after it was made"):
-        cifar_lab.run(model=ThreeClasses().append(nn.Linear(3, 3)), **three)
+        cifar_lab.run(model=ThreeClasses().append(nn.Tanh()), **three)
 
 
 class Pairs(Dataset[tuple[torch.Tensor, int]]):

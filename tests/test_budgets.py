@@ -31,8 +31,8 @@ LINES = {
     "analysis": 3900,  # with the forest plot, which was 107 lines of figures
     "exports": 395,
     "throughput": 524,
-    "commands": 2428,  # the modules beside the packages; tidy reads states by themselves
-    "src": 22979,
+    "commands": 2433,  # the modules beside the packages; tidy reads states by themselves
+    "src": 22984,
     "tests": 16500,
 }
 MODULES = 50

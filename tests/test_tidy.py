@@ -32,12 +32,12 @@ def test_what_is_named_is_removed_and_nothing_else(finished: RunDir, capsys: Cap
     assert tidy.main([*both, "--older-than", "1d", "--yes"]) == 2
     assert sorted(folder.rglob("*")) == before
     with finished.lock():
-        assert tidy.main([*both, "--yes"]) == 0
+        assert tidy.main([*both, "--yes", "--archive", str(folder / "a.zip")]) == 0
+    assert "a.zip (3 of 4 runs, " in capsys.readouterr().out
     assert (failed.path.exists(), linked.path.exists()) == (False, True)
     assert finished.last.exists(), "a run in use is left alone"
     assert tidy.main([*both, "--yes"]) == 0
-    assert not finished.last.exists()
-    assert finished.best.exists()
+    assert (finished.last.exists(), finished.best.exists()) == (False, True)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.zst"])

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_flag("--last-checkpoints", "remove last.pt of finished runs; no more epochs then")
     parser.add_flag("--failed", "remove runs that failed, whole")
     parser.add("--older-than", "only runs that ended so long ago", type=_age, metavar="30d|12h|4w")
-    parser.add_output("--archive", "write the runs to a .zip or .tar.zst", ".zip", ".zst")
+    parser.add_output("--archive", "write runs not in use to a .zip or .tar.zst", ".zip", ".zst")
     parser.add_flag("--dry-run", "only say what would be removed; nothing is written")
     parser.add_flag("--yes", "do not ask")
     arguments = parser.parse_args(argv)
@@ -54,6 +54,8 @@ def main(argv: list[str]) -> int:
     interrupted = [run.path for run, (status, _) in states.items() if status == "interrupted"]
     if arguments.archive is not None and not arguments.dry_run:
         _archive(free, arguments.folder, arguments.archive)
+        size = _megabytes([arguments.archive]).strip()
+        print(f"archive: {arguments.archive} ({len(free)} of {len(runs)} runs, {size})")
     targets = dict(checkpoints if arguments.last_checkpoints else {})
     targets |= failed if arguments.failed else {}
     if not targets:
@@ -99,7 +101,6 @@ def _archive(runs: Sequence[RunDir], folder: Path, file: Path) -> None:
     with replacing(file) as handle, _open_archive(file, handle) as add:
         for path in files:
             add(path, folder.resolve().name / path.relative_to(folder))
-    print(f"archive: {file} ({len(runs)} runs,{_megabytes([file])})")
 
 
 @contextlib.contextmanager

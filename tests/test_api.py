@@ -30,7 +30,7 @@ from cifar_lab import train as command
 from cifar_lab.errors import UsageError
 from cifar_lab.objects import words_of
 from cifar_lab.runs.run_dir import RunDir
-from cifar_lab.training.build import load_splits
+from cifar_lab.training import build
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_run_shows_what_its_folder_holds(run: cifar_lab.Run) -> None:
 
 
 def test_the_model_scores_as_the_run_did(run: cifar_lab.Run) -> None:
-    splits = load_splits(run.config, "cpu")
+    splits = build.load_splits(run.config, "cpu")
     images = splits.test.images[splits.test.indices]
     stored = np.load(run.path / "predictions.npz")["logits"]
     expected = torch.from_numpy(stored).double().softmax(dim=1).numpy()
@@ -378,6 +378,8 @@ def test_a_model_of_so_many_classes_as_the_data_have(data: tuple[Any, Any], tmp_
         cifar_lab.run(model=ThreeClasses, dataset=data, **asked)
     with pytest.raises(UsageError, match="was changed after it was made"):
         cifar_lab.run(model=ThreeClasses().append(nn.Tanh()), **three)
+    with pytest.raises(UsageError, match="model returns tuple for 2 images"):
+        build.check_logits((1, 2), 2, None)
 
 
 class Pairs(Dataset[tuple[torch.Tensor, int]]):

@@ -266,6 +266,7 @@ def test_without_locks_the_first_process_ends_when_another_machine_begins_to_wri
 
 
 FULL = "the GPU's memory is full, try a smaller training.batch_size"
+MPS = "MPS backend out of memory"
 
 
 @pytest.mark.parametrize(
@@ -274,10 +275,7 @@ FULL = "the GPU's memory is full, try a smaller training.batch_size"
         (SystemExit(0), "SystemExit"),
         (ValueError("half \ud800"), r"ValueError: half \ud800"),
         (torch.OutOfMemoryError("CUDA: 20 GiB"), f"OutOfMemoryError: {FULL} (CUDA: 20 GiB)"),
-        (
-            RuntimeError("MPS backend out of memory"),
-            f"RuntimeError: {FULL} (MPS backend out of memory)",
-        ),
+        (RuntimeError(MPS), f"RuntimeError: {FULL} ({MPS})"),
     ],
     ids=["sys.exit", "a lone surrogate", "memory of CUDA", "memory of MPS"],
 )

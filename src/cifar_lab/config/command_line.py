@@ -131,13 +131,14 @@ def check_words(words: Sequence[str]) -> None:
             continue
         if key in setting_keys():
             raise UsageError(f"{shown} has no value: write {key}={shorten(value, 40)}")
-        if groups := [name for name, options in find_options().items() if word in options]:
+        before = words[index - 1] if index else ""
+        groups = [name for name, options in find_options().items() if word in options]
+        if groups and not before.startswith(f"{groups[0]}="):  # optimizer=sgd, adam
             raise UsageError(f"{shown} is not a key=value: write {groups[0]}={word}")
         if index == 0:
             raise UsageError(f"{shown} is neither a key=value nor a run folder with a config.yaml")
         if is_run_folder(word):
             raise UsageError(f"{shown} is a folder: the folder of a run comes first")
-        before = words[index - 1]
         if any(before.count(left) > before.count(right) for left, right in ("[]", "{}", "()")):
             raise UsageError(f"{shorten(before, 40)}... is cut at a space: put quotes around it")
         values = list(itertools.takewhile(lambda word: "=" not in word, words[index:]))

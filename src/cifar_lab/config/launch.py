@@ -163,9 +163,7 @@ _LATER = {"optimizer": ("backbone_lr",), "model": ("first_bias_epochs", "first_b
 
 
 def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun:
-    """Turn a composed config into a run: lay the protocol over it, but for what was asked for, and
-    parse it strictly.
-    """
+    """Parse a composed config strictly; what was asked for goes before what its protocol says."""
     protocols = plain.pop("protocols", None)
     asked = frozenset(line.partition("=")[0].lstrip("+") for line in overrides)
     known = parse_as(dict[str, dict[str, Any]], protocols or {}, "protocols")

@@ -63,7 +63,9 @@ def find_settings(wanted: str = "") -> list[Setting]:
         rows.setdefault(row.key, row)
     kept = [row for row in rows.values() if f"{row.key}.".startswith(f"{wanted}.") or not wanted]
     if not kept:
-        raise unknown_key(wanted, {key.partition(".")[0] for key in rows}, rows)
+        start = wanted[: wanted.rfind(".") + 1]
+        beside = [key.removeprefix(start).split(".")[0] for key in rows if key.startswith(start)]
+        raise unknown_key(wanted, dict.fromkeys(beside), rows)
     return kept
 
 
@@ -152,9 +154,7 @@ def help_page(config_dir: str | None = None) -> str:
     lines = ["Groups and their options (* is the default):"]
     for group in (group for group in groups if group in options):
         default = default_options().get(group)
-        words = ", ".join(
-            f"{option}*" if option == default else option for option in options[group]
-        )
+        words = ", ".join(name + "*" * (name == default) for name in options[group])
         if group == "augmentation":
             words = words.replace("*", "") + " (the default depends on the dataset)"
         start, rest = f"  {group:14} ", " " * 17

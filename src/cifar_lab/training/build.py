@@ -35,6 +35,7 @@ _WEIGHTS = {"weights", "weights_sha256"}
 _SHOWN = 5000  # training images that a model may see before its first step,
 _SHOWN_BYTES = 1 << 30  # or fewer, if as floats they have more bytes than this
 _LOADED: dict[str, ImageArrays] = {}
+_FITTING: set[str] = set()  # models that are known to fit the data: a sweep asks for every cell
 _COMPUTED: dict[tuple[str, bytes], tuple[list[float], list[float]]] = {}
 
 
@@ -61,9 +62,8 @@ def build_state(
         images = train.images[shown.to(train.images.device)].cpu()
         initialize(normalisation(config)(images, torch.contiguous_format))
     group = group or Group()
-    optimizer = build_optimizer(
-        optimizer_settings(config.optimizer, device, config.precision), model
-    )
+    settings = optimizer_settings(config.optimizer, device, config.precision)
+    optimizer = build_optimizer(settings, model)
     batches = Batches(
         splits.train,
         batch_size=config.training.batch_size,
@@ -190,15 +190,17 @@ def check_data(config: RunConfig) -> None:
     divide(arrays, config.split)
     num_classes = len(arrays.class_names)
     check_class_weights(config.training.class_weights, num_classes)
-    if config.dataset.classes is None:  # the dry check of the model knew no number
+    key = json.dumps([to_plain(config.model), shape, num_classes], sort_keys=True)
+    if config.dataset.classes is None and key not in _FITTING:  # the dry check knew no number
         with seeded(0), torch.no_grad():
             logits = build_model(config, num_classes).eval()(torch.zeros(2, *shape))
         check_logits(logits, 2, num_classes)
+        _FITTING.add(key)
 
 
 def check_logits(logits: Any, count: int, num_classes: int | None) -> None:
     """Refuse an output of a model that is no logit for each class (None: unknown) and image."""
-    shape = list(logits.shape)
+    shape = list(logits.shape) if torch.is_tensor(logits) else type(logits).__name__
     if len(shape) != 2 or shape != [count, num_classes or shape[1]]:
         right = f"[{count}, {num_classes or 'classes'}], a logit for each class"
         raise UsageError(f"model returns {shape} for {count} images; it must be {right}")

@@ -83,11 +83,7 @@ def on_this_machine(config: RunConfig) -> RunConfig:
 
 
 def check(
-    config: RunConfig,
-    asked: Collection[str] = (),
-    *,
-    elsewhere: bool = False,
-    rerun: bool = False,
+    config: RunConfig, asked: Collection[str] = (), *, elsewhere: bool = False, rerun: bool = False
 ) -> RunConfig:
     """Return a config as it runs here; UsageError if it cannot. Nothing is loaded or written.
 

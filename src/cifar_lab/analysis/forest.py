@@ -60,7 +60,7 @@ def draw(collection: RunCollection) -> "Figure":
     explained = f"differences to {texts.reference_name(collection)}"
     references = [collection.short_label(group) for group in ranked if group.is_reference]
     if len(references) == 1:
-        explained += f": {references[0]}"
+        explained += f": {style.plain(references[0], style.LONGEST_LABEL)}"
     if every := [group.difference for group in ranked if group.difference]:
         count = max(difference.family.comparisons for difference in every)
         together = f" of all {count} differences together" * (count > 1)

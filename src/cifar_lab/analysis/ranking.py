@@ -95,7 +95,7 @@ def _why_unranked(collection: RunCollection, dataset: str, groups: list[SeedGrou
             f"{dataset}: no validation images were held out (protocol "
             f"{groups[0].runs[0].config.protocol}), so the configurations are not ranked and "
             "none is chosen: choosing by the test score would make that score worthless. --metric "
-            "test_accuracy_last ranks by it all the same."
+            "test_accuracy ranks by it all the same."
         )
     return (
         f"{dataset}: no finished run has a {collection.metric}, so its configurations are not "

@@ -180,7 +180,7 @@ def save(figure: "Figure", path: Path, dpi: float = 150) -> None:
 def caption(figure: "Figure", text: str) -> None:
     """Write what the figure is of above everything, from the left edge, on as few lines as fit."""
     width = figure.get_size_inches()[0]
-    lines = textwrap.fill(plain(text, 300), int(CHARACTERS_PER_INCH * width))
+    lines = textwrap.fill(plain(text, 400), int(CHARACTERS_PER_INCH * width))
     figure.suptitle(lines, x=0.06 / width, ha="left", fontsize=NORMAL, color=MUTED)
 
 

@@ -194,7 +194,7 @@ def test_runs_on_other_pictures_are_no_seeds_and_no_pair(tmp_path: Path, capsys:
     table = summary_csv(collection, test=False).splitlines()
     assert [row.partition(",")[0] for row in table] == ["dataset", "cifar10 (1)", "cifar10 (2)"]
     assert all(group.difference is None for group in collection.groups)
-    assert any("different sets of pictures" in note for note in collection.notes)
+    assert any("2 different sets" in n and f"(those of {tmp_path}" in n for n in collection.notes)
     (tmp_path / "grid.png").touch()  # FOLDER/* names it too
     assert compare.main([str(tmp_path / "grid.png"), *(str(runs[i].path) for i in (0, 2))]) == 2
     assert "made on different pictures" in capsys.readouterr().err

@@ -289,7 +289,7 @@ def test_reports_and_experiments_of_ones_own_are_found(tmp_path: Path, capsys: C
         ("_last", "_lest", "no metric test_accuracy_lest (did you mean test_accuracy_last?)"),
         ("0.9", "90", "S9-1: 90 is no test_accuracy_last: 0 to 1"),
         ("optimizer:", "optimiser:", "S9-1: `where` fits no configuration of mine"),
-        ("value: 0.9", "above: {optimizer: sgd}", "S9-1: `above` fits no configurations, not one"),
+        ("value: 0.9", "above: {optimizer: sgd}", "must fit one configuration, and fits none"),
     ):
         read_report.cache_clear()
         (tmp_path / "report" / "paper.yaml").write_text(PAPER.replace(right, wrong))

@@ -100,10 +100,10 @@ def _name_datasets(runs: Sequence[FoundRun], notes: list[str]) -> dict[FoundRun,
             label = f"{name} ({number})" if len(of_name) > 1 else name
             names |= dict.fromkeys(members, label)
         if len(of_name) > 1:
-            paths = [shorten(str(members[0].run.path.name), 60) for members in of_name]
+            paths = [shorten(str(members[0].run.path), 200) for members in of_name]
             notes.append(
                 f"{len(of_name)} different sets of pictures are called {name}, by their checksums "
-                f"(those of {listing(paths, 200)}): their runs are ranked apart, and they are "
+                f"(those of {listing(paths, 400)}): their runs are ranked apart, and they are "
                 "neither seeds of one another nor compared."
             )
     return names

@@ -207,13 +207,13 @@ def match(
     where = {"protocol": config.protocol, **same, **claim.above}
     compared = tuple(other for other in every if claim.above and other.fits(where))
     if len(compared) > 1 or (same and claim.above and not compared):
-        fitting = len(compared) or "no"
-        raise UsageError(f"{claim.name}: `above` fits {fitting} configurations, not one")
+        fitting = len(compared) or "none"
+        raise UsageError(f"{claim.name}: `above` must fit one configuration, and fits {fitting}")
     return None if candidate in compared else compared
 
 
 def check(claim: Claim, experiment: ReportExperiment) -> None:
-    """UsageError for a number that its metric cannot have, and runs that the experiment has not."""
+    """UsageError for a number that the metric cannot have, and a `where` that fits nothing."""
     run_metrics.check(claim.metric)
     low, high = run_metrics.bounds(claim.metric) if not claim.above else (-math.inf, math.inf)
     for value in (claim.value, claim.at_least, claim.at_most):

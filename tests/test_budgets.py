@@ -20,11 +20,11 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
-    "config": 2289,
+    "config": 2296,
     "runs": 1528,
     "datasets": 1660,
     "models optimizers": 1492,
-    "training": 4228,
+    "training": 4222,
     "figures": 1522,
     "trackers": 849,
     "sweeps": 2178,
@@ -32,7 +32,7 @@ LINES = {
     "exports": 395,
     "throughput": 524,
     "commands": 2433,  # the modules beside the packages; tidy reads states by themselves
-    "src": 22981,
+    "src": 22982,
     "tests": 16500,
 }
 MODULES = 50

@@ -5,6 +5,7 @@ The launch options and the place among torchrun's processes are no part of a run
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -162,13 +163,19 @@ def take_launch_options(plain: dict[str, Any]) -> LaunchOptions:
 _LATER = {"optimizer": ("backbone_lr",), "model": ("first_bias_epochs", "first_bias_scale")}
 
 
+def sets_one(word: str, keys: Collection[str]) -> bool:
+    """Whether KEY=VALUE sets one of these keys, or is of a group that has one."""
+    start = word.partition("=")[0].lstrip("+") + "."
+    return any(f"{key}.".startswith(start) for key in keys)
+
+
 def planned_run(plain: dict[str, Any], overrides: tuple[str, ...]) -> PlannedRun:
     """Parse a composed config strictly; what was asked for goes before what its protocol says."""
     protocols = plain.pop("protocols", None)
     asked = frozenset(line.partition("=")[0].lstrip("+") for line in overrides)
     known = parse_as(dict[str, dict[str, Any]], protocols or {}, "protocols")
     for key, value in flatten(known.get(str(plain.get("protocol")), {})).items():
-        if not any(key == a or key.startswith(f"{a}.") for a in asked):
+        if not any(sets_one(word, (key,)) for word in overrides):
             for name in reversed(key.split(".")):
                 value = {name: value}
             plain |= merge(plain, value)

@@ -18,7 +18,7 @@ from typing import Any
 from cifar_lab.analysis import run_metrics
 from cifar_lab.analysis.seed_groups import short_names
 from cifar_lab.config.identity import identity
-from cifar_lab.config.launch import LaunchOptions, Request
+from cifar_lab.config.launch import LaunchOptions, Request, sets_one
 from cifar_lab.config.run_config import flatten, to_plain
 from cifar_lab.errors import RunFailed, UsageError, listing, log, shorten
 from cifar_lab.runs.text import align
@@ -31,7 +31,7 @@ from cifar_lab.sweeps.study import OVERRIDES, REPEATS, RUNS, Trial
 from cifar_lab.training.ambient import as_in_a_fresh_process
 from cifar_lab.training.loop import Stop
 from cifar_lab.training.preflight import compose_checked
-from cifar_lab.training.run import check_start, not_applied, sets_one
+from cifar_lab.training.run import check_start, not_applied
 
 _DETACHED_JOBS = 4  # trials at a time in a cluster's queue; all at once, none would learn
 _MOST_REPEATS = 50  # in a row, after which the sampler is taken to have nothing new

@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from cifar_lab.config import targets
 from cifar_lab.config.identity import identity
-from cifar_lab.config.launch import Request
+from cifar_lab.config.launch import Request, sets_one
 from cifar_lab.config.run_config import RunConfig, flatten, to_plain
 from cifar_lab.errors import Stopped, Unavailable, listing, log
 from cifar_lab.runs import summary as summaries
@@ -114,12 +114,6 @@ def open_run(request: Request) -> RunDir:
         drawn, _ = draw_again(run)
         log.info("drawn again: %s (%s)", run.figures, listing(drawn))
     return run
-
-
-def sets_one(word: str, keys: Collection[str]) -> bool:
-    """Whether KEY=VALUE sets one of these keys, or is of a group that has one."""
-    start = word.partition("=")[0].lstrip("+") + "."
-    return any(f"{key}.".startswith(start) for key in keys)
 
 
 def not_applied(stored: RunConfig, config: RunConfig, words: Sequence[str]) -> list[str]:

@@ -21,23 +21,20 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
     "config": 2296,
-    "runs": 1528,
+    "runs": 1531,
     "datasets": 1660,
-    "models optimizers": 1492,
-    "training": 4222,
+    "models optimizers": 1490,
+    "training": 4230,  # weights that unpack to more than their file are refused
     "figures": 1522,
-    "trackers": 849,
+    "trackers": 844,
     "sweeps": 2178,
     "analysis": 3900,  # with the forest plot, which was 107 lines of figures
-    "exports": 395,
-    "throughput": 524,
-    "commands": 2433,  # the modules beside the packages; tidy reads states by themselves
-    "src": 22982,
+    "exports": 389,
+    "throughput": 520,
+    "commands": 2440,  # the modules beside the packages
+    "src": 23000,
     "tests": 16500,
 }
-MODULES = 50
-HELP_SECONDS = 0.2
-CFG_JOB_SECONDS = 0.7
 
 
 def lines_below(*folders: Path, pattern: str = "**/*.py") -> int:
@@ -121,7 +118,7 @@ def test_reads_of_the_config_by_its_run(measured: dict[str, Any]) -> None:
 
 
 def test_modules_that_a_run_imports(measured: dict[str, Any]) -> None:
-    assert 0 < len(measured["modules"]) <= MODULES, measured["modules"]
+    assert 0 < len(measured["modules"]) <= 50, measured["modules"]
     assert "torch._dynamo" not in measured["modules"], "see optimizers/eager.py"
 
 
@@ -149,7 +146,7 @@ def test_what_is_slow_to_import_is_left_out(program: str, tmp_path: Path) -> Non
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="the CPU time of one child is not known here")
 @pytest.mark.parametrize(
     ("words", "budget"),
-    [(["--help"], HELP_SECONDS), (["--cfg", "job"], CFG_JOB_SECONDS)],
+    [(["--help"], 0.2), (["--cfg", "job"], 0.7)],
     ids=["help", "cfg job"],
 )
 def test_seconds_of_cpu_until_an_answer(words: list[str], budget: float) -> None:

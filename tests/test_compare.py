@@ -141,7 +141,7 @@ def test_halves_of_a_sweep_are_compared_over_what_both_have(
     folder = grouping.read_collection(tmp_path)
     sides = [
         [run for group in folder.select(w) for run in group.runs]
-        for w in ("activation=ReLU, lr=0.01", "activation=Tanh, lr=0.01")
+        for w in ("activation=ReLU, lr=.01", "activation=Tanh, lr=1e-2")
     ]
     found = comparison.compare(*sides)
     assert str(found).endswith("\n".join(found.sentences))

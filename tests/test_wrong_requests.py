@@ -212,6 +212,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "benchmark": [
         ("--only epock", "did you mean epoch?"),
+        ("--proflie", "did you mean --profile?"),
+        ("plan=true", "a benchmark is of one run, but this is a plan"),
         ("--json ", "--json needs the name of a file"),
         ("-m seed=0,1", "a benchmark is of one run, but this is 2"),
     ],

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fileserver import Behaviour, file_server
 from fixtures import Capture, Patch
+from test_damages import deflate
 from tiny_runs import config_of
 from tiny_runs import train as train_tiny
 from torch import Tensor, nn
@@ -105,12 +106,8 @@ def test_given_weights_are_loaded_but_for_the_head_and_a_replaced_stem(tmp_path:
             if name != "conv1.weight":
                 assert torch.equal(tensor, wanted[name]), name
         stem = wanted["conv1.weight"]
-        expected = {
-            (): stem,
-            ("image_shape",): stem.sum(1, keepdim=True),
-            ("small_images",): own_stem,
-        }[tuple(changes)]
-        assert torch.equal(model.network.conv1.weight, expected)
+        expected = {"": stem, "image_shape": stem.sum(1, keepdim=True), "small_images": own_stem}
+        assert torch.equal(model.network.conv1.weight, expected["".join(changes)])
         assert torch.equal(model.classifier.weight, head)
 
 
@@ -318,6 +315,9 @@ def test_a_model_of_ones_own_starts_from_a_file(tiny_finished: RunDir, tmp_path:
     assert address(again).name == run.path.name  # the content counts, not the place
     assert address(config_of("training.epochs=0")).name != run.path.name
     assert config_of("model.weights=null").model == config_of().model
+    deflate(tmp_path / "other.pt")
+    with pytest.raises(UsageError, match=r"other\.pt cannot be read: its entries are compressed"):
+        config_of(f"model.weights={tmp_path / 'other.pt'}")
 
 
 def test_a_classifier_for_other_classes_starts_anew(tiny_finished: RunDir) -> None:

@@ -24,6 +24,7 @@ from cifar_lab.errors import (
     CommandError,
     Stopped,
     UsageError,
+    closest,
     first_line,
     log,
     printable,
@@ -75,7 +76,12 @@ class Parser(StrictParser):
         words = list(sys.argv[1:] if args is None else args)
         if not self._takes_overrides:
             words = [f"--{word}" if word.startswith("trust=") else word for word in words]
-        return super().parse_known_args(words, namespace)
+        parsed, rest = super().parse_known_args(words, namespace)
+        for word in (word for word in rest if word.startswith("--")):
+            guess = closest(word, re.findall(r"--[\w-]+", self.format_help()), 0.8)
+            if guess not in ("", word):
+                self.error(f"there is no option {shorten(word)} (did you mean {guess}?)")
+        return parsed, rest
 
     def add(self, option: str, help: str, **how: Any) -> None:
         """Add an argument or an option, with what argparse knows of how it is read."""
@@ -289,8 +295,9 @@ def one_run(words: Sequence[str], purpose: str) -> RunConfig | None:
     if request.shown is not None:
         print(request.shown)
         return None
-    if len(request.runs) != 1:
-        raise UsageError(f"{purpose} is of one run, but this is {len(request.runs)}")
+    if len(request.runs) != 1 or request.options.plan:
+        number = "a plan" if request.options.plan else len(request.runs)
+        raise UsageError(f"{purpose} is of one run, but this is {number}")
     return request.runs[0].config
 
 

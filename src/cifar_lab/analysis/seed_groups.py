@@ -201,7 +201,7 @@ class RunCollection:
                     f"{did_you_mean(key, self.axes)}; they differ in {axes}"
                 )
             with contextlib.suppress(ValueError):
-                value = show_value(json.loads(value))
+                value = show_value(json.loads(f"0{value}" if value[0] == "." else value))
             chosen = [g for g in groups if any(g.key[i] == value for i in places)]
             if not chosen:
                 values = sorted({group.key[i] for group in groups for i in places})

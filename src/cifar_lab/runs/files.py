@@ -214,6 +214,22 @@ def weights_checksum(weights: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+def check_entries(handle: IO[bytes]) -> None:
+    """Raise ValueError if a zip file of torch.save is damaged or takes more memory than its size.
+
+    torch compresses nothing; a stranger's entry could unpack to a thousand times as much, and many
+    entries could share their bytes.
+    """
+    with zipfile.ZipFile(handle) as archive:
+        entries = archive.infolist()
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if packed or sum(entry.file_size for entry in entries) > os.fstat(handle.fileno()).st_size:
+            raise ValueError("its entries are compressed or overlap")
+        if broken := archive.testzip():
+            raise ValueError(f"the checksum of {broken} is wrong")
+    handle.seek(0)
+
+
 def load_checkpoint(path: Path, *, most: int | None = None) -> dict[str, Any]:
     """Return a checkpoint's tensors and plain values, on the CPU.
 
@@ -227,16 +243,7 @@ def load_checkpoint(path: Path, *, most: int | None = None) -> dict[str, Any]:
             size = os.fstat(handle.fileno()).st_size
             if most is not None and size > most:
                 raise ValueError(f"{size:,} bytes are too many for its model")
-            with zipfile.ZipFile(handle) as archive:
-                entries = archive.infolist()
-                # torch compresses nothing; a stranger's entry could unpack to a thousand times as
-                # much, and many entries could share their bytes.
-                packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-                if packed or sum(entry.file_size for entry in entries) > size:
-                    raise ValueError("its entries are compressed or overlap")
-                if broken := archive.testzip():
-                    raise ValueError(f"the checksum of {broken} is wrong")
-            handle.seek(0)
+            check_entries(handle)
             state: dict[str, Any] = torch.load(handle, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise Damaged(f"{path} is missing") from None

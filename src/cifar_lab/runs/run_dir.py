@@ -50,10 +50,9 @@ class RunDir(RunFiles):
         run = cls(address(config) if folder is None else folder)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise UsageError(
-                f"output_dir={config.output_dir} is wrong: a file is in the way of the "
-                f"folder {run.path}"
+        except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+            raise UsageError(  # a file is in its way, or it is in a folder such as /proc
+                f"output_dir={config.output_dir} is wrong: {error.filename} cannot be a folder"
             ) from None
         if run.config_file.exists() and run.summary_file.exists():
             run._update_config(config, anew)

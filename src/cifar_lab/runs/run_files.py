@@ -55,9 +55,6 @@ class RunFiles:
         self.trackers_lock = self.path / ".trackers.lock"
         self.lock_file = self.path / ".lock"
 
-    def __repr__(self) -> str:
-        return f"RunDir({str(self.path)!r})"
-
     # --- rows -----------------------------------------------------------------------------------
 
     def rewrite_metrics(

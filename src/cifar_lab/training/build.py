@@ -5,6 +5,7 @@ The data are loaded once, known by their checksums, normalised by their own stat
 
 import dataclasses
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from cifar_lab.config.run_config import RunConfig, to_plain
 from cifar_lab.config.schema import SchedulerConfig, TargetConfig, wrong
 from cifar_lab.datasets import ARRAYS, ImageArrays, pixel_statistics
 from cifar_lab.datasets.store import data_root, files_digest
-from cifar_lab.errors import Unavailable, UsageError, did_you_mean, log
+from cifar_lab.errors import Unavailable, UsageError, did_you_mean, log, shorten
 from cifar_lab.optimizers import build_optimizer, optimizer_settings
+from cifar_lab.runs.files import check_entries, open_for_reading
 from cifar_lab.runs.metrics import BY_CLASS, epoch_columns
 from cifar_lab.training.batches import Batches, Normalisation, batch_bounds
 from cifar_lab.training.device import derive_seed, memory_format, seeded
@@ -127,6 +129,12 @@ def load_initial_weights(model: Any, config: RunConfig, *, download: bool) -> No
     A model with `load_initial_weights` does it itself, and may download them.
     """
     own, file = getattr(model, "load_initial_weights", None), config.model.get("weights")
+    if file is not None and zipfile.is_zipfile(file):  # else an older form, or safetensors
+        try:
+            with open_for_reading(Path(file)) as handle:
+                check_entries(handle)
+        except ValueError as error:
+            raise UsageError(f"model.weights={shorten(file)} cannot be read: {error}") from None
     if own is not None:
         own(download=download)
     elif file is not None and target_of_model(config.model) != config.model:

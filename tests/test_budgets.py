@@ -20,11 +20,11 @@ PACKAGES = ROOT / "src" / "cifar_lab"
 
 # The design asks for at most 21,500 lines of src: what is above is still to be cut.
 LINES = {
-    "config": 2296,
-    "runs": 1531,
+    "config": 2312,  # options exchanged for those of an experiment
+    "runs": 1534,
     "datasets": 1660,
     "models optimizers": 1490,
-    "training": 4230,  # weights that unpack to more than their file are refused
+    "training": 4224,
     "figures": 1522,
     "trackers": 844,
     "sweeps": 2178,
@@ -32,7 +32,7 @@ LINES = {
     "exports": 389,
     "throughput": 520,
     "commands": 2440,  # the modules beside the packages
-    "src": 23000,
+    "src": 23013,
     "tests": 16500,
 }
 

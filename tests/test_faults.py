@@ -31,7 +31,7 @@ from cifar_lab.errors import Damaged, RunFailed, Stopped, Unavailable, UsageErro
 from cifar_lab.runs.files import CHECKPOINT_FORMAT, load_checkpoint
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.runs.summary import RunSummary
-from cifar_lab.training.console import Pace
+from cifar_lab.training.console import StepPace
 from cifar_lab.training.loop import Progress, Stop
 from cifar_lab.training.run import run_experiment
 
@@ -428,7 +428,7 @@ def test_steps_that_stretch_are_told_once(
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     config, state = config_of(), SimpleNamespace(seconds=0.0)
-    pace = Pace(config)
+    pace = StepPace(config)
     seconds_per_step = [0.1, 0.1, 0.12, 0.1, 0.3, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3]
     for step, seconds in enumerate(seconds_per_step, start=1):
         state.seconds += seconds

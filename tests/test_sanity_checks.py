@@ -86,7 +86,7 @@ def test_a_gate_that_is_zero_for_a_whole_batch(model: str, splits: Splits) -> No
     base = ["dataset=digits", f"model={model}", "dropout=none", "device=cpu", "model.gate=relu"]
     settings = compose_checked(base).runs[0].config
     state, batches = build_state(settings, splits, "cpu")
-    images = sanity_checks.probe(splits.train, batches)
+    images = sanity_checks.first_images(splits.train, batches)
     first = state.model.gate if model == "two_branch" else state.model.blocks.block1.gate  # type: ignore[union-attr]
     linear = next(m for m in first.modules() if isinstance(m, nn.Linear))  # type: ignore[union-attr]
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_a_gate_that_is_zero_for_a_whole_batch(model: str, splits: Splits) -> No
 def test_probing_a_model_moves_no_generator(built: tuple[TrainState, Batches]) -> None:
     state, batches = built
     before = torch.get_rng_state(), state.generator.get_state()
-    images = sanity_checks.probe(batches.split, batches)
+    images = sanity_checks.first_images(batches.split, batches)
     sanity_checks.check_outputs(nn.Sequential(state.model, nn.Dropout()), images)
     sanity_checks.check_gates(state.model, images)
     assert torch.equal(before[0], torch.get_rng_state())

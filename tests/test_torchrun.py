@@ -17,7 +17,7 @@ from cifar_lab import compare, summarize
 from cifar_lab.errors import Stopped
 from cifar_lab.runs.files import load_checkpoint
 from cifar_lab.runs.run_dir import RunDir, find_runs
-from cifar_lab.training.distributed import divide
+from cifar_lab.training.distributed import part_of_batch
 from cifar_lab.training.run import run_experiment
 
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -68,7 +68,7 @@ def as_process(monkeypatch: Patch, rank: int) -> None:
 @pytest.mark.parametrize("world", [2, 3, 4, 7])
 def test_the_parts_of_a_batch_are_the_batch(world: int) -> None:
     for total in (1, 2, 3, 5, 8, 13, 64):
-        parts = [divide(total, rank, world) for rank in range(world)]
+        parts = [part_of_batch(total, rank, world) for rank in range(world)]
         rows = [row for part in parts if part.counted for row in range(part.first, part.last)]
         sizes = [part.last - part.first for part in parts]
         assert rows == list(range(total))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cifar_lab.analysis.load_runs import identity_without
-from cifar_lab.analysis.statistics import in_order
+from cifar_lab.analysis.statistics import sort_by_index
 from cifar_lab.datasets.pictures import Pictures
 from cifar_lab.errors import UsageError, shorten, shorten_path
 from cifar_lab.figures.image_grid import Pixels, thumbnail
@@ -52,7 +52,7 @@ def mean_predictions(runs: Sequence[RunDir]) -> Predictions:
 
     The logits are the logarithms of the mean probabilities, (N, C).
     """
-    members = [in_order(run.read_predictions()) for run in runs]
+    members = [sort_by_index(run.read_predictions()) for run in runs]
     mean = np.mean([member.class_probabilities for member in members], axis=0)
     with np.errstate(divide="ignore"):
         logits = np.log(mean)
@@ -141,7 +141,7 @@ def label_errors(each: Sequence[Predictions]) -> list[Mistake]:
     label; here most of the runs have to predict that class, too. Suspects are ordered by its
     probability minus that of the label.
     """
-    runs = [in_order(predictions) for predictions in each]
+    runs = [sort_by_index(predictions) for predictions in each]
     labels, votes_for = runs[0].labels, np.stack([run.predicted for run in runs])
     mean: Probabilities = np.mean([run.class_probabilities for run in runs], axis=0)
     classes = [labels == number for number in range(mean.shape[1])]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cifar_lab.analysis import run_metrics
-from cifar_lab.analysis.statistics import in_order
+from cifar_lab.analysis.statistics import sort_by_index
 from cifar_lab.config.identity import identity
 from cifar_lab.config.run_config import RunConfig, flatten
 from cifar_lab.errors import RunFailed, UsageError, shorten
@@ -57,7 +57,7 @@ class Scored:
     @classmethod
     def of(cls, predictions: Predictions) -> "Scored":
         """Return it of a run's predictions."""
-        ordered = in_order(predictions)
+        ordered = sort_by_index(predictions)
         images = np.stack([ordered.indices, ordered.labels]).astype(np.int64)
         return cls(hashlib.sha256(images.tobytes()).digest(), ordered.predicted == ordered.labels)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cifar_lab.analysis import contrasts, run_metrics
-from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, in_order
+from cifar_lab.analysis.seed_groups import RunCollection, SeedGroup, sort_values
 from cifar_lab.analysis.statistics import Family, holm
 from cifar_lab.errors import UsageError, listing, shorten
 
@@ -136,7 +136,7 @@ def main_effects(collection: RunCollection, dataset: str) -> MainEffects | None:
     groups = [g for g in collection.groups if g.dataset == dataset and g.rank is not None]
     samples = [group.sample(collection.metric) for group in groups]
     axes = [i for i in collection.main_axes if len({group.key[i] for group in groups}) > 1]
-    levels = [in_order(group.key[i] for group in groups) for i in axes]
+    levels = [sort_values(group.key[i] for group in groups) for i in axes]
     cells = {tuple(group.key[i] for i in axes) for group in groups}
     if len(axes) < 2 or not len(cells) == len(groups) == math.prod(map(len, levels)):
         return None

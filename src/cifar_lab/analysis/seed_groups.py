@@ -138,7 +138,7 @@ class RunCollection:
     def values(self, axis: str) -> list[str]:
         """Return the values on an axis, once each, in order."""
         index = self.axes.index(axis)
-        return in_order(group.key[index] for group in self.groups)
+        return sort_values(group.key[index] for group in self.groups)
 
     @cached_property
     def main_axes(self) -> list[int]:
@@ -241,6 +241,6 @@ def place_of(value: str) -> tuple[int, float, str]:
     return 1, 0.0, value
 
 
-def in_order(values: Iterable[str]) -> list[str]:
+def sort_values(values: Iterable[str]) -> list[str]:
     """Return an axis's values once each, in order."""
     return sorted(set(values), key=place_of)

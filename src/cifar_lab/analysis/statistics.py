@@ -85,7 +85,7 @@ def interval(
     return Interval(n, mean, std, low, high, ordered[0], ordered[-1])
 
 
-def in_order(predictions: Predictions) -> Predictions:
+def sort_by_index(predictions: Predictions) -> Predictions:
     """Return predictions in the order of their images' indices."""
     order = np.argsort(predictions.indices, kind="stable")
     logits, labels, indices = predictions.logits, predictions.labels, predictions.indices

@@ -15,9 +15,9 @@ from cifar_lab.errors import RunFailed, first_line
 from cifar_lab.exports import safetensors_file
 from cifar_lab.exports.network import load_network, metadata
 from cifar_lab.runs.files import replacing
+from cifar_lab.runs.metrics import are_probabilities
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.build import check_same_data, load_splits
-from cifar_lab.training.sanity_checks import sum_to_one
 
 Floats = npt.NDArray[np.float32]
 Answers = Callable[[Floats], Floats]
@@ -195,7 +195,7 @@ def export(run: RunDir, kind: str, path: Path) -> tuple[str, Reference, float]:
     network = load_network(run)
     size = config.evaluation.batch_size
     expected = expected_outputs(run, answers_of(network), size)
-    output = "probabilities" if sum_to_one(torch.from_numpy(expected.outputs)) else "logits"
+    output = "probabilities" if are_probabilities(expected.outputs) else "logits"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as handle:
         try:

@@ -160,6 +160,11 @@ def scores_by_class(labels: Integers, predicted: Integers) -> tuple[float, float
     return float(balanced), float(f1_score(labels, predicted, average="macro", zero_division=0.0))
 
 
+def are_probabilities(outputs: Floats) -> bool:
+    """Whether outputs (N, C) of a model are probabilities: none negative, each row's sum 1."""
+    return bool((outputs >= 0).all()) and np.allclose(outputs.sum(axis=1), 1, atol=1e-3)
+
+
 @dataclass(frozen=True)
 class Predictions:
     """Logits (N, C) float32 of images in a split, their labels (N,) and dataset indices (N,)."""
@@ -192,9 +197,7 @@ class Predictions:
         Outputs of a model that ends with a softmax are probabilities already.
         """
         outputs = self.logits.astype(np.float64)
-        if (outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
-            return outputs
-        return self.probabilities
+        return outputs if are_probabilities(outputs) else self.probabilities
 
     @cached_property
     def predicted(self) -> npt.NDArray[np.int64]:

@@ -79,7 +79,7 @@ class Bars:
         self._bar.close()
 
 
-class Pace:
+class StepPace:
     """Says once that training steps take more than twice as long as they did at first.
 
     So it is when another process computes on the machine: several threads then wait for the one

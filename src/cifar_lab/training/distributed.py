@@ -32,7 +32,7 @@ _NOTICE = timedelta(seconds=3)  # how long process 0 waits for the reason why an
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "connection was aborted")
 
 
-def divide(total: int, rank: int, world: int) -> Part:
+def part_of_batch(total: int, rank: int, world: int) -> Part:
     """Return the part of a batch of `total` images for one process; sizes differ by one at most."""
     working = min(world, max(1, total // 2))
     taken = rank if rank < working else 0
@@ -93,7 +93,7 @@ class Processes(Group):
 
     def divide(self, total: int) -> Part:
         """Return this process's rows of a batch."""
-        return divide(total, self.rank, self.world)
+        return part_of_batch(total, self.rank, self.world)
 
     # --- exchange -------------------------------------------------------------------------------
 

@@ -241,7 +241,7 @@ def train_to_end(training: Training, stop: Stop, tell_tracker: Callable[[], None
     settings = config.training, config.evaluation
     steps_of_run = fit(state, training.batches, splits.validation, *settings, watched=watched)
     tell_tracker()
-    bars, pace = console.Bars(config.training.epochs), console.Pace(config)
+    bars, pace = console.Bars(config.training.epochs), console.StepPace(config)
     with contextlib.closing(bars), stop.graceful():
         for progress in steps_of_run:
             run.check_owner()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_lab.config.run_config import EvaluationConfig, RunConfig
-from cifar_lab.runs.metrics import EpochMetrics, binomial_half_width
+from cifar_lab.runs.metrics import EpochMetrics, are_probabilities, binomial_half_width
 from cifar_lab.runs.run_dir import RunDir
 from cifar_lab.training.batches import Batches, in_order
 from cifar_lab.training.device import seeded
@@ -28,7 +28,7 @@ _DIGITS = ("cifar_lab.datasets.digits.load", "cifar_lab.datasets.mnist.load")
 
 def before(config: RunConfig, splits: Splits, state: TrainState, batches: Batches) -> list[str]:
     """Return the warnings before training: about the config, the images and the model."""
-    images = probe(splits.train, batches)
+    images = first_images(splits.train, batches)
     return [
         *splits.warnings,
         *check_config(config, splits),
@@ -46,7 +46,7 @@ def after(run: RunDir, splits: Splits, state: TrainState, batches: Batches) -> l
     if splits.validation is not None:
         scored = run.read_predictions("validation")
         warnings += check_interval(scored.accuracy, len(scored))
-    return warnings + check_gates(state.model, probe(splits.train, batches))
+    return warnings + check_gates(state.model, first_images(splits.train, batches))
 
 
 # --- the config and the sizes of the splits -------------------------------------------------------
@@ -113,7 +113,7 @@ def check_outputs(model: nn.Module, images: Tensor) -> list[str]:
     model.eval()
     with seeded(0), torch.no_grad():
         outputs = model(images).float()
-    if not sum_to_one(outputs):
+    if not are_probabilities(outputs.cpu().numpy()):
         return []
     # The lowest loss is that of the outputs (1, 0, ..., 0) where the first class is right.
     best = torch.eye(outputs.shape[1], dtype=torch.float64)[0]
@@ -143,17 +143,11 @@ def check_gates(model: nn.Module, images: Tensor) -> list[str]:
     ]
 
 
-def probe(split: Split, batches: Batches) -> Tensor:
+def first_images(split: Split, batches: Batches) -> Tensor:
     """Return some images of a split as the model receives them, without augmentation."""
     part = dataclasses.replace(split, indices=split.indices[:_PROBED])
     chosen = in_order(part, EvaluationConfig(batch_size=_PROBED), batches.normalisation)
     return next(chosen)[0]
-
-
-def sum_to_one(outputs: Tensor) -> bool:
-    """Whether outputs (B, C) are probabilities: none negative, each row's sum 1."""
-    sums = outputs.sum(dim=1)
-    return bool((outputs >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 # --- losses and scores ----------------------------------------------------------------------------

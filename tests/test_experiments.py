@@ -19,6 +19,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OF_REPORTS = [name for name in EXPERIMENTS if re.match(r"s\d_", name)]
 
+S4_RATES = {1e-2, 5e-3, 1e-3}
 # As the reports (or their published code) have it: tag, axes, epochs, batch size, learning rates,
 # momentum, weight decay, parameters of the model.
 FACTS: dict[str, tuple[str, dict[str, int], int, int, set[float], float, float, int]] = {
@@ -38,14 +39,8 @@ FACTS: dict[str, tuple[str, dict[str, int], int, int, set[float], float, float, 
         *(0.9, 5e-4, 47_970),
     ),
     "s3_literal": ("S3", {"optimizer.lr": 3}, 30, 128, {5e-3, 1e-2, 1e-4}, 0.9, 5e-4, 95_020),
-    "s4_learning_rate": (
-        *("S4", {"optimizer.lr": 3}, 150, 128, {1e-2, 5e-3, 1e-3}),
-        *(0.9, 5e-4, 4_491_749),
-    ),
-    "s4_small": (
-        *("S4-small", {"optimizer.lr": 3}, 10, 128, {1e-2, 5e-3, 1e-3}),
-        *(0.9, 5e-4, 290_933),
-    ),
+    "s4_learning_rate": ("S4", {"optimizer.lr": 3}, 150, 128, S4_RATES, 0.9, 5e-4, 4_491_749),
+    "s4_small": ("S4-small", {"optimizer.lr": 3}, 10, 128, S4_RATES, 0.9, 5e-4, 290_933),
 }
 
 
@@ -53,6 +48,11 @@ FACTS: dict[str, tuple[str, dict[str, int], int, int, set[float], float, float, 
 def cells(experiment: str, protocol: str = "sound") -> list[RunConfig]:
     request = compose_checked([f"experiment={experiment}", f"protocol={protocol}", "device=cpu"])
     return [cell.config for cell in request.runs]
+
+
+@pytest.mark.parametrize("word", ["optimizer=adam", "model=convnet", "scheduler=cosine"])
+def test_an_option_exchanged_for_an_experiments_has_none_of_its_values(word: str) -> None:
+    compose_checked(["experiment=airbench_small", word, "device=cpu"])
 
 
 @pytest.mark.parametrize("experiment", OF_REPORTS)

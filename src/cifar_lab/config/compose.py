@@ -32,6 +32,7 @@ from cifar_lab.config.command_line import (
     is_file,
     is_run_folder,
     parse_command_line,
+    read_option,
 )
 from cifar_lab.config.data_config import keep_place
 from cifar_lab.config.launch import (
@@ -42,7 +43,6 @@ from cifar_lab.config.launch import (
     take_launch_options,
 )
 from cifar_lab.config.overrides import (
-    Options,
     check_choice,
     expand_grid,
     expand_points,
@@ -179,7 +179,7 @@ class _Composer:
 
     def __init__(self, line: CommandLine, past: dict[str, Any] | None) -> None:
         self.past = past
-        self.options: Options = find_options(line.config_dir)
+        self.options = find_options(line.config_dir)
         if past is not None:  # an experiment says all
             self.options = {k: v for k, v in self.options.items() if k != "experiment"}
         self._compose = functools.cache(_compose)  # each combination takes a tenth of a second
@@ -199,7 +199,8 @@ class _Composer:
 
     def _base(self, choices: Sequence[Override]) -> _Composed:
         if self.past is None:
-            return self._compose(lines_of(choices))
+            composed = self._compose(lines_of(choices))
+            return replace(composed, plain=composed.plain | self._exchanged(composed, choices))
         if not choices:
             return _Composed(self.past)
         groups = [override.key_or_group for override in choices]
@@ -210,6 +211,21 @@ class _Composer:
         chosen = {k: v for k, v in composed.plain["choices"].items() if k in groups}
         plain = {**self.past, **parts, "choices": self.past["choices"] | chosen}
         return _Composed(plain, launcher=composed.launcher)
+
+    def _exchanged(self, composed: _Composed, choices: Sequence[Override]) -> dict[str, Any]:
+        """Return the groups whose option a command line exchanges for that of its experiment.
+
+        They lack what the experiment sets for its own option alone: SGD's momentum beside Adam.
+        """
+        experiment = lines_of([o for o in choices if o.key_or_group == "experiment"])
+        parts: dict[str, Any] = {}
+        for group, option in ((o.key_or_group, str(o.value())) for o in choices if experiment):
+            part = composed.plain.get(group)
+            if isinstance(part, dict) and "_target_" in part:
+                own = read_option(self.options[group][option])
+                if self._compose(experiment).plain["choices"].get(group) != option:
+                    parts[group] = {k: v for k, v in part.items() if k in own or "defaults" in own}
+        return parts
 
 
 def _compose(lines: tuple[str, ...]) -> _Composed:

@@ -18,7 +18,6 @@ from cifar_lab.training.preflight import compose_checked
 CONF = Path(__file__).resolve().parent.parent / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OF_REPORTS = [name for name in EXPERIMENTS if re.match(r"s\d_", name)]
-
 S4_RATES = {1e-2, 5e-3, 1e-3}
 # As the reports (or their published code) have it: tag, axes, epochs, batch size, learning rates,
 # momentum, weight decay, parameters of the model.
@@ -50,9 +49,10 @@ def cells(experiment: str, protocol: str = "sound") -> list[RunConfig]:
     return [cell.config for cell in request.runs]
 
 
-@pytest.mark.parametrize("word", ["optimizer=adam", "model=convnet", "scheduler=cosine"])
-def test_an_option_exchanged_for_an_experiments_has_none_of_its_values(word: str) -> None:
-    compose_checked(["experiment=airbench_small", word, "device=cpu"])
+def test_an_option_that_is_none_of_an_experiments_has_its_own_values() -> None:
+    words = ("experiment=airbench_small", "optimizer=adam", "scheduler=cosine", "augmentation=none")
+    config = compose_checked([*words, "device=cpu"]).runs[0].config
+    assert (config.optimizer["lr"], config.augmentation.crop_padding) == (0.001, 0)
 
 
 @pytest.mark.parametrize("experiment", OF_REPORTS)

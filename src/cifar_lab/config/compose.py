@@ -32,7 +32,6 @@ from cifar_lab.config.command_line import (
     is_file,
     is_run_folder,
     parse_command_line,
-    read_option,
 )
 from cifar_lab.config.data_config import keep_place
 from cifar_lab.config.launch import (
@@ -213,18 +212,20 @@ class _Composer:
         return _Composed(plain, launcher=composed.launcher)
 
     def _exchanged(self, composed: _Composed, choices: Sequence[Override]) -> dict[str, Any]:
-        """Return the groups whose option a command line exchanges for that of its experiment.
+        """Return the groups whose option is none of the experiment's, as they are without it.
 
-        They lack what the experiment sets for its own option alone: SGD's momentum beside Adam.
+        Else dropout=none would keep the rates that the experiment sets for its own option.
         """
         experiment = lines_of([o for o in choices if o.key_or_group == "experiment"])
         parts: dict[str, Any] = {}
-        for group, option in ((o.key_or_group, str(o.value())) for o in choices if experiment):
-            part = composed.plain.get(group)
-            if isinstance(part, dict) and "_target_" in part:
-                own = read_option(self.options[group][option])
-                if self._compose(experiment).plain["choices"].get(group) != option:
-                    parts[group] = {k: v for k, v in part.items() if k in own or "defaults" in own}
+        for override in choices if experiment else ():
+            group, own = override.key_or_group, self._compose(experiment)
+            listed = own.plain["choices"].get(group), own.grid.get(group), own.plain["points"]
+            own_options = re.findall(
+                r"[\w.-]+", str(listed)
+            )  # by default, on its axes, in its points
+            if group in composed.plain["choices"] and str(override.value()) not in own_options:
+                parts[group] = self._compose(lines_of([override])).plain[group]
         return parts
 
 

@@ -199,7 +199,7 @@ class _Composer:
     def _base(self, choices: Sequence[Override]) -> _Composed:
         if self.past is None:
             composed = self._compose(lines_of(choices))
-            return replace(composed, plain=composed.plain | self._exchanged(composed, choices))
+            return replace(composed, plain=composed.plain | self._exchanged(choices))
         if not choices:
             return _Composed(self.past)
         groups = [override.key_or_group for override in choices]
@@ -211,20 +211,18 @@ class _Composer:
         plain = {**self.past, **parts, "choices": self.past["choices"] | chosen}
         return _Composed(plain, launcher=composed.launcher)
 
-    def _exchanged(self, composed: _Composed, choices: Sequence[Override]) -> dict[str, Any]:
-        """Return the groups whose option is none of the experiment's, as they are without it.
+    def _exchanged(self, choices: Sequence[Override]) -> dict[str, Any]:
+        """Return the groups whose option is another than the experiment's, as they are without it.
 
-        Else dropout=none would keep the rates that the experiment sets for its own option.
+        Else dropout=none would keep the rates that the experiment sets. A group that the experiment
+        lists options of keeps its values: they are meant for all of them.
         """
         experiment = lines_of([o for o in choices if o.key_or_group == "experiment"])
         parts: dict[str, Any] = {}
         for override in choices if experiment else ():
-            group, own = override.key_or_group, self._compose(experiment)
-            listed = own.plain["choices"].get(group), own.grid.get(group), own.plain["points"]
-            own_options = re.findall(
-                r"[\w.-]+", str(listed)
-            )  # by default, on its axes, in its points
-            if group in composed.plain["choices"] and str(override.value()) not in own_options:
+            group, option, own = override.key_or_group, override.value(), self._compose(experiment)
+            is_listed = group in own.grid or group in str(own.plain["points"])
+            if own.plain["choices"].get(group, option) != option and not is_listed:
                 parts[group] = self._compose(lines_of([override])).plain[group]
         return parts
 

@@ -104,6 +104,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("hydra/launcher=joblib", "it must be one of ray, submitit_slurm"),
         ("hydra/launcher=submitit_slurm hydra.launcher.partitio=gpu", "Could not override"),
         ("choices.model=x", "choices.model=x is wrong"),
+        ("RUN protocol=report", "protocol=sound cannot be changed"),
         ("protocol=[1]", "protocol=[1] is wrong: it must be one of sound, report"),
         ("+protocols.sound.seed.x=1", 'seed={"x": 1} is wrong: it must be a whole number'),
         # sweeps and searches
@@ -201,8 +202,7 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "compare": [("RUN nowhere", "nowhere")],
     "describe": [
-        ("--images 5,x", "numbers"),
-        ("--images 1437", "from 0 to 1436"),
+        ("--images 5,x,1437", "numbers from 0 to 1436"),
         ("--figure images.txt", ".png"),
         ("--figure /dev/null/images.png", "there is no folder /dev/null"),
         ("--settings trainin", "did you mean training?"),

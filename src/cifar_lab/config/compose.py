@@ -51,7 +51,7 @@ from cifar_lab.config.overrides import (
     set_value,
 )
 from cifar_lab.config.run_config import flatten, load, to_plain
-from cifar_lab.errors import UsageError, first_line, shorten
+from cifar_lab.errors import UsageError, first_line, shorten, shorten_path
 
 _NO_CHOICES = ("hydra", "search", "tracker")  # groups that are no part of a run
 
@@ -155,7 +155,12 @@ def _request(composer: "_Composer", parsed: list[Override], line: CommandLine) -
 def _past_run(file: Path, parsed: list[Override]) -> dict[str, Any]:
     """Return the config of a run, from which another starts: that of a folder, or a file."""
     plain = to_plain(load(file))
-    dataset = plain["dataset"]
+    dataset, protocol = plain["dataset"], plain["protocol"]
+    if any(o.key_or_group == "protocol" and o.value() != protocol for o in parsed):
+        raise UsageError(
+            f"protocol={protocol} cannot be changed: {shorten_path(file)} has what it set, and not "
+            "what another one would; start from the experiment of the run"
+        )
     if any(override.key_or_group.startswith("split") for override in parsed):
         dataset |= dict.fromkeys(dataset["computed"], "auto")  # on the images that train now
     if dataset["source"].get("path") and dataset["relative_to"] is None:  # of somebody else

@@ -202,7 +202,8 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "compare": [("RUN nowhere", "nowhere")],
     "describe": [
-        ("--images 5,x,1437", "numbers from 0 to 1436"),
+        ("--images 5,x", "numbers"),
+        ("--images 1437", "from 0 to 1436"),
         ("--figure images.txt", ".png"),
         ("--figure /dev/null/images.png", "there is no folder /dev/null"),
         ("--settings trainin", "did you mean training?"),
@@ -219,7 +220,6 @@ WRONG: dict[str, list[tuple[str, str]]] = {
     ],
     "prove_resume": [("--stops 0", "--stops"), ("optimizer.lrr=1", "did you mean lr?")],
 }
-
 
 COMPOSING = ("train", "describe", "benchmark", "prove_resume")
 
